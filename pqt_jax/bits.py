@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright 2026 The pqt_jax Authors
+"""The noise stream, version 1: Philox4x32-10 counters → 16-bit draws.
+
+The stream is a public format, guarded by golden vectors: the draw of an element depends on the
+key and on the element's *global* index alone, so it is the same on any mesh and in any back-end.
+
+    key      the two uint32 words of a JAX threefry key
+    counter  (column, row group, lead index, 0)
+    row      r = 32·a + 4·s + q  takes draw s of the call with row group 4·a + q,  s < 8, q < 4
+    draw     draws 2k and 2k+1 are the low and the high half of output word k
+
+One call thus serves eight rows of one column, and a run of 32 rows is eight slices of four: all
+arithmetic is elementwise, with no shuffle. The lead index numbers what is stacked (layers, experts).
+
+Source: Salmon, Moraes, Dror, Shaw, "Parallel Random Numbers: As Easy as 1, 2, 3" (SC'11).
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+STREAM_VERSION = 1
+ROWS = 32  # rows that share a row of Philox calls
+DRAWS = 8  # 16-bit draws in one call
+GROUP = ROWS // DRAWS  # rows that one slice of draws covers
+
+_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
+_WEYL = (0x9E3779B9, 0xBB67AE85)
+
+Words = tuple[jax.Array, jax.Array, jax.Array, jax.Array]
+
+
+def _multiply(a: jax.Array, b: int) -> tuple[jax.Array, jax.Array]:
+    """The high and low word of the 64-bit product."""
+    with jax.enable_x64(True):  # lax.mulhi would do, but the GPU kernel languages lack it
+        wide = lax.convert_element_type(a, jnp.uint64) * np.uint64(b)
+        high = lax.convert_element_type(wide >> np.uint64(32), jnp.uint32)
+    return high, a * np.uint32(b)
+
+
+def philox4x32(key: tuple[jax.Array, jax.Array], counter: Words, rounds: int = 10) -> Words:
+    """Philox4x32: four random words from a counter of four and a key of two.
+
+    Args:
+      key: two uint32 arrays.
+      counter: four uint32 arrays of one shape, against which the key broadcasts.
+      rounds: 10 in stream version 1.
+
+    Returns:
+      Four uint32 arrays of the counter's shape.
+    """
+    k0, k1 = key
+    c0, c1, c2, c3 = counter
+    for i in range(rounds):
+        if i:
+            k0, k1 = k0 + np.uint32(_WEYL[0]), k1 + np.uint32(_WEYL[1])
+        high0, low0 = _multiply(c0, _MULTIPLIERS[0])
+        high1, low1 = _multiply(c2, _MULTIPLIERS[1])
+        c0, c1, c2, c3 = high1 ^ c1 ^ k0, low1, high0 ^ c3 ^ k1, low0
+    return c0, c1, c2, c3
+
+
+def stream_words(key: jax.Array, offset: jax.Array, leads: int, runs: int, columns: int) -> Words:
+    """The four words of every Philox call that a stack of matrices needs.
+
+    Args:
+      key: uint32[2], see `keys.key_words`.
+      offset: uint32[3], global index of the first element: (lead, row, column), row in units of 32.
+      leads: number of stacked matrices.
+      runs: runs of 32 rows in each.
+      columns: columns in each.
+
+    Returns:
+      Four uint32[leads, runs, 4, columns].
+    """
+    shape = (leads, runs, GROUP, columns)
+    lead, run, q, column = (lax.broadcasted_iota(jnp.uint32, shape, d) for d in range(4))
+    group = (run + offset[1]) * np.uint32(GROUP) + q
+    counter = (column + offset[2], group, lead + offset[0], jnp.zeros(shape, jnp.uint32))
+    return philox4x32((key[0], key[1]), counter)
+
+
+def draw(words: Words, s: int) -> jax.Array:
+    """Draw `s` of each call, which serves rows `4·s … 4·s + 3` of every run of 32 (uint32, < 2^16)."""
+    word = words[s // 2]
+    return word >> np.uint32(16) if s % 2 else word & np.uint32(0xFFFF)

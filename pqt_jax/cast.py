@@ -1,0 +1,188 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright 2026 The pqt_jax Authors
+"""Rounding to any format by bit arithmetic, and the bridge to ml_dtypes arrays on the host.
+
+Why bits and not `astype`: XLA's CPU back-end cannot cast to the float6 types, a cast to
+float8_e4m3fn overflows to NaN, and under jit XLA may drop a float32 → bfloat16 → float32 round
+trip altogether. Integer operations are left alone, and give the same bits on every back-end.
+"""
+
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from pqt_jax.formats import BF16, FP32, FloatFormat, as_format
+
+_SIGN = np.uint32(0x80000000)
+_INF = np.uint32(0x7F800000)
+
+Scale = Literal["floor", "ceil"]
+SCALES = ("floor", "ceil")
+
+
+def to_word(x: jax.Array) -> jax.Array:
+    """The float32 bit pattern (uint32) of a float32 or bfloat16 array; no value changes.
+
+    Raises:
+      TypeError: for any other dtype.
+    """
+    if x.dtype == jnp.bfloat16:
+        return lax.bitcast_convert_type(x, jnp.uint16).astype(jnp.uint32) << np.uint32(16)
+    if x.dtype == jnp.float32:
+        return lax.bitcast_convert_type(x, jnp.uint32)
+    raise TypeError(f"dtype {x.dtype} is not served; give float32 or bfloat16")
+
+
+def from_word(word: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """The float32 or bfloat16 array of float32 bit patterns; bfloat16 keeps the upper half."""
+    if dtype == jnp.bfloat16:
+        return lax.bitcast_convert_type((word >> np.uint32(16)).astype(jnp.uint16), jnp.bfloat16)
+    return lax.bitcast_convert_type(word, jnp.float32)
+
+
+def _word_of(value: float) -> np.uint32:
+    return np.float32(value).view(np.uint32)
+
+
+def _round_mantissa(magnitude: jax.Array, mantissa_bits: int) -> jax.Array:
+    """Nearest-even of a sign-free word to the top `mantissa_bits` of its 23, subnormals too."""
+    drop = 23 - mantissa_bits
+    if drop == 0:
+        return magnitude
+    odd = (magnitude >> np.uint32(drop)) & np.uint32(1)
+    up = magnitude + (odd + np.uint32((1 << (drop - 1)) - 1))
+    return up & np.uint32(0xFFFFFFFF << drop & 0xFFFFFFFF)
+
+
+def round_to_bfloat16(x: jax.Array) -> jax.Array:
+    """Round float32 to bfloat16, nearest even; overflow goes to ±Inf, Inf and NaN stay.
+
+    Args:
+      x: float32 or bfloat16, any shape.
+
+    Returns:
+      bfloat16 of the same shape, as `x.astype(bfloat16)` gives, but never dropped by XLA.
+    """
+    if x.dtype == jnp.bfloat16:
+        return x
+    word = to_word(x)
+    magnitude = word & ~_SIGN
+    rounded = (word & _SIGN) | _round_mantissa(magnitude, 7)
+    quiet = word | np.uint32(0x00400000)
+    return from_word(jnp.where(magnitude > _INF, quiet, rounded), jnp.bfloat16)
+
+
+def round_to(x: jax.Array, fmt: FloatFormat) -> jax.Array:
+    """Round to the nearest value of a format, ties to even, saturating.
+
+        round_to(x) = sign(x) · min(⌊|x| / q⌉ · q, max),  q = 2^(max(⌊log2|x|⌋, 1 − bias) − m)
+
+    Example:
+      >>> from pqt_jax.formats import E2M1
+      >>> round_to(jnp.array([0.25, 0.75, 2.5, -5.0, 100.0]), E2M1).tolist()
+      [0.0, 1.0, 2.0, -4.0, 6.0]
+
+    Args:
+      x: float32 or bfloat16, any shape. Its dtype must be able to hold the format.
+      fmt: a `FloatFormat`, or a dtype that names one.
+
+    Returns:
+      Shape and dtype of x. ±0 keep their sign, ±Inf becomes ±max, NaN stays NaN.
+
+    Raises:
+      TypeError: if x is neither float32 nor bfloat16.
+      ValueError: if the dtype of x cannot hold every value of the format.
+    """
+    fmt = as_format(fmt)
+    x = jnp.asarray(x)
+    word = to_word(x)
+    if x.dtype == jnp.bfloat16 and fmt.mantissa_bits > BF16.mantissa_bits:
+        raise ValueError(f"round_to: bfloat16 cannot hold {fmt}; give x as float32")
+    if fmt == FP32:
+        return x
+    magnitude = word & ~_SIGN
+    largest = _word_of(fmt.max)
+    if fmt.exponent_bits == 8:  # float32's own exponents, so that its bits round in place
+        rounded = jnp.minimum(_round_mantissa(magnitude, fmt.mantissa_bits), largest)
+    else:
+        # Adding 2^(23−m) times the power of two below makes float32's own rounding do the work.
+        # Saturating first keeps that sum finite; `largest` is on the grid, so it may come first.
+        small = jnp.minimum(magnitude, largest)
+        power = jnp.maximum(small & _INF, _word_of(fmt.min_normal))
+        shift = from_word(power + np.uint32((23 - fmt.mantissa_bits) << 23), jnp.float32)
+        rounded = to_word((from_word(small, jnp.float32) + shift) - shift)
+    return from_word(jnp.where(magnitude > _INF, word, (word & _SIGN) | rounded), x.dtype)
+
+
+def block_scale(absmax: jax.Array, fmt: FloatFormat, rule: Scale) -> jax.Array:
+    """The power-of-two scale of a block, from its largest magnitude.
+
+        "floor"  2^(⌊log2 absmax⌋ − emax)    OCP MX; the block maximum may saturate
+        "ceil"   the least 2^e with absmax ≤ max · 2^e    nothing saturates
+
+    Example:
+      >>> from pqt_jax.formats import E2M1
+      >>> [block_scale(jnp.float32(7.0), E2M1, rule).item() for rule in ("floor", "ceil")]
+      [1.0, 2.0]
+
+    Args:
+      absmax: float32, any shape, not negative.
+      fmt: the element format.
+      rule: which of the two.
+
+    Returns:
+      float32 of the same shape: a power of two from 2^-126 to 2^126; NaN where absmax is Inf or NaN,
+      so that a block with a non-finite weight stays visible.
+    """
+    word = to_word(absmax)
+    exponent = (word >> np.uint32(23)).astype(jnp.int32) - fmt.emax
+    if rule == "ceil":
+        mantissa = np.uint32(0x007FFFFF)
+        exponent += ((word & mantissa) > (_word_of(fmt.max) & mantissa)).astype(jnp.int32)
+    power = jnp.clip(exponent, 1, 253).astype(jnp.uint32) << np.uint32(23)
+    return from_word(jnp.where(word >= _INF, np.uint32(0x7FC00000), power), jnp.dtype(jnp.float32))
+
+
+def round_scaled(x: jax.Array, scale: jax.Array, fmt: FloatFormat) -> jax.Array:
+    """Round onto a scaled grid, `scale · round_to(x / scale, fmt)`, saturating at ±scale · max.
+
+    Args:
+      x: float32, any shape.
+      scale: powers of two as `block_scale` gives them, broadcasting against x.
+      fmt: the element format.
+
+    Returns:
+      float32 of x's shape.
+    """
+    inverse = from_word(np.uint32(0x7F000000) - to_word(scale), jnp.dtype(jnp.float32))
+    return round_to(x * inverse, fmt) * scale
+
+
+def to_ml_dtypes(x: jax.Array | np.ndarray, fmt: FloatFormat) -> np.ndarray:
+    """Store values that lie on a format's grid as the ml_dtypes array of that format (host).
+
+    Args:
+      x: values on the unscaled grid of `fmt`, any float dtype, any shape.
+      fmt: a format that ml_dtypes has.
+
+    Returns:
+      NumPy array of dtype `fmt.dtype`, the same shape; `.astype(float32)` gives x back exactly.
+
+    Raises:
+      ValueError: if ml_dtypes has no such type, or if some value is not on the grid.
+    """
+    fmt = as_format(fmt)
+    if fmt.dtype is None:
+        raise ValueError(f"to_ml_dtypes: ml_dtypes has no type for {fmt}")
+    wide = np.asarray(x).astype(np.float32)
+    stored = wide.astype(fmt.dtype)
+    wrong = (stored.astype(np.float32) != wide) & ~np.isnan(wide)
+    if fmt.specials == "none":
+        wrong |= np.isnan(wide)
+    if wrong.any():
+        first = tuple(int(i) for i in np.argwhere(wrong)[0])
+        raise ValueError(f"to_ml_dtypes: {wide[first]} at {first} is not a value of {fmt}")
+    return stored

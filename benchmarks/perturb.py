@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright 2026 The pqt_jax Authors
-"""Speed of `perturb`, in multiples of a copy-and-cast of the same matrix (= 1.0), in under a minute.
+"""Speed of `perturb`, in multiples of a copy-and-cast of the same matrix (= 1.0).
 
-    python benchmarks/perturb.py [--size 4096] [--rounds 9] [--out FILE.json]
+    python benchmarks/perturb.py [--size 4096] [--rounds 9] [--out FILE.json]    (under a minute)
 
 Every row returns all that it computes (ŵ, and where it says so ∂L/∂w and ∂L/∂b), so that nothing is
 dead code. Rows are interleaved: each round runs all of them once, and a row's figure is the median
@@ -61,7 +61,8 @@ def with_gradients(forward: Callable[..., Any]) -> Callable[..., Any]:
 
 def rows() -> dict[str, Callable[..., Any]]:
     """Name of each row → function of (w, b, g, key)."""
-    gauss, uniform, fp6 = ours(Spec()), ours(Spec(noise="uniform")), ours(Spec(dtype="float6_e3m2fn"))
+    gauss, uniform = ours(Spec()), ours(Spec(noise="uniform"))
+    fp6 = ours(Spec(dtype="float6_e3m2fn"))
     return {
         "copy and cast": copy_and_cast,
         "naive, forward": naive,
@@ -113,8 +114,9 @@ def main() -> None:
     print(f"{'':28s} {'ratio':>7s} {'quartiles':>15s} {'ms':>8s}")
     for name, seconds in times.items():
         low, middle, high = statistics.quantiles(seconds, n=4)
-        table[name] = {"ratio": middle / unit, "quartiles": [low / unit, high / unit], "ms": middle * 1e3}
-        print(f"{name:28s} {middle / unit:7.2f} {low / unit:7.2f}–{high / unit:<7.2f} {middle * 1e3:8.1f}")
+        ratio, spread = middle / unit, [low / unit, high / unit]
+        table[name] = {"ratio": ratio, "quartiles": spread, "ms": middle * 1e3}
+        print(f"{name:28s} {ratio:7.2f} {spread[0]:7.2f}–{spread[1]:<7.2f} {middle * 1e3:8.1f}")
     if options.out:
         record = {
             "size": n,

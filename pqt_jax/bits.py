@@ -11,10 +11,12 @@ key and on the element's *global* index alone, so it is the same on any mesh and
     draw     draws 2k and 2k+1 are the low and the high half of output word k
 
 One call thus serves eight rows of one column, and a run of 32 rows is eight slices of four: all
-arithmetic is elementwise, with no shuffle. The lead index numbers what is stacked (layers, experts).
+arithmetic is elementwise, with no shuffle. The lead index numbers what is stacked: layers, experts.
 
 Source: Salmon, Moraes, Dror, Shaw, "Parallel Random Numbers: As Easy as 1, 2, 3" (SC'11).
 """
+
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -82,7 +84,7 @@ def stream_words(key: jax.Array, offset: jax.Array, leads: int, runs: int, colum
     return philox4x32((key[0], key[1]), counter)
 
 
-def draw(words: Words, s: int) -> jax.Array:
-    """Draw `s` of each call, which serves rows `4·s … 4·s + 3` of every run of 32 (uint32, < 2^16)."""
+def draw(words: Sequence[jax.Array], s: int) -> jax.Array:
+    """Draw `s` of each call, which serves rows 4·s … 4·s + 3 of every run of 32: uint32 < 2^16."""
     word = words[s // 2]
     return word >> np.uint32(16) if s % 2 else word & np.uint32(0xFFFF)

@@ -6,9 +6,9 @@
     unit of noise = max_B|w| · 2^(1 − b_t)
 
 A unit of noise survives the cast to a format of m mantissa bits, even at the block maximum, while
-b_t ≤ m + 2 (`FloatFormat.noise_bits`). Decay and gradients may push b_i out of [0, 1]: b_t may leave
-[b_target, b_init], and is clamped to [1, 16], where a unit is the block maximum itself at one end
-and below any format here at the other.
+b_t ≤ m + 2 (`FloatFormat.noise_bits`). Decay and gradients may push b_i out of [0, 1], and so b_t
+out of [b_target, b_init]; it is clamped to [1, 16], where a unit is the block maximum itself at one
+end and below any format here at the other.
 
 Source: arXiv 2505.11170 (2025); the clamp is ours.
 """

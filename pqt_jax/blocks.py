@@ -68,7 +68,9 @@ def matrix_shape(shape: tuple[int, ...], matrix_axes: tuple[int, int]) -> tuple[
     )
 
 
-def grid_shape(shape: tuple[int, ...], block: Block, matrix_axes: tuple[int, int]) -> tuple[int, ...]:
+def grid_shape(
+    shape: tuple[int, ...], block: Block, matrix_axes: tuple[int, int]
+) -> tuple[int, ...]:
     """Shape of one number per block: the leading axes as they are, then the two of the grid.
 
     Example:

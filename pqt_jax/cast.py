@@ -134,8 +134,8 @@ def block_scale(absmax: jax.Array, fmt: FloatFormat, rule: Scale) -> jax.Array:
       rule: which of the two.
 
     Returns:
-      float32 of the same shape: a power of two from 2^-126 to 2^126; NaN where absmax is Inf or NaN,
-      so that a block with a non-finite weight stays visible.
+      float32 of the same shape: a power of two from 2^-126 to 2^126; NaN where absmax is Inf or
+      NaN, so that a block with a non-finite weight stays visible.
     """
     word = to_word(absmax)
     exponent = (word >> np.uint32(23)).astype(jnp.int32) - fmt.emax

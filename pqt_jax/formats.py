@@ -60,7 +60,7 @@ class FloatFormat:
                 f"FloatFormat: specials={self.specials!r}; it must be 'ieee', 'nan' or 'none'"
             )
         if e == 8 and self.specials != "ieee":
-            raise ValueError("FloatFormat: eight exponent bits need specials='ieee', as float32 has")
+            raise ValueError("FloatFormat: eight exponent bits need specials='ieee', as in float32")
         if e == 1 and self.specials == "ieee":
             raise ValueError("FloatFormat: with specials='ieee' one exponent bit leaves no numbers")
 
@@ -130,9 +130,7 @@ class FloatFormat:
         exponent, mantissa = magnitude >> m, magnitude & ((1 << m) - 1)
         value = np.ldexp((exponent > 0) + mantissa / 2.0**m, np.maximum(exponent, 1) - self.bias)
         infinite = (self.specials == "ieee") & (mantissa == 0)
-        value = np.where(
-            magnitude > self.max_code, np.where(infinite, np.inf, np.nan), value
-        )
+        value = np.where(magnitude > self.max_code, np.where(infinite, np.inf, np.nan), value)
         return np.where(codes >> (self.bits - 1) & 1, -value, value)
 
     def __str__(self) -> str:

@@ -9,6 +9,7 @@ changes no other parameter's noise.
 """
 
 import zlib
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +25,7 @@ def step_key(key: jax.Array, step: jax.Array | int) -> jax.Array:
     Returns:
       A key, to be given to `ParamTransform.sample`.
     """
-    return jax.random.fold_in(key, step)
+    return jax.random.fold_in(check_key(key), step)
 
 
 def path_id(path: str) -> int:
@@ -32,7 +33,7 @@ def path_id(path: str) -> int:
 
     Example:
       >>> path_id("h/attn/q/kernel")
-      1388894393
+      1547650126
     """
     return zlib.crc32(path.encode())
 
@@ -47,34 +48,50 @@ def param_key(key: jax.Array, path: str) -> jax.Array:
     Returns:
       A key, to be given to `perturb`.
     """
-    return jax.random.fold_in(key, path_id(path))
+    return jax.random.fold_in(check_key(key), path_id(path))
 
 
-def key_words(key: jax.Array) -> jax.Array:
-    """The two uint32 words of a threefry key, which are the key of the noise stream.
+def check_key(key: Any) -> jax.Array:
+    """Return the key if it can be the key of the noise stream.
 
     Args:
-      key: a scalar typed key (`jax.random.key`) or a raw one (`uint32[2]`).
-
-    Returns:
-      uint32[2].
+      key: a scalar typed threefry key (`jax.random.key`), or a raw one (`uint32[2]`).
 
     Raises:
       TypeError: for anything else, with what to pass instead.
     """
     if key is None:
         raise TypeError("key is None; sampling needs a key, for example jax.random.key(0)")
-    if not hasattr(key, "dtype"):
-        raise TypeError(f"key is a {type(key).__name__}; pass jax.random.key(seed)")
-    if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
-        if jax.config.jax_debug_key_reuse:  # pyright: ignore[reportAttributeAccessIssue]
-            jax.random.bits(key)  # tells JAX's checker that the key is used up; dead code else
-        words = jax.random.key_data(key)
-    else:
-        words = key
-    if words.shape != (2,) or words.dtype != jnp.uint32:
+    if not isinstance(key, jax.Array):
+        raise TypeError(f"key is of type {type(key).__name__}; pass jax.random.key(seed)")
+    raw = key.dtype == jnp.uint32 and key.shape == (2,)
+    typed = str(key.dtype) == "key<fry>" and key.shape == ()
+    if not (raw or typed):
         raise TypeError(
             f"key has dtype {key.dtype} and shape {key.shape}; the noise stream needs one threefry "
-            "key of two uint32 words: jax.random.key(seed, impl='threefry2x32')"
+            "key: jax.random.key(seed, impl='threefry2x32')"
         )
-    return words
+    return key
+
+
+def consume(key: jax.Array) -> None:
+    """Tell JAX's checker of key reuse (`jax.debug_key_reuse(True)`) that a key is used up."""
+    if jax.config.jax_debug_key_reuse:  # pyright: ignore[reportAttributeAccessIssue]
+        jax.random.bits(key)  # dead code but for the checker
+
+
+def key_words(key: Any) -> jax.Array:
+    """The two uint32 words of a key, which are the key of the noise stream.
+
+    Args:
+      key: as for `check_key`; consumed.
+
+    Returns:
+      uint32[2].
+
+    Raises:
+      TypeError: as `check_key` does.
+    """
+    key = check_key(key)
+    consume(key)
+    return key if key.dtype == jnp.uint32 else jax.random.key_data(key)

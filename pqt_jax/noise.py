@@ -31,10 +31,10 @@ KINDS = ("gauss", "uniform", "none")
 ONE_BELOW = 10398  # of 32768: |R| >= 1
 TWO_BELOW = 88  # of 32768: |R| == 2
 
-Codes = jax.Array | bits.Words
+Codes = tuple[jax.Array, ...]
 
 
-def materialize(function: Callable[..., Any], *operands: jax.Array) -> Any:
+def materialize(function: Callable[..., Any], *operands: Any) -> Any:
     """Compute `function(*operands)` once, where XLA would recompute it inside each consumer.
 
     An optimization barrier says so. XLA's CPU compiler of jax 0.10 drops barriers before it fuses,
@@ -46,7 +46,8 @@ def materialize(function: Callable[..., Any], *operands: jax.Array) -> Any:
     def conditional(*operands):
         words = jax.tree.leaves(operands)[0]  # the key: any uint32 words that XLA does not know
         taken = (words[0] & np.uint32(1)) <= np.uint32(1) + (words[1] >> np.uint32(31))
-        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(function, *operands))
+        shapes = jax.eval_shape(function, *operands)
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
         return lax.cond(taken, lambda args: function(*args), lambda _: zeros, operands)
 
     barrier = lambda *operands: lax.optimization_barrier(function(*operands))  # noqa: E731
@@ -57,7 +58,8 @@ def rounded_normal_code(draw: jax.Array) -> jax.Array:
     """The 3-bit code R + 2 of a 16-bit draw (uint32 in, uint32 out).
 
     Example:
-      >>> rounded_normal_code(jnp.array([0, 87, 88, 10397, 10398, 32768, 65535], jnp.uint32)).tolist()
+      >>> draws = jnp.array([0, 87, 88, 10397, 10398, 32768, 65535], jnp.uint32)
+      >>> rounded_normal_code(draws).tolist()
       [4, 4, 3, 3, 2, 0, 2]
     """
     u = draw & np.uint32(0x7FFF)
@@ -79,7 +81,7 @@ def noise_codes(
       leads, runs, columns: extent, rows counted in runs of 32.
 
     Returns:
-      "gauss": uint32[leads, runs, 4, columns]. "uniform": the four words themselves.
+      Arrays uint32[leads, runs, 4, columns]: for "gauss" one, for "uniform" the four words.
     """
 
     def codes(key, offset):
@@ -89,7 +91,7 @@ def noise_codes(
         packed = jnp.zeros(words[0].shape, jnp.uint32)
         for s in range(bits.DRAWS):
             packed |= rounded_normal_code(bits.draw(words, s)) << np.uint32(3 * s)
-        return packed
+        return (packed,)
 
     return materialize(codes, key, offset)
 
@@ -99,16 +101,17 @@ def noise_rows(kind: Kind, codes: Codes, s: int) -> jax.Array:
     if kind == "uniform":
         odd = (bits.draw(codes, s).astype(jnp.int32) * 2) - 65535
         return odd.astype(jnp.float32) * np.float32(2.0**-17)
-    return _decode(codes >> np.uint32(3 * s))
+    return _decode(codes[0] >> np.uint32(3 * s))
 
 
 def noise_tile(kind: Kind, codes: Codes) -> jax.Array:
     """R of all rows: float32[leads, runs, 8, 4, columns], meant to be fused into its consumer."""
     if kind == "uniform":
         return jnp.stack([noise_rows(kind, codes, s) for s in range(bits.DRAWS)], axis=2)
-    leads, runs, group, columns = codes.shape
+    (packed,) = codes
+    leads, runs, group, columns = packed.shape
     s = lax.broadcasted_iota(jnp.uint32, (leads, runs, bits.DRAWS, group, columns), 2)
-    return _decode(codes[:, :, None] >> (s * np.uint32(3)))
+    return _decode(packed[:, :, None] >> (s * np.uint32(3)))
 
 
 def _decode(shifted: jax.Array) -> jax.Array:

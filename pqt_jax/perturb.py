@@ -24,10 +24,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 
 from pqt_jax import bits, bitwidth, blocks, cast, keys
 from pqt_jax.formats import BF16, FP32, as_format
 from pqt_jax.noise import KINDS, Kind, materialize, noise_codes, noise_rows, noise_tile
+
+NAME = "w_hat"  # of ŵ, for rematerialization policies: it is cheaper to sample again than to keep
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,8 +46,8 @@ class Spec:
       block: (bm, bn); each side divides 32 or is a multiple of 32.
       noise: "gauss", "uniform" (R ~ U(−½, ½)) or "none" (the cast alone).
       dtype: what ŵ is cast to: bfloat16, float32, or any format (an ml_dtypes type, its name, or a
-        `FloatFormat`). Formats of fewer than eight exponent bits get a power-of-two scale per block,
-        taken from max_B|w|. Kept as a `FloatFormat`.
+        `FloatFormat`). Formats of fewer than eight exponent bits get a power-of-two scale per
+        block, taken from max_B|w|. Kept as a `FloatFormat`.
       scale: rule for that scale, "ceil" (no weight saturates) or "floor" (OCP MX); see
         `cast.block_scale`. What noise lifts over the largest value saturates under either.
       matrix_axes: (row axes, column axes) of the parameter, see `blocks`.
@@ -108,8 +111,8 @@ def perturb(
       b_i: float32, one per block (`blocks.grid_shape`); not used with noise "none".
       key: scalar JAX key, consumed; not used with noise "none".
       spec: everything static, see `Spec`.
-      lead: index of the first matrix among those stacked; slice l of a stacked parameter sampled with
-        `lead=l` has the noise that the whole would give it.
+      lead: index of the first matrix among those stacked; slice l of a stacked parameter sampled
+        with `lead=l` has the noise that the whole would give it.
 
     Returns:
       ŵ in the shape of w and the dtype `spec.storage`.
@@ -123,18 +126,18 @@ def perturb(
         raise TypeError(f"w has dtype {w.dtype}; master weights must be float32 or bfloat16")
     matrices = w.reshape(blocks.matrix_shape(w.shape, spec.matrix_axes))
     if spec.noise == "none":
-        return _straight_through(spec, matrices).reshape(w.shape)
+        return checkpoint_name(jnp.reshape(_straight_through(spec, matrices), w.shape), NAME)
     grid = blocks.grid_shape(w.shape, spec.block, spec.matrix_axes)
     if b_i is None or tuple(jnp.shape(b_i)) != grid:
         given = "no b_i" if b_i is None else f"b_i of shape {tuple(jnp.shape(b_i))}"
-        raise ValueError(
-            f"{given} for w of shape {w.shape}; blocks of {spec.block[0]}x{spec.block[1]} need {grid}"
-        )
+        block = "x".join(map(str, spec.block))
+        raise ValueError(f"{given} for w of shape {w.shape}; blocks of {block} need {grid}")
     words = keys.key_words(key)
     b_t = bitwidth.bit_width(jnp.asarray(b_i, jnp.float32), spec.target_bits, spec.init_bits)
     step = bitwidth.step_size(b_t).reshape(matrices.shape[0], *grid[-2:])
     offset = jnp.stack([jnp.asarray(lead).astype(jnp.uint32), jnp.uint32(0), jnp.uint32(0)])
-    return _sample(spec, matrices, step, words, offset).reshape(w.shape)
+    w_hat = _sample(spec, matrices, step, words, offset)
+    return checkpoint_name(jnp.reshape(w_hat, w.shape), NAME)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright 2026 The pqt_jax Authors
+"""GPT-2: LayerNorm before each part, GELU, learned positions, a head tied to the embedding.
+
+    x = embed(tokens) + pos(0 … T − 1)
+    x = x + attn(attn_norm(x));  x = x + mlp(mlp_norm(x))        num_layers times
+    logits = norm(x) · embeddingᵀ
+
+Initial values are N(0, 0.02²), and 0.02 / √(2 · num_layers) where a part writes to the residual.
+With `bias=False`, as nanoGPT trains it, linear layers and LayerNorm have no biases.
+
+Source: Radford et al., "Language Models are Unsupervised Multitask Learners" (2019).
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+import jax
+from flax import nnx
+
+from pqt_jax.models import layers
+from pqt_jax.rules import Rule
+
+
+@dataclasses.dataclass(frozen=True)
+class GPT2Config:
+    """Shape and arithmetic of a GPT-2.
+
+    Attributes:
+      vocab_size, d_model, num_layers, num_heads, d_ff: the shape.
+      max_length: longest sequence, the size of the table of positions.
+      norm_eps: added to the variance in LayerNorm.
+      bias: biases in linear layers and in LayerNorm.
+      tie_embeddings: use the embedding as the head, too.
+      dtype: of activations and products ("float32" or "bfloat16").
+      param_dtype: of the parameters.
+      attention: implementation of the attention, "xla" or "cudnn".
+      remat: recompute blocks in the backward pass, to save memory.
+    """
+
+    vocab_size: int
+    d_model: int
+    num_layers: int
+    num_heads: int
+    d_ff: int
+    max_length: int = 1024
+    norm_eps: float = 1e-5
+    bias: bool = False
+    tie_embeddings: bool = True
+    dtype: str = "bfloat16"
+    param_dtype: str = "float32"
+    attention: layers.Attend = "xla"
+    remat: bool = False
+
+
+GPT2_124M = GPT2Config(vocab_size=50304, d_model=768, num_layers=12, num_heads=12, d_ff=3072)
+
+
+class MLP(nnx.Module):
+    """`down(gelu(up(x)))`, GELU by its tanh approximation as in the original."""
+
+    def __init__(self, config: GPT2Config, out_init: layers.Initializer, *, rngs: nnx.Rngs):
+        d, f, bias = config.d_model, config.d_ff, config.bias
+        self.up = layers.linear(d, f, layers.normal(0.02), config, bias=bias, rngs=rngs)
+        self.down = layers.linear(f, d, out_init, config, bias=bias, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[batch, T, d_model] → the same."""
+        return self.down(jax.nn.gelu(self.up(x), approximate=True))
+
+
+class Block(nnx.Module):
+    """One layer: attention and MLP, each on the normalized stream and added to it."""
+
+    def __init__(self, config: GPT2Config, *, rngs: nnx.Rngs):
+        out_init = layers.normal(0.02 / (2 * config.num_layers) ** 0.5)
+        self.attn_norm = norm(config, rngs)
+        self.attn = layers.Attention(
+            config, layers.normal(0.02), out_init, bias=config.bias, rngs=rngs
+        )
+        self.mlp_norm = norm(config, rngs)
+        self.mlp = MLP(config, out_init, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[batch, T, d_model] → the same."""
+        x = x + self.attn(self.attn_norm(x))
+        return x + self.mlp(self.mlp_norm(x))
+
+
+def norm(config: GPT2Config, rngs: nnx.Rngs) -> nnx.LayerNorm:
+    """LayerNorm, computed in float32."""
+    return nnx.LayerNorm(
+        config.d_model,
+        epsilon=config.norm_eps,
+        use_bias=config.bias,
+        dtype=config.dtype,
+        param_dtype=config.param_dtype,
+        rngs=rngs,
+    )
+
+
+class GPT2(nnx.Module):
+    """The language model.
+
+    Example:
+      >>> config = GPT2Config(vocab_size=256, d_model=64, num_layers=2, num_heads=4, d_ff=256)
+      >>> model = GPT2(config, [Rule("h/.*/kernel")], rngs=nnx.Rngs(0))
+      >>> tokens = jax.numpy.zeros((1, 8), int)
+      >>> model(tokens, pqt_key=jax.random.key(1)).shape
+      (1, 8, 256)
+
+    Args:
+      config: shape and arithmetic.
+      rules: which parameters are sampled; without rules the model is a bare one.
+      rngs: randomness of the initial values.
+    """
+
+    def __init__(self, config: GPT2Config, rules: Sequence[Rule] = (), *, rngs: nnx.Rngs):
+        layers.check_heads(config, even=False)
+        d, vocab, init = config.d_model, config.vocab_size, layers.normal(0.02)
+        embed = layers.Embed(vocab, d, init, config, rngs=rngs)
+        self.embed = layers.sampled(embed, rules, "embed")
+        pos = layers.Embed(config.max_length, d, init, config, rngs=rngs)
+        self.pos = layers.sampled(pos, rules, "pos")
+        make = lambda _, rngs: Block(config, rngs=rngs)  # noqa: E731
+        self.h = layers.stack(make, config.num_layers, rules, rngs)
+        self.norm = norm(config, rngs)
+        if not config.tie_embeddings:
+            head = layers.Head(d, vocab, init, config, rngs=rngs)
+            self.head = layers.sampled(head, rules, "head")
+        self.config = config
+        layers.check_rules(self, rules)
+
+    def __call__(self, tokens: jax.Array, *, pqt_key: jax.Array | None = None) -> jax.Array:
+        """Logits of the next token at every position.
+
+        Args:
+          tokens: int[batch, T], T at most `max_length`.
+          pqt_key: the step's key (`keys.step_key`), which samples the weights; None for the bare
+            model.
+
+        Returns:
+          float32[batch, T, vocab_size].
+        """
+        config = self.config
+        layers.check_length(tokens, config)
+        x = layers.call(self.embed, tokens, key=pqt_key)
+        x = x + layers.call(self.pos, jax.numpy.arange(tokens.shape[1]), key=pqt_key)
+        x = layers.scan(self.h, x, pqt_key, length=config.num_layers, remat=config.remat)
+        x = self.norm(x)
+        if config.tie_embeddings:
+            return layers.call(self.embed, x, project=True, key=pqt_key)
+        return layers.call(self.head, x, key=pqt_key)

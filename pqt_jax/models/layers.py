@@ -1,0 +1,231 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright 2026 The pqt_jax Authors
+"""What the two models share: linear layers, the embedding, attention, and the scan over layers.
+
+Kernels are [in, out]. Parameters are kept in `param_dtype` and cast where they are used, so the
+shapes and paths below are also those of checkpoints and of rules:
+
+    embed/embedding   h/attn/{q,k,v,out}/kernel   h/mlp/{gate,up,down}/kernel   head/kernel
+
+where everything under `h` has a leading axis that numbers the layers.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import lax
+
+from pqt_jax.rules import BITS, Rule, first_match, paths_and_leaves, resolve
+from pqt_jax.transform import pqt_transform
+
+Attend = Literal["xla", "cudnn"]
+Initializer = Callable[[jax.Array, Sequence[int], Any], jax.Array]
+
+
+def normal(std: float | jax.Array) -> Initializer:
+    """An initializer N(0, std²); std may be traced, so that it can depend on the layer."""
+    return lambda key, shape, dtype=jnp.float32: std * jax.random.normal(key, shape, dtype)
+
+
+def truncated_normal(std: float, cut: float) -> Initializer:
+    """An initializer N(0, std²) cut off at ±cut·std."""
+
+    def init(key, shape, dtype=jnp.float32):
+        return std * jax.random.truncated_normal(key, -cut, cut, shape, dtype)
+
+    return init
+
+
+class Embed(nnx.Module):
+    """A table of vectors, read by token; the same table can serve as the output projection.
+
+    Rows are taken before they are cast: the gradient then adds up in the parameter's own dtype.
+    """
+
+    def __init__(self, size: int, width: int, init: Initializer, config: Any, *, rngs: nnx.Rngs):
+        self.embedding = nnx.Param(init(rngs.params(), (size, width), config.param_dtype))
+        self.dtype = config.dtype
+
+    def __call__(self, x: jax.Array, *, project: bool = False) -> jax.Array:
+        """int32[...] tokens → [..., width]; with `project`, [..., width] → float32[..., size]."""
+        table = self.embedding[...]
+        if project:
+            table = table.astype(self.dtype)
+            return jnp.einsum("...d,vd->...v", x, table, preferred_element_type=jnp.float32)
+        return jnp.take(table, x, axis=0).astype(self.dtype)
+
+
+class Head(nnx.Module):
+    """The untied output projection: [..., in] → float32[..., out]."""
+
+    def __init__(self, width: int, size: int, init: Initializer, config: Any, *, rngs: nnx.Rngs):
+        self.kernel = nnx.Param(init(rngs.params(), (width, size), config.param_dtype))
+        self.dtype = config.dtype
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Logits, accumulated in float32."""
+        kernel = self.kernel[...].astype(self.dtype)
+        return jnp.matmul(x, kernel, preferred_element_type=jnp.float32)
+
+
+def linear(
+    width: int, out: int, init: Initializer, config: Any, *, bias: bool = False, rngs: nnx.Rngs
+) -> nnx.Linear:
+    """A linear layer with the dtypes of the config, without bias unless asked."""
+    return nnx.Linear(
+        width,
+        out,
+        use_bias=bias,
+        kernel_init=init,
+        dtype=config.dtype,
+        param_dtype=config.param_dtype,
+        rngs=rngs,
+    )
+
+
+def rotary(x: jax.Array, theta: float) -> jax.Array:
+    """Rotary position embedding of queries or keys, positions 0 … T − 1.
+
+    Component i turns with component i + dim/2, the order of Hugging Face checkpoints (the original
+    one pairs neighbours; the two differ by a permutation of the columns of q and k).
+
+    Args:
+      x: [batch, T, heads, dim], dim even.
+      theta: base of the wavelengths.
+
+    Returns:
+      The shape and dtype of x; angles are computed in float32.
+
+    Source: Su et al., arXiv 2104.09864 (2021).
+    """
+    half = x.shape[-1] // 2
+    frequency = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    angle = jnp.arange(x.shape[1], dtype=jnp.float32)[:, None, None] * frequency
+    cos, sin = jnp.cos(angle), jnp.sin(angle)
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    return turned.astype(x.dtype)
+
+
+class Attention(nnx.Module):
+    """Causal self-attention with separate q, k, v kernels.
+
+    Separate, also for GPT-2, whose original fuses them: an export concatenates three kernels where
+    an import would have to cut one, and an optimizer that treats q and k by head but v by row (as
+    Adam-mini does) can tell them apart by their paths.
+    """
+
+    def __init__(
+        self, config: Any, init: Initializer, out_init: Initializer, *, bias: bool, rngs: nnx.Rngs
+    ):
+        width = config.d_model
+        self.q = linear(width, width, init, config, bias=bias, rngs=rngs)
+        self.k = linear(width, width, init, config, bias=bias, rngs=rngs)
+        self.v = linear(width, width, init, config, bias=bias, rngs=rngs)
+        self.out = linear(width, width, out_init, config, bias=bias, rngs=rngs)
+        self.heads = config.num_heads
+        self.attention = config.attention
+
+    def __call__(self, x: jax.Array, *, rope_theta: float | None = None) -> jax.Array:
+        """[batch, T, d_model] → the same; softmax in float32."""
+        heads = (*x.shape[:-1], self.heads, x.shape[-1] // self.heads)
+        q, k, v = (layer(x).reshape(heads) for layer in (self.q, self.k, self.v))
+        if rope_theta is not None:
+            q, k = rotary(q, rope_theta), rotary(k, rope_theta)
+        # An explicit implementation: None would fall back to XLA without a word.
+        y = jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation=self.attention)
+        return self.out(y.reshape(x.shape))
+
+
+def sampled(module: Any, rules: Sequence[Rule], path: str) -> Any:
+    """Wrap a part of a model with those rules that sample something in it.
+
+    Args:
+      module: the bare part.
+      rules: rules on the paths of the whole model.
+      path: where the part stands in the model.
+
+    Returns:
+      The part, wrapped, or as it was if no rule samples anything in it.
+    """
+    shapes = dict(paths_and_leaves(nnx.state(module, nnx.Param), path))
+    matrices = {first_match(rules, name) for name, leaf in shapes.items() if leaf.ndim >= 2}
+    own = [rule for rule in rules if rule in matrices]
+    if not any(rule.spec for rule in own):
+        return module
+    return pqt_transform(module, own, prefix=path)
+
+
+def stack(make: Callable[..., Any], length: int, rules: Sequence[Rule], rngs: nnx.Rngs) -> Any:
+    """`length` blocks as one module whose parameters have a leading axis, wrapped for sampling.
+
+    Args:
+      make: (layer index, rngs) → block; the index is traced.
+      length: number of blocks.
+      rules: rules on the paths of the whole model, where the blocks stand at `h`.
+      rngs: randomness of the initial values.
+    """
+
+    def block(index, rngs):
+        return sampled(make(index, rngs), rules, "h")
+
+    return nnx.vmap(block)(jnp.arange(length), rngs.fork(split=length))
+
+
+def call(module: Any, *args: Any, key: jax.Array | None, lead: Any = 0, **options: Any) -> Any:
+    """Call a part of a model, sampled if it is wrapped and there is a key."""
+    if key is not None and hasattr(module, BITS):
+        return module(*args, pqt_key=key, pqt_lead=lead, **options)
+    return module(*args, **options)
+
+
+def scan(blocks: Any, x: jax.Array, key: jax.Array | None, *, length: int, remat: bool) -> jax.Array:
+    """Call stacked blocks one after the other, each with its own slice of the parameters.
+
+    ŵ is made inside the loop, for one layer at a time, and made again in the backward pass. With
+    `remat` so is everything else in the block; without, the results of matrix products are kept.
+
+    Args:
+      blocks: what `stack` returned.
+      x: [batch, T, d_model].
+      key: the step's key, or None for the bare blocks.
+      length: number of blocks.
+      remat: recompute whole blocks in the backward pass.
+
+    Returns:
+      [batch, T, d_model].
+    """
+    graph, state = nnx.split(blocks)
+
+    def body(x, layer):
+        index, state = layer
+        return call(nnx.merge(graph, state), x, key=key, lead=index), None
+
+    policies = jax.checkpoint_policies
+    policy = policies.nothing_saveable if remat else policies.dots_saveable
+    body = jax.checkpoint(body, prevent_cse=False, policy=policy)  # a scan is barrier enough
+    return lax.scan(body, x, (jnp.arange(length), state))[0]
+
+
+def check_rules(model: nnx.Module, rules: Sequence[Rule]) -> None:
+    """Raise ValueError for a rule that samples nothing in the whole model."""
+    resolve(rules, dict(paths_and_leaves(nnx.state(model, nnx.Param))))
+
+
+def check_heads(config: Any, *, even: bool) -> None:
+    """Raise ValueError unless the heads divide the width (evenly sized, for rotary positions)."""
+    width, rest = divmod(config.d_model, config.num_heads)
+    if rest or (even and width % 2):
+        raise ValueError(
+            f"num_heads={config.num_heads} does not fit d_model={config.d_model}; it must divide it"
+            + (" into heads of even size" if even else "")
+        )
+
+
+def check_length(tokens: jax.Array, config: Any) -> None:
+    """Raise ValueError for sequences longer than `max_length`."""
+    if tokens.shape[1] > config.max_length:
+        raise ValueError(f"sequences of {tokens.shape[1]} tokens; max_length={config.max_length}")

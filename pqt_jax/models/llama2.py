@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright 2026 The pqt_jax Authors
+"""Llama 2: RMSNorm before each part, SwiGLU, rotary positions, an untied head, no biases.
+
+    x = embed(tokens)
+    x = x + attn(attn_norm(x));  x = x + mlp(mlp_norm(x))        num_layers times
+    logits = head(norm(x))
+
+Initial values are those of torchtitan's Llama, in which deeper layers write less to the residual.
+
+Source: Touvron et al., "Llama 2", arXiv 2307.09288 (2023).
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+import jax
+from flax import nnx
+
+from pqt_jax.models import layers
+from pqt_jax.rules import Rule
+
+
+@dataclasses.dataclass(frozen=True)
+class Llama2Config:
+    """Shape and arithmetic of a Llama 2.
+
+    Attributes:
+      vocab_size, d_model, num_layers, num_heads, d_ff: the shape; d_ff is the width of SwiGLU.
+      max_length: longest sequence; no parameter depends on it.
+      norm_eps: added to the mean square in RMSNorm.
+      rope_theta: base of the rotary wavelengths.
+      tie_embeddings: use the embedding as the head, too.
+      dtype: of activations and products ("float32" or "bfloat16").
+      param_dtype: of the parameters.
+      attention: implementation of the attention, "xla" or "cudnn".
+      remat: recompute blocks in the backward pass, to save memory.
+    """
+
+    vocab_size: int
+    d_model: int
+    num_layers: int
+    num_heads: int
+    d_ff: int
+    max_length: int = 2048
+    norm_eps: float = 1e-5
+    rope_theta: float = 10000.0
+    tie_embeddings: bool = False
+    dtype: str = "bfloat16"
+    param_dtype: str = "float32"
+    attention: layers.Attend = "xla"
+    remat: bool = False
+
+
+LLAMA2_134M = Llama2Config(vocab_size=32000, d_model=768, num_layers=12, num_heads=12, d_ff=2048)
+LLAMA2_1B = Llama2Config(
+    vocab_size=32000, d_model=2048, num_layers=18, num_heads=16, d_ff=5632, remat=True
+)
+
+
+class MLP(nnx.Module):
+    """SwiGLU: `down(silu(gate(x)) · up(x))`."""
+
+    def __init__(self, config: Llama2Config, depth_init: layers.Initializer, *, rngs: nnx.Rngs):
+        d, f, init = config.d_model, config.d_ff, layers.normal(0.02)
+        self.gate = layers.linear(d, f, init, config, rngs=rngs)
+        self.up = layers.linear(d, f, depth_init, config, rngs=rngs)
+        self.down = layers.linear(f, d, depth_init, config, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[batch, T, d_model] → the same."""
+        return self.down(jax.nn.silu(self.gate(x)) * self.up(x))
+
+
+class Block(nnx.Module):
+    """One layer: attention and SwiGLU, each on the normalized stream and added to it."""
+
+    def __init__(self, config: Llama2Config, index: jax.Array | int, *, rngs: nnx.Rngs):
+        depth_init = layers.normal(0.02 / (2 * (index + 1)) ** 0.5)
+        self.attn_norm = norm(config, rngs)
+        self.attn = layers.Attention(
+            config, layers.normal(0.02), depth_init, bias=False, rngs=rngs
+        )
+        self.mlp_norm = norm(config, rngs)
+        self.mlp = MLP(config, depth_init, rngs=rngs)
+        self.rope_theta = config.rope_theta
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[batch, T, d_model] → the same."""
+        x = x + self.attn(self.attn_norm(x), rope_theta=self.rope_theta)
+        return x + self.mlp(self.mlp_norm(x))
+
+
+def norm(config: Llama2Config, rngs: nnx.Rngs) -> nnx.RMSNorm:
+    """RMSNorm, computed in float32."""
+    return nnx.RMSNorm(
+        config.d_model,
+        epsilon=config.norm_eps,
+        dtype=config.dtype,
+        param_dtype=config.param_dtype,
+        rngs=rngs,
+    )
+
+
+class Llama2(nnx.Module):
+    """The language model.
+
+    Example:
+      >>> config = Llama2Config(vocab_size=256, d_model=64, num_layers=2, num_heads=4, d_ff=128)
+      >>> model = Llama2(config, [Rule("h/.*/kernel")], rngs=nnx.Rngs(0))
+      >>> tokens = jax.numpy.zeros((1, 8), int)
+      >>> model(tokens, pqt_key=jax.random.key(1)).shape
+      (1, 8, 256)
+
+    Args:
+      config: shape and arithmetic.
+      rules: which parameters are sampled; without rules the model is a bare one.
+      rngs: randomness of the initial values.
+    """
+
+    def __init__(self, config: Llama2Config, rules: Sequence[Rule] = (), *, rngs: nnx.Rngs):
+        layers.check_heads(config, even=True)
+        d, vocab = config.d_model, config.vocab_size
+        embed = layers.Embed(vocab, d, layers.normal(1.0), config, rngs=rngs)
+        self.embed = layers.sampled(embed, rules, "embed")
+        make = lambda index, rngs: Block(config, index, rngs=rngs)  # noqa: E731
+        self.h = layers.stack(make, config.num_layers, rules, rngs)
+        self.norm = norm(config, rngs)
+        if not config.tie_embeddings:
+            head = layers.Head(d, vocab, layers.truncated_normal(d**-0.5, 3.0), config, rngs=rngs)
+            self.head = layers.sampled(head, rules, "head")
+        self.config = config
+        layers.check_rules(self, rules)
+
+    def __call__(self, tokens: jax.Array, *, pqt_key: jax.Array | None = None) -> jax.Array:
+        """Logits of the next token at every position.
+
+        Args:
+          tokens: int[batch, T], T at most `max_length`.
+          pqt_key: the step's key (`keys.step_key`), which samples the weights; None for the bare
+            model.
+
+        Returns:
+          float32[batch, T, vocab_size].
+        """
+        config = self.config
+        layers.check_length(tokens, config)
+        x = layers.call(self.embed, tokens, key=pqt_key)
+        x = layers.scan(self.h, x, pqt_key, length=config.num_layers, remat=config.remat)
+        x = self.norm(x)
+        if config.tie_embeddings:
+            return layers.call(self.embed, x, project=True, key=pqt_key)
+        return layers.call(self.head, x, key=pqt_key)

@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright 2026 The pqt_jax Authors
+"""Optimizers: weights and bit-widths as two groups of one optax transformation.
+
+    weights   AdamW; decay on matrices, none on norms and biases; clipped by their own global norm
+    bits      AdamW with a learning rate of their own; decay of b_i towards 0 takes b_t to b_target
+
+Bits are what lies under `pqt_bits` (NNX), in the collection "pqt" (Linen), or under a top-level
+"bits" (`{"params": params, "bits": bits}`, for `param_transform`).
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from pqt_jax.rules import BITS, path_of
+
+Schedule = float | optax.Schedule
+
+
+def is_bits(path: str) -> bool:
+    """Whether a `/`-joined path is that of a bit-width.
+
+    Example:
+      >>> [is_bits(p) for p in ("h/pqt_bits/attn/q/kernel", "pqt/bits/kernel", "h/attn/q/kernel")]
+      [True, True, False]
+    """
+    parts = path.split("/")
+    return BITS in parts or parts[0] in ("pqt", "bits")
+
+
+def decays(path: str, leaf: Any) -> bool:
+    """Whether weight decay acts on a weight: matrices, and not stacked scales and biases."""
+    return jnp.ndim(leaf) >= 2 and path.split("/")[-1] not in ("scale", "bias")
+
+
+def with_bits(
+    weights: optax.GradientTransformation, bits: optax.GradientTransformation | None
+) -> optax.GradientTransformation:
+    """One transformation for a tree of weights and bits, made of one for each.
+
+    Example:
+      >>> tx = with_bits(optax.sgd(0.1), optax.adamw(1e-2, weight_decay=1.0))
+      >>> state = tx.init({"params": jnp.ones((2, 2)), "bits": jnp.ones((1, 1))})
+
+    Args:
+      weights: for everything that is not a bit-width.
+      bits: for the bit-widths; None is an error where the tree has any.
+
+    Returns:
+      A GradientTransformation on the whole tree.
+
+    Raises:
+      ValueError: from `init`, if there are bits and no transformation for them.
+    """
+    # Labels are made anew from each tree, so that the transformation holds no arrays.
+    inner = optax.multi_transform(
+        {"weights": weights, "bits": bits if bits is not None else optax.set_to_zero()}, _labels
+    )
+
+    def init(params):
+        paths = [path_of(k) for k, _ in jax.tree_util.tree_leaves_with_path(params)]
+        left = [path for path in paths if is_bits(path)]
+        if left and bits is None:
+            raise ValueError(
+                f"{len(left)} bit-widths have no optimizer of their own (first {left[0]!r}); "
+                "pass bits_learning_rate=... to optim.adamw, or a transformation to "
+                "optim.with_bits(weights, bits); optax.set_to_zero() keeps them as they are"
+            )
+        return inner.init(params)
+
+    return optax.GradientTransformation(init, inner.update)
+
+
+def adamw(
+    learning_rate: Schedule,
+    *,
+    b1: float = 0.9,
+    b2: float = 0.95,
+    eps: float = 1e-8,
+    weight_decay: float = 0.1,
+    clip_norm: float | None = 1.0,
+    bits_learning_rate: Schedule | None = None,
+    bits_weight_decay: float = 1.0,
+) -> optax.GradientTransformation:
+    """AdamW with the bit-widths in a group of their own.
+
+        b_i ← b_i − bits_lr · (adam(∂L/∂b_i) + bits_weight_decay · b_i)
+
+    Args:
+      learning_rate: of the weights, a number or an optax schedule.
+      b1, b2, eps: of Adam, in both groups.
+      weight_decay: decoupled decay of the weights that are matrices, see `decays`.
+      clip_norm: bound of the global norm of the weights' gradients; None for none.
+      bits_learning_rate: of the bits; needed where the tree has any.
+      bits_weight_decay: decoupled decay of b_i towards 0, that is of b_t towards b_target.
+
+    Returns:
+      A GradientTransformation.
+
+    Raises:
+      ValueError: from `init`, if there are bits and no `bits_learning_rate`.
+
+    Source: Loshchilov and Hutter, "Decoupled Weight Decay Regularization" (2019).
+    """
+    weights = optax.chain(
+        optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity(),
+        optax.adamw(learning_rate, b1, b2, eps, weight_decay=weight_decay, mask=_decay_mask),
+    )
+    bits = None
+    if bits_learning_rate is not None:
+        bits = optax.adamw(bits_learning_rate, b1, b2, eps, weight_decay=bits_weight_decay)
+    return with_bits(weights, bits)
+
+
+def _labels(params: Any) -> Any:
+    return jax.tree_util.tree_map_with_path(
+        lambda entries, _: "bits" if is_bits(path_of(entries)) else "weights", params
+    )
+
+
+def _decay_mask(params: Any) -> Any:
+    return jax.tree_util.tree_map_with_path(
+        lambda entries, leaf: decays(path_of(entries), leaf), params
+    )

@@ -1,0 +1,174 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright 2026 The pqt_jax Authors
+"""Rules: which parameter is sampled how, decided by its path.
+
+Rules are an ordered list. A parameter's path is its keys joined by `/` ("h/attn/q/kernel"); the
+first rule whose pattern matches the whole path decides. Vectors and scalars are never sampled, and
+a parameter that no rule matches is left alone.
+"""
+
+import dataclasses
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from pqt_jax import blocks, keys
+from pqt_jax.perturb import Spec
+
+BITS = "pqt_bits"  # where wrapped modules keep their bit-widths; never parameters themselves
+
+
+@dataclasses.dataclass(frozen=True, init=False)
+class Rule:
+    """One line of the rule list: a pattern, and how what it matches is sampled.
+
+    Example:
+      >>> rule = Rule("h/.*/kernel", target_bits=3, dtype="float4_e2m1fn")
+      >>> rule.spec.block, rule.spec.dtype.name
+      ((32, 32), 'E2M1')
+      >>> Rule("head/kernel", None).spec is None
+      True
+
+    Args:
+      pattern: regular expression, `re.fullmatch`-ed on the `/`-joined path.
+      target_bits: b_target; None leaves alone what the pattern matches.
+      **options: the other fields of `Spec`: init_bits=6, block=(32, 32), noise="gauss",
+        dtype=bfloat16, scale="ceil", matrix_axes=(1, 1).
+
+    Raises:
+      ValueError: for a pattern that does not compile and for an option out of range.
+      TypeError: for an option that does not exist.
+    """
+
+    pattern: str
+    spec: Spec | None
+
+    def __init__(self, pattern: str, target_bits: float | None = 4.0, **options: Any):
+        names = [f.name for f in dataclasses.fields(Spec)]
+        if unknown := sorted(set(options) - set(names)):
+            raise TypeError(f"Rule({pattern!r}): no option {unknown[0]!r}; there are {names}")
+        if target_bits is None and options:
+            raise ValueError(f"Rule({pattern!r}, None) samples nothing, so {options} have no use")
+        try:
+            re.compile(pattern)
+            spec = None if target_bits is None else Spec(target_bits, **options)
+        except re.error as error:
+            raise ValueError(f"Rule({pattern!r}): the pattern does not compile: {error}") from None
+        except (ValueError, TypeError) as error:
+            raise type(error)(f"Rule({pattern!r}): {error}") from None
+        object.__setattr__(self, "pattern", pattern)
+        object.__setattr__(self, "spec", spec)
+
+    def __str__(self) -> str:
+        return f"Rule({self.pattern!r}{'' if self.spec else ', None'})"
+
+
+def check_rules(rules: Sequence[Rule]) -> tuple[Rule, ...]:
+    """The rules as a tuple.
+
+    Raises:
+      TypeError: if one is not a `Rule`.
+    """
+    if isinstance(rules, Rule):
+        raise TypeError("rules is a single Rule; give a list of rules")
+    for rule in rules:
+        if not isinstance(rule, Rule):
+            raise TypeError(f"rules holds {rule!r}, which is no Rule")
+    return tuple(rules)
+
+
+def first_match(rules: Sequence[Rule], path: str) -> Rule | None:
+    """The rule that decides about a path, or None."""
+    return next((rule for rule in rules if re.fullmatch(rule.pattern, path)), None)
+
+
+def resolve(
+    rules: Sequence[Rule], shapes: Mapping[str, Any], *, strict: bool = False
+) -> dict[str, Spec]:
+    """Decide about every parameter: path → `Spec`, for those that are sampled.
+
+    Args:
+      rules: ordered rules.
+      shapes: path → anything with `shape` and `dtype`.
+      strict: whether a parameter of two axes or more that no rule matches is an error.
+
+    Returns:
+      The specs by path, in the order of `shapes`.
+
+    Raises:
+      ValueError: for a rule that matches nothing, or nothing that can be sampled; for a parameter
+        that no rule decides about (strict); for one that its rule does not fit; and for two paths
+        whose noise keys would collide.
+      TypeError: for a sampled parameter that is neither float32 nor bfloat16.
+    """
+    specs: dict[str, Spec] = {}
+    matched = {rule: [] for rule in rules}
+    for path, leaf in shapes.items():
+        rule = first_match(rules, path)
+        if rule is not None:
+            matched[rule].append(path)
+        if len(leaf.shape) < 2 or 0 in leaf.shape:
+            continue
+        if rule is None and strict:
+            raise ValueError(f"no rule decides about {path!r}, and strict=True; add one for it")
+        if rule is None or rule.spec is None:
+            continue
+        if leaf.dtype not in (jnp.float32, jnp.bfloat16):
+            raise TypeError(
+                f"{rule} matches {path!r} of dtype {leaf.dtype}; only float32 and bfloat16 weights "
+                "can be sampled"
+            )
+        try:
+            blocks.matrix_shape(leaf.shape, rule.spec.matrix_axes)
+        except ValueError as error:
+            raise ValueError(f"{rule} at {path!r}: {error}") from None
+        specs[path] = rule.spec
+    for rule, paths in matched.items():
+        if not paths:
+            raise ValueError(f"{rule} matches no parameter; the paths are {_some(list(shapes))}")
+        if rule.spec is not None and not any(path in specs for path in paths):
+            raise ValueError(
+                f"{rule} matches only vectors and scalars, which are never sampled: {_some(paths)}"
+            )
+    _check_collisions(specs)
+    return specs
+
+
+def _check_collisions(specs: Mapping[str, Spec]) -> None:
+    by_id: dict[int, str] = {}
+    for path in specs:
+        other = by_id.setdefault(keys.path_id(path), path)
+        if other != path:
+            raise ValueError(
+                f"{path!r} and {other!r} have the same CRC-32, so they would get the same noise; "
+                "rename one"
+            )
+
+
+def _some(paths: Sequence[str], most: int = 8) -> str:
+    shown = ", ".join(paths[:most])
+    return shown + (f", … ({len(paths)} in all)" if len(paths) > most else "") if paths else "none"
+
+
+def path_of(entries: Sequence[Any], prefix: str = "") -> str:
+    """The `/`-joined path of a JAX key path; what boxes a value (`.value`) adds nothing to it."""
+    parts = [prefix] if prefix else []
+    for i, entry in enumerate(entries):
+        name = next(
+            getattr(entry, field) for field in ("key", "name", "idx") if hasattr(entry, field)
+        )
+        boxed = isinstance(entry, jax.tree_util.GetAttrKey) and name in ("value", "raw_value")
+        if not (boxed and i == len(entries) - 1):
+            parts.append(str(name))
+    return "/".join(parts)
+
+
+def paths_and_leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every parameter of a tree with its path; bit-widths kept in the tree are passed over."""
+    for entries, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        path = path_of(entries, prefix)
+        if BITS not in path.split("/"):
+            yield path, leaf

@@ -8,12 +8,15 @@ Every row returns all that it computes (ŵ, and where it says so ∂L/∂w and �
 dead code. Rows are interleaved: each round runs all of them once, and a row's figure is the median
 over rounds of its time divided by the copy's median, with the quartiles as spread.
 
+With qwix installed (extra "bench") its deterministic fake quantization runs beside it.
+
 Floor of the forward: one read of w (4 B per element) and one write of ŵ (2 B), as the copy does.
 The block maximum needs a pass of its own (another 4 B read); the noise codes are written and read
 once (½ B each). Backward: read ∂L/∂ŵ (2 B), write ∂L/∂w (4 B); R once more (½ + ½ B).
 """
 
 import argparse
+import importlib.util
 import json
 import platform
 import statistics
@@ -49,6 +52,19 @@ def ours(spec: Spec) -> Callable[..., Any]:
     return lambda w, b, g, key: perturb(w, b, key, spec)
 
 
+def qwix_fake_quantization(qtype: str, tile: int | None) -> Callable[..., Any]:
+    """A deterministic peer: qwix's quantize and dequantize, straight through in the backward."""
+    import qwix  # extra "bench"
+
+    @jax.custom_vjp
+    def fake(w):
+        tiles = {0: tile, 1: tile} if tile else {}
+        return qwix.dequantize(qwix.quantize(w, qtype, tiled_axes=tiles)).astype(jnp.bfloat16)
+
+    fake.defvjp(lambda w: (fake(w), None), lambda _, g: (g.astype(jnp.float32),))
+    return lambda w, b, g, key: fake(w)
+
+
 def with_gradients(forward: Callable[..., Any]) -> Callable[..., Any]:
     """ŵ, ∂L/∂w and ∂L/∂b of a forward."""
 
@@ -63,6 +79,12 @@ def rows() -> dict[str, Callable[..., Any]]:
     """Name of each row → function of (w, b, g, key)."""
     gauss, uniform = ours(Spec()), ours(Spec(noise="uniform"))
     fp6 = ours(Spec(dtype="float6_e3m2fn"))
+    peers = {}
+    if importlib.util.find_spec("qwix"):
+        for qtype, tile in (("int8", None), ("float8_e4m3fn", 32), ("int4", 32)):
+            name = f"qwix {qtype}" + (f" {tile}x{tile}" if tile else "")
+            peers[name] = qwix_fake_quantization(qtype, tile)
+            peers[f"{name}, + backward"] = with_gradients(peers[name])
     return {
         "copy and cast": copy_and_cast,
         "naive, forward": naive,
@@ -72,6 +94,7 @@ def rows() -> dict[str, Callable[..., Any]]:
         "uniform, forward": uniform,
         "uniform, forward + backward": with_gradients(uniform),
         "gauss to E3M2, forward": fp6,
+        **peers,
     }
 
 
@@ -92,7 +115,7 @@ def measure(functions: dict[str, Callable[..., Any]], arguments: tuple, rounds: 
 
 def main() -> None:
     """Print the table and write the JSON."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="Speed of perturb.")
     parser.add_argument("--size", type=int, default=4096)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--out", type=Path)
@@ -111,12 +134,12 @@ def main() -> None:
     unit = statistics.median(times["copy and cast"])
     table = {}
     print(f"{n} x {n} float32, jax {jax.__version__}, {jax.devices()[0].device_kind}")
-    print(f"{'':28s} {'ratio':>7s} {'quartiles':>15s} {'ms':>8s}")
+    print(f"{'':37s} {'ratio':>7s} {'quartiles':>15s} {'ms':>8s}")
     for name, seconds in times.items():
         low, middle, high = statistics.quantiles(seconds, n=4)
         ratio, spread = middle / unit, [low / unit, high / unit]
         table[name] = {"ratio": ratio, "quartiles": spread, "ms": middle * 1e3}
-        print(f"{name:28s} {ratio:7.2f} {spread[0]:7.2f}–{spread[1]:<7.2f} {middle * 1e3:8.1f}")
+        print(f"{name:37s} {ratio:7.2f} {spread[0]:7.2f}–{spread[1]:<7.2f} {middle * 1e3:8.1f}")
     if options.out:
         record = {
             "size": n,

@@ -136,7 +136,7 @@ def perturb(
     b_t = bitwidth.bit_width(jnp.asarray(b_i, jnp.float32), spec.target_bits, spec.init_bits)
     step = bitwidth.step_size(b_t).reshape(matrices.shape[0], *grid[-2:])
     offset = jnp.stack([jnp.asarray(lead).astype(jnp.uint32), jnp.uint32(0), jnp.uint32(0)])
-    w_hat = _sample(spec, matrices, step, words, offset)
+    w_hat: Any = _sample(spec, matrices, step, words, offset)
     return checkpoint_name(jnp.reshape(w_hat, w.shape), NAME)
 
 

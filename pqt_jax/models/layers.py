@@ -172,7 +172,7 @@ def stack(make: Callable[..., Any], length: int, rules: Sequence[Rule], rngs: nn
     def block(index, rngs):
         return sampled(make(index, rngs), rules, "h")
 
-    return nnx.vmap(block)(jnp.arange(length), rngs.fork(split=length))
+    return nnx.vmap(block)(jnp.arange(length), rngs.split(length))
 
 
 def call(module: Any, *args: Any, key: jax.Array | None, lead: Any = 0, **options: Any) -> Any:
@@ -182,7 +182,9 @@ def call(module: Any, *args: Any, key: jax.Array | None, lead: Any = 0, **option
     return module(*args, **options)
 
 
-def scan(blocks: Any, x: jax.Array, key: jax.Array | None, *, length: int, remat: bool) -> jax.Array:
+def scan(
+    blocks: Any, x: jax.Array, key: jax.Array | None, *, length: int, remat: bool
+) -> jax.Array:
     """Call stacked blocks one after the other, each with its own slice of the parameters.
 
     ŵ is made inside the loop, for one layer at a time, and made again in the backward pass. With

@@ -78,9 +78,7 @@ class Block(nnx.Module):
     def __init__(self, config: Llama2Config, index: jax.Array | int, *, rngs: nnx.Rngs):
         depth_init = layers.normal(0.02 / (2 * (index + 1)) ** 0.5)
         self.attn_norm = norm(config, rngs)
-        self.attn = layers.Attention(
-            config, layers.normal(0.02), depth_init, bias=False, rngs=rngs
-        )
+        self.attn = layers.Attention(config, layers.normal(0.02), depth_init, bias=False, rngs=rngs)
         self.mlp_norm = norm(config, rngs)
         self.mlp = MLP(config, depth_init, rngs=rngs)
         self.rope_theta = config.rope_theta

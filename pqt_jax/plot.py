@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright 2026 The pqt_jax Authors
+"""Pictures of a run: `loss.png` and `bits.png`."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from pqt_jax.rules import path_of
+
+BLUE, ORANGE, GREY = "#2f6db3", "#d9822b", "#8a8a8a"
+
+
+def loss(path: Path, records: Sequence[Mapping[str, Any]], title: str) -> None:
+    """Training loss, raw and smoothed, and validation losses by step.
+
+    Args:
+      path: of the PNG to write.
+      records: of `metrics.jsonl`.
+      title: one line.
+    """
+    steps, losses = _series(records, "loss")
+    figure = Figure(figsize=(7, 4.2), dpi=150, layout="constrained")
+    axes = figure.subplots()
+    axes.plot(steps, losses, color=BLUE, lw=0.7, alpha=0.45, label="training, one step")
+    axes.plot(steps, _smoothed(losses), color=BLUE, lw=2, label="training, smoothed")
+    at, validation = _series(records, "validation_loss")
+    if len(at):
+        label = f"validation, master weights ({validation[-1]:.3f} at the end)"
+        axes.plot(at, validation, "o", color=ORANGE, ms=5, label=label)
+    axes.set(xlabel="step", ylabel="loss (nats per token)", title=title)
+    axes.legend(frameon=False)
+    _finish(axes)
+    figure.savefig(path)
+
+
+def bits(
+    path: Path, records: Sequence[Mapping[str, Any]], b_t: Mapping[str, Any], title: str
+) -> None:
+    """Bit-widths: by step, over all blocks at the end, and by layer and kernel at the end.
+
+    Args:
+      path: of the PNG to write.
+      records: of `metrics.jsonl`.
+      b_t: the final bit-widths, a nested dict; stacked parameters have the layer as first axis.
+      title: one line.
+    """
+    figure = Figure(figsize=(12, 4), dpi=150, layout="constrained")
+    over_steps, histogram, by_layer = figure.subplots(1, 3, width_ratios=(1.1, 1, 1.1))
+    figure.suptitle(title)
+
+    steps, mean = _series(records, "bits_mean")
+    low, high = _series(records, "bits_min")[1], _series(records, "bits_max")[1]
+    over_steps.fill_between(steps, low, high, color=BLUE, alpha=0.2, lw=0, label="min to max")
+    over_steps.plot(steps, mean, color=BLUE, lw=2, label="mean")
+    over_steps.set(xlabel="step", ylabel="bit-width $b_t$ (bits)", title="all blocks, by step")
+    over_steps.legend(frameon=False)
+    _finish(over_steps)
+
+    leaves = {path_of(k): np.asarray(v) for k, v in jax.tree_util.tree_leaves_with_path(b_t)}
+    every = np.concatenate([leaf.ravel() for leaf in leaves.values()])
+    histogram.hist(every, bins=40, color=BLUE)
+    histogram.axvline(every.mean(), color=ORANGE, lw=1.5, label=f"mean {every.mean():.2f}")
+    histogram.set(xlabel="bit-width $b_t$ (bits)", ylabel="blocks", title="all blocks, at the end")
+    histogram.margins(y=0.25)  # room for the legend
+    histogram.legend(frameon=False, loc="upper right")
+    _finish(histogram)
+
+    rows = {name: leaf.reshape(-1, *leaf.shape[-2:]).mean((1, 2)) for name, leaf in leaves.items()}
+    widest = max(map(len, rows.values()))
+    grid = np.full((len(rows), widest), np.nan)
+    for i, row in enumerate(rows.values()):
+        grid[i, : len(row)] = row
+    image = by_layer.imshow(grid, aspect="auto", cmap="viridis", interpolation="nearest")
+    names = [name.removeprefix("h/").removesuffix("/kernel") for name in rows]
+    by_layer.set_yticks(range(len(names)), names)
+    by_layer.xaxis.set_major_locator(MaxNLocator(integer=True))
+    by_layer.set(xlabel="layer", title="mean by layer and kernel, at the end")
+    figure.colorbar(image, ax=by_layer, label="mean bit-width $b_t$ (bits)")
+    figure.savefig(path)
+
+
+def _series(records: Sequence[Mapping[str, Any]], name: str) -> tuple[np.ndarray, np.ndarray]:
+    chosen = [(r["step"], r[name]) for r in records if r.get(name) is not None]
+    steps, values = zip(*chosen, strict=True) if chosen else ((), ())
+    return np.array(steps), np.array(values, float)
+
+
+def _smoothed(values: np.ndarray) -> np.ndarray:
+    """Centred mean over about a tenth of the points, over fewer towards both ends."""
+    index = np.arange(len(values))
+    half = np.minimum(np.minimum(index, index[::-1]), len(values) // 20)
+    total = np.concatenate([[0.0], np.cumsum(values)])
+    return (total[index + half + 1] - total[index - half]) / (2 * half + 1)
+
+
+def _finish(axes: Axes) -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(color="#dddddd", lw=0.6)
+    axes.set_axisbelow(True)

@@ -1,0 +1,172 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright 2026 The pqt_jax Authors
+"""One training step: state, batch, key → state, metrics. Pure, and jitted as one function.
+
+    key(step) → model(tokens; ŵ) → loss → gradients to weights and bits → optimizer
+
+Nothing about randomness is in the state: the noise of step t comes from `step_key(key, t)`.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+
+from pqt_jax import bitwidth, keys
+from pqt_jax.config import MODELS, Config, model_config, quantization_rules
+from pqt_jax.config import rules as method_rules
+from pqt_jax.errors import InputError
+from pqt_jax.loss import cross_entropy
+from pqt_jax.optim import adamw
+from pqt_jax.rules import BITS, Rule, paths_and_leaves, resolve
+from pqt_jax.transform import param_transform
+from pqt_jax.wrap_nnx import BitParam
+
+Metrics = dict[str, jax.Array]
+
+
+class TrainState(NamedTuple):
+    """Everything that a step changes.
+
+    Attributes:
+      params: weights and `BitParam`s of the model.
+      opt_state: of the optimizer.
+      step: int32 scalar, the number of steps taken.
+    """
+
+    params: nnx.State
+    opt_state: Any
+    step: jax.Array
+
+
+def init_state(
+    config: Config, optimizer: optax.GradientTransformation
+) -> tuple[nnx.GraphDef, TrainState]:
+    """The model's structure and the state before the first step.
+
+    Args:
+      config: a checked configuration.
+      optimizer: what `make_optimizer` returned.
+
+    Returns:
+      (structure, state); the initial values are a function of `config.seed`.
+    """
+    _, cls = MODELS[config.model.name]
+
+    def build():
+        return cls(model_config(config), method_rules(config), rngs=nnx.Rngs(config.seed))
+
+    def init():
+        params = nnx.state(build())
+        return TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32))
+
+    graph = nnx.split(nnx.eval_shape(build))[0]
+    return graph, jax.jit(init)()
+
+
+def count_parameters(config: Config) -> int:
+    """Number of weights, found without computing any; the rules are checked against their paths.
+
+    Raises:
+      InputError: if a rule does not fit the model.
+    """
+    _, cls = MODELS[config.model.name]
+    try:
+        shapes = nnx.eval_shape(lambda: cls(model_config(config), rngs=nnx.Rngs(0)))
+        params = nnx.state(shapes, nnx.Param)
+        resolve(quantization_rules(config), dict(paths_and_leaves(params)))
+    except ValueError as error:
+        raise InputError(f"config.pqt: {error}") from None
+    return sum(leaf.size for leaf in jax.tree.leaves(params))
+
+
+def make_schedule(config: Config) -> Callable[[Any], Any]:
+    """Step → learning rate: linear warm-up, then a cosine to the final rate."""
+    opt = config.optimizer
+    return optax.warmup_cosine_decay_schedule(
+        opt.learning_rate / (opt.warmup_steps + 1),  # not 0: the first step should count
+        opt.learning_rate,
+        opt.warmup_steps,
+        config.steps,
+        opt.final_learning_rate,
+    )
+
+
+def make_optimizer(config: Config) -> optax.GradientTransformation:
+    """AdamW with the bit-widths in a group of their own; their rate follows the same schedule."""
+    opt, schedule = config.optimizer, make_schedule(config)
+    ratio = config.pqt.learning_rate / opt.learning_rate
+    return adamw(
+        schedule,
+        b1=opt.b1,
+        b2=opt.b2,
+        weight_decay=opt.weight_decay,
+        clip_norm=opt.clip_norm,
+        bits_learning_rate=lambda step: ratio * schedule(step),
+        bits_weight_decay=config.pqt.weight_decay,
+    )
+
+
+def make_train_step(
+    graph: nnx.GraphDef, optimizer: optax.GradientTransformation, rules: Sequence[Rule]
+) -> Callable[[TrainState, jax.Array, jax.Array], tuple[TrainState, Metrics]]:
+    """The jitted training step.
+
+    Args:
+      graph: the model's structure.
+      optimizer: on weights and bits together.
+      rules: those the model was made with; empty for plain training.
+
+    Returns:
+      `(state, batch, key) -> (state, metrics)`. The state is donated. batch is uint8 or int
+      [B, T + 1]; key is the run's, and not consumed. Metrics are float32 scalars: loss (nats per
+      token, under the sampled weights), grad_norm (of the weights, before clipping) and
+      bits_mean, bits_min, bits_max (of the bit-widths that were used; absent without rules).
+    """
+
+    def train_step(state, batch, key):
+        tokens = batch.astype(jnp.int32)
+        step_key = keys.step_key(key, state.step) if rules else None
+
+        def loss_of(params):
+            logits = nnx.merge(graph, params)(tokens[:, :-1], pqt_key=step_key)
+            return cross_entropy(logits, tokens[:, 1:])
+
+        loss, grads = jax.value_and_grad(loss_of)(state.params)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        metrics = {"loss": loss, "grad_norm": optax.tree.norm(weights(grads))}
+        if rules:
+            stats = bitwidth.statistics(bit_widths(state.params, rules))
+            metrics |= {f"bits_{name}": value for name, value in stats.items()}
+        return state._replace(params=params, opt_state=opt_state, step=state.step + 1), metrics
+
+    return jax.jit(train_step, donate_argnums=0)
+
+
+def weights(params: nnx.State) -> nnx.State:
+    """The state without its bit-widths."""
+    return nnx.filter_state(params, nnx.Not(BitParam))
+
+
+def collect_bits(params: nnx.State) -> dict[str, Any]:
+    """The bits of all wrapped parts, nested by the paths of the parameters they belong to."""
+
+    def collect(tree):
+        bits = {}
+        for name, value in tree.items():
+            if name == BITS:
+                bits |= value
+            elif isinstance(value, dict) and (below := collect(value)):
+                bits[name] = below
+        return bits
+
+    return collect(nnx.to_pure_dict(params))
+
+
+def bit_widths(params: nnx.State, rules: Sequence[Rule]) -> dict[str, Any]:
+    """b_t of every block, in a dict nested by parameter path."""
+    return param_transform(rules).bit_widths(collect_bits(params))

@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright 2026 The pqt_jax Authors
+"""Bit-widths: the map from b_i, its clamp, the unit of noise and their gradients."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pqt_jax import bitwidth
+
+RANDOM = np.random.default_rng(0).uniform(1, 16, 10_000).astype(np.float32)
+
+
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "jit"])
+def test_step_size_is_exact_at_whole_bits(compiled):
+    function = jax.jit(bitwidth.step_size) if compiled else bitwidth.step_size
+    whole = np.arange(1, 17)
+    got = function(jnp.asarray(whole, jnp.float32))
+    assert got.dtype == jnp.float32
+    assert got.tolist() == [2.0 ** (1 - b) for b in whole.tolist()]
+    assert [float(function(jnp.float32(b))) for b in whole] == got.tolist()
+
+
+def test_step_size_is_within_two_ulp():
+    near = np.arange(2, 16, dtype=np.float32)
+    near = [np.nextafter(near, np.float32(to)) for to in (0, 99)]
+    b_t = np.concatenate([RANDOM, *near])
+    exact = 2.0 ** (1 - b_t.astype(np.float64))
+    got = np.asarray(bitwidth.step_size(b_t), np.float64)
+    assert (np.abs(got - exact) <= 2 * np.spacing(exact.astype(np.float32))).all()
+    np.testing.assert_array_equal(got, jax.jit(bitwidth.step_size)(b_t))
+
+
+@pytest.mark.parametrize("b_t", [1.0, 1.5, 4.0, 5.9999995, 6.0, 9.3, 16.0])
+def test_step_size_gradient(b_t):
+    want = -math.log(2) * 2.0 ** (1 - b_t)
+    assert float(jax.grad(bitwidth.step_size)(b_t)) == pytest.approx(want, rel=3e-7)
+    assert float(jax.jit(jax.grad(bitwidth.step_size))(b_t)) == pytest.approx(want, rel=3e-7)
+
+
+def test_bit_width_and_its_clamp():
+    b_i = jnp.array([0.0, 0.5, 1.0, -0.25, 1.5, -1.5, -9.0, 5.75, 6.0, 99.0])
+    got = bitwidth.bit_width(b_i, 4.0, 6.0)
+    assert got.dtype == jnp.float32
+    assert got.tolist() == [4.0, 5.0, 6.0, 3.5, 7.0, 1.0, 1.0, 15.5, 16.0, 16.0]
+    slope = jax.vmap(jax.grad(lambda b: bitwidth.bit_width(b, 4.0, 6.0)))(b_i)
+    assert slope.tolist()[:5] == [2.0] * 5
+    assert [slope[i].item() for i in (6, 7, 9)] == [0.0, 2.0, 0.0]
+    assert jnp.isnan(bitwidth.bit_width(jnp.array(jnp.nan), 4.0, 6.0))
+
+
+@pytest.mark.parametrize(
+    ("target", "b_i", "init", "slope"),
+    [(4.0, 1.0, 16.0, 12.0), (1.0, 0.0, 6.0, 5.0), (4.0, 1.0, 9.0, 5.0), (3.0, 0.0, 6.0, 3.0)],
+)
+def test_the_clamp_leaves_the_gradient_whole_at_its_ends(target, b_i, init, slope):
+    assert float(jax.grad(bitwidth.bit_width)(b_i, target, init)) == slope
+
+
+@pytest.mark.parametrize(("target", "init"), [(4.0, 6.0), (4.0, 9.0), (2.0, 6.3), (1.7, 15.1)])
+def test_bit_width_has_the_same_bits_under_jit(target, init):
+    b_i = np.random.default_rng(1).uniform(-0.2, 1.2, 10_000).astype(np.float32)
+    eager = np.asarray(bitwidth.bit_width(b_i, target, init))
+    compiled = jax.jit(lambda b: bitwidth.bit_width(b, target, init))(b_i)
+    np.testing.assert_array_equal(eager, compiled)
+    exact = np.clip(target + b_i.astype(np.float64) * (init - target), 1, 16)
+    assert (np.abs(eager - exact) <= 2 * np.spacing(exact.astype(np.float32))).all()
+
+
+@pytest.mark.parametrize(
+    ("target", "init"), [(0.5, 6.0), (6.0, 4.0), (4.0, 16.5), (math.nan, 6.0), (4.0, math.nan)]
+)
+def test_check_bits_refuses(target, init):
+    with pytest.raises(ValueError, match="1 <= target_bits <= init_bits <= 16"):
+        bitwidth.check_bits(target, init)
+
+
+@pytest.mark.parametrize(("target", "init"), [(1.0, 16.0), (4, 4), (4.0, 6.0)])
+def test_check_bits_accepts(target, init):
+    bitwidth.check_bits(target, init)
+
+
+def test_statistics_count_every_block_once():
+    tree = {"a": jnp.array([[2.0, 4.0], [6.0, 8.0]]), "b": [jnp.array(10.0), jnp.array([3.0])]}
+    got = bitwidth.statistics(tree)
+    assert {k: float(v) for k, v in got.items()} == {"mean": 5.5, "min": 2.0, "max": 10.0}
+    assert all(v.dtype == jnp.float32 and v.shape == () for v in got.values())
+    assert all(math.isnan(v) for v in bitwidth.statistics({}).values())

@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright 2026 The pqt_jax Authors
+"""Records of a run: whole lines, dropped beyond a step, shown as lines or as a bar."""
+
+import json
+import sys
+
+import pytest
+
+from pqt_jax import metrics
+
+
+def test_records_come_back_in_order(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    assert metrics.read(path) == []
+    records = [{"step": i, "loss": 1 / (i + 1), "bits_mean": None} for i in range(5)]
+    for record in records:
+        metrics.append(path, record)
+    assert metrics.read(path) == records
+    assert len(path.read_text().splitlines()) == 5
+
+
+def test_what_is_not_a_number_is_null_in_strict_json(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    metrics.append(path, {"step": 1, "loss": float("nan"), "grad_norm": float("inf")})
+    refuse = lambda name: pytest.fail(f"{name} is not JSON")  # noqa: E731
+    record = json.loads(path.read_text(), parse_constant=refuse)
+    assert record == {"step": 1, "loss": None, "grad_norm": None}
+
+
+def test_truncation_drops_later_steps_and_a_torn_line(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    for step in (2, 4, 4, 6):
+        metrics.append(path, {"step": step})
+    with path.open("a") as file:
+        file.write('{"step": 8, "lo')
+    assert [r["step"] for r in metrics.read(path)] == [2, 4, 4, 6]
+    metrics.truncate(path, 4)
+    assert [r["step"] for r in metrics.read(path)] == [2, 4, 4]
+    metrics.append(path, {"step": 5})
+    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [2, 4, 4, 5]
+    assert [p.name for p in tmp_path.iterdir()] == ["metrics.jsonl"]
+
+
+def test_plain_lines_can_be_parsed(capsys):
+    with metrics.progress(0, 10) as (advance, report):
+        report({"step": 10, "loss": 2.25, "tokens": 2048, "bits_mean": None})
+        advance(10)
+    fields = dict(part.split("=") for part in capsys.readouterr().out.split())
+    assert fields == {"step": "10", "loss": "2.25", "tokens": "2048"}
+
+
+def test_a_terminal_gets_a_bar(capsys, monkeypatch):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.setenv("TERM", "xterm")
+    with metrics.progress(3, 10) as (advance, report):
+        report({"step": 7, "loss": 2.25, "bits_mean": 5.5, "tokens_per_s": 12345.6})
+        report({"step": 7, "validation_loss": 2.5})
+        advance(7)
+    shown = capsys.readouterr().out
+    assert "7/10" in shown
+    assert "loss 2.250  validation 2.500  bits 5.50  tokens/s 12,346" in shown
+    assert "step=7" not in shown

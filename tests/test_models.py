@@ -1,0 +1,321 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright 2026 The pqt_jax Authors
+"""The models against numpy transcriptions, their sizes, and where ŵ is made."""
+
+import dataclasses
+import os
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+from flax import nnx
+
+from pqt_jax import Rule, param_transform
+from pqt_jax.models import GPT2, Llama2, gpt2, layers, llama2
+from pqt_jax.rules import paths_and_leaves
+
+MODELS = {"llama2": (Llama2, tiny.LLAMA2), "gpt2": (GPT2, tiny.GPT2)}
+RULES = [Rule("h/.*/kernel")]
+# Not ".*": stacked norm scales have two axes, and would be sampled as one matrix.
+EVERYTHING = [Rule("h/.*/kernel"), Rule(".*(kernel|embedding)", target_bits=3)]
+
+
+def tokens(batch=2, length=8):
+    return jnp.asarray(np.arange(batch * length).reshape(batch, length) * 37 % 256)
+
+
+def size(cls, config):
+    model = nnx.eval_shape(lambda: cls(config, rngs=nnx.Rngs(0)))
+    return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
+
+
+@pytest.mark.parametrize(
+    "cls, config, expected",
+    [
+        (Llama2, llama2.LLAMA2_134M, 134_105_856),
+        (Llama2, llama2.LLAMA2_1B, 1_055_991_808),
+        (GPT2, dataclasses.replace(gpt2.GPT2_124M, bias=True), 124_475_904),
+        # Without biases: 12 layers of 3·768 + 768 + 3072 + 768 and twice 768, and the last norm's.
+        (GPT2, gpt2.GPT2_124M, 124_475_904 - 12 * (6912 + 2 * 768) - 768),
+    ],
+)
+def test_parameter_counts(cls, config, expected):
+    assert size(cls, config) == expected
+
+
+def test_paths_are_those_that_rules_are_written_for():
+    linear = {"h/attn/q", "h/attn/k", "h/attn/v", "h/attn/out", "h/mlp/up", "h/mlp/down"}
+    norms = {"h/attn_norm/scale", "h/mlp_norm/scale", "norm/scale"}
+    expected = {
+        "llama2": {f"{name}/kernel" for name in linear | {"h/mlp/gate", "head"}},
+        "gpt2": {f"{name}/kernel" for name in linear} | {"pos/embedding"},
+    }
+    for name, (cls, config) in MODELS.items():
+        params = nnx.state(cls(config, rngs=nnx.Rngs(0)))
+        found = dict(paths_and_leaves(params))
+        assert set(found) == expected[name] | norms | {"embed/embedding"}
+        assert found["h/mlp/up/kernel"].shape == (config.num_layers, config.d_model, config.d_ff)
+
+
+def test_llama2_initial_values():
+    config = dataclasses.replace(tiny.LLAMA2, d_model=128, d_ff=256, num_layers=3)
+    params = nnx.to_pure_dict(nnx.state(Llama2(config, rngs=nnx.Rngs(0))))
+    std = lambda x: np.std(np.asarray(x), axis=(-2, -1))  # noqa: E731
+    np.testing.assert_allclose(std(params["embed"]["embedding"]), 1.0, rtol=0.03)
+    for part, name in (("attn", "q"), ("attn", "k"), ("attn", "v"), ("mlp", "gate")):
+        np.testing.assert_allclose(std(params["h"][part][name]["kernel"]), [0.02] * 3, rtol=0.03)
+    by_depth = 0.02 / np.sqrt(2 * np.array([1, 2, 3]))
+    for part, name in (("attn", "out"), ("mlp", "up"), ("mlp", "down")):
+        np.testing.assert_allclose(std(params["h"][part][name]["kernel"]), by_depth, rtol=0.03)
+    head = np.asarray(params["head"]["kernel"]) * 128**0.5
+    np.testing.assert_allclose(head.std(), 0.98658, rtol=0.02)  # of a normal cut off at 3
+    assert 2.8 < np.abs(head).max() <= 3.0
+    layers_differ = np.asarray(params["h"]["attn"]["q"]["kernel"])
+    assert not (layers_differ[0] == layers_differ[1]).any()
+
+
+def test_gpt2_initial_values():
+    config = dataclasses.replace(tiny.GPT2, d_model=128, d_ff=256, num_layers=3, bias=True)
+    params = nnx.to_pure_dict(nnx.state(GPT2(config, rngs=nnx.Rngs(0))))
+    std = lambda x: np.std(np.asarray(x), axis=(-2, -1))  # noqa: E731
+    np.testing.assert_allclose(std(params["embed"]["embedding"]), 0.02, rtol=0.03)
+    np.testing.assert_allclose(std(params["h"]["mlp"]["up"]["kernel"]), [0.02] * 3, rtol=0.03)
+    for part, name in (("attn", "out"), ("mlp", "down")):
+        kernels = params["h"][part][name]["kernel"]
+        np.testing.assert_allclose(std(kernels), [0.02 / 6**0.5] * 3, rtol=0.03)
+    assert not np.asarray(params["h"]["mlp"]["up"]["bias"]).any()
+
+
+# Transcriptions in float64 numpy, one sequence, one head and one position at a time.
+
+
+def softmax(x):
+    e = np.exp(x - x.max())
+    return e / e.sum()
+
+
+def turn(x, theta):
+    out = np.empty_like(x)
+    half = x.shape[-1] // 2
+    for t in range(len(x)):
+        for i in range(half):
+            angle = t * theta ** (-i / half)
+            a, b = x[t, i], x[t, i + half]
+            out[t, i] = a * np.cos(angle) - b * np.sin(angle)
+            out[t, i + half] = a * np.sin(angle) + b * np.cos(angle)
+    return out
+
+
+def attend(x, p, layer, heads, theta):
+    add = lambda name: p[f"{name}/bias"][layer] if f"{name}/bias" in p else 0.0  # noqa: E731
+    q, k, v = (x @ p[f"h/attn/{n}/kernel"][layer] + add(f"h/attn/{n}") for n in ("q", "k", "v"))
+    width = x.shape[1] // heads
+    out = np.zeros_like(x)
+    for h in range(heads):
+        part = slice(h * width, (h + 1) * width)
+        qh, kh = (turn(a[:, part], theta) if theta else a[:, part] for a in (q, k))
+        for t in range(len(x)):
+            weights = softmax(qh[t] @ kh[: t + 1].T / width**0.5)
+            out[t, part] = weights @ v[: t + 1, part]
+    return out @ p["h/attn/out/kernel"][layer] + add("h/attn/out")
+
+
+def rms(x, scale, eps):
+    return x / np.sqrt((x**2).mean(-1, keepdims=True) + eps) * scale
+
+
+def norm(x, scale, bias, eps):
+    x = x - x.mean(-1, keepdims=True)
+    return x / np.sqrt((x**2).mean(-1, keepdims=True) + eps) * scale + bias
+
+
+def llama2_by_hand(p, config, sequence):
+    eps, silu = config.norm_eps, lambda x: x / (1 + np.exp(-x))
+    x = p["embed/embedding"][sequence]
+    for i in range(config.num_layers):
+        y = rms(x, p["h/attn_norm/scale"][i], eps)
+        x = x + attend(y, p, i, config.num_heads, config.rope_theta)
+        y = rms(x, p["h/mlp_norm/scale"][i], eps)
+        gate, up, down = (p[f"h/mlp/{n}/kernel"][i] for n in ("gate", "up", "down"))
+        x = x + (silu(y @ gate) * (y @ up)) @ down
+    return rms(x, p["norm/scale"], eps) @ p["head/kernel"]
+
+
+def gpt2_by_hand(p, config, sequence):
+    eps = config.norm_eps
+    gelu = lambda x: 0.5 * x * (1 + np.tanh((2 / np.pi) ** 0.5 * (x + 0.044715 * x**3)))  # noqa: E731
+    x = p["embed/embedding"][sequence] + p["pos/embedding"][: len(sequence)]
+    for i in range(config.num_layers):
+        y = norm(x, p["h/attn_norm/scale"][i], p["h/attn_norm/bias"][i], eps)
+        x = x + attend(y, p, i, config.num_heads, None)
+        y = norm(x, p["h/mlp_norm/scale"][i], p["h/mlp_norm/bias"][i], eps)
+        y = gelu(y @ p["h/mlp/up/kernel"][i] + p["h/mlp/up/bias"][i])
+        x = x + y @ p["h/mlp/down/kernel"][i] + p["h/mlp/down/bias"][i]
+    return norm(x, p["norm/scale"], p["norm/bias"], eps) @ p["embed/embedding"].T
+
+
+@pytest.mark.parametrize(
+    "cls, config, by_hand",
+    [
+        (Llama2, tiny.LLAMA2, llama2_by_hand),
+        (GPT2, dataclasses.replace(tiny.GPT2, bias=True), gpt2_by_hand),
+    ],
+)
+def test_logits_are_those_of_a_transcription(cls, config, by_hand):
+    graph, params = nnx.split(cls(config, rngs=nnx.Rngs(0)))
+    leaves, tree = jax.tree.flatten(params)
+    # Larger values than the initial ones, so that every term counts, biases and scales included.
+    rng = np.random.default_rng(0)
+    leaves = [jnp.asarray(rng.normal(0.3, 0.4, leaf.shape), jnp.float32) for leaf in leaves]
+    params = jax.tree.unflatten(tree, leaves)
+    logits = nnx.merge(graph, params)(tokens())
+    assert logits.dtype == jnp.float32
+    wide = {path: np.asarray(leaf, np.float64) for path, leaf in paths_and_leaves(params)}
+    for row, sequence in zip(logits, np.asarray(tokens()), strict=True):
+        expected = by_hand(wide, config, sequence)
+        error = np.abs(np.asarray(row) - expected).max()
+        assert error < 2e-5 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_bfloat16_is_close_to_float32(name):
+    cls, config = MODELS[name]
+    graph, params = nnx.split(cls(config, rngs=nnx.Rngs(0)))
+    narrow = nnx.split(cls(dataclasses.replace(config, dtype="bfloat16"), rngs=nnx.Rngs(0)))[0]
+    a, b = nnx.merge(graph, params)(tokens()), nnx.merge(narrow, params)(tokens())
+    assert b.dtype == jnp.float32
+    assert 0 < np.abs(a - b).max() < 0.05 * np.abs(a).max()
+
+
+def test_tied_embeddings_are_one_parameter():
+    config = dataclasses.replace(tiny.LLAMA2, tie_embeddings=True)
+    assert size(Llama2, tiny.LLAMA2) - size(Llama2, config) == 256 * 32
+    assert Llama2(config, rngs=nnx.Rngs(0))(tokens()).shape == (2, 8, 256)
+    untied = dataclasses.replace(tiny.GPT2, tie_embeddings=False)
+    assert size(GPT2, untied) - size(GPT2, tiny.GPT2) == 256 * 32
+
+
+@pytest.mark.parametrize(
+    "rules, remat",
+    [(RULES, False), (RULES, True), (EVERYTHING, False)],
+    ids=["blocks", "blocks-remat", "everything"],
+)
+@pytest.mark.parametrize("name", MODELS)
+def test_sampling_in_the_scan_equals_sampling_the_whole_tree(name, rules, remat):
+    cls, config = MODELS[name]
+    config = dataclasses.replace(config, remat=remat)
+    key = jax.random.key(5)
+    bare, params = nnx.split(cls(config, rngs=nnx.Rngs(0)))
+    graph, wrapped = nnx.split(cls(config, rules, rngs=nnx.Rngs(0)))
+    transform = param_transform(rules)
+    bits = transform.init(params)
+
+    def whole(params):
+        logits = nnx.merge(bare, transform.sample(params, bits, key))(tokens())
+        return jnp.mean(logits**2), logits
+
+    def in_scan(params):
+        logits = nnx.merge(graph, params)(tokens(), pqt_key=key)
+        return jnp.mean(logits**2), logits
+
+    expected, logits = jax.jit(jax.grad(whole, has_aux=True))(params)
+    found, scanned = jax.jit(jax.grad(in_scan, has_aux=True))(wrapped)
+    np.testing.assert_array_equal(logits, scanned)
+    assert not (logits == nnx.merge(bare, params)(tokens())).all()
+    expected, found = dict(paths_and_leaves(expected)), dict(paths_and_leaves(found))
+    assert expected.keys() == found.keys()
+    for path, gradient in expected.items():
+        scale = np.abs(gradient).max()
+        assert scale > 0, path
+        # The same ŵ on both sides; only sums over the batch may be ordered differently. A tied
+        # embedding is sampled at both of its uses: the whole tree adds its two bfloat16 gradients
+        # in bfloat16, the scan in float32.
+        tied = name == "gpt2" and rules is EVERYTHING and path == "embed/embedding"
+        tolerance = (2.0**-8 if tied else 1e-5) * scale
+        np.testing.assert_allclose(found[path], gradient, atol=tolerance, err_msg=path)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_without_a_key_the_wrapped_model_is_the_bare_one(name):
+    cls, config = MODELS[name]
+    bare, wrapped = cls(config, rngs=nnx.Rngs(0)), cls(config, EVERYTHING, rngs=nnx.Rngs(0))
+    np.testing.assert_array_equal(bare(tokens()), wrapped(tokens()))
+    assert (
+        dict(paths_and_leaves(nnx.state(wrapped))).keys()
+        == dict(paths_and_leaves(nnx.state(bare))).keys()
+    )
+
+
+def temporaries(rules, *, num_layers, remat):
+    config = llama2.Llama2Config(
+        64, 256, num_layers, num_heads=4, d_ff=512, dtype="bfloat16", remat=remat
+    )
+    graph, params = nnx.split(nnx.eval_shape(lambda: Llama2(config, rules, rngs=nnx.Rngs(0))))
+
+    def loss(params, tokens, key):
+        return jnp.mean(nnx.merge(graph, params)(tokens, pqt_key=key))
+
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    shape = jax.ShapeDtypeStruct((2, 8), jnp.int32)
+    compiled = jax.jit(jax.grad(loss)).lower(params, shape, key).compile()
+    return compiled.memory_analysis().temp_size_in_bytes
+
+
+@pytest.mark.parametrize("remat", [False, True])
+def test_w_hat_exists_for_one_layer_at_a_time(remat):
+    w_hat = 2 * (4 * 256 * 256 + 3 * 256 * 512)  # bytes of one layer's ŵ in bfloat16
+    extra = {
+        layers: temporaries(RULES, num_layers=layers, remat=remat)
+        - temporaries((), num_layers=layers, remat=remat)
+        for layers in (4, 12)
+    }
+    # What sampling adds does not grow with depth: eight more layers cost less than half a ŵ.
+    assert extra[12] - extra[4] < w_hat / 2
+    assert extra[12] < 4 * w_hat  # one ŵ, its noise codes and its gradient
+
+
+@pytest.mark.parametrize("cls, config", MODELS.values())
+def test_tokens_do_not_see_what_follows(cls, config):
+    model = cls(config, rngs=nnx.Rngs(0))
+    changed = tokens().at[:, 5].add(1)
+    a, b = model(tokens()), model(changed)
+    np.testing.assert_array_equal(a[:, :5], b[:, :5])
+    assert (a[:, 5:] != b[:, 5:]).any(axis=-1).all()
+
+
+def test_rotary_scores_depend_on_the_distance_alone():
+    q, k = jax.random.normal(jax.random.key(0), (2, 16))
+    at_all = lambda x: layers.rotary(jnp.tile(x, (1, 12, 1, 1)), 10000.0)[0, :, 0]  # noqa: E731
+    scores = np.asarray(at_all(q) @ at_all(k).T)
+    for distance in (0, 1, 7):
+        np.testing.assert_allclose(np.diagonal(scores, -distance), scores[distance, 0], atol=1e-5)
+    assert abs(scores[7, 0] - scores[0, 0]) > 1e-3
+
+
+def test_what_does_not_fit_is_refused():
+    with pytest.raises(ValueError, match="num_heads=3 does not fit d_model=32"):
+        Llama2(dataclasses.replace(tiny.LLAMA2, num_heads=3), rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match="even"):
+        Llama2(dataclasses.replace(tiny.LLAMA2, num_heads=32), rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match="max_length=32"):
+        GPT2(tiny.GPT2, rngs=nnx.Rngs(0))(tokens(1, 33))
+    with pytest.raises(ValueError, match="'layers/.*'.*matches no parameter"):
+        Llama2(tiny.LLAMA2, [Rule("layers/.*")], rngs=nnx.Rngs(0))
+
+
+def test_models_work_in_the_coming_default_of_nnx():
+    code = (
+        "import jax, tiny; from flax import nnx; from pqt_jax import Rule; "
+        "from pqt_jax.models import Llama2; "
+        "m = Llama2(tiny.LLAMA2, [Rule('h/.*/kernel')], rngs=nnx.Rngs(0)); "
+        "print(m(jax.numpy.zeros((1, 4), int), pqt_key=jax.random.key(0)).shape)"
+    )
+    env = {**os.environ, "NNX_GRAPH_MODE": "false", "PYTHONPATH": os.path.dirname(__file__)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=120
+    )
+    assert done.stdout == "(1, 4, 256)\n", done.stderr

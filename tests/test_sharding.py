@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright 2026 The pqt_jax Authors
+"""Sharding on eight fake devices: the same bits as on one, and no communication."""
+
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracle
+import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from pqt_jax import blocks
+from pqt_jax.perturb import Spec, perturb
+
+COLLECTIVE = re.compile(
+    r"\b(?:all-gather|all-reduce|all-to-all|collective-permute|collective-broadcast|reduce-scatter)"
+    r"(?:-start)?\("
+)
+MATRIX, STACK = (256, 512), (8, 64, 64)
+SPECS = {
+    "bfloat16": Spec(target_bits=4.0, init_bits=9.0),
+    "float4": Spec(target_bits=2.0, init_bits=4.3, dtype="float4_e2m1fn"),
+    "uniform": Spec(target_bits=4.0, init_bits=9.0, noise="uniform"),
+    "rows": Spec(target_bits=4.0, init_bits=9.0, block=(1, 32)),
+}
+CASES = [
+    *((MATRIX, P(*axes), "bfloat16") for axes in [("x", "y"), ("y", "x"), (("x", "y"), None)]),
+    *((MATRIX, P(*axes), "bfloat16") for axes in [(None, ("x", "y")), (), ("x", None)]),
+    *((STACK, P(*axes), "bfloat16") for axes in [("x",), (("x", "y"),), ("x", "y"), (None, "y")]),
+    *((MATRIX, P("x", "y"), name) for name in ("float4", "uniform", "rows")),
+]
+
+
+@functools.cache
+def mesh():
+    devices = np.array(jax.devices("cpu")[:8]).reshape(4, 2)
+    return jax.sharding.Mesh(devices, ("x", "y"), axis_types=(AxisType.Auto,) * 2)
+
+
+@functools.cache
+def operands(shape, name):
+    rng = np.random.default_rng(0)
+    spec = SPECS[name]
+    w = jnp.asarray(rng.normal(size=shape), jnp.float32)
+    grid = blocks.grid_shape(shape, spec.block, spec.matrix_axes)
+    b_i = jnp.asarray(rng.uniform(size=grid), jnp.float32)
+    return w, b_i, jnp.asarray(rng.normal(size=shape), spec.storage)
+
+
+def forward(spec, w, b_i, key):
+    return perturb(w, b_i, key, spec)
+
+
+def forward_and_backward(spec, w, b_i, key, cotangent):
+    w_hat, back = jax.vjp(lambda w, b_i: perturb(w, b_i, key, spec), w, b_i)
+    return w_hat, *back(cotangent)
+
+
+@functools.cache
+def on_one_device(shape, name):
+    w, b_i, cotangent = operands(shape, name)
+    run = jax.jit(functools.partial(forward_and_backward, SPECS[name]))
+    return run(w, b_i, jax.random.key(2), cotangent)
+
+
+def sharded(shape, axes, name):
+    sharding = NamedSharding(mesh(), axes)
+    w, b_i, cotangent = jax.device_put(operands(shape, name), sharding)
+    key = jax.device_put(jax.random.key(2), NamedSharding(mesh(), P()))
+    return sharding, (w, b_i, key), cotangent
+
+
+def same_bits(got, want):
+    np.testing.assert_array_equal(oracle.bits_of(got), oracle.bits_of(want))
+
+
+@pytest.mark.parametrize(("shape", "axes", "name"), CASES, ids=str)
+def test_same_bits_and_no_communication(shape, axes, name):
+    sharding, arguments, cotangent = sharded(shape, axes, name)
+    alone = on_one_device(shape, name)
+
+    compiled = jax.jit(functools.partial(forward, SPECS[name])).lower(*arguments).compile()
+    assert not COLLECTIVE.findall(compiled.as_text())
+    w_hat = compiled(*arguments)
+    same_bits(w_hat, alone[0])
+    assert w_hat.sharding.is_equivalent_to(sharding, len(shape))
+
+    both = functools.partial(forward_and_backward, SPECS[name])
+    compiled = jax.jit(both).lower(*arguments, cotangent).compile()
+    assert not COLLECTIVE.findall(compiled.as_text())
+    w_hat, dw, db = compiled(*arguments, cotangent)
+    same_bits(w_hat, alone[0])
+    same_bits(dw, alone[1])
+    np.testing.assert_allclose(db, alone[2], rtol=0, atol=1e-6 * np.abs(alone[2]).max())
+    for gradient in (dw, db):
+        assert gradient.sharding.is_equivalent_to(sharding, len(shape))
+
+
+def test_communication_would_be_seen():
+    sharding, (w, *_), _ = sharded(MATRIX, P("x", "y"), "bfloat16")
+    for function in (jnp.sum, lambda w: w @ w.T, lambda w: jnp.roll(w, 1, axis=0)):
+        text = jax.jit(function, out_shardings=None).lower(w).compile().as_text()
+        assert COLLECTIVE.findall(text)
+    replicate = jax.jit(lambda w: w + 1, out_shardings=NamedSharding(mesh(), P()))
+    assert COLLECTIVE.findall(replicate.lower(w).compile().as_text())
+
+
+def test_shards_that_cut_blocks_have_the_same_bits():
+    shape = (64, 96)  # shards of 16 × 48 under 32 × 32 blocks
+    sharding = NamedSharding(mesh(), P("x", "y"))
+    w, b_i, cotangent = operands(shape, "bfloat16")
+    w_hat, dw, db = jax.jit(functools.partial(forward_and_backward, SPECS["bfloat16"]))(
+        jax.device_put(w, sharding), b_i, jax.random.key(2), jax.device_put(cotangent, sharding)
+    )
+    alone = on_one_device(shape, "bfloat16")
+    same_bits(w_hat, alone[0])
+    same_bits(dw, alone[1])
+    np.testing.assert_allclose(db, alone[2], rtol=0, atol=1e-6 * np.abs(alone[2]).max())

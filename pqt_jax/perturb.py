@@ -24,13 +24,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.ad_checkpoint import checkpoint_name
 
 from pqt_jax import bits, bitwidth, blocks, cast, keys
 from pqt_jax.formats import BF16, FP32, as_format
 from pqt_jax.noise import KINDS, Kind, materialize, noise_codes, noise_rows, noise_tile
-
-NAME = "w_hat"  # of ŵ, for rematerialization policies: it is cheaper to sample again than to keep
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,7 +123,7 @@ def perturb(
         raise TypeError(f"w has dtype {w.dtype}; master weights must be float32 or bfloat16")
     matrices = w.reshape(blocks.matrix_shape(w.shape, spec.matrix_axes))
     if spec.noise == "none":
-        return checkpoint_name(jnp.reshape(_straight_through(spec, matrices), w.shape), NAME)
+        return jnp.reshape(_straight_through(spec, matrices), w.shape)
     grid = blocks.grid_shape(w.shape, spec.block, spec.matrix_axes)
     if b_i is None or tuple(jnp.shape(b_i)) != grid:
         given = "no b_i" if b_i is None else f"b_i of shape {tuple(jnp.shape(b_i))}"
@@ -137,7 +134,7 @@ def perturb(
     step = bitwidth.step_size(b_t).reshape(matrices.shape[0], *grid[-2:])
     offset = jnp.stack([jnp.asarray(lead).astype(jnp.uint32), jnp.uint32(0), jnp.uint32(0)])
     w_hat: Any = _sample(spec, matrices, step, words, offset)
-    return checkpoint_name(jnp.reshape(w_hat, w.shape), NAME)
+    return jnp.reshape(w_hat, w.shape)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

@@ -19,7 +19,7 @@ from pqt_jax.models import GPT2, Llama2, gpt2, layers, llama2
 from pqt_jax.rules import paths_and_leaves
 
 MODELS = {"llama2": (Llama2, tiny.LLAMA2), "gpt2": (GPT2, tiny.GPT2)}
-RULES = [Rule("h/.*/kernel")]
+FEW = [Rule("h/(attn/q|mlp/down)/kernel")]  # compiles sooner than all seven
 # Not ".*": stacked norm scales have two axes, and would be sampled as one matrix.
 EVERYTHING = [Rule("h/.*/kernel"), Rule(".*(kernel|embedding)", target_bits=3)]
 
@@ -201,8 +201,8 @@ def test_tied_embeddings_are_one_parameter():
 
 @pytest.mark.parametrize(
     "rules, remat",
-    [(RULES, False), (RULES, True), (EVERYTHING, False)],
-    ids=["blocks", "blocks-remat", "everything"],
+    [(FEW, True), (EVERYTHING, False)],
+    ids=["few-remat", "everything"],
 )
 @pytest.mark.parametrize("name", MODELS)
 def test_sampling_in_the_scan_equals_sampling_the_whole_tree(name, rules, remat):
@@ -260,22 +260,20 @@ def temporaries(rules, *, num_layers, remat):
         return jnp.mean(nnx.merge(graph, params)(tokens, pqt_key=key))
 
     key = jax.eval_shape(lambda: jax.random.key(0))
-    shape = jax.ShapeDtypeStruct((2, 8), jnp.int32)
+    shape = jax.ShapeDtypeStruct((1, 8), jnp.int32)
     compiled = jax.jit(jax.grad(loss)).lower(params, shape, key).compile()
     return compiled.memory_analysis().temp_size_in_bytes
 
 
 @pytest.mark.parametrize("remat", [False, True])
 def test_w_hat_exists_for_one_layer_at_a_time(remat):
-    w_hat = 2 * (4 * 256 * 256 + 3 * 256 * 512)  # bytes of one layer's ŵ in bfloat16
-    extra = {
-        layers: temporaries(RULES, num_layers=layers, remat=remat)
-        - temporaries((), num_layers=layers, remat=remat)
-        for layers in (4, 12)
-    }
-    # What sampling adds does not grow with depth: eight more layers cost less than half a ŵ.
-    assert extra[12] - extra[4] < w_hat / 2
-    assert extra[12] < 4 * w_hat  # one ŵ, its noise codes and its gradient
+    w_hat = 2 * (256 * 256 + 256 * 512)  # bytes of one layer's ŵ in bfloat16
+    sampled = {n: temporaries(FEW, num_layers=n, remat=remat) for n in (4, 12)}
+    bare = temporaries((), num_layers=12, remat=remat)
+    # Eight more layers may keep eight times the activations of eight tokens, but no ŵ. (The
+    # difference from the bare model would not tell: what keeps ŵ also keeps the bare casts.)
+    assert (sampled[12] - sampled[4]) / 8 < w_hat / 2
+    assert sampled[12] - bare < 4 * w_hat  # one ŵ, its noise codes and its gradient
 
 
 @pytest.mark.parametrize("cls, config", MODELS.values())

@@ -26,10 +26,13 @@ MAX_BITS = 16.0
 
 def check_bits(target_bits: float, init_bits: float) -> None:
     """Raise ValueError unless `1 ≤ target_bits ≤ init_bits ≤ 16`."""
-    if not MIN_BITS <= target_bits <= init_bits <= MAX_BITS:
+    numbers = all(
+        isinstance(b, int | float) and not isinstance(b, bool) for b in (target_bits, init_bits)
+    )
+    if not numbers or not MIN_BITS <= target_bits <= init_bits <= MAX_BITS:
         raise ValueError(
             f"target_bits={target_bits!r}, init_bits={init_bits!r}; "
-            f"they must satisfy {MIN_BITS:g} <= target_bits <= init_bits <= {MAX_BITS:g}"
+            f"they must be numbers, {MIN_BITS:g} <= target_bits <= init_bits <= {MAX_BITS:g}"
         )
 
 
@@ -47,7 +50,11 @@ def bit_width(b_i: jax.Array, target_bits: float, init_bits: float) -> jax.Array
     Returns:
       float32 of the same shape, in bits.
     """
-    return jnp.clip(target_bits + b_i * (init_bits - target_bits), MIN_BITS, MAX_BITS)
+    # Clamped before the sum, which keeps a compiler from fusing product and sum: b_t would then have
+    # other bits under jit. By selection, so that the gradient is whole at the very ends.
+    above = b_i * (init_bits - target_bits)
+    low, high = MIN_BITS - target_bits, MAX_BITS - target_bits
+    return target_bits + jnp.where(above < low, low, jnp.where(above > high, high, above))
 
 
 def step_size(b_t: jax.Array) -> jax.Array:

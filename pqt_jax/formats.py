@@ -16,7 +16,6 @@ Source: OCP Microscaling Formats (MX) v1.0 (2023); OCP 8-bit Floating Point (OFP
 """
 
 import dataclasses
-import functools
 from typing import Any, Literal
 
 import ml_dtypes
@@ -48,9 +47,9 @@ class FloatFormat:
 
     def __post_init__(self):
         e, m = self.exponent_bits, self.mantissa_bits
-        if not 1 <= e <= 8:
+        if not isinstance(e, int) or not 1 <= e <= 8:
             raise ValueError(f"FloatFormat: exponent_bits={e!r}; it must be 1 to 8, as in float32")
-        if not (0 <= m <= 22 or (e, m) == (8, 23)):
+        if not isinstance(m, int) or not (0 <= m <= 22 or (e, m) == (8, 23)):
             raise ValueError(f"FloatFormat: mantissa_bits={m!r}; it must be 0 to 22 (or E8M23)")
         if self.specials is None:
             by_ocp = "ieee" if e >= 5 else "nan" if e == 4 else "none"
@@ -161,20 +160,19 @@ _DTYPES = {
 }
 
 
-@functools.cache
-def _formats_by_dtype() -> dict[np.dtype, FloatFormat]:
-    return {dtype: fmt for fmt, dtype in _DTYPES.items()}
+_BY_DTYPE = {dtype: fmt for fmt, dtype in _DTYPES.items()}
+_BY_NAME = {f.name: f for f in (FP32, BF16, FP16, E4M7, E4M3, E5M2, E3M2, E2M3, E2M1)}
 
 
 def as_format(dtype: Any) -> FloatFormat:
-    """The format of a `FloatFormat`, of an ml_dtypes or NumPy type, or of such a type's name.
+    """The format of a `FloatFormat`, of an ml_dtypes or NumPy type, or of a name of either.
 
     Example:
       >>> as_format("float6_e3m2fn") == E3M2, as_format(ml_dtypes.bfloat16) == BF16
       (True, True)
 
     Args:
-      dtype: `FloatFormat`, dtype, scalar type, or name such as "float8_e4m3fn".
+      dtype: `FloatFormat`, dtype, scalar type, or name such as "float8_e4m3fn" or "E4M3".
 
     Returns:
       The format.
@@ -185,8 +183,9 @@ def as_format(dtype: Any) -> FloatFormat:
     if isinstance(dtype, FloatFormat):
         return dtype
     try:
-        name = dtype if not isinstance(dtype, str) else getattr(ml_dtypes, dtype, dtype)
-        return _formats_by_dtype()[np.dtype(name)]
+        if isinstance(dtype, str):
+            dtype = _BY_NAME.get(dtype) or getattr(ml_dtypes, dtype, dtype)
+        return dtype if isinstance(dtype, FloatFormat) else _BY_DTYPE[np.dtype(dtype)]
     except (TypeError, KeyError):
         names = ", ".join(str(d) for d in _DTYPES.values())
         raise ValueError(

@@ -69,7 +69,11 @@ class Spec:
         if self.scale not in cast.SCALES:
             raise ValueError(f"scale={self.scale!r}; it must be one of {', '.join(cast.SCALES)}")
         axes = self.matrix_axes
-        if len(axes) != 2 or any(not isinstance(a, int) or a < 1 for a in axes):
+        if (
+            not isinstance(axes, tuple | list)
+            or len(axes) != 2
+            or any(not isinstance(a, int) or a < 1 for a in axes)
+        ):
             raise ValueError(f"matrix_axes={axes!r}; it must be two integers of at least 1")
         object.__setattr__(self, "block", tuple(self.block))
         object.__setattr__(self, "matrix_axes", tuple(axes))

@@ -80,7 +80,7 @@ def quantize(params: Any, rules: Sequence[Rule], dtype: Any) -> Any:
       The same pytree; rounded parameters in the dtype that holds the format (bfloat16 or float32).
     """
     rules, fmt = check_rules(rules), as_format(dtype)
-    specs = resolve(rules, dict(paths_and_leaves(params)))
+    specs = resolve(rules, paths_and_leaves(params))
 
     def visit(entries, w):
         spec = specs.get(path_of(entries))

@@ -9,7 +9,7 @@ a parameter that no rule matches is left alone.
 
 import dataclasses
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -72,8 +72,8 @@ def check_rules(rules: Sequence[Rule]) -> tuple[Rule, ...]:
     Raises:
       TypeError: if one is not a `Rule`.
     """
-    if isinstance(rules, Rule):
-        raise TypeError("rules is a single Rule; give a list of rules")
+    if not isinstance(rules, list | tuple):
+        raise TypeError(f"rules is of type {type(rules).__name__}; give a list of rules")
     for rule in rules:
         if not isinstance(rule, Rule):
             raise TypeError(f"rules holds {rule!r}, which is no Rule")
@@ -110,7 +110,7 @@ def resolve(
         rule = first_match(rules, path)
         if rule is not None:
             matched[rule].append(path)
-        if len(leaf.shape) < 2 or 0 in leaf.shape:
+        if len(jnp.shape(leaf)) < 2 or 0 in leaf.shape:
             continue
         if rule is None and strict:
             raise ValueError(f"no rule decides about {path!r}, and strict=True; add one for it")
@@ -131,7 +131,8 @@ def resolve(
             raise ValueError(f"{rule} matches no parameter; the paths are {_some(list(shapes))}")
         if rule.spec is not None and not any(path in specs for path in paths):
             raise ValueError(
-                f"{rule} matches only vectors and scalars, which are never sampled: {_some(paths)}"
+                f"{rule} matches only what is never sampled (vectors, scalars, arrays without "
+                f"elements): {_some(paths)}"
             )
     _check_collisions(specs)
     return specs
@@ -166,9 +167,18 @@ def path_of(entries: Sequence[Any], prefix: str = "") -> str:
     return "/".join(parts)
 
 
-def paths_and_leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Every parameter of a tree with its path; bit-widths kept in the tree are passed over."""
+def paths_and_leaves(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """Every parameter of a tree by its path; bit-widths kept in the tree are passed over.
+
+    Raises:
+      ValueError: if two parameters have one path, as `{"a/b": …, "a": {"b": …}}` has.
+    """
+    leaves: dict[str, Any] = {}
     for entries, leaf in jax.tree_util.tree_leaves_with_path(tree):
         path = path_of(entries, prefix)
-        if BITS not in path.split("/"):
-            yield path, leaf
+        if BITS in path.split("/"):
+            continue
+        if path in leaves:
+            raise ValueError(f"two parameters have the path {path!r}; rename one")
+        leaves[path] = leaf
+    return leaves

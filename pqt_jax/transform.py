@@ -84,7 +84,7 @@ def param_transform(
     rules = check_rules(rules)
 
     def specs_of(params: Any) -> dict[str, Spec]:
-        return resolve(rules, dict(paths_and_leaves(params, prefix)), strict=strict)
+        return resolve(rules, paths_and_leaves(params, prefix), strict=strict)
 
     def map_sampled(function, params: Any) -> Any:
         """Apply `function(path, spec, leaf)` where a rule samples, and keep the rest."""
@@ -97,7 +97,7 @@ def param_transform(
         return jax.tree_util.tree_map_with_path(visit, params)
 
     def init(params: Any) -> Bits:
-        shapes = dict(paths_and_leaves(params, prefix))
+        shapes = paths_and_leaves(params, prefix)
         bits: Bits = {}
         for path, spec in specs_of(params).items():
             if spec.noise != "none":
@@ -143,7 +143,7 @@ def param_transform(
         return map_sampled(visit, params)
 
     def summary(params: Any, bits: Bits) -> str:
-        return _table(dict(paths_and_leaves(params, prefix)), specs_of(params), bits, prefix)
+        return _table(paths_and_leaves(params, prefix), specs_of(params), bits, prefix)
 
     return ParamTransform(init, sample, bit_widths, quantize_by_bits, summary)
 
@@ -201,7 +201,9 @@ def pqt_transform(model: M, rules: Sequence[Rule], *, prefix: str = "", strict: 
 
     NNX: the module returned is of a subclass of the model's class. Its call takes `pqt_key` (None
     is the bare model) and, for one layer of a stack, `pqt_lead`, the layer's index. Bits are
-    variables of type `BitParam` under the attribute `pqt_bits`.
+    variables of type `BitParam` under the attribute `pqt_bits`; the state without them,
+    `nnx.state(wrapped, nnx.All(nnx.Param, nnx.Not(BitParam)))`, is that of the bare model. Variables
+    that a call changes are carried over; plain attributes that it sets are not.
 
     Linen: a module with the same variables and the collection "pqt", `{"bits": …}`, made by `init`.
     It samples when `apply` is given the rng stream "pqt"; without it the bare model runs.

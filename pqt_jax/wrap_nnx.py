@@ -7,6 +7,7 @@ import types
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
+import jax
 from flax import nnx
 
 from pqt_jax.rules import BITS, Rule
@@ -21,8 +22,10 @@ class BitParam(nnx.Param):
 
 def wrap(model: M, rules: tuple[Rule, ...], prefix: str, strict: bool) -> M:
     """An NNX module whose call takes `pqt_key` and `pqt_lead`; see `pqt_transform`."""
-    if hasattr(model, BITS):
-        raise ValueError(f"{type(model).__name__} is wrapped already; wrap the bare model, once")
+    if jax.tree.leaves(nnx.state(model, BitParam)):
+        raise ValueError(
+            f"{type(model).__name__} is wrapped already, or a part of it is; wrap a bare model, once"
+        )
     transform = param_transform(rules, prefix=prefix, strict=strict)
     bits = transform.init(_parameters(model))
     wrapped = nnx.clone(model)

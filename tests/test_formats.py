@@ -110,12 +110,17 @@ def test_as_format_takes_name_type_dtype_and_format(name):
     assert np.dtype(fmt.dtype).name == name
 
 
+def test_formats_go_by_their_own_names():
+    named = [getattr(formats, n) for n in "FP32 BF16 FP16 E4M7 E4M3 E5M2 E3M2 E2M3 E2M1".split()]
+    assert [as_format(fmt.name) for fmt in named] == named
+
+
 def test_formats_without_a_type():
     assert formats.E4M7.dtype is None
     assert as_format(FloatFormat(5, 3)).dtype is None
 
 
-@pytest.mark.parametrize("given", ["E4M3", "float64", "float8_e4m3b11fnuz", "finfo", np.int8, 3])
+@pytest.mark.parametrize("given", ["E4M4", "e4m3", "float64", "float8_e4m3b11fnuz", "finfo", np.int8, 3])
 def test_as_format_refuses_what_is_not_in_the_table(given):
     with pytest.raises(ValueError, match="names no format.*float8_e4m3fn"):
         as_format(given)

@@ -53,7 +53,9 @@ def test_a_rule_hidden_behind_an_earlier_one_is_named():
 
 
 def test_a_sampling_rule_that_matches_only_vectors_is_named():
-    with pytest.raises(ValueError, match=r"Rule\('.*scale'\) matches only vectors.*norm/scale"):
+    with pytest.raises(
+        ValueError, match=r"Rule\('.*scale'\) matches only what is never sampled .*norm/scale"
+    ):
         resolve([Rule(".*scale")], shapes(norm__scale=(4,)))
 
 
@@ -90,6 +92,10 @@ def test_paths_whose_keys_collide_are_refused():
             r"Rule\('a'\): target_bits=6, init_bits=4",
         ),
         (("a", 0.5), {}, "1 <= target_bits"),
+        (("a", "4"), {}, "target_bits='4', init_bits=6.0; they must be numbers"),
+        (("a", True), {}, "target_bits=True"),
+        (("a",), {"init_bits": None}, "init_bits=None"),
+        (("a",), {"matrix_axes": 3}, "matrix_axes=3"),
         (("a",), {"block": (0, 32)}, r"block=\(0, 32\)"),
         (("a",), {"block": (24, 32)}, r"block=\(24, 32\).*divide 32"),
         (("a",), {"block": 32}, "block=32"),
@@ -111,14 +117,19 @@ def test_an_unknown_option_lists_those_there_are():
 
 
 def test_a_list_of_rules_is_needed():
-    with pytest.raises(TypeError, match="single Rule"):
+    with pytest.raises(TypeError, match="rules is of type Rule; give a list"):
         check_rules(Rule("a"))
     with pytest.raises(TypeError, match="no Rule"):
         check_rules(["a"])
 
 
+def test_two_parameters_of_one_path_are_refused():
+    with pytest.raises(ValueError, match="two parameters have the path 'a/b'"):
+        paths_and_leaves({"a/b": jnp.ones((2, 2)), "a": {"b": jnp.ones((2, 2))}})
+
+
 def test_paths_of_boxes_sequences_and_prefixes():
     boxed = nn.Partitioned(jnp.ones((2, 2)), names=("x", None))
     tree = {"layers": [{"kernel": boxed}], "pqt_bits": {"kernel": jnp.ones((1, 1))}}
-    assert [path for path, _ in paths_and_leaves(tree, "h")] == ["h/layers/0/kernel"]
+    assert list(paths_and_leaves(tree, "h")) == ["h/layers/0/kernel"]
     assert path_of((), "h") == "h"

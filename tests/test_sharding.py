@@ -5,6 +5,7 @@
 import functools
 import re
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -98,6 +99,7 @@ def test_same_bits_and_no_communication(shape, axes, name):
     np.testing.assert_allclose(db, alone[2], rtol=0, atol=1e-6 * np.abs(alone[2]).max())
     for gradient in (dw, db):
         assert gradient.sharding.is_equivalent_to(sharding, len(shape))
+    chex.assert_trees_all_equal_shapes_and_dtypes((w_hat, dw, db), alone)
 
 
 def test_communication_would_be_seen():

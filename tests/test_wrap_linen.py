@@ -75,7 +75,28 @@ class Partitioned(nn.Module):
 IMAGES = jax.random.normal(jax.random.key(1), (4, 8, 8, 3))
 TOKENS = jnp.arange(12).reshape(2, 6)
 ACTIVATIONS = jax.random.normal(jax.random.key(2), (2, 6, 64))
+
+
+class Holder(nn.Module):
+    """A submodule given as an attribute, and one by the name of an attribute of ours."""
+
+    inner: nn.Module
+
+    def setup(self):
+        self.model = nn.Dense(64)
+
+    def __call__(self, x):
+        return self.inner(self.model(x))
+
+
 CASES = {
+    "sequential": (
+        nn.Sequential([nn.Dense(64), nn.gelu, nn.Dense(64)]),
+        ACTIVATIONS,
+        [Rule(".*kernel")],
+        2,
+    ),
+    "holder": (Holder(nn.Dense(64)), ACTIVATIONS, [Rule(".*kernel")], 2),
     "convolutional": (Convolutional(), IMAGES, [Rule("Conv_1/kernel|head/kernel")], 2),
     "attention": (
         Attention(),
@@ -215,11 +236,44 @@ def test_another_method_can_be_called_sampled():
     assert (model.apply(variables, TOKENS, pqt_method="encode", rngs=RNGS) != bare).any()
 
 
+def test_random_streams_are_those_of_the_bare_model():
+    bare = nn.Sequential([nn.Dense(64), nn.Dropout(0.5, deterministic=False), nn.Dense(64)])
+    rngs = {"params": KEY, "dropout": jax.random.key(1)}
+    wrapped = pqt_transform(bare, [Rule(".*kernel")])
+    assert same(wrapped.init(rngs, ACTIVATIONS)["params"], bare.init(rngs, ACTIVATIONS)["params"])
+    variables = bare.init(rngs, ACTIVATIONS)
+    del rngs["params"]
+    want = bare.apply(variables, ACTIVATIONS, rngs=rngs)
+    np.testing.assert_array_equal(wrapped.apply(variables, ACTIVATIONS, rngs=rngs), want)
+    zeros = want == 0  # which units fall out does not depend on the noise either
+    variables = wrapped.init({**rngs, "params": KEY}, ACTIVATIONS)
+    sampled = wrapped.apply(variables, ACTIVATIONS, rngs={**rngs, **RNGS})
+    assert ((sampled == 0) == zeros).all() and (sampled != want).any()
+
+
+def test_a_wrapped_attribute_of_setup_keeps_its_name():
+    class Parent(nn.Module):
+        def setup(self):
+            self.block = pqt_transform(nn.Dense(64), [Rule("kernel")])
+
+        def __call__(self, x):
+            return self.block(x)
+
+    variables = Parent().init(KEY, ACTIVATIONS)
+    assert jax.tree.map(jnp.shape, variables["params"]) == {
+        "block": {"kernel": (64, 64), "bias": (64,)}
+    }
+    out = Parent().apply(variables, ACTIVATIONS, rngs=RNGS)
+    assert (out != Parent().apply(variables, ACTIVATIONS)).any()
+
+
 def test_errors():
     model = pqt_transform(Tied(), [Rule("dense/kernel")])
     params = Tied().init(KEY, TOKENS)
     with pytest.raises(ValueError, match='no "pqt" collection'):
         model.apply(params, TOKENS, rngs=RNGS)
+    with pytest.raises(ValueError, match="Tied is wrapped already"):
+        pqt_transform(model, [Rule("dense/kernel")])
     with pytest.raises(ValueError, match="matches no parameter"):
         pqt_transform(Tied(), [Rule("nothing")]).init(KEY, TOKENS)
     with pytest.raises(ValueError, match="no rule decides about 'embed/embedding'"):

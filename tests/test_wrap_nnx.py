@@ -212,6 +212,8 @@ def test_another_method_can_be_called_sampled():
 def test_errors():
     with pytest.raises(ValueError, match="wrapped already"):
         pqt_transform(pqt_transform(Tied(nnx.Rngs(0)), [Rule(".*kernel")]), [Rule(".*kernel")])
+    with pytest.raises(ValueError, match="a part of it is"):
+        pqt_transform(Stack(nnx.Rngs(0), [Rule("h/kernel")]), [Rule("h/kernel")])
     with pytest.raises(ValueError, match="matches no parameter"):
         pqt_transform(Tied(nnx.Rngs(0)), [Rule("nothing")])
     with pytest.raises(ValueError, match="no rule decides about 'embed/embedding'"):

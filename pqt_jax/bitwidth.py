@@ -50,8 +50,8 @@ def bit_width(b_i: jax.Array, target_bits: float, init_bits: float) -> jax.Array
     Returns:
       float32 of the same shape, in bits.
     """
-    # Clamped before the sum, which keeps a compiler from fusing product and sum: b_t would then have
-    # other bits under jit. By selection, so that the gradient is whole at the very ends.
+    # Clamped before the sum, which keeps a compiler from fusing product and sum: b_t would then
+    # have other bits under jit. By selection, so that the gradient is whole at the very ends.
     above = b_i * (init_bits - target_bits)
     low, high = MIN_BITS - target_bits, MAX_BITS - target_bits
     return target_bits + jnp.where(above < low, low, jnp.where(above > high, high, above))

@@ -8,9 +8,11 @@ Everything wrong with it is an `InputError` that names the field, its value and 
 """
 
 import argparse
+import dataclasses
 import difflib
 import importlib.util
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +55,8 @@ def parse(arguments: Sequence[str]) -> tuple[Config, Path]:
         raise SystemExit(0)
     if known.config is None:
         raise InputError("--config is missing; try --config configs/quickstart.py")
+    if known.workdir == "":
+        raise InputError("--workdir= is empty; give a directory")
     config = load(known.config, _overrides(rest))
     default = Path("runs") / f"{Path(known.config).stem}-{config.method}"
     return config, Path(known.workdir) if known.workdir else default
@@ -87,6 +91,10 @@ def load(path: str, overrides: Sequence[tuple[str, str]] = ()) -> Config:
       InputError: for anything wrong with file, field or value.
     """
     config = _read(path)
+    try:
+        _check_fields(config)
+    except InputError as error:
+        raise InputError(f"--config={path}: {error}") from None
     for name, text in overrides:
         _override(config, name, text)
     configs.check(config)
@@ -94,6 +102,10 @@ def load(path: str, overrides: Sequence[tuple[str, str]] = ()) -> Config:
 
 
 def _read(path: str) -> Config:
+    if Path(path).is_dir():
+        inside = sorted(str(other) for other in Path(path).glob("*.py"))
+        there = f", such as {inside[0]}" if inside else ""
+        raise InputError(f"--config={path} is a directory; give a config file{there}")
     if not Path(path).is_file():
         near = sorted(str(other) for other in Path(path).parent.glob("*.py"))
         there = f"; there is {', '.join(near)}" if near else ""
@@ -104,30 +116,86 @@ def _read(path: str) -> Config:
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
+        if not hasattr(module, "get_config"):
+            raise InputError("it has no function get_config()")
         config = module.get_config()
-    except Exception as error:  # whatever a user's file does wrong, one line says it
-        raise InputError(f"--config={path}: {type(error).__name__}: {error}") from None
+    except InputError as error:
+        raise InputError(f"--config={path}: {error}") from None
+    except (Exception, SystemExit) as error:  # whatever a user's file does wrong, one line says it
+        raise InputError(f"--config={path}: {_reason(error)}") from None
     if not isinstance(config, ConfigDict):
         raise InputError(f"--config={path}: get_config() must return a ConfigDict")
     return config
 
 
+def _reason(error: BaseException) -> str:
+    """What went wrong in a config file, on one line."""
+    text = " ".join(str(error).split())
+    if isinstance(error, AttributeError) and (key := re.search(r'Key "(.*?)" does not', text)):
+        meant = re.search(r'Did you mean "(.*?)"', text)
+        hint = f"; did you mean {meant[1]!r}?" if meant else ""
+        return f"no field {key[1]!r}{hint}"
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def _check_fields(config: Config) -> None:
+    """Raise InputError unless a config has the fields and types of `configs.default`."""
+    found = dict(configs.fields(config))
+    name = found.get("model.name")
+    if name not in tuple(configs.MODELS):
+        raise InputError(
+            f"config.model.name={name!r}; it must be one of {', '.join(configs.MODELS)}"
+        )
+    cls, _ = configs.MODELS[name]
+    shape = [f for f in dataclasses.fields(cls) if f.default is dataclasses.MISSING]
+    known = dict(configs.fields(configs.default(cls(**{field.name: 1 for field in shape}))))
+    for field in found:
+        if field not in known and not any(other.startswith(f"{field}.") for other in known):
+            raise InputError(f"config.{field}: no such field; {_hint(field, known)}")
+    for field, like in known.items():
+        if field not in found:
+            raise InputError(f"config.{field} is missing; start from pqt_jax.config.default")
+        value = found[field]
+        number = isinstance(value, int) and not isinstance(value, bool)
+        if isinstance(like, float) and number:
+            with config.unlocked(), config.ignore_type():
+                _set(config, field, float(value))
+        elif not isinstance(value, type(like)) or (isinstance(value, bool) and type(like) is int):
+            raise InputError(f"config.{field}={value!r}; it must be {_wanted(like)}")
+
+
+def _wanted(like: Any) -> str:
+    kind = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+    return kind.get(type(like), f"something like {like!r}")
+
+
+def _hint(name: str, known: Iterable[str]) -> str:
+    """Which field was meant: the nearest whole name, or the nearest last part of one."""
+    order = ("model", "data", "optimizer", "pqt", "log")
+    fields = sorted(known, key=lambda f: order.index(f.partition(".")[0]) if "." in f else -1)
+    by_name = {field.lower(): field for field in fields}
+    by_last = {field.rpartition(".")[2].lower(): field for field in reversed(fields)}
+    tries = [(name.lower(), by_name), (name.lower().rpartition(".")[2], by_last)]
+    if "." not in name:  # the section was left out
+        tries.reverse()
+    for text, names in tries:
+        if close := difflib.get_close_matches(text, names, n=1):
+            return f"did you mean config.{names[close[0]]}?"
+    return f"there are {', '.join(sorted(fields))}"
+
+
 def _override(config: Config, name: str, text: str) -> None:
     known = dict(configs.fields(config))
     if name not in known:
-        close = difflib.get_close_matches(name, known, n=1)
-        by_last = {other.rpartition(".")[2]: other for other in known}
-        if not close:  # perhaps the field is right, but not where it is
-            last = difflib.get_close_matches(name.rpartition(".")[2], by_last, n=1)
-            close = [by_last[other] for other in last]
-        hint = f"did you mean config.{close[0]}?" if close else f"there are {', '.join(known)}"
-        raise InputError(f"--config.{name}: no such field; {hint}")
+        raise InputError(f"--config.{name}: no such field; {_hint(name, known)}")
     try:
         value = _parse(text, known[name])
     except (ValueError, OverflowError):
-        kind = {bool: "true or false", int: "a whole number", float: "a number"}
-        wanted = kind.get(type(known[name]), f"something like {known[name]!r}")
-        raise InputError(f"config.{name}={text!r}; it must be {wanted}") from None
+        raise InputError(f"config.{name}={text!r}; it must be {_wanted(known[name])}") from None
+    _set(config, name, value)
+
+
+def _set(config: Config, name: str, value: Any) -> None:
     *parents, last = name.split(".")
     for parent in parents:
         config = config[parent]

@@ -11,12 +11,16 @@ import dataclasses
 import hashlib
 import json
 import math
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import jax
 from ml_collections import ConfigDict
 
+from pqt_jax import bitwidth, blocks
 from pqt_jax.errors import InputError
+from pqt_jax.formats import as_format
 from pqt_jax.models import GPT2, GPT2Config, Llama2, Llama2Config
 from pqt_jax.rules import Rule
 
@@ -29,6 +33,8 @@ MAY_CHANGE = ("log.",)  # fields that a resumed run may set anew: they do not to
 
 def default(model: Llama2Config | GPT2Config) -> Config:
     """Every field with its default; a config file changes what it needs.
+
+    The result is locked: fields can be set, and none can be added by mistyping another.
 
     Example:
       >>> config = default(Llama2Config(256, d_model=64, num_layers=2, num_heads=4, d_ff=128))
@@ -72,7 +78,7 @@ def default(model: Llama2Config | GPT2Config) -> Config:
                 "checkpoint_every": 100,
             },
         }
-    )
+    ).lock()
 
 
 def fields(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -92,7 +98,12 @@ def _not_negative(value: Any) -> bool:
     return math.isfinite(value) and value >= 0
 
 
+_BITS = (
+    lambda v: bitwidth.MIN_BITS <= v <= bitwidth.MAX_BITS,
+    f"from {bitwidth.MIN_BITS:g} to {bitwidth.MAX_BITS:g}",
+)
 _CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "steps": (lambda v: 0 < v < 2**31, "more than 0 and below 2^31"),
     "method": (lambda v: v in METHODS, f"one of {', '.join(METHODS)}"),
     "seed": (lambda v: 0 <= v < 2**32, "a whole number from 0 to 2^32 - 1"),
     "optimizer.b1": (lambda v: 0 <= v < 1, "from 0 to below 1"),
@@ -102,9 +113,12 @@ _CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "model.param_dtype": (lambda v: v in ("float32", "bfloat16"), "float32 or bfloat16"),
     "model.attention": (lambda v: v in ("xla", "cudnn"), "xla or cudnn"),
     "model.vocab_size": (lambda v: v >= 256, "at least 256, one for each byte"),
+    "pqt.target_bits": _BITS,
+    "pqt.init_bits": _BITS,
 }
 _MAY_BE_ZERO = {"optimizer.final_learning_rate", "optimizer.warmup_steps"}
 _MAY_BE_ZERO |= {"optimizer.weight_decay", "pqt.learning_rate", "pqt.weight_decay"}
+_PQT_CHECKS = {"pattern": re.compile, "block": blocks.check_block, "dtype": as_format}
 
 
 def check(config: Config) -> None:
@@ -131,12 +145,37 @@ def check(config: Config) -> None:
             f"config.data.length={config.data.length}; it must be at most "
             f"config.model.max_length={model.max_length}"
         )
-    if model.d_model % model.num_heads:
+    width, rest = divmod(model.d_model, model.num_heads)
+    even = isinstance(model, Llama2Config)  # rotary positions turn components in pairs
+    if rest or (even and width % 2):
         raise InputError(
             f"config.model.num_heads={model.num_heads}; it must divide "
-            f"config.model.d_model={model.d_model}"
+            f"config.model.d_model={model.d_model}{' into heads of even size' if even else ''}"
         )
-    quantization_rules(config)
+    if model.attention == "cudnn" and jax.default_backend() != "gpu":
+        raise InputError(
+            "config.model.attention='cudnn'; it needs a GPU, and JAX finds none; give xla"
+        )
+    _check_pqt(config.pqt)
+
+
+def _check_pqt(pqt: Config) -> None:
+    for name, function in _PQT_CHECKS.items():
+        try:
+            function(pqt[name])
+        except (ValueError, TypeError, OverflowError, re.error) as error:
+            value = f"{name}={pqt[name]!r}"
+            reason = " ".join(str(error).split())
+            if name == "pattern":
+                reason = f"{value}; it does not compile: {reason}"
+            elif not reason.startswith(value):
+                reason = f"{value}; {reason}"
+            raise InputError(f"config.pqt.{reason}") from None
+    if pqt.target_bits > pqt.init_bits:
+        raise InputError(
+            f"config.pqt.target_bits={pqt.target_bits}; it must be at most "
+            f"config.pqt.init_bits={pqt.init_bits}"
+        )
 
 
 def model_config(config: Config) -> Llama2Config | GPT2Config:
@@ -165,10 +204,7 @@ def quantization_rules(config: Config) -> list[Rule]:
 
 def _rules(config: Config, noise: str) -> list[Rule]:
     options = {name: config.pqt[name] for name in ("target_bits", "init_bits", "block", "dtype")}
-    try:
-        return [Rule(config.pqt.pattern, noise=noise, **options)]
-    except (ValueError, TypeError) as error:
-        raise InputError(f"config.pqt: {error}") from None
+    return [Rule(config.pqt.pattern, noise=noise, **options)]
 
 
 def differences(old: dict[str, Any], config: Config) -> list[str]:

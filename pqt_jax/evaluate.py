@@ -5,6 +5,7 @@
 Every evaluation is deterministic: no noise, the same batches. Casts are block-scaled.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -14,12 +15,13 @@ import numpy as np
 from flax import nnx
 from jax import lax
 
-from pqt_jax import bitwidth
+from pqt_jax import bitwidth, blocks
 from pqt_jax import config as configs
 from pqt_jax.config import Config
 from pqt_jax.formats import BF16, E2M1, E3M2, E4M3
 from pqt_jax.loss import cross_entropy
-from pqt_jax.quantize import quantize
+from pqt_jax.quantize import LADDER, format_index, quantize
+from pqt_jax.rules import path_of, paths_and_leaves, resolve
 from pqt_jax.step import bit_widths, collect_bits, weights
 from pqt_jax.transform import param_transform
 
@@ -61,7 +63,7 @@ def make_loss(graph: nnx.GraphDef, batches: np.ndarray) -> Loss:
     return lambda params: float(mean_loss(params, batches))
 
 
-def table(config: Config, loss: Loss, params: nnx.State) -> dict[str, float | None]:
+def table(config: Config, loss: Loss, params: nnx.State) -> dict[str, Any]:
     """The validation loss of the weights in each format.
 
     Args:
@@ -70,8 +72,8 @@ def table(config: Config, loss: Loss, params: nnx.State) -> dict[str, float | No
       params: the trained parameters.
 
     Returns:
-      Nats per token under the keys of `LABELS`, and "mean_bits", the mean b_t. "mixed" and
-      "mean_bits" are None where no bits were learned.
+      Nats per token under the keys of `LABELS`; "mean_bits", the mean b_t; and "formats", from
+      `format_shares`. "mixed", "mean_bits" and "formats" are None where no bits were learned.
     """
     rules = configs.quantization_rules(config)
 
@@ -81,25 +83,63 @@ def table(config: Config, loss: Loss, params: nnx.State) -> dict[str, float | No
         same = jax.tree.map(lambda q, w: q.astype(w.dtype), rounded, weights(params))
         return loss(nnx.merge_state(params, same))
 
-    losses: dict[str, float | None] = {"master": loss(params)}
+    losses: dict[str, Any] = {"master": loss(params)}
     for name, fmt in FORMATS.items():
         losses[name] = loss_of(lambda w, fmt=fmt: quantize(w, rules, fmt))
-    losses |= {"mixed": None, "mean_bits": None}
+    losses |= {"mixed": None, "mean_bits": None, "formats": None}
     if configs.rules(config):
         transform, bits = param_transform(configs.rules(config)), collect_bits(params)
         losses["mixed"] = loss_of(lambda w: transform.quantize(w, bits))
         mean = bitwidth.statistics(bit_widths(params, configs.rules(config)))["mean"]
         losses["mean_bits"] = float(mean)
+        losses["formats"] = format_shares(config, params)
     return losses
 
 
+def format_shares(config: Config, params: nnx.State) -> dict[str, float]:
+    """The share of the sampled weights that each format of the learned mixture carries.
+
+    Args:
+      config: of a method that samples.
+      params: the trained parameters.
+
+    Returns:
+      Name of the format → share, from the narrowest on; formats that carry nothing are left out.
+    """
+    rules = configs.rules(config)
+    shapes = paths_and_leaves(weights(params))
+    specs, counts = resolve(rules, shapes), np.zeros(len(LADDER))
+    for entries, b_t in jax.tree_util.tree_leaves_with_path(bit_widths(params, rules)):
+        path = path_of(entries)
+        _, *sides = blocks.matrix_shape(shapes[path].shape, specs[path].matrix_axes)
+        # The last block of a row or column may be smaller.
+        rows, columns = (
+            np.minimum(size, side - size * np.arange(-(-side // size)))
+            for side, size in zip(sides, specs[path].block, strict=True)
+        )
+        index = np.asarray(format_index(b_t)).reshape(-1, len(rows), len(columns))
+        sizes = np.broadcast_to(np.outer(rows, columns), index.shape)
+        counts += np.bincount(index.ravel(), sizes.ravel(), len(LADDER))
+    shares = counts / counts.sum()
+    return {fmt.name: float(share) for fmt, share in zip(LADDER, shares, strict=True) if share}
+
+
 def format_table(losses: Mapping[str, Any]) -> str:
-    """The table as text, one line for each format with its distance from the master weights."""
-    lines = ["weights                nats/token   vs master"]
-    for name, label in LABELS.items():
-        if losses[name] is None:
-            continue
-        if name == "mixed":
-            label += f" ({losses['mean_bits']:.2f})"
-        lines.append(f"{label:<25}{losses[name]:8.4f}    {losses[name] - losses['master']:+8.4f}")
+    """The table as text, one line for each format with its distance from the master weights.
+
+    Args:
+      losses: from `table`, or from `summary.json`, where null stands for what is not a number.
+    """
+    number = lambda name: math.nan if losses[name] is None else losses[name]  # noqa: E731
+    labels = dict(LABELS)
+    if losses["formats"] is None:
+        del labels["mixed"]
+    else:
+        shares = ", ".join(f"{name} {share:.0%}" for name, share in losses["formats"].items())
+        labels["mixed"] += f" ({number('mean_bits'):.2f}: {shares.replace('%', ' %')})"
+    width = max(25, *(len(label) + 2 for label in labels.values()))
+    lines = [f"{'weights':<{width - 2}}nats/token   vs master"]
+    for name, label in labels.items():
+        distance = number(name) - number("master")
+        lines.append(f"{label:<{width}}{number(name):8.4f}    {distance:+8.4f}")
     return "\n".join(lines)

@@ -7,12 +7,14 @@ import json
 import math
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Column
 
 Record = dict[str, Any]
 Report = Callable[[Record], None]
@@ -42,11 +44,19 @@ def finite(value: Any) -> Any:
 
 
 def read(path: Path) -> list[Record]:
-    """The records of a file, in order; a torn last line and a missing file count as nothing."""
+    """The records of a file, in order; a broken line and a missing file count as nothing."""
     if not path.exists():
         return []
-    lines = path.read_text().split("\n")[:-1]  # what follows the last newline was not finished
-    return [json.loads(line) for line in lines]
+    lines = path.read_text(errors="replace").split("\n")[:-1]  # the rest was not finished
+    return [record for line in lines if (record := _parse(line)) is not None]
+
+
+def _parse(line: str) -> Record | None:
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return None
+    return record if isinstance(record, dict) and isinstance(record.get("step"), int) else None
 
 
 def truncate(path: Path, step: int) -> None:
@@ -92,15 +102,17 @@ def progress(start: int, total: int) -> Iterator[tuple[Callable[[int], None], Re
     if not sys.stdout.isatty():
         yield (lambda step: None), (lambda record: print(format_line(record), flush=True))
         return
+    digits, console = len(str(total)), Console()
     columns = (
-        TextColumn("step"),
-        MofNCompleteColumn(),
+        TextColumn("step", table_column=Column(no_wrap=True, min_width=4)),
+        MofNCompleteColumn(table_column=Column(no_wrap=True, min_width=2 * digits + 1)),
         BarColumn(bar_width=None),
-        TextColumn("{task.fields[shown]}"),
-        TimeRemainingColumn(compact=True),
+        TextColumn("{task.fields[shown]}", table_column=Column(no_wrap=True)),
+        TimeRemainingColumn(compact=True, table_column=Column(no_wrap=True)),
     )
+    taken = 2 * digits + 30  # by all but the text, the bar being eight wide
     shown: Record = {}
-    with Progress(*columns, console=Console()) as bar:
+    with Progress(*columns, console=console) as bar:
         task = bar.add_task("train", total=total, completed=start, shown="")
 
         def report(record: Record) -> None:
@@ -113,6 +125,50 @@ def progress(start: int, total: int) -> Iterator[tuple[Callable[[int], None], Re
                 for name, label, form in zip(names, labels, formats, strict=True)
                 if shown.get(name) is not None
             ]
-            bar.update(task, shown="  ".join(text))
+            while text and len("  ".join(text)) > console.width - taken:
+                text.pop()  # the last is the least important
+            bar.update(task, completed=record["step"], shown="  ".join(text))
 
         yield (lambda step: bar.update(task, completed=step)), report
+
+
+class Timer:
+    """Seconds of the whole run and tokens per second of its steps, over all its parts.
+
+    Args:
+      before: seconds that earlier parts of the run took.
+      stepping: seconds of those in steps, and so without compilation, validation and saving.
+      tokens: that those steps predicted.
+    """
+
+    def __init__(self, before: float = 0.0, stepping: float = 0.0, tokens: int = 0):
+        self.began, self.before = time.perf_counter(), before
+        self.stepping, self.tokens = stepping, tokens
+        self.lapped = (stepping, tokens)
+
+    def start(self) -> None:
+        """A step begins."""
+        self.started = time.perf_counter()
+
+    def stop(self, tokens: int) -> None:
+        """It ends, having predicted so many tokens."""
+        self.stepping += time.perf_counter() - self.started
+        self.tokens += tokens
+
+    def seconds(self) -> float:
+        """Seconds since the run began, pauses between its parts left out."""
+        return self.before + time.perf_counter() - self.began
+
+    def rate(self) -> float:
+        """Tokens per second over the whole run."""
+        return self.tokens / self.stepping if self.tokens else 0.0
+
+    def lap(self) -> float:
+        """Tokens per second since the last call."""
+        seconds, tokens = self.lapped
+        self.lapped = (self.stepping, self.tokens)
+        return (self.tokens - tokens) / (self.stepping - seconds)
+
+    def state(self) -> dict[str, float]:
+        """What a later part needs to go on counting: arguments of a new timer."""
+        return {"before": self.seconds(), "stepping": self.stepping, "tokens": self.tokens}

@@ -2,6 +2,7 @@
 # Copyright 2026 The pqt_jax Authors
 """Pictures of a run: `loss.png` and `bits.png`."""
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -49,14 +50,16 @@ def bits(
       path: of the PNG to write.
       records: of `metrics.jsonl`.
       b_t: the final bit-widths, a nested dict; stacked parameters have the layer as first axis.
+        What is not finite is left out.
       title: one line.
     """
     figure = Figure(figsize=(12, 4), dpi=150, layout="constrained")
     over_steps, histogram, by_layer = figure.subplots(1, 3, width_ratios=(1.1, 1, 1.1))
     figure.suptitle(title)
 
-    steps, mean = _series(records, "bits_mean")
-    low, high = _series(records, "bits_min")[1], _series(records, "bits_max")[1]
+    names = ("bits_mean", "bits_min", "bits_max")
+    whole = [r for r in records if all(len(_series([r], name)[0]) for name in names)]
+    (steps, mean), (_, low), (_, high) = (_series(whole, name) for name in names)
     over_steps.fill_between(steps, low, high, color=BLUE, alpha=0.2, lw=0, label="min to max")
     over_steps.plot(steps, mean, color=BLUE, lw=2, label="mean")
     over_steps.set(xlabel="step", ylabel="bit-width $b_t$ (bits)", title="all blocks, by step")
@@ -64,30 +67,35 @@ def bits(
     _finish(over_steps)
 
     leaves = {path_of(k): np.asarray(v) for k, v in jax.tree_util.tree_leaves_with_path(b_t)}
-    every = np.concatenate([leaf.ravel() for leaf in leaves.values()])
-    histogram.hist(every, bins=40, color=BLUE)
-    histogram.axvline(every.mean(), color=ORANGE, lw=1.5, label=f"mean {every.mean():.2f}")
+    every = np.concatenate([np.empty(0), *(leaf.ravel() for leaf in leaves.values())])
+    every = every[np.isfinite(every)]
+    if len(every):  # a run that diverged may have no bit-width left
+        histogram.hist(every, bins=40, color=BLUE)
+        histogram.axvline(every.mean(), color=ORANGE, lw=1.5, label=f"mean {every.mean():.2f}")
+        histogram.legend(frameon=False, loc="upper right")
     histogram.set(xlabel="bit-width $b_t$ (bits)", ylabel="blocks", title="all blocks, at the end")
     histogram.margins(y=0.25)  # room for the legend
-    histogram.legend(frameon=False, loc="upper right")
     _finish(histogram)
 
     rows = {name: leaf.reshape(-1, *leaf.shape[-2:]).mean((1, 2)) for name, leaf in leaves.items()}
-    widest = max(map(len, rows.values()))
+    widest = max(map(len, rows.values()), default=1)
     grid = np.full((len(rows), widest), np.nan)
     for i, row in enumerate(rows.values()):
         grid[i, : len(row)] = row
-    image = by_layer.imshow(grid, aspect="auto", cmap="viridis", interpolation="nearest")
+    if np.isfinite(grid).any():
+        image = by_layer.imshow(grid, aspect="auto", cmap="viridis", interpolation="nearest")
+        figure.colorbar(image, ax=by_layer, label="mean bit-width $b_t$ (bits)")
     names = [name.removeprefix("h/").removesuffix("/kernel") for name in rows]
     by_layer.set_yticks(range(len(names)), names)
     by_layer.xaxis.set_major_locator(MaxNLocator(integer=True))
     by_layer.set(xlabel="layer", title="mean by layer and kernel, at the end")
-    figure.colorbar(image, ax=by_layer, label="mean bit-width $b_t$ (bits)")
     figure.savefig(path)
 
 
 def _series(records: Sequence[Mapping[str, Any]], name: str) -> tuple[np.ndarray, np.ndarray]:
-    chosen = [(r["step"], r[name]) for r in records if r.get(name) is not None]
+    chosen = [
+        (r["step"], r[name]) for r in records if r.get(name) is not None and math.isfinite(r[name])
+    ]
     steps, values = zip(*chosen, strict=True) if chosen else ((), ())
     return np.array(steps), np.array(values, float)
 

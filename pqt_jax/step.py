@@ -20,8 +20,9 @@ from pqt_jax.config import MODELS, Config, model_config, quantization_rules
 from pqt_jax.config import rules as method_rules
 from pqt_jax.errors import InputError
 from pqt_jax.loss import cross_entropy
+from pqt_jax.models.layers import check_rules
 from pqt_jax.optim import adamw
-from pqt_jax.rules import BITS, Rule, paths_and_leaves, resolve
+from pqt_jax.rules import BITS, Rule
 from pqt_jax.transform import param_transform
 from pqt_jax.wrap_nnx import BitParam
 
@@ -74,13 +75,12 @@ def count_parameters(config: Config) -> int:
       InputError: if a rule does not fit the model.
     """
     _, cls = MODELS[config.model.name]
+    shapes = nnx.eval_shape(lambda: cls(model_config(config), rngs=nnx.Rngs(0)))
     try:
-        shapes = nnx.eval_shape(lambda: cls(model_config(config), rngs=nnx.Rngs(0)))
-        params = nnx.state(shapes, nnx.Param)
-        resolve(quantization_rules(config), dict(paths_and_leaves(params)))
+        check_rules(shapes, quantization_rules(config))
     except ValueError as error:
-        raise InputError(f"config.pqt: {error}") from None
-    return sum(leaf.size for leaf in jax.tree.leaves(params))
+        raise InputError(f"config.pqt.pattern={config.pqt.pattern!r}: {error}") from None
+    return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(shapes, nnx.Param)))
 
 
 def make_schedule(config: Config) -> Callable[[Any], Any]:

@@ -5,18 +5,20 @@
     config → text → state → steps (log, validate, checkpoint) → table, pictures, summary
 
 The same command run again goes on from the newest checkpoint, or says that the run is finished.
-Ctrl-C or SIGTERM saves a checkpoint first; a second one stops at once.
+Once the line `workdir:` is out, Ctrl-C or SIGTERM leads to one more step, a checkpoint and an end;
+before compilation, to an end without either. What XLA compiles, it compiles first. A second one
+stops at once. Only one run at a time can use a workdir.
 
 Exit codes: 0 finished; 2 the input cannot be used (one line on stderr, nothing compiled);
-128 + number of the signal that interrupted it, after a checkpoint.
+128 + number of the signal that interrupted it.
 """
 
 import contextlib
 import json
 import math
+import os
 import signal
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -49,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         pipeline.check_lengths(text.train, text.validation, config.data.length, config.data.batch)
         parameters = steps.count_parameters(config)  # here the rules meet the parameters' paths
         meta = checkpoint.describe(config, text)
-        checkpoint.claim(workdir, config, meta)
+        lock = checkpoint.claim(workdir, config, meta)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return BAD_INPUT
@@ -57,10 +59,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(f"data: {text.description}")
     print(f"model: {config.model.name}, {parameters:,} parameters")
     print(f"workdir: {workdir}", flush=True)
-    return train(config, workdir, text, meta)
+    try:
+        with interruptions() as signals:
+            return train(config, workdir, text, meta, signals)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return BAD_INPUT
+    finally:
+        os.close(lock)
 
 
-def train(config: Config, workdir: Path, text: source.Text, meta: checkpoint.Meta) -> int:
+def train(
+    config: Config,
+    workdir: Path,
+    text: source.Text,
+    meta: checkpoint.Meta,
+    signals: Sequence[int] = (),
+) -> int:
     """Train from the newest checkpoint, or from the start, to the end.
 
     Args:
@@ -68,25 +83,29 @@ def train(config: Config, workdir: Path, text: source.Text, meta: checkpoint.Met
       workdir: claimed for this run.
       text: its training and validation bytes.
       meta: from `checkpoint.describe`; saved with every checkpoint.
+      signals: from `interruptions`; looked at before compilation and at every step.
 
     Returns:
       The exit code.
+
+    Raises:
+      InputError: if there are checkpoints and none can be read.
     """
     manager = checkpoint.open_manager(workdir)
-    newest, summary_file = manager.latest_step(), workdir / "summary.json"
-    if newest == config.steps and summary_file.exists():
+    newest, summary = manager.latest_step(), _read_summary(workdir / "summary.json")
+    if newest == config.steps and summary is not None:
         print(f"finished: all {config.steps} steps are done\n")
-        print(evaluate.format_table(json.loads(summary_file.read_text())))
+        print(evaluate.format_table(summary))
         return DONE
 
-    timer = Timer()
+    timer = metrics.Timer()
     optimizer, rules = steps.make_optimizer(config), configs.rules(config)
     graph, state = steps.init_state(config, optimizer)
     size = {"length": config.data.length, "batch": config.data.batch}
     batches = pipeline.train_batches(text.train, seed=config.seed, **size)
     if newest is not None:
-        state, saved = checkpoint.restore(manager, newest, state, batches)
-        timer = Timer(**saved["time"])
+        newest, state, saved = checkpoint.restore_newest(manager, state, batches)
+        timer = metrics.Timer(**saved["time"])
         print(f"resumed from step {newest} of {config.steps}", flush=True)
     start, log = int(state.step), config.log
     waits = (log.every, log.validate_every, log.checkpoint_every)
@@ -96,6 +115,8 @@ def train(config: Config, workdir: Path, text: source.Text, meta: checkpoint.Met
 
     key, schedule = jax.random.key(config.seed), steps.make_schedule(config)
     shape = jax.ShapeDtypeStruct((config.data.batch, config.data.length + 1), jnp.uint8)
+    if signals:
+        return _stopped(start, config, signals)
     train_step = steps.make_train_step(graph, optimizer, rules).lower(state, shape, key).compile()
     print(f"ready after {timer.seconds():.0f} s", flush=True)
 
@@ -104,7 +125,7 @@ def train(config: Config, workdir: Path, text: source.Text, meta: checkpoint.Met
         report(entry)
 
     tokens = math.prod(shape.shape) - config.data.batch  # that a step predicts
-    with interruptions() as signals, metrics.progress(start, config.steps) as (advance, report):
+    with metrics.progress(start, config.steps) as (advance, report):
         for step in range(start + 1, config.steps + 1):
             last, stop = step == config.steps, bool(signals)
             timer.start()
@@ -120,11 +141,25 @@ def train(config: Config, workdir: Path, text: source.Text, meta: checkpoint.Met
                 checkpoint.save(manager, step, state, batches, {**meta, "time": timer.state()})
             advance(step)
             if stop and not last:
-                print(f"stopped at step {step} of {config.steps}; run the command again to go on")
-                return 128 + signals[0]
+                return _stopped(step, config, signals)
     manager.close()
     finish(config, workdir, state.params, validation_loss, timer)
     return DONE
+
+
+def _stopped(step: int, config: Config, signals: Sequence[int]) -> int:
+    print(f"stopped at step {step} of {config.steps}; run the command again to go on", flush=True)
+    return 128 + signals[0]
+
+
+def _read_summary(path: Path) -> dict[str, Any] | None:
+    """The summary of a finished run; None if it is missing, or cannot be used."""
+    try:
+        summary = json.loads(path.read_text())
+        evaluate.format_table(summary)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+    return summary
 
 
 def finish(
@@ -132,16 +167,10 @@ def finish(
     workdir: Path,
     params: Any,
     validation_loss: evaluate.Loss,
-    timer: "Timer",
+    timer: metrics.Timer,
 ) -> None:
     """Write the summary and the pictures of a trained model, and print the table."""
-    rules, records = configs.rules(config), metrics.read(workdir / "metrics.jsonl")
     losses = evaluate.table(config, validation_loss, params)
-    title = f"{config.model.name}, {config.method}, seed {config.seed}"
-    plot.loss(workdir / "loss.png", records, title)
-    if rules:
-        b_t = jax.device_get(steps.bit_widths(params, rules))
-        plot.bits(workdir / "bits.png", records, b_t, title)
     summary = {
         **losses,
         "method": config.method,
@@ -152,7 +181,14 @@ def finish(
     }
     finite = {name: metrics.finite(value) for name, value in summary.items()}
     metrics.write_text(workdir / "summary.json", json.dumps(finite, indent=2) + "\n")
-    print(f"\n{evaluate.format_table(losses)}\n\n{timer.seconds():.0f} s in all; see {workdir}")
+    print(f"\n{evaluate.format_table(losses)}", flush=True)
+    rules, records = configs.rules(config), metrics.read(workdir / "metrics.jsonl")
+    title = f"{config.model.name}, {config.method}, seed {config.seed}"
+    plot.loss(workdir / "loss.png", records, title)
+    if rules:
+        b_t = jax.device_get(steps.bit_widths(params, rules))
+        plot.bits(workdir / "bits.png", records, b_t, title)
+    print(f"\n{timer.seconds():.0f} s in all; see {workdir}")
 
 
 def _entry(step, tokens, timer, learning_rate, measured) -> metrics.Record:
@@ -167,48 +203,6 @@ def _entry(step, tokens, timer, learning_rate, measured) -> metrics.Record:
         "grad_norm": values["grad_norm"],
         **{name: values.get(name) for name in ("bits_mean", "bits_min", "bits_max")},
     }
-
-
-class Timer:
-    """Seconds of the whole run and tokens per second of its steps, over all its parts.
-
-    Args:
-      before: seconds that earlier parts of the run took.
-      stepping: seconds of those in steps, and so without compilation, validation and saving.
-      tokens: that those steps predicted.
-    """
-
-    def __init__(self, before: float = 0.0, stepping: float = 0.0, tokens: int = 0):
-        self.began, self.before = time.perf_counter(), before
-        self.stepping, self.tokens = stepping, tokens
-        self.lapped = (stepping, tokens)
-
-    def start(self) -> None:
-        """A step begins."""
-        self.started = time.perf_counter()
-
-    def stop(self, tokens: int) -> None:
-        """It ends, having predicted so many tokens."""
-        self.stepping += time.perf_counter() - self.started
-        self.tokens += tokens
-
-    def seconds(self) -> float:
-        """Seconds since the run began, pauses between its parts left out."""
-        return self.before + time.perf_counter() - self.began
-
-    def rate(self) -> float:
-        """Tokens per second over the whole run."""
-        return self.tokens / self.stepping
-
-    def lap(self) -> float:
-        """Tokens per second since the last call."""
-        seconds, tokens = self.lapped
-        self.lapped = (self.stepping, self.tokens)
-        return (self.tokens - tokens) / (self.stepping - seconds)
-
-    def state(self) -> dict[str, float]:
-        """What a later part needs to go on counting: arguments of a new timer."""
-        return {"before": self.seconds(), "stepping": self.stepping, "tokens": self.tokens}
 
 
 @contextlib.contextmanager

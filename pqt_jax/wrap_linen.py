@@ -16,7 +16,7 @@ COLLECTION = "pqt"  # of the bits, and name of the rng stream
 
 @dataclasses.dataclass(frozen=True)
 class Hidden:
-    """Holds a module so that Flax does not make it a submodule, with a scope and name of its own."""
+    """Holds a module, so that Flax does not make it a submodule with a scope of its own."""
 
     module: nn.Module
 

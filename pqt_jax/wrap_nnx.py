@@ -24,7 +24,7 @@ def wrap(model: M, rules: tuple[Rule, ...], prefix: str, strict: bool) -> M:
     """An NNX module whose call takes `pqt_key` and `pqt_lead`; see `pqt_transform`."""
     if jax.tree.leaves(nnx.state(model, BitParam)):
         raise ValueError(
-            f"{type(model).__name__} is wrapped already, or a part of it is; wrap a bare model, once"
+            f"{type(model).__name__} is wrapped already, or a part of it is; wrap it once, bare"
         )
     transform = param_transform(rules, prefix=prefix, strict=strict)
     bits = transform.init(_parameters(model))

@@ -3,6 +3,7 @@
 """Checkpoints: everything comes back bit for bit, and a workdir belongs to one run."""
 
 import json
+import os
 
 import jax
 import numpy as np
@@ -68,7 +69,7 @@ def test_a_save_that_orbax_declines_is_an_error(tmp_path):
 
 def claim(workdir, config=None, text=TEXT):
     config = config or tiny.get_config()
-    checkpoint.claim(workdir, config, checkpoint.describe(config, text))
+    os.close(checkpoint.claim(workdir, config, checkpoint.describe(config, text)))
 
 
 def test_a_workdir_is_claimed_once_and_again(tmp_path):
@@ -98,7 +99,7 @@ def test_a_workdir_of_another_run_is_refused_and_left_alone(tmp_path):
     with pytest.raises(InputError, match="data_fingerprint was 0123 and is 4567"):
         claim(tmp_path, text=TEXT._replace(fingerprint="4567"))
     assert (tmp_path / "run.json").read_bytes() == before
-    assert [p.name for p in tmp_path.iterdir()] == ["run.json"]
+    assert {p.name for p in tmp_path.iterdir()} == {"run.json", "run.lock"}
 
 
 def test_another_noise_stream_is_refused(tmp_path, monkeypatch):
@@ -116,6 +117,49 @@ def test_unusable_workdirs_are_one_line(tmp_path):
     with pytest.raises(InputError, match="holds metrics.jsonl but no run.json"):
         claim(tmp_path)
     assert (tmp_path / "metrics.jsonl").read_text() == "mine"
-    (tmp_path / "run.json").write_text("{")
-    with pytest.raises(InputError, match="run.json in it is damaged"):
+    for damaged in ("{", "{}", "[]", '{"config": {}}'):
+        (tmp_path / "run.json").write_text(damaged)
+        with pytest.raises(InputError, match="run.json in it is damaged"):
+            claim(tmp_path)
+    with pytest.raises(InputError, match="file is not a directory"):
+        claim(tmp_path / "file")
+
+
+def test_a_workdir_serves_one_run_at_a_time(tmp_path):
+    config = tiny.get_config()
+    lock = checkpoint.claim(tmp_path, config, checkpoint.describe(config, TEXT))
+    with pytest.raises(InputError, match="is in use by another run"):
         claim(tmp_path)
+    os.close(lock)
+    claim(tmp_path)
+
+
+def damage(folder):
+    """Cut the largest file of a saved step in half."""
+    largest = max((p for p in folder.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+    largest.write_bytes(largest.read_bytes()[: largest.stat().st_size // 2])
+
+
+def test_a_damaged_step_gives_way_to_the_one_before(tmp_path, capsys):
+    state = fresh(tiny.get_config())
+    marked = jax.tree.map(lambda x: x + 1, state)
+    with checkpoint.open_manager(tmp_path) as manager:
+        checkpoint.save(manager, 1, marked, batches(), {"saved": 1})
+        checkpoint.save(manager, 2, state, batches(), {"saved": 2})
+    damage(tmp_path / "checkpoints" / "2")
+    with checkpoint.open_manager(tmp_path) as manager:
+        step, found, meta = checkpoint.restore_newest(manager, state, batches())
+        assert step == 1 and meta == {"saved": 1}
+        jax.tree.map(np.testing.assert_array_equal, found, marked)
+        err = capsys.readouterr().err
+        assert err.startswith("checkpoint of step 2 cannot be read (") and err.count("\n") == 1
+        assert err.endswith("going on from step 1\n")
+        checkpoint.save(manager, 2, state, batches(), {"saved": 3})
+    with checkpoint.open_manager(tmp_path) as manager:
+        assert checkpoint.restore_newest(manager, state, batches())[2] == {"saved": 3}
+    for name in "12":
+        damage(tmp_path / "checkpoints" / name)
+    with checkpoint.open_manager(tmp_path) as manager:
+        with pytest.raises(InputError, match=f"no checkpoint in {tmp_path}.* delete that folder"):
+            checkpoint.restore_newest(manager, state, batches())
+        assert list(manager.all_steps()) == [1, 2]

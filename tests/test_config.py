@@ -79,11 +79,17 @@ def test_overrides_take_the_type_of_their_field(override, expected):
         ("optimizer.b2=1", "config.optimizer.b2=1.0; it must be from 0 to below 1"),
         ("optimizer.warmup_steps=60", "warmup_steps=60; it must be less than config.steps=60"),
         ("pqt.weight_decay=-1", "config.pqt.weight_decay=-1.0; it must be 0 or more"),
-        ("pqt.pattern=h/(", "the pattern does not compile"),
-        ("pqt.block=7,7", "block=(7, 7)"),
+        ("pqt.pattern=h/(", "config.pqt.pattern='h/('; it does not compile"),
+        ("pqt.block=7,7", "config.pqt.block=(7, 7); it must be two integers"),
         ("pqt.block=a,b", "something like (32, 32)"),
-        ("pqt.target_bits=7", "target_bits=7.0, init_bits=6.0"),
-        ("pqt.dtype=float7", "float7"),
+        ("pqt.target_bits=7", "config.pqt.target_bits=7.0; it must be at most config.pqt.init_b"),
+        ("pqt.init_bits=17", "config.pqt.init_bits=17.0; it must be from 1 to 16"),
+        ("pqt.dtype=float7", "config.pqt.dtype='float7' names no format"),
+        ("learning_rate=3", "did you mean config.optimizer.learning_rate?"),
+        ("OPTIMIZER.B1=0", "did you mean config.optimizer.b1?"),
+        ("steps=3e9", "config.steps=3000000000; it must be more than 0 and below 2^31"),
+        ("model.num_heads=32", "config.model.num_heads=32; it must divide config.model.d_model=32"),
+        ("model.d_model=6", "config.model.d_model=6 into heads of even size"),
     ],
 )
 def test_a_bad_field_is_named_with_what_would_be_right(override, message):
@@ -105,6 +111,8 @@ def test_the_command_line():
         (["--config", TINY, "--steps=3"], "unknown argument '--steps'"),
         (["--config", TINY, "--config.steps"], "--config.steps has no value"),
         (["--config", wrong], "no such file; there is .*tiny.py"),
+        (["--config", str(pathlib.Path(TINY).parent)], "is a directory; give a config file"),
+        (["--config", TINY, "--workdir="], "--workdir= is empty"),
     ):
         with pytest.raises(InputError, match=message):
             cli.parse(arguments)
@@ -122,7 +130,8 @@ def test_help_lists_the_fields(capsys):
     "content, message",
     [
         ("def get_config(:", "SyntaxError"),
-        ("x = 1", "AttributeError.*get_config"),
+        ("x = 1", r"it has no function get_config\(\)"),
+        ("import sys; sys.exit()", "SystemExit"),
         ("def get_config(): return {}", "must return a ConfigDict"),
         ("import nowhere_to_be_found", "ModuleNotFoundError"),
     ],
@@ -132,6 +141,42 @@ def test_a_broken_config_file_is_one_line(tmp_path, content, message):
     with pytest.raises(InputError, match=f"broken.py: .*{message}") as caught:
         cli.load(str(tmp_path / "broken.py"))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ("config.stepps = 5", "no field 'stepps'; did you mean 'steps'?"),
+        ("config.optimizer.bb1 = 5", "no field 'bb1'; did you mean 'b1'?"),
+        ("config.unlock(); config.stepps = 5", "config.stepps: no such field; did you mean"),
+        ("config.unlock(); del config.optimizer", "config.optimizer.b1 is missing"),
+        ("config.unlock(); del config.data.files", "config.data.files is missing"),
+        ("config.unlock(); del config.model", "config.model.name=None; it must be one of"),
+        ("config.steps = None", "config.steps=None; it must be a whole number"),
+        ("config.optimizer.b1 = None", "config.optimizer.b1=None; it must be a number"),
+        ("config.model.remat = None", "config.model.remat=None; it must be true or false"),
+        ("config = type(config)({'steps': 'x'})", "config.model.name=None"),
+    ],
+)
+def test_a_config_file_has_the_fields_and_types_of_the_default(tmp_path, change, message):
+    (tmp_path / "file.py").write_text(
+        f"import tiny\ndef get_config():\n config = tiny.get_config()\n {change}\n return config\n"
+    )
+    with pytest.raises(InputError, match=f"file.py: .*{re.escape(message)}") as caught:
+        cli.load(str(tmp_path / "file.py"))
+    assert "\n" not in str(caught.value)
+
+
+def test_whole_numbers_stand_for_numbers_in_a_config_of_ones_own(tmp_path):
+    (tmp_path / "file.py").write_text(
+        "import tiny\nfrom ml_collections import ConfigDict\ndef get_config():\n"
+        " options = tiny.get_config().to_dict()\n options['optimizer']['learning_rate'] = 1\n"
+        " return ConfigDict(options)\n"
+    )
+    config = cli.load(str(tmp_path / "file.py"))
+    assert type(config.optimizer.learning_rate) is float
+    changed = cli.load(str(tmp_path / "file.py"), [("optimizer.learning_rate", "0.5")])
+    assert changed.optimizer.learning_rate == 0.5
 
 
 @pytest.mark.parametrize(

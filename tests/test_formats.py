@@ -120,7 +120,9 @@ def test_formats_without_a_type():
     assert as_format(FloatFormat(5, 3)).dtype is None
 
 
-@pytest.mark.parametrize("given", ["E4M4", "e4m3", "float64", "float8_e4m3b11fnuz", "finfo", np.int8, 3])
+@pytest.mark.parametrize(
+    "given", ["E4M4", "e4m3", "float64", "float8_e4m3b11fnuz", "finfo", np.int8, 3]
+)
 def test_as_format_refuses_what_is_not_in_the_table(given):
     with pytest.raises(ValueError, match="names no format.*float8_e4m3fn"):
         as_format(given)

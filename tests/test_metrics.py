@@ -3,6 +3,7 @@
 """Records of a run: whole lines, dropped beyond a step, shown as lines or as a bar."""
 
 import json
+import re
 import sys
 
 import pytest
@@ -62,3 +63,25 @@ def test_a_terminal_gets_a_bar(capsys, monkeypatch):
     assert "7/10" in shown
     assert "loss 2.250  validation 2.500  bits 5.50  tokens/s 12,346" in shown
     assert "step=7" not in shown
+
+
+def test_broken_lines_are_dropped(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"step": 1}\n{"step": 2, "lo\n\x00\xff\n3\n{"loss": 1}\n{"step": 4}\n')
+    assert metrics.read(path) == [{"step": 1}, {"step": 4}]
+    metrics.truncate(path, 3)
+    assert path.read_text() == '{"step": 1}\n'
+
+
+@pytest.mark.parametrize("width", [40, 80, 120])
+def test_a_narrow_terminal_keeps_the_counter_whole(capsys, monkeypatch, width):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    monkeypatch.setenv("COLUMNS", str(width))
+    monkeypatch.setenv("TERM", "xterm")
+    with metrics.progress(3, 800) as (_, report):
+        report({"step": 100, "loss": 2.25, "bits_mean": 5.5, "tokens_per_s": 12345.6})
+        report({"step": 100, "validation_loss": 2.5})
+    shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", capsys.readouterr().out)
+    assert "step 100/800" in shown and "…" not in shown
+    assert ("loss 2.250  validation 2.500" in shown) == (width >= 80)
+    assert ("tokens/s" in shown.rpartition("step")[2]) == (width == 120)

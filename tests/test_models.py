@@ -20,7 +20,7 @@ from pqt_jax.rules import paths_and_leaves
 
 MODELS = {"llama2": (Llama2, tiny.LLAMA2), "gpt2": (GPT2, tiny.GPT2)}
 FEW = [Rule("h/(attn/q|mlp/down)/kernel")]  # compiles sooner than all seven
-# Not ".*": stacked norm scales have two axes, and would be sampled as one matrix.
+# Not ".*": it matches stacked norm scales, which are refused.
 EVERYTHING = [Rule("h/.*/kernel"), Rule(".*(kernel|embedding)", target_bits=3)]
 
 
@@ -45,6 +45,16 @@ def size(cls, config):
 )
 def test_parameter_counts(cls, config, expected):
     assert size(cls, config) == expected
+
+
+@pytest.mark.parametrize("pattern", [".*", "h/.*norm/scale"])
+def test_stacked_vectors_are_refused_unless_another_rule_decides(pattern):
+    def build(*rules):
+        nnx.eval_shape(lambda: Llama2(tiny.LLAMA2, rules, rngs=nnx.Rngs(0)))
+
+    with pytest.raises(ValueError, match="matches 'h/attn_norm/scale', a stack of vectors"):
+        build(Rule("h/.*/kernel"), Rule(pattern))
+    build(Rule(".*scale", None), Rule(".*"))
 
 
 def test_paths_are_those_that_rules_are_written_for():
@@ -174,7 +184,7 @@ def test_logits_are_those_of_a_transcription(cls, config, by_hand):
     params = jax.tree.unflatten(tree, leaves)
     logits = nnx.merge(graph, params)(tokens())
     assert logits.dtype == jnp.float32
-    wide = {path: np.asarray(leaf, np.float64) for path, leaf in paths_and_leaves(params)}
+    wide = {path: np.asarray(leaf, np.float64) for path, leaf in paths_and_leaves(params).items()}
     for row, sequence in zip(logits, np.asarray(tokens()), strict=True):
         expected = by_hand(wide, config, sequence)
         error = np.abs(np.asarray(row) - expected).max()

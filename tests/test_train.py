@@ -19,7 +19,7 @@ import pytest
 import tiny
 from flax import nnx
 
-from pqt_jax import bitwidth, evaluate, keys, metrics, param_transform, train
+from pqt_jax import bitwidth, evaluate, keys, metrics, param_transform, plot, train
 from pqt_jax import config as configs
 from pqt_jax import step as steps
 from pqt_jax.config import MODELS, model_config
@@ -129,7 +129,7 @@ def test_evaluation_rounds_what_the_rules_name():
     # At b_t = 6 every block takes E4M7, whose mantissa is that of BF16.
     assert losses["mixed"] == pytest.approx(losses["bf16"], rel=1e-5)
     assert len({losses[name] for name in names[:5]}) == 5
-    assert losses["mean_bits"] == 6.0
+    assert losses["mean_bits"] == 6.0 and losses["formats"] == {"E4M7": 1.0}
     shown = evaluate.format_table(losses)
     assert all(f"{losses[name]:.4f}" in shown for name in names)
 
@@ -251,7 +251,7 @@ def check_outputs(workdir, out, count):
     validated = [r for r in records if "validation_loss" in r]
     assert [r["step"] for r in validated] == list(range(4, count + 1, 4))
     summary = json.loads((workdir / "summary.json").read_text())
-    losses = "master bf16 fp8_e4m3 fp6_e3m2 fp4_e2m1 mixed mean_bits"
+    losses = "master bf16 fp8_e4m3 fp6_e3m2 fp4_e2m1 mixed mean_bits formats"
     assert set(summary) == {*losses.split(), "method", "steps", "seconds", "tokens_per_s", "config"}
     assert summary["master"] == pytest.approx(validated[-1]["validation_loss"])
     assert summary["steps"] == count and summary["tokens_per_s"] > 0
@@ -279,13 +279,102 @@ def test_bf16_and_gpt2_run_to_the_end_in_process(tmp_path, capsys):
     )
     assert code == 0
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
-    assert summary["mixed"] is None and summary["mean_bits"] is None
+    assert summary["mixed"] is summary["mean_bits"] is summary["formats"] is None
     assert summary["fp4_e2m1"] != summary["master"]
     logged = [r for r in metrics.read(tmp_path / "run" / "metrics.jsonl") if "loss" in r]
     assert [r["step"] for r in logged] == [2, 4, 5]
     assert logged[0]["bits_mean"] is None
     assert not (tmp_path / "run" / "bits.png").exists()
     assert "FP4 E2M1" in capsys.readouterr().out
+
+
+def main(tmp_path, *arguments):
+    text = tiny.write_text(tmp_path / "text.txt")
+    config = f"--config={ROOT / 'tests' / 'tiny.py'}"
+    given = [config, f"--workdir={tmp_path / 'run'}", f"--config.data.files={text}", *arguments]
+    return train.main(given)
+
+
+def test_a_run_that_diverged_ends_with_a_summary(tmp_path, capsys):
+    arguments = ("--config.steps=6", "--config.optimizer.learning_rate=1e30")
+    assert main(tmp_path, *arguments) == 0
+    assert " nan" in capsys.readouterr().out
+    refuse = lambda name: pytest.fail(f"{name} is not JSON")  # noqa: E731
+    summary = (tmp_path / "run" / "summary.json").read_text()
+    assert json.loads(summary, parse_constant=refuse)["master"] is None
+    for name in ("loss.png", "bits.png"):
+        assert (tmp_path / "run" / name).read_bytes().startswith(b"\x89PNG")
+    assert main(tmp_path, *arguments) == 0
+    out = capsys.readouterr().out
+    assert "finished: all 6 steps are done" in out and "learned mixed bits" in out
+
+
+def test_pictures_of_nothing(tmp_path):
+    plot.loss(tmp_path / "loss.png", [], "nothing")
+    plot.bits(tmp_path / "bits.png", [{"step": 1, "bits_mean": 4.0}], {}, "nothing")
+    assert all((tmp_path / n).read_bytes().startswith(b"\x89PNG") for n in ("loss.png", "bits.png"))
+
+
+def test_damaged_files_of_a_finished_run_are_made_again(tmp_path, capsys):
+    run = tmp_path / "run"
+    assert main(tmp_path, "--config.steps=8") == 0
+    before, records = json.loads((run / "summary.json").read_text()), run / "metrics.jsonl"
+    (run / "summary.json").write_text("{")
+    files = [p for p in (run / "checkpoints" / "8").rglob("*") if p.is_file()]
+    largest = max(files, key=lambda p: p.stat().st_size)
+    largest.write_bytes(largest.read_bytes()[:100])
+    records.write_text("broken\n" + records.read_text())
+    capsys.readouterr()
+    assert main(tmp_path, "--config.steps=8") == 0
+    out, err = capsys.readouterr()
+    assert "checkpoint of step 8 cannot be read (" in err and "going on from step 4" in err
+    assert "resumed from step 4 of 8" in out
+    assert [r["step"] for r in metrics.read(records) if "loss" in r] == list(range(1, 9))
+    assert len(metrics.read(records)) == len(records.read_text().splitlines())
+    after = json.loads((run / "summary.json").read_text())
+    assert {k: v for k, v in after.items() if k not in ("seconds", "tokens_per_s")} == {
+        k: v for k, v in before.items() if k not in ("seconds", "tokens_per_s")
+    }
+
+    for path in (run / "checkpoints").rglob("*"):
+        if path.is_file():
+            path.write_bytes(b"")
+    (run / "summary.json").unlink()
+    assert main(tmp_path, "--config.steps=8") == 2
+    assert f"error: no checkpoint in {run / 'checkpoints'} can be read" in capsys.readouterr().err
+
+
+def test_a_signal_during_preparation_ends_the_run_in_order(tmp_path, capsys, monkeypatch):
+    def interrupt(function):
+        def interrupted(*args, **options):
+            signal.raise_signal(signal.SIGTERM)
+            return function(*args, **options)
+
+        return interrupted
+
+    with monkeypatch.context() as patch:
+        patch.setattr(steps, "init_state", interrupt(steps.init_state))
+        assert main(tmp_path) == 128 + signal.SIGTERM
+    out = capsys.readouterr().out
+    assert "stopped at step 0 of 60" in out and "ready" not in out
+    monkeypatch.setattr(steps, "make_train_step", interrupt(steps.make_train_step))
+    assert main(tmp_path) == 128 + signal.SIGTERM
+    assert "stopped at step 1 of 60" in capsys.readouterr().out
+    assert (tmp_path / "run" / "checkpoints" / "1").is_dir()
+
+
+def test_format_shares_count_weights():
+    config = tiny.get_config()
+    config.model.d_ff, config.pqt.block, config.pqt.target_bits = 96, (64, 64), 2.0
+    _, state = steps.init_state(config, steps.make_optimizer(config))
+    params = nnx.to_pure_dict(state.params)
+    bits = params["h"]["pqt_bits"]["mlp"]["down"]
+    # down is 96 × 32: a block of 64 rows, sent to E2M1 in both layers, and one of 32.
+    bits["kernel"] = jnp.asarray(bits["kernel"]).at[:, 0].set(0.0)
+    nnx.replace_by_pure_dict(state.params, params)
+    share = 2 * 64 * 32 / (2 * (4 * 32 * 32 + 3 * 32 * 96))
+    found = evaluate.format_shares(config, state.params)
+    assert found == pytest.approx({"E2M1": share, "E4M7": 1 - share})
 
 
 BAD = {
@@ -295,6 +384,9 @@ BAD = {
     "method": "--config.method=int4",
     "pattern": "--config.pqt.pattern=layers/.*",
     "vectors": "--config.pqt.pattern=norm/scale",
+    "everything": "--config.pqt.pattern=.*",
+    "stacked vectors": "--config.pqt.pattern=.*norm.*",
+    "no GPU": "--config.model.attention=cudnn",
     "workdir": "--workdir=/dev/null/run",
     "config": "--config=configs/missing.py",
 }
@@ -321,6 +413,8 @@ def test_bad_input_is_one_line_and_compiles_nothing(tmp_path, capsys, argument):
     out, err = capsys.readouterr()
     assert code == 2 and out == ""
     assert err.startswith("error: ") and err.count("\n") == 1
+    if "pattern" in argument:
+        assert err.startswith("error: config.pqt.pattern=")
     assert not [name for name in compiled if "backend_compile" in name]
     assert not workdir.exists()
 

@@ -151,7 +151,7 @@ def sampled(module: Any, rules: Sequence[Rule], path: str) -> Any:
     Returns:
       The part, wrapped, or as it was if no rule samples anything in it.
     """
-    shapes = dict(paths_and_leaves(nnx.state(module, nnx.Param), path))
+    shapes = paths_and_leaves(nnx.state(module, nnx.Param), path)
     matrices = {first_match(rules, name) for name, leaf in shapes.items() if leaf.ndim >= 2}
     own = [rule for rule in rules if rule in matrices]
     if not any(rule.spec for rule in own):
@@ -213,8 +213,20 @@ def scan(
 
 
 def check_rules(model: nnx.Module, rules: Sequence[Rule]) -> None:
-    """Raise ValueError for a rule that samples nothing in the whole model."""
-    resolve(rules, dict(paths_and_leaves(nnx.state(model, nnx.Param))))
+    """Raise ValueError for a rule that samples nothing in the whole model, or stacked vectors.
+
+    A stack of vectors has two axes and looks like a matrix from outside, though in the scan, where
+    ŵ is made, it is vectors: the two would not agree on what is sampled.
+    """
+    shapes = paths_and_leaves(nnx.state(model, nnx.Param))
+    for path, leaf in shapes.items():
+        rule = first_match(rules, path)
+        if path.startswith("h/") and len(leaf.shape) < 3 and rule is not None and rule.spec:
+            raise ValueError(
+                f"{rule} matches {path!r}, a stack of vectors, which are never sampled; match "
+                "matrices alone, as 'h/.*/kernel' does"
+            )
+    resolve(rules, shapes)
 
 
 def check_heads(config: Any, *, even: bool) -> None:

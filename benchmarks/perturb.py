@@ -54,7 +54,7 @@ def ours(spec: Spec) -> Callable[..., Any]:
 
 def qwix_fake_quantization(qtype: str, tile: int | None) -> Callable[..., Any]:
     """A deterministic peer: qwix's quantize and dequantize, straight through in the backward."""
-    import qwix  # extra "bench"
+    import qwix  # extra "bench"  # pyright: ignore[reportMissingImports]
 
     @jax.custom_vjp
     def fake(w):

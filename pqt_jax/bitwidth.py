@@ -53,8 +53,9 @@ def bit_width(b_i: jax.Array, target_bits: float, init_bits: float) -> jax.Array
     # Clamped before the sum, which keeps a compiler from fusing product and sum: b_t would then
     # have other bits under jit. By selection, so that the gradient is whole at the very ends.
     above = b_i * (init_bits - target_bits)
-    low, high = MIN_BITS - target_bits, MAX_BITS - target_bits
-    return target_bits + jnp.where(above < low, low, jnp.where(above > high, high, above))
+    target = float(np.float32(target_bits))  # as the sum has it, so that its ends are exact
+    low, high = MIN_BITS - target, MAX_BITS - target
+    return target + jnp.where(above < low, low, jnp.where(above > high, high, above))
 
 
 def step_size(b_t: jax.Array) -> jax.Array:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from pqt_jax.formats import BF16, FP32, FloatFormat, as_format
+from pqt_jax.formats import BF16, FloatFormat, as_format
 
 _SIGN = np.uint32(0x80000000)
 _INF = np.uint32(0x7F800000)
@@ -101,8 +101,6 @@ def round_to(x: jax.Array, fmt: FloatFormat) -> jax.Array:
     word = to_word(x)
     if x.dtype == jnp.bfloat16 and fmt.mantissa_bits > BF16.mantissa_bits:
         raise ValueError(f"round_to: bfloat16 cannot hold {fmt}; give x as float32")
-    if fmt == FP32:
-        return x
     magnitude = word & ~_SIGN
     largest = _word_of(fmt.max)
     if fmt.exponent_bits == 8:  # float32's own exponents, so that its bits round in place
@@ -177,9 +175,10 @@ def to_ml_dtypes(x: jax.Array | np.ndarray, fmt: FloatFormat) -> np.ndarray:
     fmt = as_format(fmt)
     if fmt.dtype is None:
         raise ValueError(f"to_ml_dtypes: ml_dtypes has no type for {fmt}")
-    wide = np.asarray(x).astype(np.float32)
-    stored = wide.astype(fmt.dtype)
-    wrong = (stored.astype(np.float32) != wide) & ~np.isnan(wide)
+    wide = np.asarray(x).astype(np.float64)
+    with np.errstate(over="ignore"):  # an overflow shows in the comparison
+        stored = wide.astype(np.float32).astype(fmt.dtype)
+    wrong = (stored.astype(np.float64) != wide) & ~np.isnan(wide)
     if fmt.specials == "none":
         wrong |= np.isnan(wide)
     if wrong.any():

@@ -60,6 +60,12 @@ def test_the_clamp_leaves_the_gradient_whole_at_its_ends(target, b_i, init, slop
     assert float(jax.grad(bitwidth.bit_width)(b_i, target, init)) == slope
 
 
+@pytest.mark.parametrize("target", [1.0, 1.3, 1.8, 2.1, 2.4, 4.0, 9.9, 16.0])
+def test_the_clamp_is_to_1_and_16_exactly(target):
+    far = jnp.array([-1e3, 1e3])
+    assert bitwidth.bit_width(far, target, 16.0).tolist() == [1.0 if target < 16 else 16.0, 16.0]
+
+
 @pytest.mark.parametrize(("target", "init"), [(4.0, 6.0), (4.0, 9.0), (2.0, 6.3), (1.7, 15.1)])
 def test_bit_width_has_the_same_bits_under_jit(target, init):
     b_i = np.random.default_rng(1).uniform(-0.2, 1.2, 10_000).astype(np.float32)

@@ -210,7 +210,7 @@ def test_bfloat16_is_not_widened_back_under_jit():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"target_bits": 7.0}, "target_bits=7.0, init_bits=6.0; they must satisfy"),
+        ({"target_bits": 7.0}, "target_bits=7.0, init_bits=6.0; they must be numbers, 1 <="),
         ({"init_bits": 17.0}, "init_bits=17.0"),
         ({"block": (24, 32)}, r"block=\(24, 32\); it must be two integers"),
         ({"noise": "normal"}, "noise='normal'; it must be one of gauss, uniform, none"),

@@ -92,7 +92,7 @@ def test_paths_whose_keys_collide_are_refused():
             r"Rule\('a'\): target_bits=6, init_bits=4",
         ),
         (("a", 0.5), {}, "1 <= target_bits"),
-        (("a", "4"), {}, "target_bits='4', init_bits=6.0; they must be numbers"),
+        (("a", "4"), {}, "target_bits='4', init_bits=6.0; they must be numbers, 1 <="),
         (("a", True), {}, "target_bits=True"),
         (("a",), {"init_bits": None}, "init_bits=None"),
         (("a",), {"matrix_axes": 3}, "matrix_axes=3"),

@@ -192,6 +192,7 @@ def timeless(records):
     return [{k: v for k, v in r.items() if k != "tokens_per_s"} for r in records]
 
 
+@pytest.mark.slow  # five processes that train
 def test_interrupted_and_killed_runs_end_where_a_straight_run_does(tmp_path):
     text = f"--config.data.files={tiny.write_text(tmp_path / 'text.txt')}"
     straight, broken = tmp_path / "straight", tmp_path / "broken"

@@ -26,7 +26,7 @@ from pqt_jax.rules import Rule
 
 Config = Any  # a ConfigDict; its fields are not known to type checkers
 
-METHODS = {"bf16": None, "gaussws": "gauss", "uniform": "uniform"}  # method → kind of noise
+METHODS = {"bf16": "none", "gaussws": "gauss", "uniform": "uniform"}  # method → kind of noise
 MODELS = {"llama2": (Llama2Config, Llama2), "gpt2": (GPT2Config, GPT2)}
 MAY_CHANGE = ("log.",)  # fields that a resumed run may set anew: they do not touch the training
 
@@ -44,7 +44,7 @@ def default(model: Llama2Config | GPT2Config) -> Config:
     (name,) = (name for name, (cls, _) in MODELS.items() if isinstance(model, cls))
     return ConfigDict(
         {
-            "method": "gaussws",  # bf16: no sampling; gaussws: rounded normal R; uniform: R ~ U(±½)
+            "method": "gaussws",  # bf16: the cast alone; gaussws: rounded normal R; uniform: U(±½)
             "seed": 0,  # of initial values, noise and order of the data
             "steps": 1000,
             "model": {"name": name, **dataclasses.asdict(model)},
@@ -192,19 +192,19 @@ def model_config(config: Config) -> Llama2Config | GPT2Config:
 
 
 def rules(config: Config) -> list[Rule]:
-    """The sampling rules of the method; none for bf16."""
-    noise = METHODS[config.method]
-    return [] if noise is None else _rules(config, noise)
+    """The rules of the method. Those of bf16 cast to bfloat16 without noise, and learn no bits."""
+    cast = {"dtype": "bfloat16"} if config.method == "bf16" else {}
+    return _rules(config, noise=METHODS[config.method], **cast)
 
 
 def quantization_rules(config: Config) -> list[Rule]:
     """The rules that say what is quantized at the end: the same for every method."""
-    return _rules(config, "gauss")
+    return _rules(config, noise="gauss")
 
 
-def _rules(config: Config, noise: str) -> list[Rule]:
+def _rules(config: Config, **special: Any) -> list[Rule]:
     options = {name: config.pqt[name] for name in ("target_bits", "init_bits", "block", "dtype")}
-    return [Rule(config.pqt.pattern, noise=noise, **options)]
+    return [Rule(config.pqt.pattern, **options | special)]
 
 
 def differences(old: dict[str, Any], config: Config) -> list[str]:

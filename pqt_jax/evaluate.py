@@ -87,8 +87,8 @@ def table(config: Config, loss: Loss, params: nnx.State) -> dict[str, Any]:
     for name, fmt in FORMATS.items():
         losses[name] = loss_of(lambda w, fmt=fmt: quantize(w, rules, fmt))
     losses |= {"mixed": None, "mean_bits": None, "formats": None}
-    if configs.rules(config):
-        transform, bits = param_transform(configs.rules(config)), collect_bits(params)
+    if bits := collect_bits(params):
+        transform = param_transform(configs.rules(config))
         losses["mixed"] = loss_of(lambda w: transform.quantize(w, bits))
         mean = bitwidth.statistics(bit_widths(params, configs.rules(config)))["mean"]
         losses["mean_bits"] = float(mean)
@@ -100,7 +100,7 @@ def format_shares(config: Config, params: nnx.State) -> dict[str, float]:
     """The share of the sampled weights that each format of the learned mixture carries.
 
     Args:
-      config: of a method that samples.
+      config: of a method that learns bits.
       params: the trained parameters.
 
     Returns:

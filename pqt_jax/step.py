@@ -118,18 +118,18 @@ def make_train_step(
     Args:
       graph: the model's structure.
       optimizer: on weights and bits together.
-      rules: those the model was made with; empty for plain training.
+      rules: those the model was made with.
 
     Returns:
       `(state, batch, key) -> (state, metrics)`. The state is donated. batch is uint8 or int
       [B, T + 1]; key is the run's, and not consumed. Metrics are float32 scalars: loss (nats per
       token, under the sampled weights), grad_norm (of the weights, before clipping) and
-      bits_mean, bits_min, bits_max (of the bit-widths that were used; absent without rules).
+      bits_mean, bits_min, bits_max (of the bit-widths that were used; absent where there are none).
     """
 
     def train_step(state, batch, key):
         tokens = batch.astype(jnp.int32)
-        step_key = keys.step_key(key, state.step) if rules else None
+        step_key = keys.step_key(key, state.step)
 
         def loss_of(params):
             logits = nnx.merge(graph, params)(tokens[:, :-1], pqt_key=step_key)
@@ -139,8 +139,8 @@ def make_train_step(
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         metrics = {"loss": loss, "grad_norm": optax.tree.norm(weights(grads))}
-        if rules:
-            stats = bitwidth.statistics(bit_widths(state.params, rules))
+        if b_t := bit_widths(state.params, rules):
+            stats = bitwidth.statistics(b_t)
             metrics |= {f"bits_{name}": value for name, value in stats.items()}
         return state._replace(params=params, opt_state=opt_state, step=state.step + 1), metrics
 

@@ -182,11 +182,10 @@ def finish(
     finite = {name: metrics.finite(value) for name, value in summary.items()}
     metrics.write_text(workdir / "summary.json", json.dumps(finite, indent=2) + "\n")
     print(f"\n{evaluate.format_table(losses)}", flush=True)
-    rules, records = configs.rules(config), metrics.read(workdir / "metrics.jsonl")
+    records = metrics.read(workdir / "metrics.jsonl")
     title = f"{config.model.name}, {config.method}, seed {config.seed}"
     plot.loss(workdir / "loss.png", records, title)
-    if rules:
-        b_t = jax.device_get(steps.bit_widths(params, rules))
+    if b_t := jax.device_get(steps.bit_widths(params, configs.rules(config))):
         plot.bits(workdir / "bits.png", records, b_t, title)
     print(f"\n{timer.seconds():.0f} s in all; see {workdir}")
 

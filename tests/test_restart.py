@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright 2026 The pqt_jax Authors
+"""Runs that are interrupted, killed or damaged: real processes, and what is left on disk."""
+
+import json
+import signal
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+import tiny
+from command import check_outputs, end, main, start, wait_for
+
+from pqt_jax import metrics
+from pqt_jax import step as steps
+
+
+def saved_leaves(workdir):
+    """Every array and number of the newest checkpoint, read without the trainer."""
+    with ocp.CheckpointManager((workdir / "checkpoints").absolute()) as manager:
+        step = manager.latest_step()
+        items = ocp.args.Composite(state=ocp.args.StandardRestore())
+        state = manager.restore(step, args=items)["state"]
+    position = next((workdir / "checkpoints" / str(step) / "data").iterdir()).read_text()
+    leaves = {jax.tree_util.keystr(k): v for k, v in jax.tree_util.tree_leaves_with_path(state)}
+    return step, leaves, json.loads(position)
+
+
+def timeless(records):
+    return [{k: v for k, v in r.items() if k != "tokens_per_s"} for r in records]
+
+
+@pytest.mark.slow  # five processes that train
+def test_interrupted_and_killed_runs_end_where_a_straight_run_does(tmp_path):
+    text = f"--config.data.files={tiny.write_text(tmp_path / 'text.txt')}"
+    straight, broken = tmp_path / "straight", tmp_path / "broken"
+    long = "--config.steps=40"
+    whole = start("--workdir", straight, text, long)
+
+    first = start("--workdir", broken, text, long)
+    wait_for(first, "step=5 ")
+    first.send_signal(signal.SIGTERM)
+    out, _ = end(first, 128 + signal.SIGTERM)
+    assert "run the command again to go on" in out
+    stopped = int(out.split("stopped at step ")[1].split()[0])
+    assert 5 <= stopped < 40
+    assert max(r["step"] for r in metrics.read(broken / "metrics.jsonl")) == stopped
+
+    second = start("--workdir", broken, text, long)
+    wait_for(second, f"resumed from step {stopped} of 40")
+    wait_for(second, f"step={min(stopped + 6, 38)} ")
+    second.kill()
+    second.communicate()
+    killed = metrics.read(broken / "metrics.jsonl")[-1]["step"]
+
+    third = start("--workdir", broken, text, long)
+    out, _ = end(third)
+    resumed = int(out.split("resumed from step ")[1].split()[0])
+    assert stopped <= resumed <= killed
+
+    whole_out, _ = end(whole)
+    step, leaves, position = saved_leaves(straight)
+    other_step, other_leaves, other_position = saved_leaves(broken)
+    assert step == other_step == 40 and position == other_position
+    assert leaves.keys() == other_leaves.keys() and len(leaves) > 40
+    for path, leaf in leaves.items():
+        np.testing.assert_array_equal(leaf, other_leaves[path], err_msg=path)
+    records = [timeless(metrics.read(w / "metrics.jsonl")) for w in (straight, broken)]
+    assert records[0] == records[1]
+    check_outputs(straight, whole_out, 40)
+
+    out, _ = end(start("--workdir", broken, text, long))
+    assert "finished: all 40 steps are done" in out and "learned mixed bits" in out
+    assert "step=" not in out
+    _, err = end(start("--workdir", broken, text, long, "--config.seed=1"), 2)
+    assert err.startswith("error: --workdir") and "config.seed was 0 and is 1" in err
+
+
+def test_damaged_files_of_a_finished_run_are_made_again(tmp_path, capsys):
+    run = tmp_path / "run"
+    assert main(tmp_path, "--config.steps=8") == 0
+    before, records = json.loads((run / "summary.json").read_text()), run / "metrics.jsonl"
+    (run / "summary.json").write_text("{")
+    files = [p for p in (run / "checkpoints" / "8").rglob("*") if p.is_file()]
+    largest = max(files, key=lambda p: p.stat().st_size)
+    largest.write_bytes(largest.read_bytes()[:100])
+    records.write_text("broken\n" + records.read_text())
+    capsys.readouterr()
+    assert main(tmp_path, "--config.steps=8") == 0
+    out, err = capsys.readouterr()
+    assert "checkpoint of step 8 cannot be read (" in err and "going on from step 4" in err
+    assert "resumed from step 4 of 8" in out
+    assert [r["step"] for r in metrics.read(records) if "loss" in r] == list(range(1, 9))
+    assert len(metrics.read(records)) == len(records.read_text().splitlines())
+    after = json.loads((run / "summary.json").read_text())
+    assert {k: v for k, v in after.items() if k not in ("seconds", "tokens_per_s")} == {
+        k: v for k, v in before.items() if k not in ("seconds", "tokens_per_s")
+    }
+
+    for path in (run / "checkpoints").rglob("*"):
+        if path.is_file():
+            path.write_bytes(b"")
+    (run / "summary.json").unlink()
+    assert main(tmp_path, "--config.steps=8") == 2
+    assert f"error: no checkpoint in {run / 'checkpoints'} can be read" in capsys.readouterr().err
+
+
+def test_a_signal_during_preparation_ends_the_run_in_order(tmp_path, capsys, monkeypatch):
+    def interrupt(function):
+        def interrupted(*args, **options):
+            signal.raise_signal(signal.SIGTERM)
+            return function(*args, **options)
+
+        return interrupted
+
+    with monkeypatch.context() as patch:
+        patch.setattr(steps, "init_state", interrupt(steps.init_state))
+        assert main(tmp_path) == 128 + signal.SIGTERM
+    out = capsys.readouterr().out
+    assert "stopped at step 0 of 60" in out and "ready" not in out
+    monkeypatch.setattr(steps, "make_train_step", interrupt(steps.make_train_step))
+    assert main(tmp_path) == 128 + signal.SIGTERM
+    assert "stopped at step 1 of 60" in capsys.readouterr().out
+    assert (tmp_path / "run" / "checkpoints" / "1").is_dir()

@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright 2026 The pqt_jax Authors
+"""The models in float64 NumPy, from their papers: one sequence, one head, one position at a time.
+
+`p` is a dict of parameters by path, stacked over layers as the models have them.
+"""
+
+import numpy as np
+
+
+def softmax(x):
+    e = np.exp(x - x.max())
+    return e / e.sum()
+
+
+def turn(x, theta):
+    out = np.empty_like(x)
+    half = x.shape[-1] // 2
+    for t in range(len(x)):
+        for i in range(half):
+            angle = t * theta ** (-i / half)
+            a, b = x[t, i], x[t, i + half]
+            out[t, i] = a * np.cos(angle) - b * np.sin(angle)
+            out[t, i + half] = a * np.sin(angle) + b * np.cos(angle)
+    return out
+
+
+def attend(x, p, layer, heads, theta):
+    add = lambda name: p[f"{name}/bias"][layer] if f"{name}/bias" in p else 0.0  # noqa: E731
+    q, k, v = (x @ p[f"h/attn/{n}/kernel"][layer] + add(f"h/attn/{n}") for n in ("q", "k", "v"))
+    width = x.shape[1] // heads
+    out = np.zeros_like(x)
+    for h in range(heads):
+        part = slice(h * width, (h + 1) * width)
+        qh, kh = (turn(a[:, part], theta) if theta else a[:, part] for a in (q, k))
+        for t in range(len(x)):
+            weights = softmax(qh[t] @ kh[: t + 1].T / width**0.5)
+            out[t, part] = weights @ v[: t + 1, part]
+    return out @ p["h/attn/out/kernel"][layer] + add("h/attn/out")
+
+
+def rms(x, scale, eps):
+    return x / np.sqrt((x**2).mean(-1, keepdims=True) + eps) * scale
+
+
+def norm(x, scale, bias, eps):
+    x = x - x.mean(-1, keepdims=True)
+    return x / np.sqrt((x**2).mean(-1, keepdims=True) + eps) * scale + bias
+
+
+def llama2(p, config, sequence):
+    eps, silu = config.norm_eps, lambda x: x / (1 + np.exp(-x))
+    x = p["embed/embedding"][sequence]
+    for i in range(config.num_layers):
+        y = rms(x, p["h/attn_norm/scale"][i], eps)
+        x = x + attend(y, p, i, config.num_heads, config.rope_theta)
+        y = rms(x, p["h/mlp_norm/scale"][i], eps)
+        gate, up, down = (p[f"h/mlp/{n}/kernel"][i] for n in ("gate", "up", "down"))
+        x = x + (silu(y @ gate) * (y @ up)) @ down
+    return rms(x, p["norm/scale"], eps) @ p["head/kernel"]
+
+
+def gpt2(p, config, sequence):
+    eps = config.norm_eps
+    gelu = lambda x: 0.5 * x * (1 + np.tanh((2 / np.pi) ** 0.5 * (x + 0.044715 * x**3)))  # noqa: E731
+    x = p["embed/embedding"][sequence] + p["pos/embedding"][: len(sequence)]
+    for i in range(config.num_layers):
+        y = norm(x, p["h/attn_norm/scale"][i], p["h/attn_norm/bias"][i], eps)
+        x = x + attend(y, p, i, config.num_heads, None)
+        y = norm(x, p["h/mlp_norm/scale"][i], p["h/mlp_norm/bias"][i], eps)
+        y = gelu(y @ p["h/mlp/up/kernel"][i] + p["h/mlp/up/bias"][i])
+        x = x + y @ p["h/mlp/down/kernel"][i] + p["h/mlp/down/bias"][i]
+    return norm(x, p["norm/scale"], p["norm/bias"], eps) @ p["embed/embedding"].T

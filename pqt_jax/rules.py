@@ -15,7 +15,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from pqt_jax import blocks, keys
+from pqt_jax import blocks, cast, keys
+from pqt_jax.noise import Kind
 from pqt_jax.perturb import Spec
 
 BITS = "pqt_bits"  # where wrapped modules keep their bit-widths; never parameters themselves
@@ -35,26 +36,34 @@ class Rule:
     Args:
       pattern: regular expression, `re.fullmatch`-ed on the `/`-joined path.
       target_bits: b_target; None leaves alone what the pattern matches.
-      **options: the other fields of `Spec`: init_bits=6, block=(32, 32), noise="gauss",
-        dtype=bfloat16, scale="ceil", matrix_axes=(1, 1).
+      init_bits, block, noise, dtype, scale, matrix_axes: as for `Spec`, with its defaults.
 
     Raises:
       ValueError: for a pattern that does not compile and for an option out of range.
-      TypeError: for an option that does not exist.
     """
 
     pattern: str
     spec: Spec | None
 
-    def __init__(self, pattern: str, target_bits: float | None = 4.0, **options: Any):
-        names = [f.name for f in dataclasses.fields(Spec)]
-        if unknown := sorted(set(options) - set(names)):
-            raise TypeError(f"Rule({pattern!r}): no option {unknown[0]!r}; there are {names}")
-        if target_bits is None and options:
-            raise ValueError(f"Rule({pattern!r}, None) samples nothing, so {options} have no use")
+    def __init__(
+        self,
+        pattern: str,
+        target_bits: float | None = Spec.target_bits,
+        init_bits: float = Spec.init_bits,
+        block: blocks.Block = Spec.block,
+        noise: Kind = Spec.noise,
+        dtype: Any = Spec.dtype,
+        scale: cast.Scale = Spec.scale,
+        matrix_axes: tuple[int, int] = Spec.matrix_axes,
+    ):
+        options = (init_bits, block, noise, dtype, scale, matrix_axes)
         try:
             re.compile(pattern)
-            spec = None if target_bits is None else Spec(target_bits, **options)
+            spec = Spec(Spec.target_bits if target_bits is None else target_bits, *options)
+            if target_bits is None:
+                if spec != Spec():
+                    raise ValueError("with target_bits=None it samples nothing; give no options")
+                spec = None
         except re.error as error:
             raise ValueError(f"Rule({pattern!r}): the pattern does not compile: {error}") from None
         except (ValueError, TypeError) as error:
@@ -128,6 +137,8 @@ def resolve(
         specs[path] = rule.spec
     for rule, paths in matched.items():
         if not paths:
+            if hidden := [path for path in shapes if first_match([rule], path)]:
+                raise ValueError(f"{rule} comes after rules that decide about {_some(hidden)}")
             raise ValueError(f"{rule} matches no parameter; the paths are {_some(list(shapes))}")
         if rule.spec is not None and not any(path in specs for path in paths):
             raise ValueError(

@@ -192,10 +192,12 @@ def test_a_model_survives_the_configuration(model):
 def test_methods_differ_in_their_rules_alone():
     kinds = {}
     for method in configs.METHODS:
-        config = load(f"method={method}", "pqt.target_bits=3")
-        kinds[method] = [rule.spec.noise for rule in configs.rules(config)]
+        config = load(f"method={method}", "pqt.target_bits=3", "pqt.dtype=float6_e3m2fn")
+        kinds[method] = [(rule.spec.noise, str(rule.spec.dtype)) for rule in configs.rules(config)]
         assert configs.quantization_rules(config)[0].spec.target_bits == 3
-    assert kinds == {"bf16": [], "gaussws": ["gauss"], "uniform": ["uniform"]}
+    # The baseline is BF16, whatever it is to be compared with.
+    others = {"gaussws": [("gauss", "E3M2")], "uniform": [("uniform", "E3M2")]}
+    assert kinds == {"bf16": [("none", "BF16")], **others}
 
 
 def test_differences_name_fields_and_pass_over_logging():

@@ -7,6 +7,7 @@
 Nothing about randomness is in the state: the noise of step t comes from `step_key(key, t)`.
 """
 
+import os
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -81,6 +82,18 @@ def count_parameters(config: Config) -> int:
     except ValueError as error:
         raise InputError(f"config.pqt.pattern={config.pqt.pattern!r}: {error}") from None
     return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(shapes, nnx.Param)))
+
+
+def check_memory(config: Config, parameters: int) -> None:
+    """Raise InputError if weights, gradients and the optimizer's two moments cannot fit."""
+    needed = 4 * parameters * jnp.dtype(config.model.param_dtype).itemsize
+    stats = jax.devices()[0].memory_stats() or {}  # None on CPU, which has the machine's memory
+    there = stats.get("bytes_limit", os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    if needed > there:
+        raise InputError(
+            f"config.model: {parameters:,} parameters, with gradients and moments, take "
+            f"{needed / 1e9:,.0f} GB, and there are {there / 1e9:,.0f} GB; give a smaller model"
+        )
 
 
 def make_schedule(config: Config) -> Callable[[Any], Any]:

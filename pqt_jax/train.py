@@ -50,6 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         text = source.load(config.data.files)
         pipeline.check_lengths(text.train, text.validation, config.data.length, config.data.batch)
         parameters = steps.count_parameters(config)  # here the rules meet the parameters' paths
+        steps.check_memory(config, parameters)
         meta = checkpoint.describe(config, text)
         lock = checkpoint.claim(workdir, config, meta)
     except InputError as error:

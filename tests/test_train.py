@@ -57,6 +57,7 @@ BAD = {
     "vectors": "--config.pqt.pattern=norm/scale",
     "everything": "--config.pqt.pattern=.*",
     "stacked vectors": "--config.pqt.pattern=.*norm.*",
+    "memory": "--config.model.vocab_size=1e12",
     "no GPU": "--config.model.attention=cudnn",
     "workdir": "--workdir=/dev/null/run",
     "config": "--config=configs/missing.py",

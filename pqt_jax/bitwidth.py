@@ -13,6 +13,8 @@ end and below any format here at the other.
 Source: arXiv 2505.11170 (2025); the clamp is ours.
 """
 
+import math
+import numbers
 from typing import Any
 
 import jax
@@ -26,10 +28,10 @@ MAX_BITS = 16.0
 
 def check_bits(target_bits: float, init_bits: float) -> None:
     """Raise ValueError unless `1 ≤ target_bits ≤ init_bits ≤ 16`."""
-    numbers = all(
-        isinstance(b, int | float) and not isinstance(b, bool) for b in (target_bits, init_bits)
+    are_numbers = all(
+        isinstance(b, numbers.Real) and not isinstance(b, bool) for b in (target_bits, init_bits)
     )
-    if not numbers or not MIN_BITS <= target_bits <= init_bits <= MAX_BITS:
+    if not are_numbers or not MIN_BITS <= target_bits <= init_bits <= MAX_BITS:
         raise ValueError(
             f"target_bits={target_bits!r}, init_bits={init_bits!r}; "
             f"they must be numbers, {MIN_BITS:g} <= target_bits <= init_bits <= {MAX_BITS:g}"
@@ -58,24 +60,52 @@ def bit_width(b_i: jax.Array, target_bits: float, init_bits: float) -> jax.Array
     return target + jnp.where(above < low, low, jnp.where(above > high, high, above))
 
 
+@jax.custom_jvp
 def step_size(b_t: jax.Array) -> jax.Array:
-    """`2^(1 − b_t)`, exact where b_t is an integer (XLA's own exp2 is not).
+    """`2^(1 − b_t)`, by integer arithmetic: the same bits everywhere, and exact at whole b_t.
+
+    XLA's own exp2 is neither: it differs between back-ends, and between a constant that is folded
+    and the same number at run time; and ŵ is a function of every bit of this.
 
     Example:
       >>> step_size(jnp.array([1.0, 4.0, 9.0])).tolist()
       [1.0, 0.125, 0.00390625]
 
     Args:
-      b_t: float32, in bits.
+      b_t: float32 in [1, 16], in bits.
 
     Returns:
-      float32 of the same shape.
+      float32 of the same shape, within one unit in the last place; NaN for NaN.
     """
-    exponent = 1.0 - b_t
-    whole = lax.stop_gradient(jnp.floor(exponent))
-    biased = (whole.astype(jnp.int32) + 127).astype(jnp.uint32)
-    power = lax.bitcast_convert_type(biased << np.uint32(23), jnp.float32)
-    return jnp.exp2(exponent - whole) * power
+    exponent = 1.0 - b_t  # exact, and a multiple of 2^-23, as is b_t itself
+    whole = jnp.floor(exponent)
+    fraction = ((exponent - whole) * 2.0**23).astype(jnp.uint32)
+    power = _exp2_fixed(fraction)  # in [2^31, 2^32)
+    # To 24 bits, of which the first is implied; a carry out of them goes into the exponent.
+    mantissa = (power >> np.uint32(8)) + ((power >> np.uint32(7)) & np.uint32(1))
+    biased = (whole.astype(jnp.int32) + 126).astype(jnp.uint32)
+    step = lax.bitcast_convert_type((biased << np.uint32(23)) + mantissa, jnp.float32)
+    return jnp.where(jnp.isnan(b_t), b_t, step)
+
+
+@step_size.defjvp
+def _step_size_jvp(primals, tangents):
+    step = step_size(*primals)
+    return step, -math.log(2) * step * tangents[0]
+
+
+def _exp2_fixed(fraction: jax.Array) -> jax.Array:
+    """`2^31 · 2^(fraction / 2^23)` as uint32, by Horner's rule with 31 binary places.
+
+    Twelve terms `(ln 2)^k / k!` of the exponential series leave less than 2^-32.
+    """
+    terms = [round(2**31 * math.log(2) ** k / math.factorial(k)) for k in range(12)]
+    with jax.enable_x64(True):
+        x = lax.convert_element_type(fraction, jnp.uint64) << np.uint64(8)
+        power = jnp.full_like(x, np.uint64(terms[-1]))
+        for term in reversed(terms[:-1]):
+            power = np.uint64(term) + ((power * x) >> np.uint64(31))
+        return lax.convert_element_type(power, jnp.uint32)
 
 
 def statistics(b_t: Any) -> dict[str, jax.Array]:

@@ -16,6 +16,8 @@ A matrix of M × N has ⌈M/bm⌉ × ⌈N/bn⌉ blocks of bm × bn; the last of 
 """
 
 import math
+import operator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -25,23 +27,32 @@ from jax import lax
 from pqt_jax import cast
 
 Block = tuple[int, int]
+MAX_SIDE = 2**15
 
 
 def check_block(block: Block) -> Block:
-    """Return the block if the noise stream can serve it.
+    """Return the block, as two ints, if the noise stream can serve it.
 
     Raises:
-      ValueError: unless each side divides 32 or is a multiple of 32.
+      ValueError: unless each side divides 32 or is a multiple of 32, up to `MAX_SIDE`.
     """
-    ok = isinstance(block, tuple | list) and len(block) == 2
-    if not ok or any(
-        not isinstance(side, int) or side < 1 or (32 % side and side % 32) for side in block
-    ):
+    try:
+        rows, columns = map(_side, block)
+    except (TypeError, ValueError):
         raise ValueError(
-            f"block={block!r}; it must be two integers that divide 32 or are multiples of 32, "
-            "since the noise stream comes in runs of 32 rows"
-        )
-    return (block[0], block[1])
+            f"block={block!r}; it must be two integers that divide 32 or are multiples of 32 (up "
+            f"to {MAX_SIDE}), since the noise stream comes in runs of 32 rows"
+        ) from None
+    return rows, columns
+
+
+def _side(side: Any) -> int:
+    if isinstance(side, bool):
+        raise TypeError
+    side = operator.index(side)
+    if not 1 <= side <= MAX_SIDE or (32 % side and side % 32):
+        raise ValueError
+    return side
 
 
 def matrix_shape(shape: tuple[int, ...], matrix_axes: tuple[int, int]) -> tuple[int, int, int]:
@@ -80,6 +91,15 @@ def grid_shape(
     _, m, n = matrix_shape(shape, matrix_axes)
     lead = tuple(shape[: len(shape) - sum(matrix_axes)])
     return (*lead, -(-m // block[0]), -(-n // block[1]))
+
+
+def check_grid(b: jax.Array | None, w: jax.Array, block: Block, matrix_axes: tuple[int, int]):
+    """Raise ValueError unless b holds one number per block of w."""
+    grid = grid_shape(w.shape, block, matrix_axes)
+    if b is None or jnp.shape(b) != grid:
+        given = "no bits" if b is None else f"bits of shape {jnp.shape(b)}"
+        sides = "x".join(map(str, block))
+        raise ValueError(f"{given} for w of shape {w.shape}; blocks of {sides} need {grid}")
 
 
 def pad_to(x: jax.Array, rows: int, columns: int) -> jax.Array:

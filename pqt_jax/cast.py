@@ -53,6 +53,8 @@ def _round_mantissa(magnitude: jax.Array, mantissa_bits: int) -> jax.Array:
     if drop == 0:
         return magnitude
     odd = (magnitude >> np.uint32(drop)) & np.uint32(1)
+    if mantissa_bits == 0:  # the bit that is even or odd is the implied one, 0 for subnormals alone
+        odd = (magnitude >= np.uint32(1 << 23)).astype(jnp.uint32)
     up = magnitude + (odd + np.uint32((1 << (drop - 1)) - 1))
     return up & np.uint32(0xFFFFFFFF << drop & 0xFFFFFFFF)
 

@@ -21,7 +21,7 @@ from pqt_jax.config import Config
 from pqt_jax.formats import BF16, E2M1, E3M2, E4M3
 from pqt_jax.loss import cross_entropy
 from pqt_jax.quantize import LADDER, format_index, quantize
-from pqt_jax.rules import path_of, paths_and_leaves, resolve
+from pqt_jax.rules import paths_and_leaves, resolve
 from pqt_jax.step import bit_widths, collect_bits, weights
 from pqt_jax.transform import param_transform
 
@@ -109,8 +109,7 @@ def format_shares(config: Config, params: nnx.State) -> dict[str, float]:
     rules = configs.rules(config)
     shapes = paths_and_leaves(weights(params))
     specs, counts = resolve(rules, shapes), np.zeros(len(LADDER))
-    for entries, b_t in jax.tree_util.tree_leaves_with_path(bit_widths(params, rules)):
-        path = path_of(entries)
+    for path, b_t in paths_and_leaves(bit_widths(params, rules)).items():
         _, *sides = blocks.matrix_shape(shapes[path].shape, specs[path].matrix_axes)
         # The last block of a row or column may be smaller.
         rows, columns = (

@@ -5,30 +5,34 @@
     weights   AdamW; decay on matrices, none on norms and biases; clipped by their own global norm
     bits      AdamW with a learning rate of their own; decay of b_i towards 0 takes b_t to b_target
 
-Bits are what lies under `pqt_bits` (NNX), in the collection "pqt" (Linen), or under a top-level
-"bits" (`{"params": params, "bits": bits}`, for `param_transform`).
+Bits are what lies under `pqt_bits` (NNX), and, where the tree's top holds "params", what lies
+beside it under "pqt" (the variables of a Linen model) or "bits" (for `param_transform`).
 """
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import optax
 
-from pqt_jax.rules import BITS, path_of
+from pqt_jax.rules import BITS, leaf_paths, map_paths
 
 Schedule = float | optax.Schedule
 
 
-def is_bits(path: str) -> bool:
-    """Whether a `/`-joined path is that of a bit-width.
+def bit_paths(params: Any) -> set[str]:
+    """The `/`-joined paths of the bit-widths in a tree.
 
     Example:
-      >>> [is_bits(p) for p in ("h/pqt_bits/attn/q/kernel", "pqt/bits/kernel", "h/attn/q/kernel")]
-      [True, True, False]
+      >>> sorted(bit_paths({"params": {"kernel": 0.0}, "bits": {"kernel": 1.0}}))
+      ['bits/kernel']
     """
-    parts = path.split("/")
-    return BITS in parts or parts[0] in ("pqt", "bits")
+    paths = {path: path.split("/") for path in leaf_paths(params)}
+    beside = any(parts[0] == "params" for parts in paths.values())
+    return {
+        path
+        for path, parts in paths.items()
+        if BITS in parts or (beside and parts[0] in ("pqt", "bits"))
+    }
 
 
 def decays(path: str, leaf: Any) -> bool:
@@ -61,11 +65,10 @@ def with_bits(
     )
 
     def init(params):
-        paths = [path_of(k) for k, _ in jax.tree_util.tree_leaves_with_path(params)]
-        left = [path for path in paths if is_bits(path)]
+        left = bit_paths(params)
         if left and bits is None:
             raise ValueError(
-                f"{len(left)} bit-widths have no optimizer of their own (first {left[0]!r}); "
+                f"{len(left)} bit-widths have no optimizer of their own (first {min(left)!r}); "
                 "pass bits_learning_rate=... to optim.adamw, or a transformation to "
                 "optim.with_bits(weights, bits); optax.set_to_zero() keeps them as they are"
             )
@@ -116,12 +119,9 @@ def adamw(
 
 
 def _labels(params: Any) -> Any:
-    return jax.tree_util.tree_map_with_path(
-        lambda entries, _: "bits" if is_bits(path_of(entries)) else "weights", params
-    )
+    bits = bit_paths(params)
+    return map_paths(lambda path, _: "bits" if path in bits else "weights", params)
 
 
 def _decay_mask(params: Any) -> Any:
-    return jax.tree_util.tree_map_with_path(
-        lambda entries, leaf: decays(path_of(entries), leaf), params
-    )
+    return map_paths(decays, params)

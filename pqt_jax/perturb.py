@@ -63,7 +63,7 @@ class Spec:
 
     def __post_init__(self):
         bitwidth.check_bits(self.target_bits, self.init_bits)
-        blocks.check_block(self.block)
+        object.__setattr__(self, "block", blocks.check_block(self.block))
         if self.noise not in KINDS:
             raise ValueError(f"noise={self.noise!r}; it must be one of {', '.join(KINDS)}")
         if self.scale not in cast.SCALES:
@@ -75,7 +75,6 @@ class Spec:
             or any(not isinstance(a, int) or a < 1 for a in axes)
         ):
             raise ValueError(f"matrix_axes={axes!r}; it must be two integers of at least 1")
-        object.__setattr__(self, "block", tuple(self.block))
         object.__setattr__(self, "matrix_axes", tuple(axes))
         object.__setattr__(self, "dtype", as_format(self.dtype))
 
@@ -128,14 +127,12 @@ def perturb(
     matrices = w.reshape(blocks.matrix_shape(w.shape, spec.matrix_axes))
     if spec.noise == "none":
         return jnp.reshape(_straight_through(spec, matrices), w.shape)
-    grid = blocks.grid_shape(w.shape, spec.block, spec.matrix_axes)
-    if b_i is None or tuple(jnp.shape(b_i)) != grid:
-        given = "no b_i" if b_i is None else f"b_i of shape {tuple(jnp.shape(b_i))}"
-        block = "x".join(map(str, spec.block))
-        raise ValueError(f"{given} for w of shape {w.shape}; blocks of {block} need {grid}")
+    blocks.check_grid(b_i, w, spec.block, spec.matrix_axes)
+    if not jnp.issubdtype(jnp.result_type(lead), jnp.integer):
+        raise TypeError(f"lead={lead!r}; it must be the index of a matrix, an integer")
     words = keys.key_words(key)
     b_t = bitwidth.bit_width(jnp.asarray(b_i, jnp.float32), spec.target_bits, spec.init_bits)
-    step = bitwidth.step_size(b_t).reshape(matrices.shape[0], *grid[-2:])
+    step = bitwidth.step_size(b_t).reshape(matrices.shape[0], *b_t.shape[-2:])
     offset = jnp.stack([jnp.asarray(lead).astype(jnp.uint32), jnp.uint32(0), jnp.uint32(0)])
     w_hat: Any = _sample(spec, matrices, step, words, offset)
     return jnp.reshape(w_hat, w.shape)
@@ -174,6 +171,7 @@ def _cast(spec: Spec, x: jax.Array, spread, absmax: jax.Array) -> jax.Array:
         return cast.round_to_bfloat16(x)
     if spec.dtype.exponent_bits == 8:
         rounded = cast.round_to(x, spec.dtype)
+        rounded = jnp.where(jnp.isinf(x), x, rounded)  # as in BF16; a scaled block turns NaN
     else:
         scale = cast.block_scale(absmax, spec.dtype, spec.scale)
         rounded = cast.round_scaled(x, spread(scale), spec.dtype)

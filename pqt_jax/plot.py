@@ -7,13 +7,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from pqt_jax.rules import path_of
+from pqt_jax.rules import paths_and_leaves
 
 BLUE, ORANGE, GREY = "#2f6db3", "#d9822b", "#8a8a8a"
 
@@ -66,7 +65,7 @@ def bits(
     over_steps.legend(frameon=False)
     _finish(over_steps)
 
-    leaves = {path_of(k): np.asarray(v) for k, v in jax.tree_util.tree_leaves_with_path(b_t)}
+    leaves = {path: np.asarray(leaf) for path, leaf in paths_and_leaves(b_t).items()}
     every = np.concatenate([np.empty(0), *(leaf.ravel() for leaf in leaves.values())])
     every = every[np.isfinite(every)]
     if len(every):  # a run that diverged may have no bit-width left

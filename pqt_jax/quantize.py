@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from pqt_jax import blocks
 from pqt_jax.formats import BF16, E2M1, E3M2, E4M3, E4M7, FloatFormat, as_format
 from pqt_jax.perturb import Spec, cast_blocks
-from pqt_jax.rules import Rule, check_rules, path_of, paths_and_leaves, resolve
+from pqt_jax.rules import Rule, check_rules, map_paths, paths_and_leaves, resolve
 
 LADDER: tuple[FloatFormat, ...] = (E2M1, E3M2, E4M3, E4M7, BF16)
 
@@ -37,8 +37,8 @@ def format_index(b_t: jax.Array) -> jax.Array:
     Returns:
       int32 of the same shape, an index into `LADDER`.
     """
-    limits = jnp.array([fmt.noise_bits for fmt in LADDER[:-1]], jnp.float32)
-    return jnp.sum(b_t[..., None] > limits, axis=-1, dtype=jnp.int32)
+    limits = [fmt.noise_bits for fmt in LADDER[:-1]]
+    return jnp.sum(jnp.stack([b_t > limit for limit in limits]), axis=0, dtype=jnp.int32)
 
 
 def quantize_mixed(w: jax.Array, b_t: jax.Array, spec: Spec) -> jax.Array:
@@ -51,7 +51,11 @@ def quantize_mixed(w: jax.Array, b_t: jax.Array, spec: Spec) -> jax.Array:
 
     Returns:
       w's shape, bfloat16: every format of `LADDER` fits it.
+
+    Raises:
+      ValueError: for a b_t of the wrong shape.
     """
+    blocks.check_grid(b_t, w, spec.block, spec.matrix_axes)
     matrices = w.reshape(blocks.matrix_shape(w.shape, spec.matrix_axes))
     leads, m, n = matrices.shape
     index = format_index(b_t).reshape(leads, *b_t.shape[-2:])
@@ -82,11 +86,11 @@ def quantize(params: Any, rules: Sequence[Rule], dtype: Any) -> Any:
     rules, fmt = check_rules(rules), as_format(dtype)
     specs = resolve(rules, paths_and_leaves(params))
 
-    def visit(entries, w):
-        spec = specs.get(path_of(entries))
+    def visit(path, w):
+        spec = specs.get(path)
         if spec is None:
             return w
         matrices = w.reshape(blocks.matrix_shape(w.shape, spec.matrix_axes))
         return cast_blocks(dataclasses.replace(spec, dtype=fmt), matrices).reshape(w.shape)
 
-    return jax.tree_util.tree_map_with_path(visit, params)
+    return map_paths(visit, params)

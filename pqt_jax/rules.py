@@ -9,11 +9,13 @@ a parameter that no rule matches is left alone.
 
 import dataclasses
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
+from flax.core.meta import AxisMetadata
 
 from pqt_jax import blocks, cast, keys
 from pqt_jax.noise import Kind
@@ -40,6 +42,7 @@ class Rule:
 
     Raises:
       ValueError: for a pattern that does not compile and for an option out of range.
+      TypeError: for a pattern that is no string.
     """
 
     pattern: str
@@ -57,6 +60,8 @@ class Rule:
         matrix_axes: tuple[int, int] = Spec.matrix_axes,
     ):
         options = (init_bits, block, noise, dtype, scale, matrix_axes)
+        if not isinstance(pattern, str):
+            raise TypeError(f"Rule({pattern!r}): the pattern must be a string")
         try:
             re.compile(pattern)
             spec = Spec(Spec.target_bits if target_bits is None else target_bits, *options)
@@ -91,7 +96,11 @@ def check_rules(rules: Sequence[Rule]) -> tuple[Rule, ...]:
 
 def first_match(rules: Sequence[Rule], path: str) -> Rule | None:
     """The rule that decides about a path, or None."""
-    return next((rule for rule in rules if re.fullmatch(rule.pattern, path)), None)
+    return next((rule for rule in rules if _matches(rule, path)), None)
+
+
+def _matches(rule: Rule, path: str) -> bool:
+    return re.fullmatch(rule.pattern, path) is not None
 
 
 def resolve(
@@ -114,11 +123,12 @@ def resolve(
       TypeError: for a sampled parameter that is neither float32 nor bfloat16.
     """
     specs: dict[str, Spec] = {}
-    matched = {rule: [] for rule in rules}
+    matched: list[list[str]] = [[] for _ in rules]
     for path, leaf in shapes.items():
-        rule = first_match(rules, path)
-        if rule is not None:
-            matched[rule].append(path)
+        index = next((i for i, rule in enumerate(rules) if _matches(rule, path)), None)
+        rule = None if index is None else rules[index]
+        if index is not None:
+            matched[index].append(path)
         if len(jnp.shape(leaf)) < 2 or 0 in leaf.shape:
             continue
         if rule is None and strict:
@@ -135,9 +145,9 @@ def resolve(
         except ValueError as error:
             raise ValueError(f"{rule} at {path!r}: {error}") from None
         specs[path] = rule.spec
-    for rule, paths in matched.items():
+    for rule, paths in zip(rules, matched, strict=True):
         if not paths:
-            if hidden := [path for path in shapes if first_match([rule], path)]:
+            if hidden := [path for path in shapes if _matches(rule, path)]:
                 raise ValueError(f"{rule} comes after rules that decide about {_some(hidden)}")
             raise ValueError(f"{rule} matches no parameter; the paths are {_some(list(shapes))}")
         if rule.spec is not None and not any(path in specs for path in paths):
@@ -165,31 +175,60 @@ def _some(paths: Sequence[str], most: int = 8) -> str:
     return shown + (f", … ({len(paths)} in all)" if len(paths) > most else "") if paths else "none"
 
 
-def path_of(entries: Sequence[Any], prefix: str = "") -> str:
-    """The `/`-joined path of a JAX key path; what boxes a value (`.value`) adds nothing to it."""
-    parts = [prefix] if prefix else []
-    for i, entry in enumerate(entries):
-        name = next(
-            getattr(entry, field) for field in ("key", "name", "idx") if hasattr(entry, field)
-        )
-        boxed = isinstance(entry, jax.tree_util.GetAttrKey) and name in ("value", "raw_value")
-        if not (boxed and i == len(entries) - 1):
-            parts.append(str(name))
-    return "/".join(parts)
+def leaf_paths(tree: Any, prefix: str = "") -> list[str]:
+    """The `/`-joined path of every leaf, in the order of `jax.tree.leaves`.
+
+    A box around an array, `nnx.Variable` or Linen metadata, adds nothing to its path.
+
+    Example:
+      >>> leaf_paths({"h": [{"kernel": 0.0}, {"kernel": 1.0}]}, prefix="model")
+      ['model/h/0/kernel', 'model/h/1/kernel']
+    """
+    paths = []
+    nodes = jax.tree_util.tree_leaves_with_path(tree, is_leaf=_is_box)
+    for entries, node in nodes:
+        inside = [((), node)]
+        if _is_box(node):
+            inside = jax.tree_util.tree_leaves_with_path(node)
+        for within, _ in inside:
+            parts = [prefix] if prefix else []
+            parts += [_name(entry) for entry in (*entries, *within[1:])]
+            paths.append("/".join(parts))
+    return paths
+
+
+def _is_box(node: Any) -> bool:
+    return isinstance(node, nnx.Variable | AxisMetadata)
+
+
+def _name(entry: Any) -> str:
+    fields = ("key", "name", "idx")
+    return str(next(getattr(entry, field) for field in fields if hasattr(entry, field)))
+
+
+def map_paths(function: Callable[[str, Any], Any], tree: Any, prefix: str = "") -> Any:
+    """Apply `function(path, leaf)` to every leaf."""
+    leaves, structure = jax.tree.flatten(tree)
+    return structure.unflatten(map(function, leaf_paths(tree, prefix), leaves))
 
 
 def paths_and_leaves(tree: Any, prefix: str = "") -> dict[str, Any]:
     """Every parameter of a tree by its path; bit-widths kept in the tree are passed over.
 
     Raises:
-      ValueError: if two parameters have one path, as `{"a/b": …, "a": {"b": …}}` has.
+      ValueError: if two parameters have one path, as `{"a/b": …, "a": {"b": …}}` has, or if a
+        parameter's path is also a folder of others', as in `{"a": …, "a/b": …}`.
     """
     leaves: dict[str, Any] = {}
-    for entries, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        path = path_of(entries, prefix)
+    for path, leaf in zip(leaf_paths(tree, prefix), jax.tree.leaves(tree), strict=True):
         if BITS in path.split("/"):
             continue
         if path in leaves:
             raise ValueError(f"two parameters have the path {path!r}; rename one")
         leaves[path] = leaf
+    for path in leaves:
+        parts = path.split("/")
+        for end in range(1, len(parts)):
+            if (folder := "/".join(parts[:end])) in leaves:
+                raise ValueError(f"{folder!r} is a parameter, yet {path!r} is one too; rename one")
     return leaves

@@ -21,7 +21,7 @@ from flax import linen, nnx
 
 from pqt_jax import bitwidth, blocks, keys, quantize
 from pqt_jax.perturb import Spec, perturb
-from pqt_jax.rules import Rule, check_rules, first_match, path_of, paths_and_leaves, resolve
+from pqt_jax.rules import Rule, check_rules, first_match, map_paths, paths_and_leaves, resolve
 
 Bits = dict[str, Any]
 M = TypeVar("M", linen.Module, nnx.Module)
@@ -90,11 +90,15 @@ def param_transform(
         """Apply `function(path, spec, leaf)` where a rule samples, and keep the rest."""
         specs = specs_of(params)
 
-        def visit(entries, leaf):
-            path = path_of(entries, prefix)
-            return function(path, specs[path], leaf) if path in specs else leaf
+        def visit(path, leaf):
+            if path not in specs:
+                return leaf
+            try:
+                return function(path, specs[path], leaf)
+            except ValueError as error:
+                raise ValueError(f"{path}: {error}") from None
 
-        return jax.tree_util.tree_map_with_path(visit, params)
+        return map_paths(visit, params, prefix)
 
     def init(params: Any) -> Bits:
         shapes = paths_and_leaves(params, prefix)
@@ -116,21 +120,18 @@ def param_transform(
             leads, _, _ = blocks.matrix_shape(w.shape, spec.matrix_axes)
             first = (0 if lead is None else lead) * leads
             b_i = _lookup(bits, path, prefix)
-            try:
-                return perturb(w, b_i, keys.param_key(key, path), spec, lead=first)
-            except ValueError as error:
-                raise ValueError(f"{path}: {error}") from None
+            return perturb(w, b_i, keys.param_key(key, path), spec, lead=first)
 
         return map_sampled(visit, params)
 
     def bit_widths(bits: Bits) -> Bits:
-        def visit(entries, b_i):
-            rule = first_match(rules, path_of(entries, prefix))
+        def visit(path, b_i):
+            rule = first_match(rules, path)
             if rule is None or rule.spec is None:
-                raise ValueError(f"no rule samples {path_of(entries, prefix)!r}, yet it has bits")
+                raise ValueError(f"no rule samples {path!r}, yet it has bits")
             return bitwidth.bit_width(b_i, rule.spec.target_bits, rule.spec.init_bits)
 
-        return jax.tree_util.tree_map_with_path(visit, bits)
+        return map_paths(visit, bits, prefix)
 
     def quantize_by_bits(params: Any, bits: Bits) -> Any:
         def visit(path, spec, w):
@@ -166,7 +167,7 @@ def _lookup(tree: Bits, path: str, prefix: str) -> jax.Array:
             node = node[part]
         except (KeyError, TypeError):
             raise ValueError(
-                f"bits has no entry for {path!r}; make bits with init(params) under the same rules"
+                "bits has no entry for it; make bits with init(params) under the same rules"
             ) from None
     return node
 
@@ -174,14 +175,15 @@ def _lookup(tree: Bits, path: str, prefix: str) -> jax.Array:
 def _table(shapes: dict[str, Any], specs: dict[str, Spec], bits: Bits, prefix: str) -> str:
     rows = [("path", "shape", "blocks", "mean b_t", "format")]
     for path, leaf in shapes.items():
-        shape = "x".join(map(str, leaf.shape)) or "scalar"
+        shape = "x".join(map(str, jnp.shape(leaf))) or "scalar"
         spec = specs.get(path)
         if spec is None:
-            rows.append((path, shape, "", "", str(leaf.dtype)))
+            rows.append((path, shape, "", "", str(jnp.result_type(leaf))))
         elif spec.noise == "none":
             rows.append((path, shape, "", "", spec.dtype.name))
         else:
             b_i = _lookup(bits, path, prefix)
+            blocks.check_grid(b_i, leaf, spec.block, spec.matrix_axes)
             b_t = bitwidth.bit_width(b_i, spec.target_bits, spec.init_bits)
             mean = f"{float(jnp.mean(b_t)):.2f}"
             rows.append((path, shape, str(b_t.size), mean, f"{spec.dtype.name} + {spec.noise}"))
@@ -202,11 +204,14 @@ def pqt_transform(model: M, rules: Sequence[Rule], *, prefix: str = "", strict: 
     NNX: the module returned is of a subclass of the model's class. Its call takes `pqt_key` (None
     is the bare model) and, for one layer of a stack, `pqt_lead`, the layer's index. Bits are
     variables of type `BitParam` under the attribute `pqt_bits`; the state without them,
-    `nnx.state(wrapped, nnx.All(nnx.Param, nnx.Not(BitParam)))`, is that of the bare model.
-    Variables that a call changes are carried over; plain attributes that it sets are not.
+    `nnx.state(wrapped, nnx.Not(BitParam))`, is that of the bare model. Variables that a call
+    changes are carried over; plain attributes that it sets are not.
 
     Linen: a module with the same variables and the collection "pqt", `{"bits": …}`, made by `init`.
-    It samples when `apply` is given the rng stream "pqt"; without it the bare model runs.
+    It samples when `apply` is given the rng stream "pqt"; without it the bare model runs. In a
+    lifted transform both have to be named, as for any collection and rng: a scan over layers takes
+    `variable_axes={"params": 0, "pqt": 0}` and `split_rngs={"params": True, "pqt": True}`; a scan
+    that was not told of the rng runs the bare model.
 
     Both calls take `pqt_method`, the name of another method of the model to call in its place.
 

@@ -3,10 +3,16 @@
 """`pqt_transform` for Linen: a module in the model's scope that maps parameters before the call."""
 
 import dataclasses
+import functools
+import inspect
+import types
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 from flax import linen as nn
+from flax import nnx
+from flax.core.scope import LazyRng
 
 from pqt_jax.rules import Rule
 from pqt_jax.transform import param_transform
@@ -24,8 +30,10 @@ class Hidden:
 class PQT(nn.Module):
     """A Linen module with sampled weights; made by `pqt_transform`.
 
+    Fields and methods of the bare module are this one's, too; a method called on it samples.
+
     Attributes:
-      model: the bare module, which runs in this one's scope, or this one in its.
+      model: the bare module.
       rules, prefix, strict: as given to `pqt_transform`.
     """
 
@@ -35,13 +43,8 @@ class PQT(nn.Module):
     strict: bool = False
 
     def setup(self):
-        """Share one scope with the model, so that no path and no random stream changes."""
-        model = self.model.module
-        if model.scope is None:
-            model = model.clone(parent=self.scope)
-        else:  # made in the compact method of a parent, which has given it a name
-            nn.share_scope(self, model)
-        self.inner = Hidden(model)
+        """Run the model in this scope, so that no path and no random stream changes."""
+        self.inner = Hidden(self.model.module.clone(parent=self.scope))
 
     @nn.compact
     def __call__(self, *args: Any, pqt_method: str = "__call__", **kwargs: Any) -> Any:
@@ -53,26 +56,73 @@ class PQT(nn.Module):
         transform = param_transform(self.rules, prefix=self.prefix, strict=self.strict)
         if self.is_initializing():
             out = bare(self.inner.module)
-            self.variable(COLLECTION, "bits", transform.init, self.variables["params"])
+            if not self.has_variable(COLLECTION, "bits"):
+                if self.variables.get(COLLECTION):
+                    raise ValueError(
+                        f"a part of {type(self.inner.module).__name__} is wrapped already, and has "
+                        f"bits of its own: {sorted(self.variables[COLLECTION])}; wrap it once"
+                    )
+                self.variable(COLLECTION, "bits", transform.init, self.variables.get("params", {}))
             return out
-        if not self.has_rng(COLLECTION):
+        scope = self.scope
+        if scope is None or not scope.has_rng(COLLECTION):
             return bare(self.inner.module)
         if not self.has_variable(COLLECTION, "bits"):
             raise ValueError(
                 'the "pqt" rng is given but the variables have no "pqt" collection; take it from '
                 'init, or make it: {"params": p, "pqt": {"bits": param_transform(rules).init(p)}}'
             )
-        bits = self.get_variable(COLLECTION, "bits")
-        key = self.make_rng(COLLECTION)
+        bits, own = self.get_variable(COLLECTION, "bits"), self.variables.get("params", {})
+        # Not make_rng, whose key depends on how often it was called: one step, one ŵ.
+        key = LazyRng.create(scope.rngs[COLLECTION]).as_jax_rng()
 
-        def sample(variables: Mapping[str, Any]) -> dict[str, Any]:
-            return {"params": transform.sample(variables["params"], bits, key)}
+        def sample(variables: Mapping[str, Any]) -> Mapping[str, Any]:
+            # Called once for each scope; that of a module handed in from outside is not ours.
+            params = variables.get("params", {})
+            if not _same_leaves(params, own):
+                return variables
+            return {"params": transform.sample(params, bits, key)}
 
         return nn.map_variables(bare, "params", sample)(self.inner.module)
+
+    def __getattr__(self, name: str) -> Any:
+        """A field of the bare module, or a method of it that samples when it is called."""
+        try:
+            return super().__getattr__(name)  # pyright: ignore[reportAttributeAccessIssue]
+        except AttributeError:
+            if name.startswith("__") or "model" not in vars(self):
+                raise
+        model = self.model.module
+        static = inspect.getattr_static(type(model), name, None)
+        if inspect.isfunction(static) and not hasattr(static, "nowrap"):
+
+            @functools.wraps(static)
+            def method(self, *args, **kwargs):
+                return self(*args, pqt_method=name, **kwargs)
+
+            return types.MethodType(method, self)
+        if static is not None or name in {field.name for field in dataclasses.fields(model)}:
+            return getattr(model, name)
+        raise AttributeError(
+            f"{type(model).__name__} has no field or method {name!r}; what a wrapped module makes "
+            "in setup or in a call stays inside, and other methods are called by their names"
+        )
+
+
+def _same_leaves(a: Any, b: Any) -> bool:
+    a, b = jax.tree.leaves(a), jax.tree.leaves(b)
+    return len(a) == len(b) and all(x is y for x, y in zip(a, b, strict=True))
 
 
 def wrap(model: nn.Module, rules: tuple[Rule, ...], prefix: str, strict: bool) -> PQT:
     """A Linen module in the model's scope; see `pqt_transform`."""
     if isinstance(model, PQT):
         raise ValueError(f"{type(model.model.module).__name__} is wrapped already; wrap it once")
-    return PQT(Hidden(model), rules, prefix, strict)
+    if isinstance(model, nnx.bridge.ToLinen):
+        raise TypeError(
+            "ToLinen holds an NNX module; wrap that with pqt_transform, and use it in NNX"
+        )
+    wrapped = PQT(Hidden(model), rules, prefix, strict)
+    if model.scope is not None:  # made in the compact method of a parent, which has named it
+        nn.share_scope(wrapped, model)
+    return wrapped

@@ -2,9 +2,11 @@
 # Copyright 2026 The pqt_jax Authors
 """`pqt_transform` for NNX: a module of the same class and paths that samples when given a key."""
 
+import copyreg
 import functools
+import inspect
 import types
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -22,49 +24,114 @@ class BitParam(nnx.Param):
 
 def wrap(model: M, rules: tuple[Rule, ...], prefix: str, strict: bool) -> M:
     """An NNX module whose call takes `pqt_key` and `pqt_lead`; see `pqt_transform`."""
-    if jax.tree.leaves(nnx.state(model, BitParam)):
-        raise ValueError(
-            f"{type(model).__name__} is wrapped already, or a part of it is; wrap it once, bare"
-        )
-    transform = param_transform(rules, prefix=prefix, strict=strict)
-    bits = transform.init(_parameters(model))
+    name = type(model).__name__
+    if any(hasattr(part, BITS) for _, part in nnx.iter_modules(model)):
+        raise ValueError(f"{name} is wrapped already, or a part of it is; wrap it once, bare")
+    if isinstance(model, nnx.bridge.ToNNX):
+        raise TypeError(f"{name} holds a Linen module; wrap that: ToNNX(pqt_transform(linen, …))")
+    if isinstance(model, nnx.Dict | nnx.List):
+        raise TypeError(f"{name} is a container and would hold its bits; wrap what it holds")
+    bits = param_transform(rules, prefix=prefix, strict=strict).init(_parameters(model))
     wrapped = nnx.clone(model)
-    wrapped.__class__ = _subclass(type(model))
-    static = {"pqt_rules": rules, "pqt_prefix": prefix, "pqt_strict": strict}
-    for name, value in (static | {BITS: _as_modules(bits)}).items():
-        setattr(wrapped, name, value)
+    wrapped.__class__ = _subclass(type(model), rules, prefix, strict)
+    # Plain dicts and not modules, so that a model which iterates over its children meets no other.
+    setattr(wrapped, BITS, nnx.data(jax.tree.map(BitParam, bits)))
     return wrapped
 
 
 def bits_of(model: nnx.Module) -> Bits:
     """The bits of a wrapped module, as the nested dict that `param_transform` works on."""
-    return _strings(nnx.to_pure_dict(nnx.state(getattr(model, BITS), BitParam)))
+    is_bits = lambda node: isinstance(node, BitParam)  # noqa: E731
+    return jax.tree.map(lambda b_i: b_i.get_value(), getattr(model, BITS), is_leaf=is_bits)
 
 
 @functools.cache
-def _subclass(cls: type) -> type:
+def _subclass(cls: type, rules: tuple[Rule, ...], prefix: str, strict: bool) -> type:
     """The class of wrapped modules: `cls`, with a call that samples first."""
+    transform = param_transform(rules, prefix=prefix, strict=strict)
 
     def __call__(self, *args, pqt_key=None, pqt_lead=None, pqt_method="__call__", **kwargs):
-        method = getattr(cls, pqt_method)
+        method = _method(cls, pqt_method)
         if pqt_key is None:
             return method(self, *args, **kwargs)
-        transform = param_transform(self.pqt_rules, prefix=self.pqt_prefix, strict=self.pqt_strict)
         graphdef, params, rest = nnx.split(self, _is_parameter, ...)
         sampled = transform.sample(params, bits_of(self), pqt_key, lead=pqt_lead)
         inner = nnx.merge(graphdef, sampled, rest)
+        masters, given = _raw_values(self), _raw_values(inner)
         out = method(inner, *args, **kwargs)
-        nnx.update(self, nnx.state(inner, nnx.Not(nnx.Param)))  # what the call changed: statistics
+        changed = _changed(inner, masters, given)
+        if changed:
+            nnx.update(self, changed)
         return out
 
-    def namespace(body: dict[str, Any]) -> None:
-        body.update(
-            __call__=functools.wraps(cls.__call__)(__call__),
+    def fill(namespace: dict[str, Any]) -> None:
+        namespace.update(
+            __call__=__call__,
             __module__=cls.__module__,
             __doc__=f"{cls.__name__} with sampled weights; `pqt_key=None` is the bare model.",
+            pqt_recipe=(cls, rules, prefix, strict),
         )
 
-    return types.new_class(f"PQT{cls.__name__}", (cls,), {}, namespace)
+    if _has_call(cls):
+        functools.update_wrapper(__call__, cls.__call__)
+        __call__.__signature__ = _extended(inspect.signature(cls.__call__))
+    options = {"metaclass": _metaclass(type(cls)), "pytree": cls._pytree__is_pytree}
+    return types.new_class(f"PQT{cls.__name__}", (cls,), options, fill)
+
+
+@functools.cache
+def _metaclass(base: type) -> type:
+    """`base`, for classes that are pickled by what made them: no module holds their names."""
+    metaclass = types.new_class(f"PQT{base.__name__}", (base,))
+    copyreg.pickle(metaclass, lambda cls: (_subclass, cls.pqt_recipe))
+    return metaclass
+
+
+def _has_call(cls: type) -> bool:
+    return any("__call__" in vars(base) for base in cls.__mro__)
+
+
+def _method(cls: type, name: str) -> Callable[..., Any]:
+    if name == "__call__" and not _has_call(cls):
+        raise TypeError(f"{cls.__name__} has no __call__; name one of its methods by pqt_method=")
+    if not callable(method := getattr(cls, name, None)):
+        raise AttributeError(f"pqt_method={name!r}: {cls.__name__} has no such method")
+    return method
+
+
+def _extended(signature: inspect.Signature) -> inspect.Signature:
+    """A call's signature with the three arguments that wrapping adds."""
+    kind, parameters = inspect.Parameter.KEYWORD_ONLY, list(signature.parameters.values())
+    last = len(parameters)
+    if parameters and parameters[-1].kind is inspect.Parameter.VAR_KEYWORD:
+        last -= 1
+    defaults = {"pqt_key": None, "pqt_lead": None, "pqt_method": "__call__"}
+    added = [inspect.Parameter(name, kind, default=value) for name, value in defaults.items()]
+    return signature.replace(parameters=[*parameters[:last], *added, *parameters[last:]])
+
+
+Path = tuple[Any, ...]
+
+
+def _raw_values(model: nnx.Module) -> dict[Path, Any]:
+    return {path: v.get_raw_value() for path, v in nnx.to_flat_state(nnx.state(model))}
+
+
+def _changed(inner: nnx.Module, masters: dict[Path, Any], given: dict[Path, Any]) -> nnx.State:
+    """The variables that a call on the sampled twin of a model has changed or made.
+
+    Those alone: a variable from outside a transform must not be written inside it.
+    """
+    changed = [
+        (path, variable)
+        for path, variable in nnx.to_flat_state(nnx.state(inner))
+        if path not in given or variable.get_raw_value() is not given[path]
+    ]
+    for path, _ in changed:
+        if given.get(path) is not masters.get(path):
+            name = "/".join(map(str, path))
+            raise ValueError(f"{name}: the call writes to a parameter that is sampled")
+    return nnx.from_flat_state(changed)
 
 
 def _is_parameter(path: Sequence[Any], value: Any) -> bool:
@@ -75,13 +142,3 @@ def _is_parameter(path: Sequence[Any], value: Any) -> bool:
 
 def _parameters(model: nnx.Module) -> nnx.State:
     return nnx.state(model, _is_parameter)
-
-
-def _as_modules(bits: Bits) -> nnx.Dict:
-    return nnx.Dict(
-        {k: _as_modules(v) if isinstance(v, dict) else BitParam(v) for k, v in bits.items()}
-    )
-
-
-def _strings(tree: Any) -> Any:
-    return {str(k): _strings(v) for k, v in tree.items()} if isinstance(tree, dict) else tree

@@ -136,3 +136,11 @@ def test_absmax_is_the_same_under_jit_and_vmap():
     eager = jnp.stack([blocks.block_absmax(part, (32, 32)) for part in x])
     mapped = jax.jit(jax.vmap(lambda part: blocks.block_absmax(part, (32, 32))))(x)
     np.testing.assert_array_equal(eager, mapped)
+
+
+def test_a_block_is_two_ints_of_python():
+    assert blocks.check_block([np.int64(32), 2**15]) == (32, 2**15)
+    assert [type(side) for side in blocks.check_block((np.int64(32), 32))] == [int, int]
+    for block in ((True, 32), (2**15 + 32, 32), (10**30, 32)):
+        with pytest.raises(ValueError, match="must be two integers"):
+            blocks.check_block(block)

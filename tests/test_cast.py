@@ -252,3 +252,12 @@ def test_to_ml_dtypes_refuses_what_is_off_the_grid(value, fmt, message):
 def test_to_ml_dtypes_keeps_zero_signs_and_nan_where_there_is_one():
     stored = cast.to_ml_dtypes(np.array([-0.0, 0.0, np.nan], np.float32), formats.E4M3)
     assert stored.view(np.uint8).tolist()[:2] == [0x80, 0] and np.isnan(stored[2])
+
+
+def test_without_mantissa_ties_go_up_as_in_e8m0():
+    x = np.float32([1.5, 3, 6, 12, 1.49, 2.99, 2.0**-125 * 1.5])
+    want = x.astype(ml_dtypes.float8_e8m0fnu).astype(np.float32)
+    np.testing.assert_array_equal(cast.round_to(x, FloatFormat(8, 0)), want)
+    for exponent_bits in (5, 7):
+        got = cast.round_to(x[:6], FloatFormat(exponent_bits, 0))
+        np.testing.assert_array_equal(got, want[:6])

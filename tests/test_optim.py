@@ -97,3 +97,11 @@ def test_it_trains_a_wrapped_nnx_module_under_jit():
         losses.append(float(value))
     assert losses[-1] < 0.2 * losses[0]
     assert (state["pqt_bits"]["kernel"][...] < 1).all()
+
+
+def test_weights_that_are_called_bits_are_weights():
+    params = {"bits": {"kernel": jnp.ones((2, 2))}, "pqt": {"kernel": jnp.ones((2, 2))}}
+    tx = optim.adamw(1e-2, weight_decay=0.1)  # no group of bits is needed
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    updates, _ = tx.update(zeros, tx.init(params), params)
+    np.testing.assert_allclose(updates["bits"]["kernel"], -1e-3, rtol=1e-5)

@@ -226,12 +226,18 @@ def test_spec_names_the_field_it_refuses(fields, message):
 
 def test_perturb_refuses():
     w = jnp.ones((100, 70))
-    with pytest.raises(ValueError, match=r"b_i of shape \(3, 3\) for w .*32x32 need \(4, 3\)"):
+    with pytest.raises(ValueError, match=r"bits of shape \(3, 3\) for w .*32x32 need \(4, 3\)"):
         perturb(w, jnp.ones((3, 3)), key())
-    with pytest.raises(ValueError, match=r"no b_i for w .* need \(4, 3\)"):
+    with pytest.raises(ValueError, match=r"no bits for w .* need \(4, 3\)"):
         perturb(w, None, key())
     with pytest.raises(TypeError, match="w has dtype float16; master weights must be float32 or"):
         perturb(w.astype(jnp.float16), jnp.ones((4, 3)), key())
     with pytest.raises(ValueError, match="does not fit a parameter of shape"):
         perturb(jnp.ones(7), jnp.ones((1, 1)), key())
     assert hash(Spec(dtype="bfloat16")) == hash(Spec()) and Spec(block=[32, 32]) == Spec()
+
+
+def test_the_lead_is_an_index():
+    w, b_i = jnp.ones((32, 32)), jnp.ones((1, 1))
+    with pytest.raises(TypeError, match="lead=1.5; it must be the index"):
+        perturb(w, b_i, jax.random.key(0), lead=1.5)

@@ -80,3 +80,21 @@ def test_wide_formats_are_held_in_float32():
     got = quantize({"w": w}, [Rule("w")], FloatFormat(5, 10))["w"]
     assert got.dtype == jnp.float32
     np.testing.assert_allclose(got, w, rtol=2**-11)
+
+
+def test_bits_of_the_wrong_shape_are_refused():
+    for shape in ((4, 4), (2, 3), (1, 1)):
+        with pytest.raises(ValueError, match=r"need \(2, 2\)"):
+            quantize_mixed(jnp.ones((64, 64)), jnp.full(shape, 4.0), Spec())
+
+
+def test_nothing_relies_on_rank_promotion():
+    with jax.numpy_rank_promotion("raise"):
+        quantize_mixed(jnp.ones((2, 64, 64)), jnp.full((2, 2, 2), 4.0), Spec())
+
+
+@pytest.mark.parametrize("mantissa_bits", [0, 3, 7, 23])
+def test_infinity_stays_where_there_is_no_scale(mantissa_bits):
+    w = jnp.ones((32, 32)).at[0, 0].set(jnp.inf).at[1, 1].set(-jnp.inf)
+    got = quantize({"w": w}, [Rule("w")], FloatFormat(8, mantissa_bits))["w"]
+    assert got[0, 0] == jnp.inf and got[1, 1] == -jnp.inf and got[2, 2] == 1

@@ -12,7 +12,7 @@ from flax import linen as nn
 
 from pqt_jax import Rule, keys
 from pqt_jax.perturb import Spec
-from pqt_jax.rules import check_rules, first_match, path_of, paths_and_leaves, resolve
+from pqt_jax.rules import check_rules, first_match, leaf_paths, paths_and_leaves, resolve
 
 
 def shapes(**leaves):
@@ -54,6 +54,11 @@ def test_a_rule_that_matches_nothing_is_named(target):
 def test_a_rule_hidden_behind_an_earlier_one_is_named():
     with pytest.raises(ValueError, match=r"Rule\('a'\) comes after rules that decide about a$"):
         resolve([Rule(".*"), Rule("a")], shapes(a=(3, 3)))
+
+
+def test_the_second_of_two_equal_rules_is_hidden():
+    with pytest.raises(ValueError, match=r"Rule\('a'\) comes after rules that decide about a$"):
+        resolve([Rule("a"), Rule("a")], shapes(a=(3, 3)))
 
 
 def test_a_sampling_rule_that_matches_only_vectors_is_named():
@@ -135,8 +140,18 @@ def test_two_parameters_of_one_path_are_refused():
         paths_and_leaves({"a/b": jnp.ones((2, 2)), "a": {"b": jnp.ones((2, 2))}})
 
 
+def test_a_parameter_that_is_also_a_folder_is_refused():
+    with pytest.raises(ValueError, match="'a' is a parameter, yet 'a/b' is one too"):
+        paths_and_leaves({"a": jnp.ones((2, 2)), "a/b": jnp.ones((2, 2))})
+
+
+def test_a_pattern_is_a_string():
+    with pytest.raises(TypeError, match=r"Rule\(b'k'\): the pattern must be a string"):
+        Rule(b"k")
+
+
 def test_paths_of_boxes_sequences_and_prefixes():
     boxed = nn.Partitioned(jnp.ones((2, 2)), names=("x", None))
     tree = {"layers": [{"kernel": boxed}], "pqt_bits": {"kernel": jnp.ones((1, 1))}}
     assert list(paths_and_leaves(tree, "h")) == ["h/layers/0/kernel"]
-    assert path_of((), "h") == "h"
+    assert leaf_paths(1.0, "h") == ["h"]

@@ -3,6 +3,7 @@
 """`param_transform`: pure functions on trees, keyed by path."""
 
 import zlib
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -181,11 +182,36 @@ def test_summary_is_a_table_of_all_parameters():
 def test_errors_name_the_path():
     transform, params = param_transform(RULES), make_params()
     bits = transform.init(params)
-    with pytest.raises(ValueError, match="bits has no entry for 'h/up/kernel'"):
+    with pytest.raises(ValueError, match="h/up/kernel: bits has no entry"):
         transform.sample(params, {"head": bits["head"]}, KEY)
     bits["head"]["kernel"] = jnp.ones((9, 9))
-    with pytest.raises(ValueError, match=r"head/kernel: b_i of shape \(9, 9\).*need \(2, 3\)"):
+    with pytest.raises(ValueError, match=r"head/kernel: bits of shape \(9, 9\).*need \(2, 3\)"):
         transform.sample(params, bits, KEY)
+    for function in (transform.quantize, transform.summary):
+        with pytest.raises(ValueError, match=r"bits of shape \(9, 9\).*need \(2, 3\)"):
+            function(params, bits)
+
+
+class Projections(NamedTuple):
+    query: jax.Array
+    key: jax.Array
+    value: jax.Array
+
+
+def test_a_field_called_value_is_a_parameter_like_any_other():
+    params = {"attn": Projections(*jnp.ones((3, 64, 64)))}
+    transform = param_transform([Rule("attn/(query|value)")])
+    bits = transform.init(params)
+    assert sorted(bits["attn"]) == ["query", "value"]
+    sampled = transform.sample(params, bits, KEY)["attn"]
+    assert [w.dtype.name for w in sampled] == ["bfloat16", "float32", "bfloat16"]
+
+
+def test_summary_shows_numbers_too():
+    table = param_transform([Rule("a")]).summary(
+        {"a": jnp.ones((2, 2)), "b": 1.5}, {"a": jnp.ones((1, 1))}
+    )
+    assert "b     scalar" in table
 
 
 @pytest.mark.parametrize(

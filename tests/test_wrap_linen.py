@@ -157,9 +157,8 @@ def test_with_the_rng_it_runs_on_sampled_parameters(case):
     assert (eager != run(wrapped, variables, x)).any()
     np.testing.assert_array_equal(eager, run(wrapped, variables, x, rngs=RNGS))
     assert (eager != run(wrapped, variables, x, rngs={"pqt": jax.random.key(6)})).any()
-    # The key that the module draws from the stream is the one that samples the tree.
-    drawn = nn.apply(lambda m: m.make_rng("pqt"), wrapped)({}, rngs=RNGS)
-    params = transform.sample(variables["params"], bits, drawn)
+    # The key of the stream is the key of the tree.
+    params = transform.sample(variables["params"], bits, RNGS["pqt"])
     np.testing.assert_array_equal(run(bare, {**variables, "params": params}, x), eager)
 
 

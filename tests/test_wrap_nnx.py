@@ -186,7 +186,7 @@ def test_vmap_over_keys_gives_each_its_noise():
 def test_blocks_wrapped_inside_a_scan_get_the_noise_of_the_stacked_tree():
     rules = [Rule("h/kernel")]
     model, bare = Stack(nnx.Rngs(0), rules), Stack(nnx.Rngs(0))
-    assert model.h.pqt_bits.kernel.shape == (3, 2, 2)
+    assert model.h.pqt_bits["kernel"].shape == (3, 2, 2)
     np.testing.assert_array_equal(model(ACTIVATIONS), bare(ACTIVATIONS))
     transform = param_transform(rules)
     params = params_of(bare)
@@ -198,7 +198,7 @@ def test_scanned_blocks_differentiate_under_remat():
     model = Stack(nnx.Rngs(0), [Rule("h/kernel")])
     grads = nnx.jit(nnx.grad(lambda m: jnp.sum(m(ACTIVATIONS, KEY) ** 2)))(model)
     assert (grads.h.kernel[...] != 0).any(axis=(1, 2)).all()
-    assert (grads.h.pqt_bits.kernel[...] != 0).all()
+    assert (grads.h.pqt_bits["kernel"][...] != 0).all()
 
 
 def test_another_method_can_be_called_sampled():

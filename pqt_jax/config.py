@@ -207,10 +207,9 @@ def _rules(config: Config, **special: Any) -> list[Rule]:
     return [Rule(config.pqt.pattern, **options | special)]
 
 
-def differences(old: dict[str, Any], config: Config) -> list[str]:
-    """Fields that differ from a saved configuration, one description each."""
-    new, old = json.loads(as_json(config)), dict(fields(old))
-    new = dict(fields(new))
+def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """Fields that differ between two saved configurations, one description each."""
+    old, new = dict(fields(old)), dict(fields(new))
     return [
         f"config.{name} was {old.get(name)!r} and is {new.get(name)!r}"
         for name in dict.fromkeys([*new, *old])

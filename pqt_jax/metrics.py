@@ -99,14 +99,15 @@ def progress(start: int, total: int) -> Iterator[tuple[Callable[[int], None], Re
         yield (lambda step: None), (lambda record: print(format_line(record), flush=True))
         return
     digits, console = len(str(total)), Console()
-    columns = (
+    counter = (
         TextColumn("step", table_column=Column(no_wrap=True, min_width=4)),
         MofNCompleteColumn(table_column=Column(no_wrap=True, min_width=2 * digits + 1)),
-        BarColumn(bar_width=None),
-        TextColumn("{task.fields[shown]}", table_column=Column(no_wrap=True)),
-        TimeRemainingColumn(compact=True, table_column=Column(no_wrap=True)),
     )
-    taken = 2 * digits + 30  # by all but the text, the bar being eight wide
+    numbers = TextColumn("{task.fields[shown]}", table_column=Column(no_wrap=True))
+    left = TimeRemainingColumn(compact=True, table_column=Column(no_wrap=True))
+    wide = console.width >= 60  # else the bar gives way to the loss
+    columns = (*counter, BarColumn(bar_width=None), numbers, left) if wide else (*counter, numbers)
+    taken = 2 * digits + (30 if wide else 7)  # by all but the text, the bar being eight wide
     shown: Record = {}
     with Progress(*columns, console=console) as bar:
         task = bar.add_task("train", total=total, completed=start, shown="")

@@ -40,7 +40,8 @@ def read(path: str) -> Config:
         raise InputError(f"--config={path}: {_reason(error, path)}") from None
     if not isinstance(config, ConfigDict):
         raise InputError(f"--config={path}: get_config() must return a ConfigDict")
-    _check_names(path, config)
+    if not _has_text_names(config):
+        raise InputError(f"--config={path}: a field has a name that is no text, as in c[3] = ...")
     return ConfigDict(config.to_dict(), type_safe=False)  # neither frozen nor locked
 
 
@@ -71,12 +72,15 @@ def _there(folder: Path) -> str:
     return f"; there is {', '.join(found[:3])}" if found else ""
 
 
-def _check_names(path: str, section: Any) -> None:
-    for name in section:  # `keys` sorts, and fails
-        if not isinstance(name, str):
-            raise InputError(f"--config={path}: a field is named {name!r}; names must be text")
-        if isinstance(section[name], ConfigDict):  # a frozen one is one, too
-            _check_names(path, section[name])
+def _has_text_names(section: Any) -> bool:
+    try:
+        items = list(section.items())
+    except TypeError:  # it sorts by name, and some are text and some are not
+        return False
+    return all(
+        isinstance(name, str) and (not isinstance(value, ConfigDict) or _has_text_names(value))
+        for name, value in items
+    )
 
 
 def _reason(error: BaseException, path: str) -> str:

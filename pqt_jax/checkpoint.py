@@ -2,18 +2,13 @@
 # Copyright 2026 The pqt_jax Authors
 """Checkpoints: state, position in the data and metadata of one step, by Orbax.
 
-The metadata says what made the checkpoint: the resolved configuration, the fingerprint of the
-text, the version of the noise stream. A run goes on from a checkpoint only if all of these are
-its own. Saving is synchronous, so that whatever fails in it fails here.
+    save:    state, data, metadata → step directory → digests.json
+    restore: digests → metadata, compared with this run's → state and data
+
+The metadata says what made the checkpoint (`workdir.describe`). A run goes on from a checkpoint
+only if all of it is its own. Saving is synchronous, so that whatever fails in it fails here.
 """
 
-import fcntl
-import importlib.metadata
-import json
-import os
-import platform
-import sys
-import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,114 +17,25 @@ import grain
 import jax
 import orbax.checkpoint as ocp
 
-from pqt_jax import bits, metrics
-from pqt_jax import config as configs
-from pqt_jax.config import Config
-from pqt_jax.data.source import Text
-from pqt_jax.errors import InputError
-
-RUN_FILE, LOCK_FILE = "run.json", "run.lock"
-OUTPUTS = ("metrics.jsonl", "summary.json", "loss.png", "bits.png", "checkpoints")
-_PACKAGES = ("pqt_jax", "jax", "flax", "optax", "grain", "orbax-checkpoint")
-
-Meta = dict[str, Any]
+from pqt_jax import digests, quiet, workdir
+from pqt_jax.errors import InputError, OutputError, say
+from pqt_jax.workdir import Meta
 
 
-def describe(config: Config, text: Text) -> Meta:
-    """The metadata of a run: what must be the same to go on, and the versions that it used."""
-    versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
-    return {
-        "config": json.loads(configs.as_json(config)),
-        "data_fingerprint": text.fingerprint,
-        "stream_version": bits.STREAM_VERSION,
-        "versions": {"python": platform.python_version(), **versions},
-    }
-
-
-def claim(workdir: Path, config: Config, meta: Meta) -> int:
-    """Make a workdir this run's own, or find that it already is, and lock it.
-
-    Args:
-      workdir: made if it is missing.
-      config: the resolved configuration.
-      meta: from `describe`.
-
-    Returns:
-      A file descriptor that holds the lock until it is closed or the process ends.
+def open_manager(run: Path) -> ocp.CheckpointManager:
+    """The checkpoints of a run's directory; the newest two are kept.
 
     Raises:
-      InputError: if the workdir cannot be written, holds outputs of something else, is in use, or
-        belongs to a run that differs; the message names the first field that does. No output is
-        changed then.
+      OutputError: if their folder cannot be made.
     """
-    if workdir.exists() and not workdir.is_dir():
-        raise InputError(f"--workdir={workdir} is not a directory")
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        probe = workdir / f".{RUN_FILE}.probe"
-        probe.write_text("")
-        probe.unlink()
-        _check_owner(workdir, config, meta)
-        descriptor = os.open(workdir / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o644)
-    except OSError as error:
-        raise InputError(f"--workdir={workdir} cannot be written: {error.strerror}") from None
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        # Again, since another run may have claimed it in between.
-        if not _check_owner(workdir, config, meta):
-            metrics.write_text(workdir / RUN_FILE, json.dumps(meta, indent=2) + "\n")
-    except OSError as error:
-        os.close(descriptor)
-        busy = isinstance(error, BlockingIOError)
-        reason = "is in use by another run" if busy else f"cannot be locked: {error.strerror}"
-        raise InputError(f"--workdir={workdir} {reason}") from None
-    except InputError:
-        os.close(descriptor)
-        raise
-    return descriptor
-
-
-def _check_owner(workdir: Path, config: Config, meta: Meta) -> bool:
-    """Whether the workdir is this run's; InputError if it is another's."""
-    run_file = workdir / RUN_FILE
-    if run_file.exists():
-        try:
-            old = json.loads(run_file.read_text())
-            whole = isinstance(old["config"], dict) and {"data_fingerprint", "stream_version"} <= {
-                *old
-            }
-        except (ValueError, KeyError, TypeError):
-            whole = False
-        if not whole:
-            raise InputError(f"--workdir={workdir}: {RUN_FILE} in it is damaged")
-        check_same(old, config, meta, workdir)
-        return True
-    if found := [name for name in OUTPUTS if (workdir / name).exists()]:
-        raise InputError(
-            f"--workdir={workdir} holds {found[0]} but no {RUN_FILE}; give a new directory"
-        )
-    return False
-
-
-def check_same(old: Meta, config: Config, meta: Meta, workdir: Path) -> None:
-    """Raise InputError, naming the field, unless two runs are the same but for their logging."""
-    different = configs.differences(old["config"], config)
-    for name in ("data_fingerprint", "stream_version"):
-        if old[name] != meta[name]:
-            different.append(f"{name} was {old[name]} and is {meta[name]}")
-    if different:
-        more = f" (and {len(different) - 1} more)" if len(different) > 1 else ""
-        raise InputError(
-            f"--workdir={workdir} belongs to another run: {different[0]}{more}; give another"
-        )
-
-
-def open_manager(workdir: Path) -> ocp.CheckpointManager:
-    """The checkpoints of a workdir; the newest two are kept."""
     options = ocp.CheckpointManagerOptions(
         max_to_keep=2, cleanup_tmp_directories=True, enable_async_checkpointing=False
     )
-    return ocp.CheckpointManager((workdir / "checkpoints").absolute(), options=options)
+    folder = (run / workdir.CHECKPOINTS).absolute()
+    try:
+        return quiet.call(ocp.CheckpointManager, folder, options=options)
+    except quiet.OrbaxError as error:
+        raise OutputError(folder, str(error)) from None
 
 
 def save(
@@ -145,19 +51,28 @@ def save(
       meta: anything JSON can hold.
 
     Raises:
+      OutputError: if it cannot be written.
       RuntimeError: if Orbax declines to save; it says so by a return value alone.
     """
     items = ocp.args.Composite(
         state=ocp.args.StandardSave(state._asdict()),
         data=grain.checkpoint.CheckpointSave(data),
-        meta=ocp.args.JsonSave(dict(meta)),
+        meta=ocp.args.JsonSave({**meta, "step": step}),
     )
-    if not manager.save(step, args=items):
+    folder = _folder(manager, step)
+    try:
+        saved = quiet.call(manager.save, step, args=items)
+    except quiet.OrbaxError as error:
+        raise OutputError(folder, str(error)) from None
+    if not saved:
         newest = manager.latest_step()
         raise RuntimeError(f"checkpoint of step {step} was not saved; the newest is {newest}")
+    digests.write(folder)
 
 
-def restore(manager: ocp.CheckpointManager, step: int, like: Any, data: Any) -> tuple[Any, Meta]:
+def restore(
+    manager: ocp.CheckpointManager, step: int, like: Any, data: Any, meta: Meta
+) -> tuple[Any, Meta]:
     """Restore one step.
 
     Args:
@@ -165,52 +80,79 @@ def restore(manager: ocp.CheckpointManager, step: int, like: Any, data: Any) -> 
       step: a saved one.
       like: state of the shapes, dtypes and placement wanted, NamedTuple of pytrees.
       data: Grain iterator over the same data; it is moved to the saved position.
+      meta: of this run.
 
     Returns:
-      (state, metadata).
+      (state, saved metadata).
+
+    Raises:
+      DamagedError: if it is not what was saved.
+      InputError: if another run saved it.
     """
+    folder = _folder(manager, step)
+    if reason := digests.damage(folder):
+        raise DamagedError(reason)
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     shapes = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), like._asdict()
     )
-    items = ocp.args.Composite(
-        state=ocp.args.StandardRestore(shapes),
-        data=grain.checkpoint.CheckpointRestore(data),
-        meta=ocp.args.JsonRestore(),
-    )
-    restored = manager.restore(step, args=items)
-    return type(like)(**restored["state"]), restored["meta"]
+    try:
+        items = ocp.args.Composite(meta=ocp.args.JsonRestore())
+        saved = quiet.call(manager.restore, step, args=items)["meta"]
+        if not workdir.is_whole(saved) or not {"step", "time"} <= saved.keys():
+            raise DamagedError("its metadata is not whole")
+        workdir.check_same(saved, meta, f"checkpoint {folder}")
+        if saved["step"] != step:
+            raise DamagedError(f"it holds step {saved['step']}")
+        items = ocp.args.Composite(
+            state=ocp.args.StandardRestore(shapes), data=grain.checkpoint.CheckpointRestore(data)
+        )
+        restored = quiet.call(manager.restore, step, args=items)
+    except quiet.OrbaxError as error:
+        raise DamagedError(str(error)) from None
+    return type(like)(**restored["state"]), saved
 
 
-def restore_newest(manager: ocp.CheckpointManager, like: Any, data: Any) -> tuple[int, Any, Meta]:
+class DamagedError(Exception):
+    """A checkpoint is not what was saved; the message says where."""
+
+
+def restore_newest(
+    manager: ocp.CheckpointManager, like: Any, data: Any, meta: Meta
+) -> tuple[int, Any, Meta]:
     """Restore the newest step that can be read, and delete those beyond it, which cannot.
 
     Args:
       manager: from `open_manager`, with at least one saved step.
-      like, data: as for `restore`.
+      like, data, meta: as for `restore`.
 
     Returns:
-      (step, state, metadata).
+      (step, state, saved metadata).
 
     Raises:
-      InputError: if no step can be read; nothing is deleted then.
+      InputError: if no step can be read, or another run saved it; nothing is deleted then.
+      OutputError: if a damaged step cannot be deleted.
     """
     damaged: dict[int, str] = {}
     for step in sorted(manager.all_steps(), reverse=True):
         try:
-            state, meta = restore(manager, step, like, data)
-        except Exception as error:  # what reading damaged files raises depends on where they are
-            damaged[step] = textwrap.shorten(f"{type(error).__name__}: {error}", 90)
+            state, saved = restore(manager, step, like, data, meta)
+        except DamagedError as error:
+            damaged[step] = str(error)
             continue
         for other, reason in damaged.items():
-            manager.delete(other)  # else its number could not be saved again
-            print(
-                f"checkpoint of step {other} cannot be read ({reason}); going on from step {step}",
-                file=sys.stderr,
-            )
-        return step, state, meta
+            try:
+                quiet.call(manager.delete, other)  # else its number could not be saved again
+            except quiet.OrbaxError as error:
+                raise OutputError(_folder(manager, other), str(error)) from None
+            say(f"checkpoint of step {other} is damaged ({reason}); going on from step {step}")
+        return step, state, saved
     newest = max(damaged)
     raise InputError(
         f"no checkpoint in {manager.directory} can be read (step {newest}: {damaged[newest]}); "
-        "put a copy back, or delete that folder to start over"
+        "put a copy back, or give a new --workdir"
     )
+
+
+def _folder(manager: ocp.CheckpointManager, step: int) -> Path:
+    return Path(manager.directory) / str(step)

@@ -8,16 +8,12 @@ Everything wrong with it is an `InputError` that names the field, its value and 
 """
 
 import argparse
-import dataclasses
-import difflib
-import importlib.util
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ml_collections import ConfigDict
-
+from pqt_jax import checks, config_file
 from pqt_jax import config as configs
 from pqt_jax.config import Config
 from pqt_jax.errors import InputError
@@ -90,108 +86,31 @@ def load(path: str, overrides: Sequence[tuple[str, str]] = ()) -> Config:
     Raises:
       InputError: for anything wrong with file, field or value.
     """
-    config = _read(path)
+    config = config_file.read(path)
     try:
-        _check_fields(config)
+        defaults = checks.check_types(config)
     except InputError as error:
         raise InputError(f"--config={path}: {error}") from None
+    for name, value in dict(configs.fields(config)).items():
+        if isinstance(defaults[name], float | tuple):
+            _set(config, name, type(defaults[name])(value))
     for name, text in overrides:
         _override(config, name, text)
-    configs.check(config)
+    checks.check(config)
     return config.lock()
-
-
-def _read(path: str) -> Config:
-    if Path(path).is_dir():
-        inside = sorted(str(other) for other in Path(path).glob("*.py"))
-        there = f", such as {inside[0]}" if inside else ""
-        raise InputError(f"--config={path} is a directory; give a config file{there}")
-    if not Path(path).is_file():
-        near = sorted(str(other) for other in Path(path).parent.glob("*.py"))
-        there = f"; there is {', '.join(near)}" if near else ""
-        raise InputError(f"--config={path}: no such file{there}")
-    spec = importlib.util.spec_from_file_location("pqt_jax_user_config", path)
-    if spec is None or spec.loader is None:
-        raise InputError(f"--config={path}: a config is a Python file, name it something.py")
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-        if not hasattr(module, "get_config"):
-            raise InputError("it has no function get_config()")
-        config = module.get_config()
-    except InputError as error:
-        raise InputError(f"--config={path}: {error}") from None
-    except (Exception, SystemExit) as error:  # whatever a user's file does wrong, one line says it
-        raise InputError(f"--config={path}: {_reason(error)}") from None
-    if not isinstance(config, ConfigDict):
-        raise InputError(f"--config={path}: get_config() must return a ConfigDict")
-    return config
-
-
-def _reason(error: BaseException) -> str:
-    """What went wrong in a config file, on one line."""
-    text = " ".join(str(error).split())
-    if isinstance(error, AttributeError) and (key := re.search(r'Key "(.*?)" does not', text)):
-        meant = re.search(r'Did you mean "(.*?)"', text)
-        hint = f"; did you mean {meant[1]!r}?" if meant else ""
-        return f"no field {key[1]!r}{hint}"
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
-
-
-def _check_fields(config: Config) -> None:
-    """Raise InputError unless a config has the fields and types of `configs.default`."""
-    found = dict(configs.fields(config))
-    name = found.get("model.name")
-    if name not in tuple(configs.MODELS):
-        raise InputError(
-            f"config.model.name={name!r}; it must be one of {', '.join(configs.MODELS)}"
-        )
-    cls, _ = configs.MODELS[name]
-    shape = [f for f in dataclasses.fields(cls) if f.default is dataclasses.MISSING]
-    known = dict(configs.fields(configs.default(cls(**{field.name: 1 for field in shape}))))
-    for field in found:
-        if field not in known and not any(other.startswith(f"{field}.") for other in known):
-            raise InputError(f"config.{field}: no such field; {_hint(field, known)}")
-    for field, like in known.items():
-        if field not in found:
-            raise InputError(f"config.{field} is missing; start from pqt_jax.config.default")
-        value = found[field]
-        number = isinstance(value, int) and not isinstance(value, bool)
-        if isinstance(like, float) and number:
-            with config.unlocked(), config.ignore_type():
-                _set(config, field, float(value))
-        elif not isinstance(value, type(like)) or (isinstance(value, bool) and type(like) is int):
-            raise InputError(f"config.{field}={value!r}; it must be {_wanted(like)}")
-
-
-def _wanted(like: Any) -> str:
-    kind = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
-    return kind.get(type(like), f"something like {like!r}")
-
-
-def _hint(name: str, known: Iterable[str]) -> str:
-    """Which field was meant: the nearest whole name, or the nearest last part of one."""
-    order = ("model", "data", "optimizer", "pqt", "log")
-    fields = sorted(known, key=lambda f: order.index(f.partition(".")[0]) if "." in f else -1)
-    by_name = {field.lower(): field for field in fields}
-    by_last = {field.rpartition(".")[2].lower(): field for field in reversed(fields)}
-    tries = [(name.lower(), by_name), (name.lower().rpartition(".")[2], by_last)]
-    if "." not in name:  # the section was left out
-        tries.reverse()
-    for text, names in tries:
-        if close := difflib.get_close_matches(text, names, n=1):
-            return f"did you mean config.{names[close[0]]}?"
-    return f"there are {', '.join(sorted(fields))}"
 
 
 def _override(config: Config, name: str, text: str) -> None:
     known = dict(configs.fields(config))
+    if inside := sorted(field for field in known if field.startswith(f"{name}.")):
+        raise InputError(f"--config.{name}={text}: a section; its fields are {', '.join(inside)}")
     if name not in known:
-        raise InputError(f"--config.{name}: no such field; {_hint(name, known)}")
+        raise InputError(f"--config.{name}: no such field; {checks.hint(name, list(known))}")
     try:
         value = _parse(text, known[name])
     except (ValueError, OverflowError):
-        raise InputError(f"config.{name}={text!r}; it must be {_wanted(known[name])}") from None
+        wanted = checks.wanted(known[name])
+        raise InputError(f"config.{name}={text!r}; it must be {wanted}") from None
     _set(config, name, value)
 
 
@@ -213,7 +132,9 @@ def _parse(text: str, like: Any) -> Any:
     if isinstance(like, float):
         return float(text)
     if isinstance(like, tuple):
-        parts = [part for part in text.strip("()[] ").split(",") if part.strip()]
+        inside = re.fullmatch(r"\s*(?:\(([^()]*)\)|\[([^][]*)\]|([^][()]*))\s*", text)
+        parts = next(p for p in inside.groups() if p is not None) if inside else _no(text)
+        parts = [part for part in parts.split(",") if part.strip()]
         return tuple(_parse(part, like[0]) for part in parts)
     return text
 

@@ -72,8 +72,9 @@ def table(config: Config, loss: Loss, params: nnx.State) -> dict[str, Any]:
       params: the trained parameters.
 
     Returns:
-      Nats per token under the keys of `LABELS`; "mean_bits", the mean b_t; and "formats", from
-      `format_shares`. "mixed", "mean_bits" and "formats" are None where no bits were learned.
+      Nats per token under the keys of `LABELS`; "mean_bits", the mean b_t; "formats", from
+      `format_shares`; and "method". "mixed", "mean_bits" and "formats" are None where no bits were
+      learned, the latter two also where a bit-width is not finite.
     """
     rules = configs.quantization_rules(config)
 
@@ -83,7 +84,7 @@ def table(config: Config, loss: Loss, params: nnx.State) -> dict[str, Any]:
         same = jax.tree.map(lambda q, w: q.astype(w.dtype), rounded, weights(params))
         return loss(nnx.merge_state(params, same))
 
-    losses: dict[str, Any] = {"master": loss(params)}
+    losses: dict[str, Any] = {"method": config.method, "master": loss(params)}
     for name, fmt in FORMATS.items():
         losses[name] = loss_of(lambda w, fmt=fmt: quantize(w, rules, fmt))
     losses |= {"mixed": None, "mean_bits": None, "formats": None}
@@ -91,8 +92,9 @@ def table(config: Config, loss: Loss, params: nnx.State) -> dict[str, Any]:
         transform = param_transform(configs.rules(config))
         losses["mixed"] = loss_of(lambda w: transform.quantize(w, bits))
         mean = bitwidth.statistics(bit_widths(params, configs.rules(config)))["mean"]
-        losses["mean_bits"] = float(mean)
-        losses["formats"] = format_shares(config, params)
+        if np.isfinite(mean):  # a bit-width that is NaN has no format
+            losses["mean_bits"] = float(mean)
+            losses["formats"] = format_shares(config, params)
     return losses
 
 
@@ -131,14 +133,14 @@ def format_table(losses: Mapping[str, Any]) -> str:
     """
     number = lambda name: math.nan if losses[name] is None else losses[name]  # noqa: E731
     labels = dict(LABELS)
-    if losses["formats"] is None:
+    if configs.METHODS[losses["method"]] == "none":
         del labels["mixed"]
-    else:
+    elif losses["formats"] is not None:
         shares = ", ".join(f"{name} {share:.0%}" for name, share in losses["formats"].items())
         labels["mixed"] += f" ({number('mean_bits'):.2f}: {shares.replace('%', ' %')})"
     width = max(25, *(len(label) + 2 for label in labels.values()))
     lines = [f"{'weights':<{width - 2}}nats/token   vs master"]
     for name, label in labels.items():
-        distance = number(name) - number("master")
+        distance = round(number(name) - number("master"), 4) + 0.0  # no -0.0000
         lines.append(f"{label:<{width}}{number(name):8.4f}    {distance:+8.4f}")
     return "\n".join(lines)

@@ -5,7 +5,6 @@
 import contextlib
 import json
 import math
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -15,6 +14,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column
+
+from pqt_jax import files
 
 Record = dict[str, Any]
 Report = Callable[[Record], None]
@@ -30,12 +31,7 @@ def append(path: Path, record: Mapping[str, Any]) -> None:
       >>> path.read_text()
       '{"step": 10, "loss": null}\\n'
     """
-    line = json.dumps({name: finite(value) for name, value in record.items()}) + "\n"
-    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-    try:
-        os.write(descriptor, line.encode())
-    finally:
-        os.close(descriptor)
+    files.append(path, json.dumps({name: finite(value) for name, value in record.items()}) + "\n")
 
 
 def finite(value: Any) -> Any:
@@ -44,7 +40,7 @@ def finite(value: Any) -> Any:
 
 
 def read(path: Path) -> list[Record]:
-    """The records of a file, in order; a broken line and a missing file count as nothing."""
+    """The records of a file, in order; what is broken or no number, or no file, is nothing."""
     if not path.exists():
         return []
     lines = path.read_text(errors="replace").split("\n")[:-1]  # the rest was not finished
@@ -54,22 +50,22 @@ def read(path: Path) -> list[Record]:
 def _parse(line: str) -> Record | None:
     try:
         record = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
-    return record if isinstance(record, dict) and isinstance(record.get("step"), int) else None
+    if not isinstance(record, dict) or type(record.get("step")) is not int:
+        return None
+    return {name: value for name, value in record.items() if value is None or _is_number(value)}
+
+
+def _is_number(value: Any) -> bool:
+    whole = type(value) is int and abs(value) < 2**63
+    return whole or (isinstance(value, float) and math.isfinite(value))
 
 
 def truncate(path: Path, step: int) -> None:
     """Drop the records beyond a step, which a resumed run will write again."""
     kept = [record for record in read(path) if record["step"] <= step]
-    write_text(path, "".join(json.dumps(record) + "\n" for record in kept))
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text)
-    os.replace(temporary, path)
+    files.write(path, "".join(json.dumps(record) + "\n" for record in kept))
 
 
 def format_line(record: Mapping[str, Any]) -> str:
@@ -103,14 +99,15 @@ def progress(start: int, total: int) -> Iterator[tuple[Callable[[int], None], Re
         yield (lambda step: None), (lambda record: print(format_line(record), flush=True))
         return
     digits, console = len(str(total)), Console()
-    columns = (
+    counter = (
         TextColumn("step", table_column=Column(no_wrap=True, min_width=4)),
         MofNCompleteColumn(table_column=Column(no_wrap=True, min_width=2 * digits + 1)),
-        BarColumn(bar_width=None),
-        TextColumn("{task.fields[shown]}", table_column=Column(no_wrap=True)),
-        TimeRemainingColumn(compact=True, table_column=Column(no_wrap=True)),
     )
-    taken = 2 * digits + 30  # by all but the text, the bar being eight wide
+    numbers = TextColumn("{task.fields[shown]}", table_column=Column(no_wrap=True))
+    left = TimeRemainingColumn(compact=True, table_column=Column(no_wrap=True))
+    wide = console.width >= 60  # else the bar gives way to the loss
+    columns = (*counter, BarColumn(bar_width=None), numbers, left) if wide else (*counter, numbers)
+    taken = 2 * digits + (30 if wide else 7)  # by all but the text, the bar being eight wide
     shown: Record = {}
     with Progress(*columns, console=console) as bar:
         task = bar.add_task("train", total=total, completed=start, shown="")

@@ -2,7 +2,7 @@
 # Copyright 2026 The pqt_jax Authors
 """Pictures of a run: `loss.png` and `bits.png`."""
 
-import math
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from pqt_jax import files
 from pqt_jax.rules import paths_and_leaves
 
 BLUE, ORANGE, GREY = "#2f6db3", "#d9822b", "#8a8a8a"
@@ -28,16 +29,17 @@ def loss(path: Path, records: Sequence[Mapping[str, Any]], title: str) -> None:
     steps, losses = _series(records, "loss")
     figure = Figure(figsize=(7, 4.2), dpi=150, layout="constrained")
     axes = figure.subplots()
+    axes.set(xlabel="step", ylabel="loss (nats per token)", title=title)
     axes.plot(steps, losses, color=BLUE, lw=0.7, alpha=0.45, label="training, one step")
     axes.plot(steps, _smoothed(losses), color=BLUE, lw=2, label="training, smoothed")
     at, validation = _series(records, "validation_loss")
     if len(at):
         label = f"validation, master weights ({validation[-1]:.3f} at the end)"
         axes.plot(at, validation, "o", color=ORANGE, ms=5, label=label)
-    axes.set(xlabel="step", ylabel="loss (nats per token)", title=title)
     axes.legend(frameon=False)
     _finish(axes)
-    figure.savefig(path)
+    _say_where_it_ends(axes, records, "loss")
+    _save(figure, path)
 
 
 def bits(
@@ -64,16 +66,20 @@ def bits(
     over_steps.set(xlabel="step", ylabel="bit-width $b_t$ (bits)", title="all blocks, by step")
     over_steps.legend(frameon=False)
     _finish(over_steps)
+    _say_where_it_ends(over_steps, records, "bits_mean")
 
     leaves = {path: np.asarray(leaf) for path, leaf in paths_and_leaves(b_t).items()}
     every = np.concatenate([np.empty(0), *(leaf.ravel() for leaf in leaves.values())])
     every = every[np.isfinite(every)]
-    if len(every):  # a run that diverged may have no bit-width left
+    if not len(every):  # a run that diverged may have no bit-width left
+        _leave_empty(histogram, "no finite bit-width")
+    else:
         histogram.hist(every, bins=40, color=BLUE)
         histogram.axvline(every.mean(), color=ORANGE, lw=1.5, label=f"mean {every.mean():.2f}")
         histogram.legend(frameon=False, loc="upper right")
+        histogram.margins(y=0.25)  # room for the legend
+        histogram.yaxis.set_major_locator(MaxNLocator(integer=True))
     histogram.set(xlabel="bit-width $b_t$ (bits)", ylabel="blocks", title="all blocks, at the end")
-    histogram.margins(y=0.25)  # room for the legend
     _finish(histogram)
 
     rows = {name: leaf.reshape(-1, *leaf.shape[-2:]).mean((1, 2)) for name, leaf in leaves.items()}
@@ -84,17 +90,17 @@ def bits(
     if np.isfinite(grid).any():
         image = by_layer.imshow(grid, aspect="auto", cmap="viridis", interpolation="nearest")
         figure.colorbar(image, ax=by_layer, label="mean bit-width $b_t$ (bits)")
-    names = [name.removeprefix("h/").removesuffix("/kernel") for name in rows]
-    by_layer.set_yticks(range(len(names)), names)
-    by_layer.xaxis.set_major_locator(MaxNLocator(integer=True))
+        names = [name.removeprefix("h/").removesuffix("/kernel") for name in rows]
+        by_layer.set_yticks(range(len(names)), names)
+        by_layer.xaxis.set_major_locator(MaxNLocator(integer=True))
+    else:
+        _leave_empty(by_layer, "no finite bit-width")
     by_layer.set(xlabel="layer", title="mean by layer and kernel, at the end")
-    figure.savefig(path)
+    _save(figure, path)
 
 
 def _series(records: Sequence[Mapping[str, Any]], name: str) -> tuple[np.ndarray, np.ndarray]:
-    chosen = [
-        (r["step"], r[name]) for r in records if r.get(name) is not None and math.isfinite(r[name])
-    ]
+    chosen = [(r["step"], r[name]) for r in records if r.get(name) is not None]
     steps, values = zip(*chosen, strict=True) if chosen else ((), ())
     return np.array(steps), np.array(values, float)
 
@@ -105,6 +111,34 @@ def _smoothed(values: np.ndarray) -> np.ndarray:
     half = np.minimum(np.minimum(index, index[::-1]), len(values) // 20)
     total = np.concatenate([[0.0], np.cumsum(values)])
     return (total[index + half + 1] - total[index - half]) / (2 * half + 1)
+
+
+def _say_where_it_ends(axes: Axes, records: Sequence[Mapping[str, Any]], name: str) -> None:
+    """Write the step from which a value is not finite on axes that show it by step."""
+    finite, _ = _series(records, name)
+    last = max(finite, default=-1)
+    if after := [r["step"] for r in records if name in r and r["step"] > last]:
+        text = f"not finite from step {after[0]}"
+        if not len(finite):
+            return _leave_empty(axes, text)
+        axes.set_xlim(right=after[-1])
+        axes.text(0.98, 0.5, text, transform=axes.transAxes, ha="right", color=GREY)
+    elif not len(finite):
+        _leave_empty(axes, "nothing recorded")
+
+
+def _leave_empty(axes: Axes, reason: str) -> None:
+    """Axes without a scale, since there is nothing to show."""
+    if legend := axes.get_legend():
+        legend.remove()
+    axes.set(xticks=[], yticks=[])
+    axes.text(0.5, 0.5, reason, transform=axes.transAxes, ha="center", va="center", color=GREY)
+
+
+def _save(figure: Figure, path: Path) -> None:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    files.write(path, buffer.getvalue())
 
 
 def _finish(axes: Axes) -> None:

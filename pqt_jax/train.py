@@ -5,35 +5,36 @@
     config → text → state → steps (log, validate, checkpoint) → table, pictures, summary
 
 The same command run again goes on from the newest checkpoint, or says that the run is finished.
-Once the line `workdir:` is out, Ctrl-C or SIGTERM leads to one more step, a checkpoint and an end;
-before compilation, to an end without either. What XLA compiles, it compiles first. A second one
-stops at once. Only one run at a time can use a workdir.
+Ctrl-C or SIGTERM leads to one more step, a checkpoint and an end; before compilation, to an end
+without either. What XLA compiles, it compiles first. A second one stops at once. Only one run at a
+time can use a workdir.
 
-Exit codes: 0 finished; 2 the input cannot be used (one line on stderr, nothing compiled);
-128 + number of the signal that interrupted it.
+Exit codes: 0 finished; 1 something could not be written, such as on a full disk; 2 the input cannot
+be used (one line on stderr, nothing compiled); 128 + number of the signal that interrupted it.
 """
 
-import contextlib
+import io
 import json
 import math
 import os
-import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from pqt_jax import checkpoint, cli, evaluate, metrics, plot
+from pqt_jax import checkpoint, cli, evaluate, files, metrics, plot
 from pqt_jax import config as configs
 from pqt_jax import step as steps
+from pqt_jax import workdir as workdirs
 from pqt_jax.config import Config
 from pqt_jax.data import pipeline, source
-from pqt_jax.errors import InputError
+from pqt_jax.errors import InputError, OutputError, say
+from pqt_jax.signals import interruptions
 
-DONE, BAD_INPUT = 0, 2
+DONE = 0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -45,27 +46,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
       The exit code.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # names may hold any byte
+    with interruptions() as signals:
+        try:
+            return _run(sys.argv[1:] if arguments is None else arguments, signals)
+        except (InputError, OutputError) as error:
+            say(f"error: {error}")
+            return error.exit_code
+
+
+def _run(arguments: Sequence[str], signals: Sequence[int]) -> int:
+    config, workdir = cli.parse(arguments)
+    text = source.load(config.data.files)
+    pipeline.check_lengths(text.train, text.validation, config.data.length, config.data.batch)
+    parameters = steps.count_parameters(config)  # here the rules meet the parameters' paths
+    steps.check_memory(config, parameters)
+    meta = workdirs.describe(config, text)
+    lock = workdirs.claim(workdir, meta)
     try:
-        config, workdir = cli.parse(sys.argv[1:] if arguments is None else arguments)
-        text = source.load(config.data.files)
-        pipeline.check_lengths(text.train, text.validation, config.data.length, config.data.batch)
-        parameters = steps.count_parameters(config)  # here the rules meet the parameters' paths
-        steps.check_memory(config, parameters)
-        meta = checkpoint.describe(config, text)
-        lock = checkpoint.claim(workdir, config, meta)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return BAD_INPUT
-    print(configs.describe(config))
-    print(f"data: {text.description}")
-    print(f"model: {config.model.name}, {parameters:,} parameters")
-    print(f"workdir: {workdir}", flush=True)
-    try:
-        with interruptions() as signals:
-            return train(config, workdir, text, meta, signals)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return BAD_INPUT
+        if signals:
+            return _stopped("before training", signals)
+        print(configs.describe(config))
+        print(f"data: {text.description}")
+        print(f"model: {config.model.name}, {parameters:,} parameters")
+        print(f"workdir: {workdir}", flush=True)
+        return train(config, workdir, text, meta, signals)
     finally:
         os.close(lock)
 
@@ -74,7 +81,7 @@ def train(
     config: Config,
     workdir: Path,
     text: source.Text,
-    meta: checkpoint.Meta,
+    meta: workdirs.Meta,
     signals: Sequence[int] = (),
 ) -> int:
     """Train from the newest checkpoint, or from the start, to the end.
@@ -83,17 +90,18 @@ def train(
       config: checked and locked.
       workdir: claimed for this run.
       text: its training and validation bytes.
-      meta: from `checkpoint.describe`; saved with every checkpoint.
+      meta: from `workdir.describe`; saved with every checkpoint.
       signals: from `interruptions`; looked at before compilation and at every step.
 
     Returns:
       The exit code.
 
     Raises:
-      InputError: if there are checkpoints and none can be read.
+      InputError: if there are checkpoints and none can be read, or another run's is the newest.
+      OutputError: if something cannot be written.
     """
     manager = checkpoint.open_manager(workdir)
-    newest, summary = manager.latest_step(), _read_summary(workdir / "summary.json")
+    newest, summary = manager.latest_step(), _read_summary(workdir, config)
     if newest == config.steps and summary is not None:
         print(f"finished: all {config.steps} steps are done\n")
         print(evaluate.format_table(summary))
@@ -105,25 +113,32 @@ def train(
     size = {"length": config.data.length, "batch": config.data.batch}
     batches = pipeline.train_batches(text.train, seed=config.seed, **size)
     if newest is not None:
-        newest, state, saved = checkpoint.restore_newest(manager, state, batches)
+        newest, state, saved = checkpoint.restore_newest(manager, state, batches, meta)
         timer = metrics.Timer(**saved["time"])
         print(f"resumed from step {newest} of {config.steps}", flush=True)
+        _compare_versions(saved["versions"], meta["versions"])
     start, log = int(state.step), config.log
     waits = (log.every, log.validate_every, log.checkpoint_every)
-    metrics.truncate(workdir / "metrics.jsonl", start)
+    metrics.truncate(workdir / workdirs.METRICS, start)
     validation = pipeline.validation_batches(text.validation, count=log.validation_batches, **size)
     validation_loss = evaluate.make_loss(graph, validation)
 
     key, schedule = jax.random.key(config.seed), steps.make_schedule(config)
     shape = jax.ShapeDtypeStruct((config.data.batch, config.data.length + 1), jnp.uint8)
     if signals:
-        return _stopped(start, config, signals)
+        return _stopped(f"at step {start} of {config.steps}", signals)
     train_step = steps.make_train_step(graph, optimizer, rules).lower(state, shape, key).compile()
     print(f"ready after {timer.seconds():.0f} s", flush=True)
 
+    warned = False
+
     def record(entry: metrics.Record) -> None:
-        metrics.append(workdir / "metrics.jsonl", entry)
+        nonlocal warned
+        metrics.append(workdir / workdirs.METRICS, entry)
         report(entry)
+        if not (warned or math.isfinite(entry["loss" if "loss" in entry else "validation_loss"])):
+            warned = True
+            say(f"warning: the loss is not finite at step {entry['step']}")
 
     tokens = math.prod(shape.shape) - config.data.batch  # that a step predicts
     with metrics.progress(start, config.steps) as (advance, report):
@@ -142,25 +157,36 @@ def train(
                 checkpoint.save(manager, step, state, batches, {**meta, "time": timer.state()})
             advance(step)
             if stop and not last:
-                return _stopped(step, config, signals)
+                return _stopped(f"at step {step} of {config.steps}", signals)
     manager.close()
     finish(config, workdir, state.params, validation_loss, timer)
     return DONE
 
 
-def _stopped(step: int, config: Config, signals: Sequence[int]) -> int:
-    print(f"stopped at step {step} of {config.steps}; run the command again to go on", flush=True)
+def _stopped(when: str, signals: Sequence[int]) -> int:
+    print(f"stopped {when}; run the command again to go on", flush=True)
     return 128 + signals[0]
 
 
-def _read_summary(path: Path) -> dict[str, Any] | None:
-    """The summary of a finished run; None if it is missing, or cannot be used."""
+def _compare_versions(old: dict[str, str], new: dict[str, str]) -> None:
+    """Say so if a checkpoint was written under other versions."""
+    if changed := [name for name in new if old.get(name) != new[name]]:
+        now = ", ".join(f"{name} {new[name]}" for name in changed)
+        before = ", ".join(f"{old.get(name)}" for name in changed)
+        print(
+            f"resumed under {now}; the checkpoint was written under {before}, "
+            "so results may differ in the last digits"
+        )
+
+
+def _read_summary(workdir: Path, config: Config) -> dict[str, Any] | None:
+    """The summary of a finished run; None if it is missing, another's, or cannot be used."""
     try:
-        summary = json.loads(path.read_text())
+        summary = json.loads((workdir / workdirs.SUMMARY).read_text())
         evaluate.format_table(summary)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return summary if summary["config"] == configs.digest(config) else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
-    return summary
 
 
 def finish(
@@ -174,20 +200,20 @@ def finish(
     losses = evaluate.table(config, validation_loss, params)
     summary = {
         **losses,
-        "method": config.method,
         "steps": config.steps,
         "seconds": round(timer.seconds(), 1),
         "tokens_per_s": round(timer.rate(), 1),
         "config": configs.digest(config),
     }
-    finite = {name: metrics.finite(value) for name, value in summary.items()}
-    metrics.write_text(workdir / "summary.json", json.dumps(finite, indent=2) + "\n")
-    print(f"\n{evaluate.format_table(losses)}", flush=True)
-    records = metrics.read(workdir / "metrics.jsonl")
+    records = metrics.read(workdir / workdirs.METRICS)
     title = f"{config.model.name}, {config.method}, seed {config.seed}"
-    plot.loss(workdir / "loss.png", records, title)
+    plot.loss(workdir / workdirs.LOSS, records, title)
     if b_t := jax.device_get(steps.bit_widths(params, configs.rules(config))):
-        plot.bits(workdir / "bits.png", records, b_t, title)
+        plot.bits(workdir / workdirs.BITS, records, b_t, title)
+    # Last, for it is what says that the run is finished.
+    finite = {name: metrics.finite(value) for name, value in summary.items()}
+    files.write(workdir / workdirs.SUMMARY, json.dumps(finite, indent=2) + "\n")
+    print(f"\n{evaluate.format_table(losses)}")
     print(f"\n{timer.seconds():.0f} s in all; see {workdir}")
 
 
@@ -203,29 +229,6 @@ def _entry(step, tokens, timer, learning_rate, measured) -> metrics.Record:
         "grad_norm": values["grad_norm"],
         **{name: values.get(name) for name in ("bits_mean", "bits_min", "bits_max")},
     }
-
-
-@contextlib.contextmanager
-def interruptions() -> Iterator[list[int]]:
-    """A list that the first SIGINT or SIGTERM adds its number to; the second acts as usual."""
-    received: list[int] = []
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    before = {number: signal.getsignal(number) for number in numbers}
-
-    def restore() -> None:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-    def note(number, frame):
-        received.append(number)
-        restore()
-
-    for number in numbers:
-        signal.signal(number, note)
-    try:
-        yield received
-    finally:
-        restore()
 
 
 if __name__ == "__main__":

@@ -1,9 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright 2026 The pqt_jax Authors
-"""Checkpoints: everything comes back bit for bit, and a workdir belongs to one run."""
+"""Checkpoints: everything comes back bit for bit, and damaged or foreign ones do not."""
 
-import json
+import errno
+import gc
+import logging
 import os
+import re
+import shutil
+import sys
+import warnings
 
 import jax
 import numpy as np
@@ -11,13 +17,20 @@ import pytest
 import tiny
 from flax import nnx
 
-from pqt_jax import BitParam, checkpoint
+from pqt_jax import BitParam, checkpoint, digests, quiet, workdir
 from pqt_jax import step as steps
 from pqt_jax.data import pipeline
 from pqt_jax.data.source import Text
 from pqt_jax.errors import InputError
 
 TEXT = Text(np.arange(256, dtype=np.uint8), np.arange(64, dtype=np.uint8), "0123", "made up")
+
+
+def meta_of(config):
+    return {**workdir.describe(config, TEXT), "time": {}}
+
+
+META = meta_of(tiny.get_config())
 
 
 def batches():
@@ -35,13 +48,13 @@ def test_state_data_and_metadata_come_back(tmp_path):
     data = batches()
     next(data), next(data)
     with checkpoint.open_manager(tmp_path) as manager:
-        checkpoint.save(manager, 2, state, data, {"time": {"before": 1.5}})
+        checkpoint.save(manager, 2, state, data, META)
     expected = next(data)
 
     with checkpoint.open_manager(tmp_path) as manager:
         resumed = batches()
-        found, meta = checkpoint.restore(manager, manager.latest_step(), fresh(config), resumed)
-    assert meta == {"time": {"before": 1.5}}
+        found, meta = checkpoint.restore(manager, 2, fresh(config), resumed, META)
+    assert meta == {**META, "step": 2}
     np.testing.assert_array_equal(next(resumed), expected)
     assert jax.tree.structure(found) == jax.tree.structure(state)
     jax.tree.map(np.testing.assert_array_equal, found, state)
@@ -67,73 +80,6 @@ def test_a_save_that_orbax_declines_is_an_error(tmp_path):
             checkpoint.save(manager, 4, state, batches(), {})
 
 
-def claim(workdir, config=None, text=TEXT):
-    config = config or tiny.get_config()
-    os.close(checkpoint.claim(workdir, config, checkpoint.describe(config, text)))
-
-
-def test_a_workdir_is_claimed_once_and_again(tmp_path):
-    workdir = tmp_path / "a" / "b"
-    claim(workdir)
-    meta = json.loads((workdir / "run.json").read_text())
-    assert meta["config"]["steps"] == 60
-    assert meta["stream_version"] == 1 and meta["data_fingerprint"] == "0123"
-    assert meta["versions"]["jax"] == jax.__version__
-    config = tiny.get_config()
-    config.log.every = 3
-    claim(workdir, config)
-
-
-def test_a_workdir_of_another_run_is_refused_and_left_alone(tmp_path):
-    claim(tmp_path)
-    before = (tmp_path / "run.json").read_bytes()
-    other = tiny.get_config()
-    other.model.d_ff = 96
-    with pytest.raises(InputError, match="config.model.d_ff was 64 and is 96; give another"):
-        claim(tmp_path, other)
-    other.seed = 9
-    with pytest.raises(InputError, match=r"config.model.d_ff was 64 and is 96 \(and 1 more\)"):
-        claim(tmp_path, other)
-    with pytest.raises(InputError, match="another run: config.model"):
-        claim(tmp_path, tiny.get_config(tiny.GPT2))
-    with pytest.raises(InputError, match="data_fingerprint was 0123 and is 4567"):
-        claim(tmp_path, text=TEXT._replace(fingerprint="4567"))
-    assert (tmp_path / "run.json").read_bytes() == before
-    assert {p.name for p in tmp_path.iterdir()} == {"run.json", "run.lock"}
-
-
-def test_another_noise_stream_is_refused(tmp_path, monkeypatch):
-    claim(tmp_path)
-    monkeypatch.setattr(checkpoint.bits, "STREAM_VERSION", 2)
-    with pytest.raises(InputError, match="stream_version was 1 and is 2"):
-        claim(tmp_path)
-
-
-def test_unusable_workdirs_are_one_line(tmp_path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match="file/run cannot be written: Not a directory"):
-        claim(tmp_path / "file" / "run")
-    (tmp_path / "metrics.jsonl").write_text("mine")
-    with pytest.raises(InputError, match="holds metrics.jsonl but no run.json"):
-        claim(tmp_path)
-    assert (tmp_path / "metrics.jsonl").read_text() == "mine"
-    for damaged in ("{", "{}", "[]", '{"config": {}}'):
-        (tmp_path / "run.json").write_text(damaged)
-        with pytest.raises(InputError, match="run.json in it is damaged"):
-            claim(tmp_path)
-    with pytest.raises(InputError, match="file is not a directory"):
-        claim(tmp_path / "file")
-
-
-def test_a_workdir_serves_one_run_at_a_time(tmp_path):
-    config = tiny.get_config()
-    lock = checkpoint.claim(tmp_path, config, checkpoint.describe(config, TEXT))
-    with pytest.raises(InputError, match="is in use by another run"):
-        claim(tmp_path)
-    os.close(lock)
-    claim(tmp_path)
-
-
 def damage(folder):
     """Cut the largest file of a saved step in half."""
     largest = max((p for p in folder.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
@@ -144,22 +90,102 @@ def test_a_damaged_step_gives_way_to_the_one_before(tmp_path, capsys):
     state = fresh(tiny.get_config())
     marked = jax.tree.map(lambda x: x + 1, state)
     with checkpoint.open_manager(tmp_path) as manager:
-        checkpoint.save(manager, 1, marked, batches(), {"saved": 1})
-        checkpoint.save(manager, 2, state, batches(), {"saved": 2})
+        checkpoint.save(manager, 1, marked, batches(), {**META, "saved": 1})
+        checkpoint.save(manager, 2, state, batches(), {**META, "saved": 2})
     damage(tmp_path / "checkpoints" / "2")
     with checkpoint.open_manager(tmp_path) as manager:
-        step, found, meta = checkpoint.restore_newest(manager, state, batches())
-        assert step == 1 and meta == {"saved": 1}
+        step, found, meta = checkpoint.restore_newest(manager, state, batches(), META)
+        assert step == 1 and meta["saved"] == 1
         jax.tree.map(np.testing.assert_array_equal, found, marked)
         err = capsys.readouterr().err
-        assert err.startswith("checkpoint of step 2 cannot be read (") and err.count("\n") == 1
-        assert err.endswith("going on from step 1\n")
-        checkpoint.save(manager, 2, state, batches(), {"saved": 3})
+        assert re.fullmatch(
+            r"checkpoint of step 2 is damaged \(state/\S+: \d+ bytes, \d+ were written\); "
+            "going on from step 1\n",
+            err,
+        )
+        checkpoint.save(manager, 2, state, batches(), {**META, "saved": 3})
     with checkpoint.open_manager(tmp_path) as manager:
-        assert checkpoint.restore_newest(manager, state, batches())[2] == {"saved": 3}
+        assert checkpoint.restore_newest(manager, state, batches(), META)[2]["saved"] == 3
     for name in "12":
         damage(tmp_path / "checkpoints" / name)
     with checkpoint.open_manager(tmp_path) as manager:
-        with pytest.raises(InputError, match=f"no checkpoint in {tmp_path}.* delete that folder"):
-            checkpoint.restore_newest(manager, state, batches())
+        with pytest.raises(InputError, match=f"no checkpoint in {tmp_path}.* put a copy back"):
+            checkpoint.restore_newest(manager, state, batches(), META)
         assert list(manager.all_steps()) == [1, 2]
+
+
+@pytest.mark.parametrize("kind", ["truncated", "deleted", "changed"])
+def test_every_damaged_file_is_named(tmp_path, kind):
+    folder = tmp_path / "checkpoints" / "1"
+    with checkpoint.open_manager(tmp_path) as manager:
+        checkpoint.save(manager, 1, fresh(tiny.get_config()), batches(), META)
+    assert digests.damage(folder) is None
+    names = [p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()]
+    assert len(names) > 9 and "digests.json.tmp" not in names
+    for name in names:
+        path, content = folder / name, (folder / name).read_bytes()
+        if name == "digests.json" or not content:
+            continue
+        if kind == "deleted":
+            path.unlink()
+        else:
+            path.write_bytes(content[:-1] + (b"?" if kind == "changed" else b""))
+        assert digests.damage(folder).startswith(name)
+        path.write_bytes(content)
+    assert digests.damage(folder) is None
+    for broken in ("", "[]", '{"a": 1}', "[" * 100_000):
+        (folder / "digests.json").write_text(broken)
+        assert digests.damage(folder) == "digests.json is not what was written"
+
+
+def test_without_digests_orbax_fails_in_one_line(tmp_path, capfd):
+    state = fresh(tiny.get_config())
+    with checkpoint.open_manager(tmp_path) as manager:
+        for step in (1, 2):
+            checkpoint.save(manager, step, state, batches(), META)
+    (tmp_path / "checkpoints" / "2" / "digests.json").unlink()
+    damage(tmp_path / "checkpoints" / "2")
+    with checkpoint.open_manager(tmp_path) as manager:
+        assert checkpoint.restore_newest(manager, state, batches(), META)[0] == 1
+    gc.collect()
+    err = capfd.readouterr().err
+    assert err.startswith("checkpoint of step 2 is damaged (") and err.count("\n") == 1
+
+
+def test_a_checkpoint_of_another_run_is_refused_and_kept(tmp_path):
+    state, other = fresh(tiny.get_config()), tiny.get_config()
+    other.seed, other.model.d_ff = 1, 96
+    with checkpoint.open_manager(tmp_path) as manager:
+        for step, config in ((1, tiny.get_config()), (2, other)):
+            checkpoint.save(manager, step, fresh(config), batches(), meta_of(config))
+        message = "checkpoints/2 belongs to another run: config.model.d_ff was 96 and is 64"
+        with pytest.raises(InputError, match=message):
+            checkpoint.restore_newest(manager, state, batches(), META)
+        changed = {**META, "data_fingerprint": "4567"}
+        with pytest.raises(InputError, match="checkpoints/1 .*data_fingerprint was 0123"):
+            checkpoint.restore(manager, 1, state, batches(), changed)
+        assert list(manager.all_steps()) == [1, 2]
+
+
+def test_a_copy_of_another_step_is_not_taken_for_it(tmp_path, capsys):
+    state = fresh(tiny.get_config())
+    with checkpoint.open_manager(tmp_path) as manager:
+        checkpoint.save(manager, 1, state, batches(), META)
+    shutil.copytree(tmp_path / "checkpoints" / "1", tmp_path / "checkpoints" / "2")
+    with checkpoint.open_manager(tmp_path) as manager:
+        assert checkpoint.restore_newest(manager, state, batches(), META)[0] == 1
+        assert "step 2 is damaged (it holds step 1)" in capsys.readouterr().err
+        checkpoint.save(manager, 2, state, batches(), META)
+
+
+def test_a_failed_call_is_one_line_and_leaves_the_hooks(capfd):
+    def fail():
+        logging.getLogger("absl").error("noise")
+        warnings.warn("noise", stacklevel=1)
+        raise OSError(f"many words: {os.strerror(errno.ENOSPC)}: and more")
+
+    hook, level = sys.unraisablehook, logging.root.manager.disable
+    with pytest.raises(quiet.OrbaxError, match="^No space left on device$"):
+        quiet.call(fail)
+    assert (sys.unraisablehook, logging.root.manager.disable) == (hook, level)
+    assert capfd.readouterr() == ("", "")

@@ -9,8 +9,9 @@ import re
 
 import pytest
 import tiny
+from ml_collections import ConfigDict
 
-from pqt_jax import cli
+from pqt_jax import checks, cli
 from pqt_jax import config as configs
 from pqt_jax.errors import InputError
 from pqt_jax.models import GPT2Config, Llama2Config
@@ -61,7 +62,25 @@ def test_overrides_take_the_type_of_their_field(override, expected):
         ("optimizer.learnin_rate=1", "did you mean config.optimizer.learning_rate?"),
         ("lerning_rate=1", "did you mean config."),
         ("zzzz=1", "--config.zzzz: no such field; there are data.batch, data.files, data.length"),
-        ("model=3", "--config.model: no such field"),
+        ("model=3", "--config.model=3: a section; its fields are model.attention, model.d_ff"),
+        ("pqt=1", "--config.pqt=1: a section; its fields are pqt.block, pqt.dtype"),
+        ("optimizer.lr=1", "--config.optimizer.lr: no such field; there are optimizer.b1, opt"),
+        ("pq.weight_decay=1", "did you mean config.pqt.weight_decay?"),
+        ("optimzer.learning_rate=1", "did you mean config.optimizer.learning_rate?"),
+        ("optimizer.learning_rate=inf", "=inf; it must be finite and more than 0"),
+        ("optimizer.learning_rate=1e-300", "more than 0, and in float32 it is 0"),
+        ("optimizer.b1=0.99999999999", "from 0 to below 1, and in float32 it is 1"),
+        ("optimizer.weight_decay=1e300", "finite and 0 or more, and in float32 it is inf"),
+        ("pqt.learning_rate=1e300", "finite and 0 or more, and in float32 it is inf"),
+        ("optimizer.clip_norm=1e300", "finite and more than 0, and in float32 it is inf"),
+        ("model.rope_theta=1e300", "finite and more than 0, and in float32 it is inf"),
+        (
+            "optimizer.final_learning_rate=1e38",
+            "=1e+38; it must be nearer to config.optimizer.lear",
+        ),
+        ("log.every=1e30", "it must be more than 0 and below 2^31"),
+        ("pqt.block=(32,32", "config.pqt.block='(32,32'; it must be something like (32, 32)"),
+        ("pqt.block=(32,32]", "config.pqt.block='(32,32]'; it must be something like (32, 32)"),
         ("steps=1.5", "config.steps='1.5'; it must be a whole number"),
         ("steps=many", "config.steps='many'; it must be a whole number"),
         ("steps=inf", "config.steps='inf'; it must be a whole number"),
@@ -75,14 +94,15 @@ def test_overrides_take_the_type_of_their_field(override, expected):
         ("model.vocab_size=100", "at least 256, one for each byte"),
         ("model.num_heads=5", "config.model.num_heads=5; it must divide config.model.d_model=32"),
         ("data.length=33", "config.data.length=33; it must be at most config.model.max_length=32"),
-        ("optimizer.learning_rate=nan", "config.optimizer.learning_rate=nan; it must be more"),
+        ("optimizer.learning_rate=nan", "config.optimizer.learning_rate=nan; it must be finite"),
         ("optimizer.b2=1", "config.optimizer.b2=1.0; it must be from 0 to below 1"),
         ("optimizer.warmup_steps=60", "warmup_steps=60; it must be less than config.steps=60"),
-        ("pqt.weight_decay=-1", "config.pqt.weight_decay=-1.0; it must be 0 or more"),
+        ("pqt.weight_decay=-1", "config.pqt.weight_decay=-1.0; it must be finite and 0 or"),
         ("pqt.pattern=h/(", "config.pqt.pattern='h/('; it does not compile"),
         ("pqt.block=7,7", "config.pqt.block=(7, 7); it must be two integers"),
         ("pqt.block=a,b", "something like (32, 32)"),
-        ("pqt.target_bits=7", "config.pqt.target_bits=7.0; it must be at most config.pqt.init_b"),
+        ("pqt.target_bits=7", "target_bits=7.0, config.pqt.init_bits=6.0; the first must be at"),
+        ("pqt.init_bits=1", "config.pqt.target_bits=4.0, config.pqt.init_bits=1.0; the first"),
         ("pqt.init_bits=17", "config.pqt.init_bits=17.0; it must be from 1 to 16"),
         ("pqt.dtype=float7", "config.pqt.dtype='float7' names no format"),
         ("learning_rate=3", "did you mean config.optimizer.learning_rate?"),
@@ -113,9 +133,22 @@ def test_the_command_line():
         (["--config", wrong], "no such file; there is .*tiny.py"),
         (["--config", str(pathlib.Path(TINY).parent)], "is a directory; give a config file"),
         (["--config", TINY, "--workdir="], "--workdir= is empty"),
+        (["--config="], "--config= is empty; give a config file"),
+        (["--config", "x" * 5000], "File name too long; give a config file"),
+        (["--config", "\0"], "give a config file"),
+        (["--config", "/dev/null"], "is not a regular file; give a config file"),
     ):
         with pytest.raises(InputError, match=message):
             cli.parse(arguments)
+
+
+def test_only_config_files_are_offered_and_three_at_most(tmp_path):
+    for name in "abcde":
+        (tmp_path / f"{name}.py").write_text("def get_config(): pass" if name > "a" else "")
+    there = f"there is {tmp_path}/b.py, {tmp_path}/c.py, {tmp_path}/d.py"
+    for path in (tmp_path, tmp_path / "gone.py"):
+        with pytest.raises(InputError, match=f"{there}$"):
+            cli.load(str(path))
 
 
 def test_help_lists_the_fields(capsys):
@@ -134,6 +167,8 @@ def test_help_lists_the_fields(capsys):
         ("import sys; sys.exit()", "SystemExit"),
         ("def get_config(): return {}", "must return a ConfigDict"),
         ("import nowhere_to_be_found", "ModuleNotFoundError"),
+        ("raise KeyboardInterrupt", "KeyboardInterrupt"),
+        ("class Odd(BaseException): pass\nraise Odd('odd')", "Odd: odd"),
     ],
 )
 def test_a_broken_config_file_is_one_line(tmp_path, content, message):
@@ -148,6 +183,19 @@ def test_a_broken_config_file_is_one_line(tmp_path, content, message):
     [
         ("config.stepps = 5", "no field 'stepps'; did you mean 'steps'?"),
         ("config.optimizer.bb1 = 5", "no field 'bb1'; did you mean 'b1'?"),
+        ("config.optimzer.b1 = 5", "no field 'optimzer'; did you mean 'optimizer'?"),
+        ("config.zzz.b1 = 5", "no field 'zzz'"),
+        ("config[3] = 3", "no field '3'"),
+        ("config.unlock(); config.log = {3: 4}", "a field has a name that is no text"),
+        ("config.unlock(); config[3] = 3", "a field has a name that is no text, as in c[3]"),
+        ("config.steps = 'x'", "config.steps='x'; it must be a whole number"),
+        ("config.optimizer.b1 = 'x'", "config.optimizer.b1='x'; it must be a number"),
+        ("config.data.batch = 10**400", "config.data.batch is a whole number of 1329 bits"),
+        ("config.log.every = 10**5000", "config.log.every is a whole number of 16610 bits"),
+        (
+            "config.optimizer.b1 = 10**400",
+            "OverflowError: int too large to convert to float (line 4)",
+        ),
         ("config.unlock(); config.stepps = 5", "config.stepps: no such field; did you mean"),
         ("config.unlock(); del config.optimizer", "config.optimizer.b1 is missing"),
         ("config.unlock(); del config.data.files", "config.data.files is missing"),
@@ -167,6 +215,24 @@ def test_a_config_file_has_the_fields_and_types_of_the_default(tmp_path, change,
     assert "\n" not in str(caught.value)
 
 
+def test_a_frozen_config_will_do(tmp_path):
+    (tmp_path / "file.py").write_text(
+        "import tiny\nfrom ml_collections import FrozenConfigDict\n"
+        "def get_config(): return FrozenConfigDict(tiny.get_config())\n"
+    )
+    config = cli.load(str(tmp_path / "file.py"), [("steps", "70")])
+    assert config.to_dict() == load("steps=70").to_dict()
+
+
+def test_bools_are_no_numbers():
+    for section, name in (("optimizer", "b1"), ("optimizer", "learning_rate"), ("log", "every")):
+        fields = tiny.get_config().to_dict()
+        fields[section][name] = True
+        config = ConfigDict(fields)
+        with pytest.raises(InputError, match=f"config.{section}.{name}=True; it must be a"):
+            checks.check(config)
+
+
 def test_whole_numbers_stand_for_numbers_in_a_config_of_ones_own(tmp_path):
     (tmp_path / "file.py").write_text(
         "import tiny\nfrom ml_collections import ConfigDict\ndef get_config():\n"
@@ -184,7 +250,7 @@ def test_whole_numbers_stand_for_numbers_in_a_config_of_ones_own(tmp_path):
 )
 def test_a_model_survives_the_configuration(model):
     config = configs.default(model)
-    configs.check(config)
+    checks.check(config)
     assert configs.model_config(config) == model
     assert dataclasses.asdict(model).keys() < dict(config.model).keys()
 
@@ -202,9 +268,9 @@ def test_methods_differ_in_their_rules_alone():
 
 def test_differences_name_fields_and_pass_over_logging():
     old = json.loads(configs.as_json(load()))
-    assert configs.differences(old, load()) == []
+    assert configs.differences(old, old) == []
     changed = load("log.every=7", "seed=5", "pqt.block=16,16")
-    assert configs.differences(old, changed) == [
+    assert configs.differences(old, json.loads(configs.as_json(changed))) == [
         "config.pqt.block was [32, 32] and is [16, 16]",
         "config.seed was 0 and is 5",
     ]

@@ -90,6 +90,10 @@ def test_the_fingerprint_does_not_see_where_the_files_are(tmp_path):
         (lambda p: (p / "sub").mkdir(), "s*", "matches only folders"),
         (lambda p: (p / "a.txt").write_text(""), "a.txt", "a.txt is empty; leave it out"),
         (lambda p: (p / "a.txt").symlink_to(p / "gone"), "*.txt", "cannot read .*a.txt: No such"),
+        (lambda p: os.mkfifo(p / "a.txt"), "*.txt", "a.txt is not a regular file; leave it out"),
+        (None, "x" * 300, "cannot be read: File name too long"),
+        (None, "a\0b", "cannot be read: embedded null"),
+        (lambda p: (p / "a").symlink_to(p / "a"), "a/b", "cannot be read: Too many levels"),
     ],
 )
 def test_unusable_files_are_named(tmp_path, make, files, message):
@@ -97,6 +101,14 @@ def test_unusable_files_are_named(tmp_path, make, files, message):
         make(tmp_path)
     with pytest.raises(InputError, match=message):
         source.load(str(tmp_path / files))
+
+
+def test_names_may_hold_any_byte(tmp_path):
+    for name in (b"a\xff.txt", b"b.txt"):
+        with open(os.fsencode(tmp_path) + b"/" + name, "wb") as file:
+            file.write(name)
+    text = source.load(f"{tmp_path}/*.txt")
+    assert len(text.train) + len(text.validation) == 11
 
 
 def test_an_unreadable_file_is_named(tmp_path, monkeypatch):

@@ -42,6 +42,12 @@ def test_evaluation_rounds_what_the_rules_name():
     assert all(f"{losses[name]:.4f}" in shown for name in names)
 
 
+def test_no_distance_is_minus_zero():
+    losses = dict.fromkeys(evaluate.LABELS, 1.0) | {"bf16": 0.99999, "fp8_e4m3": 0.9}
+    shown = evaluate.format_table(losses | {"method": "bf16", "formats": None})
+    assert "-0.0000" not in shown and "-0.1000" in shown and "learned" not in shown
+
+
 def test_format_shares_count_weights():
     config = tiny.get_config()
     config.model.d_ff, config.pqt.block, config.pqt.target_bits = 96, (64, 64), 2.0

@@ -29,6 +29,19 @@ def test_what_is_not_a_number_is_null_in_strict_json(tmp_path):
     assert record == {"step": 1, "loss": None, "grad_norm": None}
 
 
+def test_what_is_no_number_is_absent(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    lines = ('{"step": 1, "loss": "x", "lr": 0.5}', '{"step": 2, "loss": {}, "lr": null}')
+    large = '{"step": 3, "loss": 1' + "0" * 400 + "}"
+    path.write_text("\n".join((*lines, large, '{"step": true}', '{"step": 4, "lr": NaN}')) + "\n")
+    assert metrics.read(path) == [
+        {"step": 1, "lr": 0.5},
+        {"step": 2, "lr": None},
+        {"step": 3},
+        {"step": 4},
+    ]
+
+
 def test_truncation_drops_later_steps_and_a_torn_line(tmp_path):
     path = tmp_path / "metrics.jsonl"
     for step in (2, 4, 4, 6):
@@ -67,7 +80,10 @@ def test_a_terminal_gets_a_bar(capsys, monkeypatch):
 
 def test_broken_lines_are_dropped(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    path.write_bytes(b'{"step": 1}\n{"step": 2, "lo\n\x00\xff\n3\n{"loss": 1}\n{"step": 4}\n')
+    deep = b"[" * 100_000
+    path.write_bytes(
+        deep + b"\n" + b'{"step": 1}\n{"step": 2, "lo\n\x00\xff\n3\n{"loss": 1}\n{"step": 4}\n'
+    )
     assert metrics.read(path) == [{"step": 1}, {"step": 4}]
     metrics.truncate(path, 3)
     assert path.read_text() == '{"step": 1}\n'
@@ -83,5 +99,6 @@ def test_a_narrow_terminal_keeps_the_counter_whole(capsys, monkeypatch, width):
         report({"step": 100, "validation_loss": 2.5})
     shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", capsys.readouterr().out)
     assert "step 100/800" in shown and "…" not in shown
+    assert "loss 2.250" in shown
     assert ("loss 2.250  validation 2.500" in shown) == (width >= 80)
     assert ("tokens/s" in shown.rpartition("step")[2]) == (width == 120)

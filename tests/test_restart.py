@@ -2,7 +2,12 @@
 # Copyright 2026 The pqt_jax Authors
 """Runs that are interrupted, killed or damaged: real processes, and what is left on disk."""
 
+import errno
 import json
+import os
+import re
+import resource
+import shutil
 import signal
 
 import jax
@@ -12,8 +17,11 @@ import pytest
 import tiny
 from command import check_outputs, end, main, start, wait_for
 
-from pqt_jax import metrics
+from pqt_jax import metrics, plot
 from pqt_jax import step as steps
+from pqt_jax import workdir as workdirs
+from pqt_jax.data import source
+from pqt_jax.errors import OutputError
 
 
 def saved_leaves(workdir):
@@ -89,7 +97,8 @@ def test_damaged_files_of_a_finished_run_are_made_again(tmp_path, capsys):
     capsys.readouterr()
     assert main(tmp_path, "--config.steps=8") == 0
     out, err = capsys.readouterr()
-    assert "checkpoint of step 8 cannot be read (" in err and "going on from step 4" in err
+    assert err.startswith("checkpoint of step 8 is damaged (") and err.count("\n") == 1
+    assert err.endswith("going on from step 4\n")
     assert "resumed from step 4 of 8" in out
     assert [r["step"] for r in metrics.read(records) if "loss" in r] == list(range(1, 9))
     assert len(metrics.read(records)) == len(records.read_text().splitlines())
@@ -103,7 +112,75 @@ def test_damaged_files_of_a_finished_run_are_made_again(tmp_path, capsys):
             path.write_bytes(b"")
     (run / "summary.json").unlink()
     assert main(tmp_path, "--config.steps=8") == 2
-    assert f"error: no checkpoint in {run / 'checkpoints'} can be read" in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert err.startswith(f"error: no checkpoint in {run / 'checkpoints'} can be read")
+    assert err.count("\n") == 1
+
+
+def test_the_checkpoints_of_another_run_are_refused(tmp_path, capsys):
+    """And so is its summary: nothing of it is taken for this run's."""
+    run, other = tmp_path / "run", tmp_path / "other"
+    assert main(tmp_path, "--config.steps=4") == 0
+    assert main(tmp_path, "--config.steps=4", "--config.seed=1", f"--workdir={other}") == 0
+    shutil.rmtree(run / "checkpoints")
+    shutil.copytree(other / "checkpoints", run / "checkpoints")
+    shutil.copy(other / "summary.json", run)
+    before = (run / "metrics.jsonl").read_bytes()
+    capsys.readouterr()
+    assert main(tmp_path, "--config.steps=4") == 2
+    err = capsys.readouterr().err
+    assert err.startswith("error: checkpoint ") and err.count("\n") == 1
+    assert "checkpoints/4 belongs to another run: config.seed was 1 and is 0" in err
+    assert (run / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_disk_that_refuses_is_one_line_and_the_run_goes_on_later(tmp_path, monkeypatch):
+    monkeypatch.setenv("JAX_ENABLE_COMPILATION_CACHE", "false")  # it writes files as well
+    text = f"--config.data.files={tiny.write_text(tmp_path / 'text.txt')}"
+    process = start("--workdir", tmp_path / "run", text, "--config.steps=8")
+    wait_for(process, "workdir:")
+    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (20_000, 20_000))
+    out, err = end(process, 1)
+    assert re.fullmatch(
+        "error: cannot write .*run/checkpoints/4: file too large; mend that and run .*\n", err
+    )
+    assert "Traceback" not in out
+    assert main(tmp_path, "--config.steps=8") == 0
+    logged = [r for r in metrics.read(tmp_path / "run" / "metrics.jsonl") if "loss" in r]
+    assert [r["step"] for r in logged] == list(range(1, 9))
+
+
+def test_a_summary_comes_last(tmp_path, monkeypatch):
+    """It says that the run is finished: what is killed before it is finished by the next run."""
+
+    def fail(*_):
+        raise OutputError(tmp_path, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(plot, "bits", fail)
+        assert main(tmp_path, "--config.steps=4") == 1
+    assert not (tmp_path / "run" / "summary.json").exists()
+    assert main(tmp_path, "--config.steps=4") == 0
+    assert {"summary.json", "bits.png"} <= {p.name for p in (tmp_path / "run").iterdir()}
+
+
+def test_other_versions_are_said(tmp_path, capsys, monkeypatch):
+    assert main(tmp_path, "--config.steps=4") == 0
+    (tmp_path / "run" / "summary.json").unlink()
+    describe = workdirs.describe
+
+    def newer(*arguments):
+        meta = describe(*arguments)
+        meta["versions"] |= {"jax": "99.0"}
+        return meta
+
+    monkeypatch.setattr(workdirs, "describe", newer)
+    capsys.readouterr()
+    assert main(tmp_path, "--config.steps=4") == 0
+    assert (
+        f"resumed under jax 99.0; the checkpoint was written under {jax.__version__}, "
+        "so results may differ in the last digits\n"
+    ) in capsys.readouterr().out
 
 
 def test_a_signal_during_preparation_ends_the_run_in_order(tmp_path, capsys, monkeypatch):
@@ -114,6 +191,10 @@ def test_a_signal_during_preparation_ends_the_run_in_order(tmp_path, capsys, mon
 
         return interrupted
 
+    with monkeypatch.context() as patch:
+        patch.setattr(source, "load", interrupt(source.load))
+        assert main(tmp_path) == 128 + signal.SIGTERM
+    assert capsys.readouterr() == ("stopped before training; run the command again to go on\n", "")
     with monkeypatch.context() as patch:
         patch.setattr(steps, "init_state", interrupt(steps.init_state))
         assert main(tmp_path) == 128 + signal.SIGTERM

@@ -3,8 +3,10 @@
 """The command: whole runs in this process, and input that cannot be used."""
 
 import json
+import re
 
 import jax
+import numpy as np
 import pytest
 import tiny
 from command import end, main, start
@@ -30,16 +32,39 @@ def test_bf16_and_gpt2_run_to_the_end_in_process(tmp_path, capsys):
 
 def test_a_run_that_diverged_ends_with_a_summary(tmp_path, capsys):
     arguments = ("--config.steps=6", "--config.optimizer.learning_rate=1e30")
+    arguments += ("--config.pqt.learning_rate=1e30",)
     assert main(tmp_path, *arguments) == 0
-    assert " nan" in capsys.readouterr().out
+    out, err = capsys.readouterr()
+    assert " nan" in out and "E2M1: " not in out
+    assert re.fullmatch(r"warning: the loss is not finite at step \d\n", err)
     refuse = lambda name: pytest.fail(f"{name} is not JSON")  # noqa: E731
     summary = (tmp_path / "run" / "summary.json").read_text()
-    assert json.loads(summary, parse_constant=refuse)["master"] is None
+    found = json.loads(summary, parse_constant=refuse)
+    assert found["master"] is found["mean_bits"] is found["formats"] is None
     for name in ("loss.png", "bits.png"):
         assert (tmp_path / "run" / name).read_bytes().startswith(b"\x89PNG")
     assert main(tmp_path, *arguments) == 0
     out = capsys.readouterr().out
     assert "finished: all 6 steps are done" in out and "learned mixed bits" in out
+
+
+def test_pictures_say_where_a_run_diverged(tmp_path, monkeypatch):
+    texts, axes = [], []
+
+    def keep(figure, path):
+        axes.extend(figure.axes)
+        texts.extend(text.get_text() for a in figure.axes for text in a.texts)
+
+    monkeypatch.setattr(plot, "_save", keep)
+    records = [{"step": i, "loss": 1.0 if i < 3 else None, "bits_mean": None} for i in range(1, 6)]
+    plot.loss(tmp_path / "loss.png", records, "title")
+    assert texts == ["not finite from step 3"] and axes[0].get_xlim()[1] == 5
+    plot.bits(tmp_path / "bits.png", records, {"a": np.full((1, 2, 2), np.nan)}, "title")
+    assert texts[1:] == ["not finite from step 1", *["no finite bit-width"] * 2]
+    assert not any(len(a.get_xticks()) or len(a.get_yticks()) for a in axes[1:])
+    axes.clear()
+    plot.bits(tmp_path / "bits.png", records, {"a": np.array([[[4.0, 5.0]]])}, "title")
+    assert all(tick % 1 == 0 for tick in axes[1].get_yticks())
 
 
 def test_pictures_of_nothing(tmp_path):
@@ -61,6 +86,11 @@ BAD = {
     "no GPU": "--config.model.attention=cudnn",
     "workdir": "--workdir=/dev/null/run",
     "config": "--config=configs/missing.py",
+    "line break": "--config.op\ntimizer=1",
+    "device": "--config.data.files=/dev/zero",
+    "path": "--workdir=/" + "x" * 300,
+    "not UTF-8": "--workdir=\udcff",
+    **{f"{n} parameters": f"--config.model.{n}" for n in ("vocab_size=1e25", "num_layers=2e9")},
 }
 
 
@@ -80,6 +110,15 @@ def test_bad_input_is_one_line_and_compiles_nothing(tmp_path, capsys, argument):
         assert err.startswith("error: config.pqt.pattern=")
     assert not [name for name in compiled if "backend_compile" in name]
     assert not (tmp_path / "run").exists()
+
+
+def test_output_that_cannot_show_a_name_shows_its_escape(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+    (tmp_path / "é").mkdir()
+    tiny.write_text(tmp_path / "é" / "text.txt")
+    files = f"--config.data.files={tmp_path / 'é' / 'text.txt'}"
+    out, err = end(start(f"--workdir={tmp_path / 'run'}", files, "--config.steps=3"))
+    assert "config.data.files=" in out and "\\xe9/text.txt" in out and err == ""
 
 
 def test_short_and_empty_text_in_a_process_of_its_own(tmp_path):

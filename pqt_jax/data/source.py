@@ -10,6 +10,7 @@ it compare only under the same fingerprint.
 import glob
 import hashlib
 import os
+import stat
 import sysconfig
 from collections.abc import Sequence
 from pathlib import Path
@@ -74,12 +75,18 @@ def _standard_library() -> tuple[Path, list[Path]]:
 
 
 def _matching(pattern: str) -> tuple[Path, list[Path]]:
-    found = glob.glob(os.path.expanduser(pattern), recursive=True)
-    paths = [Path(name) for name in found if not Path(name).is_dir()]
-    if not paths:
+    expanded = os.path.expanduser(pattern)
+    try:
+        found = glob.glob(expanded, recursive=True)
+        paths = [Path(name) for name in found if not os.path.isdir(name)]
         missing = "matches only folders" if found else "matches no file"
-        if not glob.has_magic(pattern) and not found:
-            missing = "does not exist"
+        if not found and not glob.has_magic(pattern):
+            os.stat(expanded)
+    except FileNotFoundError:
+        paths, missing = [], "does not exist"
+    except (OSError, ValueError) as error:  # a NUL byte is a ValueError
+        paths, missing = [], f"cannot be read: {getattr(error, 'strerror', error)}"
+    if not paths:
         raise InputError(
             f"config.data.files={pattern!r} {missing}; "
             "give a text file, or a glob such as 'books/**/*.txt'"
@@ -93,7 +100,7 @@ def _split(root: Path, paths: Sequence[Path]) -> Text:
     contents = {name: _read(names[name]) for name in sorted(names)}
     digest = hashlib.sha256()
     for name, content in contents.items():
-        digest.update(f"{name}\0{len(content)}\0".encode())
+        digest.update(os.fsencode(f"{name}\0{len(content)}\0"))  # names may hold any byte
         digest.update(content)
     if len(contents) == 1:
         (content,) = contents.values()
@@ -113,7 +120,7 @@ def _split(root: Path, paths: Sequence[Path]) -> Text:
 
 def _held_out(names: Sequence[str]) -> set[str]:
     """Names for validation, by their hashes: another file added moves none of the others."""
-    order = {name: int.from_bytes(hashlib.sha256(name.encode()).digest()[:8]) for name in names}
+    order = {name: int.from_bytes(hashlib.sha256(os.fsencode(name)).digest()[:8]) for name in names}
     chosen = {name for name in names if order[name] % HELD_OUT == 0}
     if not chosen or len(chosen) == len(names):
         chosen = {min(names, key=order.__getitem__)}
@@ -122,6 +129,8 @@ def _held_out(names: Sequence[str]) -> set[str]:
 
 def _read(path: Path) -> bytes:
     try:
+        if not stat.S_ISREG(path.stat().st_mode):  # a pipe or a device may never end
+            raise InputError(f"config.data.files: {path} is not a regular file; leave it out")
         content = path.read_bytes()
     except OSError as error:
         raise InputError(f"config.data.files: cannot read {path}: {error.strerror}") from None

@@ -1,0 +1,198 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright 2026 The pqt_jax Authors
+"""What the fields of a configuration can be: their types, their ranges, and what fits together."""
+
+import dataclasses
+import difflib
+import math
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from pqt_jax import bitwidth, blocks
+from pqt_jax import config as configs
+from pqt_jax.config import Config, fields
+from pqt_jax.errors import InputError
+from pqt_jax.formats import as_format
+from pqt_jax.models import Llama2Config
+
+_BITS = (
+    lambda v: bitwidth.MIN_BITS <= v <= bitwidth.MAX_BITS,
+    f"from {bitwidth.MIN_BITS:g} to {bitwidth.MAX_BITS:g}",
+)
+_CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "method": (lambda v: v in configs.METHODS, f"one of {', '.join(configs.METHODS)}"),
+    "seed": (lambda v: 0 <= v < 2**32, "a whole number from 0 to 2^32 - 1"),
+    "optimizer.b1": (lambda v: 0 <= v < 1, "from 0 to below 1"),
+    "optimizer.b2": (lambda v: 0 <= v < 1, "from 0 to below 1"),
+    "model.name": (lambda v: v in configs.MODELS, f"one of {', '.join(configs.MODELS)}"),
+    "model.dtype": (lambda v: v in ("float32", "bfloat16"), "float32 or bfloat16"),
+    "model.param_dtype": (lambda v: v in ("float32", "bfloat16"), "float32 or bfloat16"),
+    "model.attention": (lambda v: v in ("xla", "cudnn"), "xla or cudnn"),
+    "model.vocab_size": (
+        lambda v: 256 <= v < 2**31,
+        "at least 256, one for each byte, and below 2^31",
+    ),
+    "pqt.target_bits": _BITS,
+    "pqt.init_bits": _BITS,
+}
+_MAY_BE_ZERO = {"optimizer.final_learning_rate", "optimizer.warmup_steps"}
+_MAY_BE_ZERO |= {"optimizer.weight_decay", "pqt.learning_rate", "pqt.weight_decay"}
+_SECTIONS = ("", "model", "data", "optimizer", "pqt", "log")  # the likelier meant, the earlier
+_PQT_CHECKS = {"pattern": re.compile, "block": blocks.check_block, "dtype": as_format}
+
+
+def check_types(config: Config) -> dict[str, Any]:
+    """Check that a config has the fields and types of `config.default`.
+
+    Returns:
+      The default of each field, of a model of size one. Where that is a number or a tuple, the
+      config may have a whole number or a list.
+
+    Raises:
+      InputError: if it has not.
+    """
+    found = dict(fields(config))
+    name = found.get("model.name")
+    if name not in tuple(configs.MODELS):
+        raise InputError(
+            f"config.model.name={name!r}; it must be one of {', '.join(configs.MODELS)}"
+        )
+    cls, _ = configs.MODELS[name]
+    shape = [f for f in dataclasses.fields(cls) if f.default is dataclasses.MISSING]
+    known = dict(fields(configs.default(cls(**{field.name: 1 for field in shape}))))
+    for field in found:
+        if field not in known and not any(other.startswith(f"{field}.") for other in known):
+            raise InputError(f"config.{field}: no such field; {hint(field, list(known))}")
+    for field, like in known.items():
+        if field not in found:
+            raise InputError(f"config.{field} is missing; start from pqt_jax.config.default")
+        value = found[field]
+        good = isinstance(value, type(like)) and isinstance(value, bool) == isinstance(like, bool)
+        good |= isinstance(like, float) and type(value) is int
+        good |= isinstance(like, tuple) and isinstance(value, list)
+        if isinstance(value, int) and value.bit_length() > 1000:
+            raise InputError(
+                f"config.{field} is a whole number of {value.bit_length()} bits; give a smaller one"
+            )
+        if not good:
+            raise InputError(f"config.{field}={value!r}; it must be {wanted(like)}")
+    return known
+
+
+def wanted(like: Any) -> str:
+    """What a field of this default takes, in words."""
+    kind = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+    return kind.get(type(like), f"something like {like!r}")
+
+
+def hint(name: str, known: Sequence[str]) -> str:
+    """Which field was meant by a name that is none; or which fields there are, or its section has.
+
+    Args:
+      name: dotted, as given.
+      known: the fields.
+    """
+    ratio = lambda a, b: difflib.SequenceMatcher(None, a, b).ratio()  # noqa: E731
+    section, _, last = name.lower().rpartition(".")
+    inside = [field for field in known if section and field.startswith(f"{section}.")] or known
+    by_section = sorted(inside, key=lambda f: _SECTIONS.index(f.rpartition(".")[0]))
+    near = difflib.get_close_matches(last, {f.rpartition(".")[2] for f in inside})
+    if candidates := [f for f in by_section if f.rpartition(".")[2] in near]:
+        parts = lambda f: zip((last, section), f.rpartition(".")[::-2], strict=True)  # noqa: E731
+        likest = max(candidates, key=lambda f: [ratio(a, b) for a, b in parts(f)])
+        return f"did you mean config.{likest}?"
+    return f"there are {', '.join(sorted(inside))}"
+
+
+def check(config: Config) -> None:
+    """Raise InputError for the first field whose value cannot be used, naming what could be."""
+    if config.model.name in configs.MODELS:
+        configs.model_config(config)  # the name may have been changed to another model's
+    check_types(config)
+    for name, value in fields(config):
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if name in _CHECKS:
+            good, range_ = _CHECKS[name]
+        elif number:
+            lowest = "0 or more" if name in _MAY_BE_ZERO else "more than 0"
+            good, range_ = _above_zero(name in _MAY_BE_ZERO), f"finite and {lowest}"
+            if isinstance(value, int):  # JAX counts in int32
+                range_ = f"{lowest} and below 2^31"
+        else:
+            continue
+        if not good(value):
+            raise InputError(f"config.{name}={value!r}; it must be {range_}")
+        if isinstance(value, float) and not good(_as_float32(value)):
+            raise InputError(
+                f"config.{name}={value!r}; it must be {range_}, and in float32 it is "
+                f"{_as_float32(value):g}"
+            )
+    if config.optimizer.warmup_steps >= config.steps:
+        raise InputError(
+            f"config.optimizer.warmup_steps={config.optimizer.warmup_steps}; it must be less than "
+            f"config.steps={config.steps}"
+        )
+    for name in ("optimizer.final_learning_rate", "pqt.learning_rate"):
+        # The schedules multiply by these ratios, in float32.
+        ratio = dict(fields(config))[name] / config.optimizer.learning_rate
+        if not math.isfinite(_as_float32(ratio)):
+            raise InputError(
+                f"config.{name}={dict(fields(config))[name]!r}; it must be nearer to "
+                f"config.optimizer.learning_rate={config.optimizer.learning_rate!r}"
+            )
+    model = configs.model_config(config)
+    if config.data.length > model.max_length:
+        raise InputError(
+            f"config.data.length={config.data.length}; it must be at most "
+            f"config.model.max_length={model.max_length}"
+        )
+    width, rest = divmod(model.d_model, model.num_heads)
+    even = isinstance(model, Llama2Config)  # rotary positions turn components in pairs
+    if rest or (even and width % 2):
+        raise InputError(
+            f"config.model.num_heads={model.num_heads}; it must divide "
+            f"config.model.d_model={model.d_model}{' into heads of even size' if even else ''}"
+        )
+    if model.attention == "cudnn" and jax.default_backend() != "gpu":
+        raise InputError(
+            "config.model.attention='cudnn'; it needs a GPU, and JAX finds none; give xla"
+        )
+    _check_pqt(config.pqt)
+
+
+def _above_zero(or_zero: bool) -> Callable[[Any], bool]:
+    def good(value: int | float) -> bool:
+        small = value < 2**31 if isinstance(value, int) else value < math.inf
+        return small and (value > 0 or (or_zero and value == 0))
+
+    return good
+
+
+def _as_float32(value: float) -> float:
+    """The value as training has it; XLA takes what is below the smallest normal number for 0."""
+    with np.errstate(over="ignore"):
+        rounded = float(np.float32(value))
+    return 0.0 if abs(rounded) < np.finfo(np.float32).tiny else rounded
+
+
+def _check_pqt(pqt: Config) -> None:
+    for name, function in _PQT_CHECKS.items():
+        try:
+            function(pqt[name])
+        except (ValueError, TypeError, OverflowError, re.error) as error:
+            value = f"{name}={pqt[name]!r}"
+            reason = " ".join(str(error).split())
+            if name == "pattern":
+                reason = f"{value}; it does not compile: {reason}"
+            elif not reason.startswith(value):
+                reason = f"{value}; {reason}"
+            raise InputError(f"config.pqt.{reason}") from None
+    if pqt.target_bits > pqt.init_bits:
+        raise InputError(
+            f"config.pqt.target_bits={pqt.target_bits}, config.pqt.init_bits={pqt.init_bits}; "
+            "the first must be at most the second"
+        )

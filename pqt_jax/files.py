@@ -1,0 +1,38 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright 2026 The pqt_jax Authors
+"""Files written so that a kill or a full disk leaves them whole: the old one, or the new."""
+
+import contextlib
+import os
+from pathlib import Path
+
+from pqt_jax.errors import OutputError
+
+
+def append(path: Path, line: str) -> None:
+    """Append to a file, by one write.
+
+    Raises:
+      OutputError: if it cannot be written.
+    """
+    try:
+        with path.open("ab") as file:
+            file.write(line.encode())
+    except OSError as error:
+        raise OutputError(path, error) from None
+
+
+def write(path: Path, content: str | bytes) -> None:
+    """Write a file whole or not at all.
+
+    Raises:
+      OutputError: if it cannot be written.
+    """
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+        os.replace(temporary, path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise OutputError(path, error) from None

@@ -1,0 +1,162 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright 2026 The pqt_jax Authors
+"""The directory of a run: claimed, locked, and refused where it holds anything else.
+
+    run.json         what made the run: configuration, fingerprint of the text, noise stream
+    run.lock         held while a process uses it
+    checkpoints/     metrics.jsonl     summary.json     loss.png     bits.png
+
+Only the run that `run.json` describes uses it, and one process at a time. What would stop the run
+later, or lose what is there, is refused here, before anything is changed.
+"""
+
+import contextlib
+import errno
+import fcntl
+import importlib.metadata
+import json
+import os
+import platform
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from pqt_jax import bits, files, metrics
+from pqt_jax import config as configs
+from pqt_jax.config import Config
+from pqt_jax.data.source import Text
+from pqt_jax.errors import InputError, OutputError
+
+RUN, LOCK, METRICS, SUMMARY = "run.json", "run.lock", "metrics.jsonl", "summary.json"
+LOSS, BITS, CHECKPOINTS = "loss.png", "bits.png", "checkpoints"
+_FILES = (METRICS, SUMMARY, LOSS, BITS)
+_PACKAGES = ("pqt_jax", "jax", "flax", "optax", "grain", "orbax-checkpoint")
+
+Meta = dict[str, Any]
+
+
+def describe(config: Config, text: Text) -> Meta:
+    """The metadata of a run: what must be the same to go on, and the versions that it used."""
+    versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
+    return {
+        "config": json.loads(configs.as_json(config)),
+        "data_fingerprint": text.fingerprint,
+        "stream_version": bits.STREAM_VERSION,
+        "versions": {"python": platform.python_version(), **versions},
+    }
+
+
+def is_whole(meta: Any) -> bool:
+    """Whether something that was read has the fields of metadata."""
+    if not isinstance(meta, dict) or not {"data_fingerprint", "stream_version"} <= meta.keys():
+        return False
+    return all(isinstance(meta.get(name), dict) for name in ("config", "versions"))
+
+
+def check_same(old: Meta, new: Meta, what: str) -> None:
+    """Raise InputError, naming the field, unless two runs are the same but for their logging."""
+    different = configs.differences(old["config"], new["config"])
+    for name in ("data_fingerprint", "stream_version"):
+        if old[name] != new[name]:
+            different.append(f"{name} was {old[name]} and is {new[name]}")
+    if different:
+        more = f" (and {len(different) - 1} more)" if len(different) > 1 else ""
+        raise InputError(
+            f"{what} belongs to another run: {different[0]}{more}; give another --workdir"
+        )
+
+
+def claim(workdir: Path, meta: Meta) -> int:
+    """Make a workdir this run's own, or find that it already is, and lock it.
+
+    Args:
+      workdir: made if it is missing.
+      meta: from `describe`.
+
+    Returns:
+      A file descriptor that holds the lock until it is closed or the process ends.
+
+    Raises:
+      InputError: if the workdir cannot be written, holds outputs of something else, is in use, or
+        belongs to a run that differs; the message names the first field that does. No output is
+        changed then.
+      OutputError: if there is no space for it.
+    """
+    name = str(workdir.absolute())
+    if "\0" in name or name.encode(errors="ignore").decode() != name:
+        raise InputError(f"--workdir={workdir}: its name must be UTF-8 without NUL; give another")
+    try:
+        if workdir.is_symlink() and not workdir.is_dir():
+            raise InputError(f"--workdir={workdir} is a link to nowhere; give a directory")
+        if workdir.exists() and not workdir.is_dir():
+            raise InputError(f"--workdir={workdir} is not a directory")
+        workdir.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=workdir):
+            pass  # files can be made there
+        _check_owner(workdir, meta)
+        descriptor = os.open(workdir / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise OutputError(workdir, error) from None
+        raise InputError(f"--workdir={workdir} cannot be written: {error.strerror}") from None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # Again, since another run may have claimed it in between.
+        if not _check_owner(workdir, meta):
+            files.write(workdir / RUN, json.dumps(meta, indent=2) + "\n")
+    except BlockingIOError:
+        os.close(descriptor)
+        raise InputError(f"--workdir={workdir} is in use by another run") from None
+    except OSError as error:
+        os.close(descriptor)
+        raise InputError(f"--workdir={workdir} cannot be locked: {error.strerror}") from None
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _check_owner(workdir: Path, meta: Meta) -> bool:
+    """Whether the workdir is this run's; InputError if it is another's, or cannot be used."""
+    for name in (RUN, LOCK, *_FILES):
+        for path in (workdir / name, workdir / f"{name}.tmp"):
+            if path.is_dir():
+                raise InputError(
+                    f"--workdir={workdir}: {path.name} in it is a directory; move it away"
+                )
+    folder = workdir / CHECKPOINTS
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"--workdir={workdir}: {CHECKPOINTS} in it is no directory; move it away")
+    if not (workdir / RUN).exists():
+        if found := [name for name in (*_FILES, CHECKPOINTS) if (workdir / name).exists()]:
+            raise InputError(
+                f"--workdir={workdir} holds {found[0]} but no {RUN}; give a new directory"
+            )
+        return False
+    old: Any = None
+    with contextlib.suppress(ValueError, RecursionError):
+        old = json.loads((workdir / RUN).read_text())
+    if not is_whole(old):
+        raise InputError(
+            f"--workdir={workdir}: {RUN} in it is damaged; put a copy back, or give a new directory"
+        )
+    check_same(old, meta, f"--workdir={workdir}")
+    _check_checkpoints(workdir, old, meta)
+    return True
+
+
+def _check_checkpoints(workdir: Path, old: Meta, meta: Meta) -> None:
+    """Raise InputError if checkpoints must have been there and none is: they cannot be made anew.
+
+    A run that was killed before its first checkpoint has metrics up to that step at most.
+    """
+    folder = workdir / CHECKPOINTS
+    if folder.is_dir() and any(path.name.isdecimal() for path in folder.iterdir()):
+        return
+    recorded = max((r["step"] for r in metrics.read(workdir / METRICS)), default=0)
+    first = max(run["config"]["log"]["checkpoint_every"] for run in (old, meta))
+    if (workdir / SUMMARY).exists() or recorded > first:
+        raise InputError(
+            f"--workdir={workdir} holds metrics up to step {recorded} but no checkpoint; "
+            f"put {CHECKPOINTS}/ back, or give a new directory"
+        )

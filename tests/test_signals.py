@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright 2026 The pqt_jax Authors
+"""The first signal is noted, the second ends the process; before and after, all is as it was."""
+
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from pqt_jax.signals import NUMBERS, interruptions
+
+PROGRAM = """
+import hashlib
+from pqt_jax.signals import interruptions
+with interruptions():
+    print("ready", flush=True)
+    hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)  # minutes in C, where no handler runs
+"""
+
+
+@pytest.mark.parametrize("pair", [NUMBERS, NUMBERS[::-1], NUMBERS[:1] * 2])
+def test_a_second_signal_ends_the_process_at_once_and_silently(pair):
+    pipe = subprocess.PIPE
+    process = subprocess.Popen([sys.executable, "-c", PROGRAM], stdout=pipe, stderr=pipe)
+    assert process.stdout.readline() == b"ready\n"
+    process.send_signal(pair[0])
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(0.5)
+    process.send_signal(pair[1])
+    _, err = process.communicate(timeout=20)
+    assert process.returncode == 128 + pair[1] and err == b""
+
+
+def test_the_first_is_noted_and_handlers_come_back():
+    before = [signal.getsignal(number) for number in NUMBERS]
+    with interruptions() as received:
+        signal.raise_signal(signal.SIGTERM)
+        assert received == [signal.SIGTERM]
+    assert [signal.getsignal(number) for number in NUMBERS] == before
+    assert signal.set_wakeup_fd(-1) == -1

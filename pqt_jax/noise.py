@@ -69,6 +69,29 @@ def rounded_normal_code(draw: jax.Array) -> jax.Array:
     return jnp.where(negative, np.uint32(2) - magnitude, np.uint32(2) + magnitude)
 
 
+def of_words(kind: Kind, words: Codes, s: int) -> jax.Array:
+    """R of the rows that draw `s` serves, straight from the words of their Philox calls.
+
+    The same numbers as by way of codes; better where nothing is to be kept, as in a kernel.
+
+    Args:
+      kind: "gauss" or "uniform".
+      words: four uint32 arrays, from `bits.stream_words`.
+      s: 0 to 7.
+
+    Returns:
+      float32 of the words' shape.
+    """
+    if kind == "uniform":
+        return noise_rows(kind, words, s)
+    upper = words[s // 2] if s % 2 else words[s // 2] << np.uint32(16)
+    u = upper << np.uint32(1)  # magnitude draw in the upper 15 bits; lower ones decide nothing
+    signed = (upper & np.uint32(0x80000000)) | np.uint32(0x3F800000)
+    one = lax.bitcast_convert_type(signed, jnp.float32)
+    at_least_one = jnp.where(u < np.uint32(ONE_BELOW << 17), one, jnp.zeros_like(one))
+    return jnp.where(u < np.uint32(TWO_BELOW << 17), one + one, at_least_one)
+
+
 def noise_codes(
     kind: Kind, key: jax.Array, offset: jax.Array, leads: int, runs: int, columns: int
 ) -> Codes:

@@ -18,8 +18,9 @@ import jax.numpy as jnp
 
 from pqt_jax import blocks
 from pqt_jax.formats import BF16, E2M1, E3M2, E4M3, E4M7, FloatFormat, as_format
-from pqt_jax.perturb import Spec, cast_blocks
+from pqt_jax.reference import cast_blocks
 from pqt_jax.rules import Rule, check_rules, map_paths, paths_and_leaves, resolve
+from pqt_jax.spec import Spec
 
 LADDER: tuple[FloatFormat, ...] = (E2M1, E3M2, E4M3, E4M7, BF16)
 

@@ -19,7 +19,7 @@ from flax.core.meta import AxisMetadata
 
 from pqt_jax import blocks, cast, keys
 from pqt_jax.noise import Kind
-from pqt_jax.perturb import Spec
+from pqt_jax.spec import Spec
 
 BITS = "pqt_bits"  # where wrapped modules keep their bit-widths; never parameters themselves
 

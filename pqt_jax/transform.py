@@ -20,8 +20,9 @@ import jax.numpy as jnp
 from flax import linen, nnx
 
 from pqt_jax import bitwidth, blocks, keys, quantize
-from pqt_jax.perturb import Spec, perturb
+from pqt_jax.perturb import perturb
 from pqt_jax.rules import Rule, check_rules, first_match, map_paths, paths_and_leaves, resolve
+from pqt_jax.spec import Spec
 
 Bits = dict[str, Any]
 M = TypeVar("M", linen.Module, nnx.Module)

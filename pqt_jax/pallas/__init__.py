@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright 2026 The pqt_jax Authors
+"""GPU kernels for sampling, and the choice between them; they are loaded when they are used.
+
+"mosaic"   Pallas on Mosaic GPU    Ampere and newer, jax 0.11 and newer
+"triton"   Pallas on Triton        Ampere and newer, while jax still has it
+"xla"      `pqt_jax.reference`     everywhere
+"""
+
+import contextlib
+import functools
+import importlib
+from collections.abc import Callable, Iterator
+from typing import Any, Literal
+
+import jax
+
+from pqt_jax import reference
+from pqt_jax.spec import Spec
+
+Implementation = Literal["mosaic", "triton", "xla"]
+KERNELS: tuple[Implementation, ...] = ("mosaic", "triton")  # the best first
+BLOCK = (32, 32)
+
+_interpreting = False
+
+
+@contextlib.contextmanager
+def interpret() -> Iterator[None]:
+    """Run the kernels in their interpreters, on any platform: slow, and meant for tests.
+
+    What is compiled inside stays so: give `jax.jit` a function of its own.
+    """
+    global _interpreting
+    before, _interpreting = _interpreting, True
+    try:
+        yield
+    finally:
+        _interpreting = before
+
+
+def is_supported(implementation: Implementation, spec: Spec = Spec()) -> tuple[bool, str]:
+    """Whether an implementation can serve a spec on the default platform, and why not.
+
+    Example:
+      >>> is_supported("xla")
+      (True, '')
+      >>> is_supported("mosaic", Spec(block=(16, 16)))
+      (False, 'blocks are 16x16, and the kernels take 32x32 alone')
+
+    Args:
+      implementation: one of the three.
+      spec: how a parameter is sampled.
+
+    Returns:
+      (supported, reason); the reason is empty where it is supported.
+
+    Raises:
+      ValueError: for a name that is none of the three.
+    """
+    if implementation == "xla":
+        return True, ""
+    if implementation not in KERNELS:
+        names = ", ".join((*KERNELS, "xla"))
+        raise ValueError(f"implementation={implementation!r}; it must be one of {names}, or None")
+    if spec.block != BLOCK:
+        sides = "x".join(map(str, spec.block))
+        return False, f"blocks are {sides}, and the kernels take 32x32 alone"
+    reason = None if _interpreting else _unsuited_device()
+    reason = reason or _missing(implementation)  # which loads it
+    return reason is None, reason or ""
+
+
+@functools.cache
+def _missing(implementation: str) -> str | None:
+    if implementation == "mosaic" and jax.__version_info__ < (0, 11):
+        return f"Mosaic GPU needs jax 0.11, and this is {jax.__version__}"
+    try:
+        importlib.import_module(f"pqt_jax.pallas.{implementation}")
+    except (ImportError, AttributeError) as error:
+        return f"jax {jax.__version__} does not have it: {error}"
+    return None
+
+
+def _unsuited_device() -> str | None:
+    device = jax.devices()[0]
+    if device.platform not in ("gpu", "cuda"):
+        return f"the kernels need an NVIDIA GPU, and the default platform is {device.platform}"
+    capability = getattr(device, "compute_capability", None)
+    try:
+        recent = float(capability or 0) >= 8.0
+    except ValueError:  # a GPU of another maker, "gfx90a"
+        recent = False
+    if not recent:
+        return f"the kernels need compute capability 8.0, and {device.device_kind} has {capability}"
+    return None
+
+
+def choose(implementation: Implementation | None, spec: Spec) -> Implementation:
+    """The implementation that is asked for, or the best supported one for None.
+
+    Raises:
+      ValueError: if one is asked for that is not supported, with the reason.
+    """
+    if implementation is None:
+        best: list[Implementation] = [name for name in KERNELS if is_supported(name, spec)[0]]
+        return best[0] if best else "xla"
+    supported, reason = is_supported(implementation, spec)
+    if not supported:
+        raise ValueError(f"implementation={implementation!r}: {reason}")
+    return implementation
+
+
+def functions(implementation: Implementation) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """Forward and backward of an implementation, with the signatures of `pqt_jax.reference`."""
+    if implementation == "xla":
+        return reference.forward, reference.backward
+    from pqt_jax.pallas import launch
+
+    return (
+        functools.partial(launch.forward, implementation, _interpreting),
+        functools.partial(launch.backward, implementation, _interpreting),
+    )

@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright 2026 The pqt_jax Authors
+"""What a kernel does with one run of 32 rows, in jnp: the same for every back-end.
+
+A run is eight slices of four rows (see `bits`): slice s takes draw s of one Philox call for each of
+its elements, so nothing here shuffles or reduces but the block maximum and the block sum, which
+each back-end does in its own way. The arithmetic is that of the reference (`pqt_jax.reference`):
+the same functions where a GPU runs them well, and functions proved equal where it has better.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from pqt_jax import bits, noise, reference
+from pqt_jax.formats import BF16, FP32
+from pqt_jax.spec import Spec
+
+Spread = Callable[[jax.Array], jax.Array]
+
+
+def words_of(row: Callable[[int], jax.Array], run, q, column) -> bits.Words:
+    """The words of the Philox calls that serve one run of a matrix.
+
+    Args:
+      row: gives the entries of the matrix's row of the table, see `launch.make_table`.
+      run: uint32 scalar, the run in this array.
+      q, column: uint32[...] of one shape: row in its slice, column in this array.
+    """
+    k0, k1, lead, first_run, first_column = map(row, range(5))
+    group = (run + first_run) * np.uint32(bits.GROUP) + q
+    zero = jnp.zeros_like(column)
+    return bits.philox4x32((k0, k1), (column + first_column, group, zero + lead, zero))
+
+
+def forward(
+    spec: Spec,
+    rows: Sequence[jax.Array],
+    words: bits.Words,
+    absmax: jax.Array,
+    step: jax.Array,
+    spread: Spread,
+) -> Iterator[jax.Array]:
+    """ŵ of the eight slices of a run.
+
+    Args:
+      spec: static.
+      rows: eight float32 slices of w.
+      words: from `words_of`.
+      absmax, step: of each block, in whatever shape the back-end holds them.
+      spread: takes such a number to the shape of a slice.
+
+    Yields:
+      Slices in the dtype `spec.storage`.
+    """
+    unit, scale = spread(absmax * step), reference.grid_scale(spec, absmax)
+    scale = None if scale is None else spread(scale)
+    for s, w in enumerate(rows):
+        noisy = w + noise.of_words(spec.noise, words, s) * unit
+        if spec.dtype not in (BF16, FP32):
+            noisy = reference.to_grid(spec, noisy, scale)
+        yield noisy.astype(spec.storage)
+
+
+def backward(spec: Spec, rows: Sequence[jax.Array], words: bits.Words) -> jax.Array:
+    """`Σ_s ∂L/∂ŵ · R` over the eight slices of a run, float32, still to be summed over blocks."""
+    products = [g * noise.of_words(spec.noise, words, s) for s, g in enumerate(rows)]
+    return sum(products[1:], start=products[0])
+
+
+def magnitude(rows: Sequence[jax.Array]) -> jax.Array:
+    """Largest magnitude over the eight slices, as int32 bit patterns, whose order is theirs.
+
+    Integers, since a float maximum loses NaN or denormals on some back-ends.
+    """
+    words = [lax.bitcast_convert_type(w, jnp.int32) & np.int32(0x7FFFFFFF) for w in rows]
+    largest = words[0]
+    for word in words[1:]:
+        largest = jnp.maximum(largest, word)
+    return largest

@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright 2026 The pqt_jax Authors
+"""A kernel on sharded arrays: every device works on its shard, at its place in the whole matrix.
+
+    mesh axes     how the kernel is placed
+    Manual        it is called as it is: the arrays are shards already
+    Explicit      `shard_map`, with the specs that the types of the arrays name
+    Auto          `custom_partitioning`, which meets the specs when XLA has settled them
+
+No communication is added where a shard's edges are multiples of 32. Where they are not, blocks lie
+on more than one device; the axis in question is gathered first, and the result is the same.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental.custom_partitioning import custom_partitioning
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+BLOCK = 32
+Local = Callable[..., tuple[jax.Array, ...]]
+
+
+def sharded(local: Local, outputs: int, automatic: bool = True) -> Local:
+    """A kernel for arrays of any sharding.
+
+    Args:
+      local: `(table, matrices [l, M, N], per block [l, M/32, N/32]…) → outputs`, on one device.
+      outputs: 2 if it returns matrices and numbers per block, 1 if the latter alone.
+      automatic: whether to place it on Auto meshes; else XLA gathers all it is given.
+    """
+    partitioned = _partitioned(local, outputs)
+
+    def apply(table, matrices, *per_block):
+        types = set(jax.sharding.get_abstract_mesh().axis_types)
+        if AxisType.Explicit in types:
+            return _mapped(local, outputs, table, matrices, *per_block)
+        if AxisType.Manual in types or jax.device_count() == 1 or not automatic:
+            return local(table, matrices, *per_block)
+        return partitioned(table, matrices, *per_block)
+
+    return apply
+
+
+def _mapped(local: Local, outputs: int, table, matrices, *per_block):
+    mesh, given = jax.sharding.get_abstract_mesh(), jax.typeof(matrices).sharding.spec
+    spec = servable(given, matrices.shape, mesh)
+    reshard = jax.sharding.reshard
+    results = jax.shard_map(
+        functools.partial(_at_its_place, local, spec, mesh),
+        in_specs=(P(spec[0], None), spec, *(spec for _ in per_block)),
+        out_specs=(spec,) * outputs,
+        check_vma=False,
+    )(
+        reshard(table, P(spec[0], None)),
+        reshard(matrices, spec),
+        *(reshard(x, spec) for x in per_block),
+    )
+    if outputs == 2 and spec != given:  # back to how the matrices came
+        results = (reshard(results[0], given), results[1])
+    return results
+
+
+def _partitioned(local: Local, outputs: int) -> Local:
+    function = custom_partitioning(lambda *operands: local(*operands))
+
+    def partition(mesh, arguments, results):
+        matrices = arguments[1]
+        spec = servable(matrices.sharding.spec, matrices.shape, mesh)
+        placed, table = NamedSharding(mesh, spec), NamedSharding(mesh, P(spec[0], None))
+        lowered = functools.partial(_at_its_place, local, spec, mesh)
+        return mesh, lowered, (placed,) * outputs, (table, *[placed] * (len(arguments) - 1))
+
+    # l, i, j: axes of matrices; bi, bj: of blocks, which `partition` ties to i and j.
+    rule = "l t, l i j, l bi bj -> l i j, l bi bj" if outputs == 2 else "l t, l i j -> l bi bj"
+    function.def_partition(partition=partition, sharding_rule=rule)
+    return function
+
+
+def servable(spec: P, shape: tuple[int, ...], mesh: Any) -> P:
+    """The part of a spec under which every shard of [l, M, N] holds whole blocks."""
+    entries = [*spec, *[None] * (3 - len(spec))]
+    for axis, (size, whole) in enumerate(zip(shape, (1, BLOCK, BLOCK), strict=True)):
+        shards = 1
+        for name in _names(entries[axis]):
+            shards *= mesh.shape[name]
+        if shards > 1 and size % (shards * whole):
+            entries[axis] = None
+    return P(*entries)
+
+
+def _names(entry: Any) -> tuple[str, ...]:
+    return () if entry is None else entry if isinstance(entry, tuple) else (entry,)
+
+
+def _at_its_place(local: Local, spec: P, mesh: Any, table, matrices, *per_block):
+    """Run on one shard, with its global offsets in the table."""
+    for column, axis, unit in ((3, 1, BLOCK), (4, 2, 1)):
+        index = jnp.uint32(0)
+        for name in _names(spec[axis]):
+            index = index * jnp.uint32(mesh.shape[name]) + lax.axis_index(name).astype(jnp.uint32)
+        table = table.at[:, column].add(index * jnp.uint32(matrices.shape[axis] // unit))
+    return local(table, matrices, *per_block)

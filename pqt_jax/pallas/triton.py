@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright 2026 The pqt_jax Authors
+"""The kernels on Pallas Triton: one warp for each block of 32 × 32."""
+
+import functools
+import warnings
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.experimental import pallas as pl
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore", DeprecationWarning)  # jax announces the end of this back-end
+    from jax.experimental.pallas import triton as plt
+
+from pqt_jax import bits
+from pqt_jax.pallas import body
+from pqt_jax.spec import Spec
+
+ROWS, COLUMNS = bits.ROWS, 32  # of a tile; w must be padded to multiples
+_SLICE = (bits.GROUP, COLUMNS)
+
+
+def _spread(per_block: jax.Array) -> jax.Array:
+    return jnp.broadcast_to(per_block, _SLICE)
+
+
+def _reduce(reduction: Any, x: jax.Array) -> jax.Array:
+    return reduction(reduction(x, axis=1), axis=0)  # one axis at a time is what Triton can
+
+
+def _slices(ref: Any) -> list[jax.Array]:
+    slices = (ref[pl.ds(s * bits.GROUP, bits.GROUP), :] for s in range(bits.DRAWS))
+    return [x.astype(jnp.float32) for x in slices]
+
+
+def _words(table_ref: Any) -> bits.Words:
+    q, column = (lax.broadcasted_iota(jnp.uint32, _SLICE, d) for d in range(2))
+    tile, run = (pl.program_id(axis).astype(jnp.uint32) for axis in (0, 1))
+    column = column + tile * np.uint32(COLUMNS)
+    return body.words_of(lambda i: table_ref[i], run, q, column)
+
+
+def _forward(table_ref, w_ref, step_ref, out_ref, absmax_ref, *, spec: Spec):
+    rows = _slices(w_ref)
+    largest = _reduce(jnp.max, body.magnitude(rows))
+    absmax = lax.bitcast_convert_type(largest, jnp.float32)
+    w_hat = body.forward(spec, rows, _words(table_ref), absmax, step_ref[0, 0], _spread)
+    for s, value in enumerate(w_hat):
+        out_ref[pl.ds(s * bits.GROUP, bits.GROUP), :] = value
+    absmax_ref[0, 0] = absmax
+
+
+def _backward(table_ref, cotangent_ref, out_ref, *, spec: Spec):
+    total = body.backward(spec, _slices(cotangent_ref), _words(table_ref))
+    out_ref[0, 0] = _reduce(jnp.sum, total)
+
+
+_MATRIX = pl.BlockSpec((None, ROWS, COLUMNS), lambda tile, run, lead: (lead, run, tile))
+_BLOCK = pl.BlockSpec((None, 1, 1), lambda tile, run, lead: (lead, run, tile))
+
+
+def _call(function: Any, spec: Spec, shape, in_specs, out_specs, out_shape, interpret: bool):
+    leads, m, n = shape
+    table = pl.BlockSpec((None, 8), lambda tile, run, lead: (lead, 0))
+    return pl.pallas_call(
+        functools.partial(function, spec=spec),
+        grid=(n // COLUMNS, m // ROWS, leads),  # neighbours run together
+        in_specs=[table, *in_specs],
+        out_specs=out_specs,
+        out_shape=out_shape,
+        interpret=interpret,
+        compiler_params=None if interpret else plt.CompilerParams(num_warps=1, num_stages=1),
+    )
+
+
+def forward(spec: Spec, w, step, table, *, interpret: bool = False):
+    """ŵ and the block maxima; shapes as for `launch.forward`, padded to whole tiles."""
+    out_shape = (
+        jax.ShapeDtypeStruct(w.shape, spec.storage),
+        jax.ShapeDtypeStruct(step.shape, jnp.float32),
+    )
+    specs = [_MATRIX, _BLOCK]
+    return _call(_forward, spec, w.shape, specs, specs, out_shape, interpret)(table, w, step)
+
+
+def backward(spec: Spec, cotangent, table, *, interpret: bool = False):
+    """Block sums of ∂L/∂ŵ · R; shapes as for `launch.backward`, padded to whole tiles."""
+    leads, m, n = cotangent.shape
+    out_shape = jax.ShapeDtypeStruct((leads, m // 32, n // 32), jnp.float32)
+    call = _call(_backward, spec, cotangent.shape, [_MATRIX], _BLOCK, out_shape, interpret)
+    return call(table, cotangent)

@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright 2026 The pqt_jax Authors
+"""How a parameter is sampled: everything about it that is static."""
+
+import dataclasses
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from pqt_jax import bitwidth, blocks, cast
+from pqt_jax.formats import BF16, as_format
+from pqt_jax.noise import KINDS, Kind
+
+
+@dataclasses.dataclass(frozen=True)
+class Spec:
+    """How a parameter is sampled: the static part of `perturb`, checked when it is made.
+
+    Example:
+      >>> Spec(target_bits=3, dtype="float4_e2m1fn").dtype.name
+      'E2M1'
+
+    Attributes:
+      target_bits, init_bits: b_target and b_init, in bits.
+      block: (bm, bn); each side divides 32 or is a multiple of 32.
+      noise: "gauss", "uniform" (R ~ U(−½, ½)) or "none" (the cast alone).
+      dtype: what ŵ is cast to: bfloat16, float32, or any format (an ml_dtypes type, its name, or a
+        `FloatFormat`). Formats of fewer than eight exponent bits get a power-of-two scale per
+        block, taken from max_B|w|. Kept as a `FloatFormat`.
+      scale: rule for that scale, "ceil" (no weight saturates) or "floor" (OCP MX); see
+        `cast.block_scale`. What noise lifts over the largest value saturates under either.
+      matrix_axes: (row axes, column axes) of the parameter, see `blocks`.
+
+    Raises:
+      ValueError: for a field out of range, naming it.
+    """
+
+    target_bits: float = 4.0
+    init_bits: float = 6.0
+    block: blocks.Block = (32, 32)
+    noise: Kind = "gauss"
+    dtype: Any = BF16
+    scale: cast.Scale = "ceil"
+    matrix_axes: tuple[int, int] = (1, 1)
+
+    def __post_init__(self):
+        bitwidth.check_bits(self.target_bits, self.init_bits)
+        object.__setattr__(self, "block", blocks.check_block(self.block))
+        if self.noise not in KINDS:
+            raise ValueError(f"noise={self.noise!r}; it must be one of {', '.join(KINDS)}")
+        if self.scale not in cast.SCALES:
+            raise ValueError(f"scale={self.scale!r}; it must be one of {', '.join(cast.SCALES)}")
+        axes = self.matrix_axes
+        if (
+            not isinstance(axes, tuple | list)
+            or len(axes) != 2
+            or any(not isinstance(a, int) or a < 1 for a in axes)
+        ):
+            raise ValueError(f"matrix_axes={axes!r}; it must be two integers of at least 1")
+        object.__setattr__(self, "matrix_axes", tuple(axes))
+        object.__setattr__(self, "dtype", as_format(self.dtype))
+
+    @property
+    def storage(self) -> np.dtype:
+        """The dtype that holds ŵ: bfloat16, or float32 for more than seven bits of mantissa."""
+        narrow = self.dtype.mantissa_bits <= BF16.mantissa_bits
+        return np.dtype(jnp.bfloat16 if narrow else jnp.float32)

@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright 2026 The pqt_jax Authors
+"""The choice between implementations, and what the kernels share."""
+
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pqt_jax import bits, noise, pallas, perturb
+from pqt_jax.pallas import launch
+from pqt_jax.spec import Spec
+
+W, B_I, KEY = jnp.ones((32, 32)), jnp.ones((1, 1)), jax.random.key(0)
+
+
+@pytest.mark.parametrize("kind", ["gauss", "uniform"])
+def test_noise_from_words_is_noise_from_codes(kind):
+    draws = jnp.arange(2**16, dtype=jnp.uint32)
+    others = draws[::-1] * np.uint32(40503) & np.uint32(0xFFFF)
+    words = (draws | others << 16, others | draws << 16, draws * 65537, others)
+    codes = words
+    if kind == "gauss":
+        packed = [
+            noise.rounded_normal_code(bits.draw(words, s)) << np.uint32(3 * s) for s in range(8)
+        ]
+        codes = (sum(packed[1:], start=packed[0]),)
+    for s in range(8):
+        got, want = noise.of_words(kind, words, s), noise.noise_rows(kind, codes, s)
+        np.testing.assert_array_equal(
+            np.asarray(got).view(np.uint32), np.asarray(want).view(np.uint32)
+        )
+
+
+@pytest.mark.parametrize("name", pallas.KERNELS)
+def test_an_explicit_request_that_cannot_be_met_says_why(name):
+    with pytest.raises(ValueError, match=f"implementation='{name}': .*(GPU|jax 0.11)"):
+        perturb(W, B_I, KEY, implementation=name)
+    with pallas.interpret(), pytest.raises(ValueError, match="blocks are 16x16"):
+        perturb(W, jnp.ones((2, 2)), KEY, Spec(block=(16, 16)), implementation=name)
+
+
+def test_an_unknown_implementation_is_refused():
+    with pytest.raises(ValueError, match="implementation='cuda'; it must be one of mosaic, triton"):
+        perturb(W, B_I, KEY, implementation="cuda")
+
+
+def test_without_a_gpu_none_is_xla_and_loads_no_kernel():
+    assert pallas.choose(None, Spec()) == "xla"
+    code = (
+        "import sys, jax, jax.numpy as jnp, pqt_jax;"
+        "pqt_jax.perturb(jnp.ones((32, 32)), jnp.ones((1, 1)), jax.random.key(0));"
+        "print({'jax.experimental.pallas.triton', 'jax.experimental.pallas.mosaic_gpu',"
+        "'pqt_jax.pallas.launch'} & {*sys.modules})"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout == "set()\n", done.stdout + done.stderr
+
+
+def test_inside_interpret_none_is_the_best_kernel():
+    with pallas.interpret():
+        best = next(name for name in pallas.KERNELS if pallas.is_supported(name)[0])
+        assert pallas.choose(None, Spec()) == best
+        assert pallas.choose(None, Spec(block=(64, 64))) == "xla"
+
+
+def test_a_device_is_judged_by_its_capability(monkeypatch):
+    class Device:
+        platform, device_kind = "gpu", "a GPU"
+
+    for capability, good in (("9.0", True), ("8.0", True), ("7.5", False), ("gfx90a", False)):
+        Device.compute_capability = capability
+        monkeypatch.setattr(jax, "devices", lambda: [Device])
+        assert pallas.is_supported("triton")[0] == good
+
+
+def test_pieces_cover_everything_once():
+    for most, in_grid in ((10**9, 65535), (4096, 65535), (10**9, 2)):
+        launch.MOST_ELEMENTS, before = most, (launch.MOST_ELEMENTS, launch.MOST_IN_GRID)
+        launch.MOST_IN_GRID = in_grid
+        try:
+            cuts = list(launch._pieces(5, 7, 64))
+        finally:
+            launch.MOST_ELEMENTS, launch.MOST_IN_GRID = before
+        seen = np.zeros((5, 7), int)
+        for leads, runs in cuts:
+            for run in runs:
+                seen[leads, run] += 1
+                size = seen[leads, run].size
+                assert size * 64 * 32 <= max(most, 64 * 32)
+        assert (seen == 1).all()

@@ -113,8 +113,12 @@ def _extended(signature: inspect.Signature) -> inspect.Signature:
 Path = tuple[Any, ...]
 
 
+def _raw(leaf: Any) -> Any:
+    return leaf.get_raw_value() if isinstance(leaf, nnx.Variable) else leaf  # a plain array
+
+
 def _raw_values(model: nnx.Module) -> dict[Path, Any]:
-    return {path: v.get_raw_value() for path, v in nnx.to_flat_state(nnx.state(model))}
+    return {path: _raw(leaf) for path, leaf in nnx.to_flat_state(nnx.state(model))}
 
 
 def _changed(inner: nnx.Module, masters: dict[Path, Any], given: dict[Path, Any]) -> nnx.State:
@@ -123,9 +127,9 @@ def _changed(inner: nnx.Module, masters: dict[Path, Any], given: dict[Path, Any]
     Those alone: a variable from outside a transform must not be written inside it.
     """
     changed = [
-        (path, variable)
-        for path, variable in nnx.to_flat_state(nnx.state(inner))
-        if path not in given or variable.get_raw_value() is not given[path]
+        (path, leaf)
+        for path, leaf in nnx.to_flat_state(nnx.state(inner))
+        if path not in given or _raw(leaf) is not given[path]
     ]
     for path, _ in changed:
         if given.get(path) is not masters.get(path):

@@ -80,3 +80,16 @@ def test_gradients_have_the_same_bits_twice_and_under_scan():
     scanned = jax.lax.scan(lambda _, x: (None, gradients(*x)), None, rows)[1]
     np.testing.assert_array_equal(scanned[0], dw)
     np.testing.assert_allclose(scanned[1], db, rtol=1e-5, atol=1e-6 * np.abs(db).max())
+
+
+@pytest.mark.parametrize("noise", ["gauss", "none"])
+def test_the_value_of_a_gradient_can_be_differentiated(noise):
+    spec, w, b_i = Spec(noise=noise), jnp.ones((32, 64)), jnp.ones((1, 2))
+    sample = lambda w: perturb(w, b_i, jax.random.key(0), spec).astype(jnp.float32)  # noqa: E731
+    loss = lambda w: 0.5 * (sample(w) ** 2).sum()  # noqa: E731
+    want = jax.grad(loss)(w)
+    np.testing.assert_array_equal(jax.grad(lambda w: jax.value_and_grad(loss)(w)[0])(w), want)
+    # Straight through, the Hessian of half the square is the identity.
+    tangent = jnp.full(w.shape, 0.5)
+    _, product = jax.vjp(jax.grad(loss), w)
+    np.testing.assert_allclose(product(tangent)[0], tangent, rtol=2**-7)

@@ -333,3 +333,16 @@ def test_a_scan_over_wrapped_layers_gives_each_its_noise():
     noise = sampled - jnp.eye(16)
     assert all((noise[i] != noise[j]).any() for i, j in ((0, 1), (0, 2), (1, 2)))
     assert set(np.unique(noise)) <= {n / 32 for n in (-2, -1, 0, 1, 2)}
+
+
+class PlainArray(nnx.Module):
+    def __init__(self):
+        self.layer, self.scale = layer(), jnp.ones(16)
+
+    def __call__(self, x):
+        return self.layer(x * self.scale)
+
+
+def test_a_model_may_hold_plain_arrays():
+    model = pqt_transform(PlainArray(), KERNELS)
+    assert (model(X, pqt_key=KEY) != model(X)).any()

@@ -139,4 +139,12 @@ def block_sum(x: jax.Array, block: Block) -> jax.Array:
 
 def spread(per_block: jax.Array, block: Block) -> jax.Array:
     """One number per block → one per element: [leads, gm, gn] → [leads, gm·bm, gn·bn]."""
-    return jnp.repeat(jnp.repeat(per_block, block[1], axis=2), block[0], axis=1)
+    over_columns = repeat(per_block, block[1], axis=2)
+    return repeat(over_columns, block[0], axis=1)
+
+
+def repeat(x: jax.Array, times: int, axis: int) -> jax.Array:
+    """`jnp.repeat`, for arrays of any sharding."""
+    shape = (*x.shape[: axis + 1], times, *x.shape[axis + 1 :])
+    wide = lax.broadcast_in_dim(x, shape, [d for d in range(x.ndim + 1) if d != axis + 1])
+    return wide.reshape(*x.shape[:axis], x.shape[axis] * times, *x.shape[axis + 1 :])

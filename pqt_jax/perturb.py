@@ -25,7 +25,7 @@ import jax.numpy as jnp
 
 from pqt_jax import bitwidth, blocks, keys, pallas
 from pqt_jax.pallas import Implementation
-from pqt_jax.reference import cast_blocks
+from pqt_jax.reference import backward, cast_blocks
 from pqt_jax.spec import Spec
 
 
@@ -117,9 +117,28 @@ def _sample_fwd(spec, implementation, w, step, words, offset):
 def _sample_bwd(spec, implementation, residual, cotangents):
     words, offset, absmax, like = residual
     cotangent, _ = cotangents  # the maximum is detached
-    _, backward = pallas.functions(implementation)
-    product = backward(spec, cotangent, words, offset)
+    product = _block_sums(spec, implementation, cotangent, words, offset)
     return cotangent.astype(like.dtype), absmax * product, None, None
 
 
 _sample.defvjp(_sample_fwd, _sample_bwd)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _block_sums(spec: Spec, implementation: Implementation, cotangent, words, offset):
+    """Σ_B (∂L/∂ŵ · R), itself differentiable: it is linear in ∂L/∂ŵ."""
+    return pallas.functions(implementation)[1](spec, cotangent, words, offset)
+
+
+def _block_sums_fwd(spec, implementation, *operands):
+    return _block_sums(spec, implementation, *operands), operands
+
+
+def _block_sums_bwd(spec, implementation, operands, cotangent):
+    del implementation  # a second derivative is worth no kernel
+    primal, words, offset = operands
+    _, transpose = jax.vjp(lambda g: backward(spec, g, words, offset), primal)
+    return *transpose(cotangent), None, None
+
+
+_block_sums.defvjp(_block_sums_fwd, _block_sums_bwd)

@@ -13,7 +13,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from pqt_jax import bits, blocks, cast
+from pqt_jax import bits, blocks, cast, sharding
 from pqt_jax.formats import BF16, FP32
 from pqt_jax.noise import materialize, noise_codes, noise_rows, noise_tile
 from pqt_jax.spec import Spec
@@ -52,7 +52,7 @@ def _cast(spec: Spec, x: jax.Array, scale: jax.Array | None) -> jax.Array:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def forward(spec: Spec, w, step, words, offset):
+def forward(spec: Spec, w, step, words, offset) -> tuple[jax.Array, jax.Array]:
     """ŵ and the block maxima.
 
     Args:
@@ -65,6 +65,14 @@ def forward(spec: Spec, w, step, words, offset):
     Returns:
       (ŵ [leads, M, N] in `spec.storage`, max_B|w| float32 [leads, gm, gn]).
     """
+    if sharding.is_explicit():
+
+        def local(table, w, step):
+            return forward(spec, w, step, *sharding.of_table(table))
+
+        table = sharding.make_table(words, offset, w.shape[0])
+        w_hat, absmax = sharding.mapped(local, spec.block, table, w, step)
+        return w_hat, absmax
     leads, m, n = w.shape
     padded = blocks.pad_to(w, max(bits.ROWS, spec.block[0]), spec.block[1])
     _, rows, columns = padded.shape
@@ -75,12 +83,12 @@ def forward(spec: Spec, w, step, words, offset):
         """One number per block → broadcastable against [leads, runs, 8, 4, columns]."""
         # Spread over columns first, as an array: XLA vectorizes what is a row of numbers.
         over_columns = materialize(
-            lambda _, x: jnp.repeat(x, spec.block[1], axis=2), words, per_block
+            lambda _, x: blocks.repeat(x, spec.block[1], axis=2), words, per_block
         )
         if spec.block[0] % bits.ROWS == 0:
-            over_runs = jnp.repeat(over_columns, spec.block[0] // bits.ROWS, axis=1)
+            over_runs = blocks.repeat(over_columns, spec.block[0] // bits.ROWS, axis=1)
             return over_runs[:, :, None, None, :]
-        over_rows = jnp.repeat(over_columns, spec.block[0], axis=1)
+        over_rows = blocks.repeat(over_columns, spec.block[0], axis=1)
         over_rows = blocks.pad_to(over_rows, bits.ROWS, 1)
         return over_rows.reshape(leads, runs, bits.DRAWS, bits.GROUP, columns)
 
@@ -104,15 +112,20 @@ def backward(spec: Spec, cotangent, words, offset):
     Returns:
       float32 [leads, gm, gn].
     """
+    if sharding.is_explicit():
+
+        def local(table, cotangent):
+            return (backward(spec, cotangent, *sharding.of_table(table)),)
+
+        table = sharding.make_table(words, offset, cotangent.shape[0])
+        return sharding.mapped(local, spec.block, table, cotangent)[0]
     leads, m, n = cotangent.shape
     padded = blocks.pad_to(cotangent, max(bits.ROWS, spec.block[0]), spec.block[1])
     _, rows, columns = padded.shape
     runs = rows // bits.ROWS
 
     def wide(x):
-        # By bits: XLA's CPU compiler vectorizes that in a reduction.
-        wide = cast.from_word(cast.to_word(x), jnp.dtype(jnp.float32))
-        return wide.reshape(leads, runs, bits.DRAWS, bits.GROUP, columns)
+        return _widen(x).reshape(leads, runs, bits.DRAWS, bits.GROUP, columns)
 
     codes = noise_codes(spec.noise, words, offset, leads, runs, columns)
     if spec.block[0] % bits.ROWS == 0:
@@ -129,3 +142,12 @@ def backward(spec: Spec, cotangent, words, offset):
         product = blocks.block_sum(product, spec.block)
     _, gm, gn = blocks.grid_shape(cotangent.shape, spec.block, (1, 1))
     return product[:, :gm, :gn]
+
+
+@jax.custom_jvp
+def _widen(x: jax.Array) -> jax.Array:
+    """To float32 by bits, which XLA's CPU compiler vectorizes in a reduction."""
+    return cast.from_word(cast.to_word(x), jnp.dtype(jnp.float32))
+
+
+_widen.defjvp(lambda x, tangent: (_widen(x[0]), tangent[0].astype(jnp.float32)))

@@ -93,3 +93,30 @@ def test_the_value_of_a_gradient_can_be_differentiated(noise):
     tangent = jnp.full(w.shape, 0.5)
     _, product = jax.vjp(jax.grad(loss), w)
     np.testing.assert_allclose(product(tangent)[0], tangent, rtol=2**-7)
+
+
+@pytest.mark.parametrize("noise", ["gauss", "uniform"])
+@pytest.mark.parametrize("wrt", [0, 1], ids=["w", "b"])
+def test_gradients_of_gradients_are_those_of_the_definition(wrt, noise):
+    """R fixed, the maximum detached; float32, so that nothing but the definition is left."""
+    spec = Spec(**BITS, dtype="float32", noise=noise)
+    w, b_i = normal(SHAPE), jnp.asarray(np.random.default_rng(1).uniform(size=GRID), jnp.float32)
+    r = jnp.asarray(oracle.noise(noise, KEY, (1, *SHAPE))[0], jnp.float32)
+    c = normal(SHAPE, seed=2)
+
+    def definition(w, b_i):
+        padded = jnp.pad(jnp.abs(w), ((0, 28), (0, 26))).reshape(4, 32, 3, 32)
+        absmax = jax.lax.stop_gradient(padded.max(axis=(1, 3)))
+        scale = absmax * 2.0 ** (1 - (2.0 + b_i * 4.3))
+        return w + r * jnp.kron(scale, jnp.ones((32, 32)))[:100, :70]
+
+    def norms(sample):
+        """Of the gradient in w and in b: a function of second derivatives when differentiated."""
+        loss = lambda w, b_i: (c * sample(w, b_i) ** 3).sum()  # noqa: E731
+        return lambda *at: (jax.grad(loss, wrt)(*at) ** 2).sum()
+
+    got = jax.jit(jax.grad(norms(lambda w, b_i: perturb(w, b_i, key(), spec)), (0, 1)))(w, b_i)
+    want = jax.grad(norms(definition), (0, 1))(w, b_i)
+    for a, b in zip(got, want, strict=True):
+        assert float(jnp.abs(b).max()) > 0
+        np.testing.assert_allclose(a, b, rtol=2e-4, atol=1e-5 * float(jnp.abs(b).max()))

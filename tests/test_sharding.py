@@ -14,7 +14,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from pqt_jax import blocks
+from pqt_jax import Rule, blocks, param_transform
 from pqt_jax.perturb import Spec, perturb
 
 COLLECTIVE = re.compile(
@@ -35,11 +35,17 @@ CASES = [
     *((MATRIX, P("x", "y"), name) for name in ("float4", "uniform", "rows")),
 ]
 
+EXPLICIT = [
+    *((MATRIX, P("x", "y"), name) for name in SPECS),
+    (MATRIX, P(None, ("x", "y")), "bfloat16"),
+    (STACK, P("x", "y"), "bfloat16"),
+]
+
 
 @functools.cache
-def mesh():
+def mesh(kind=AxisType.Auto):
     devices = np.array(jax.devices("cpu")[:8]).reshape(4, 2)
-    return jax.sharding.Mesh(devices, ("x", "y"), axis_types=(AxisType.Auto,) * 2)
+    return jax.sharding.Mesh(devices, ("x", "y"), axis_types=(kind,) * 2)
 
 
 @functools.cache
@@ -68,10 +74,10 @@ def on_one_device(shape, name):
     return run(w, b_i, jax.random.key(2), cotangent)
 
 
-def sharded(shape, axes, name):
-    sharding = NamedSharding(mesh(), axes)
+def sharded(shape, axes, name, kind=AxisType.Auto):
+    sharding = NamedSharding(mesh(kind), axes)
     w, b_i, cotangent = jax.device_put(operands(shape, name), sharding)
-    key = jax.device_put(jax.random.key(2), NamedSharding(mesh(), P()))
+    key = jax.device_put(jax.random.key(2), NamedSharding(mesh(kind), P()))
     return sharding, (w, b_i, key), cotangent
 
 
@@ -102,6 +108,33 @@ def test_same_bits_and_no_communication(shape, axes, name):
     chex.assert_trees_all_equal_shapes_and_dtypes((w_hat, dw, db), alone)
 
 
+@pytest.mark.parametrize(("shape", "axes", "name"), EXPLICIT, ids=str)
+def test_the_same_where_shardings_are_part_of_the_types(shape, axes, name):
+    sharding, arguments, cotangent = sharded(shape, axes, name, AxisType.Explicit)
+    both = functools.partial(forward_and_backward, SPECS[name])
+    with jax.set_mesh(mesh(AxisType.Explicit)):
+        compiled = jax.jit(both).lower(*arguments, cotangent).compile()
+        w_hat, dw, db = compiled(*arguments, cotangent)
+    assert not COLLECTIVE.findall(compiled.as_text())
+    alone = on_one_device(shape, name)
+    same_bits(w_hat, alone[0])
+    same_bits(dw, alone[1])
+    np.testing.assert_allclose(db, alone[2], rtol=0, atol=1e-6 * np.abs(alone[2]).max())
+    for array in (w_hat, dw, db):
+        assert array.sharding.is_equivalent_to(sharding, len(shape))
+
+
+def test_quantizing_where_shardings_are_part_of_the_types():
+    transform = param_transform([Rule(".*", dtype="float4_e2m1fn")])
+    w, b_i, _ = operands(MATRIX, "float4")
+    want = transform.quantize({"w": w}, {"w": b_i})["w"]
+    sharding, (w, b_i, _), _ = sharded(MATRIX, P("x", "y"), "float4", AxisType.Explicit)
+    with jax.set_mesh(mesh(AxisType.Explicit)):
+        got = jax.jit(transform.quantize)({"w": w}, {"w": b_i})["w"]
+    same_bits(got, want)
+    assert got.sharding.is_equivalent_to(sharding, 2)
+
+
 def test_communication_would_be_seen():
     sharding, (w, *_), _ = sharded(MATRIX, P("x", "y"), "bfloat16")
     for function in (jnp.sum, lambda w: w @ w.T, lambda w: jnp.roll(w, 1, axis=0)):
@@ -111,13 +144,16 @@ def test_communication_would_be_seen():
     assert COLLECTIVE.findall(replicate.lower(w).compile().as_text())
 
 
-def test_shards_that_cut_blocks_have_the_same_bits():
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=str)
+def test_shards_that_cut_blocks_have_the_same_bits(kind):
     shape = (64, 96)  # shards of 16 × 48 under 32 × 32 blocks
-    sharding = NamedSharding(mesh(), P("x", "y"))
+    sharding = NamedSharding(mesh(kind), P("x", "y"))
     w, b_i, cotangent = operands(shape, "bfloat16")
-    w_hat, dw, db = jax.jit(functools.partial(forward_and_backward, SPECS["bfloat16"]))(
-        jax.device_put(w, sharding), b_i, jax.random.key(2), jax.device_put(cotangent, sharding)
-    )
+    w, cotangent = jax.device_put((w, cotangent), sharding)
+    b_i, key = jax.device_put((b_i, jax.random.key(2)), NamedSharding(mesh(kind), P()))
+    with jax.set_mesh(mesh(kind)):
+        both = jax.jit(functools.partial(forward_and_backward, SPECS["bfloat16"]))
+        w_hat, dw, db = both(w, b_i, key, cotangent)
     alone = on_one_device(shape, "bfloat16")
     same_bits(w_hat, alone[0])
     same_bits(dw, alone[1])

@@ -15,35 +15,24 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jax.custom_batching import custom_vmap
 
-from pqt_jax import bits, blocks
-from pqt_jax.pallas import sharding
+from pqt_jax import bits, blocks, sharding
 from pqt_jax.spec import Spec
 
 MOST_ELEMENTS = 2**31 - 1  # of an array that a kernel indexes by 32 bits
 MOST_IN_GRID = 65535  # thread blocks along a grid's second and third axis
-TABLE_COLUMNS = 8  # a power of two, as Triton wants it; five are used
-
-
-def make_table(words: jax.Array, offset: jax.Array, leads: int) -> jax.Array:
-    """One row per matrix: key 0, key 1, lead, first run, first column; uint32[leads, 8]."""
-    lead = offset[0] + lax.iota(jnp.uint32, leads)
-    columns = [words[0], words[1], lead, offset[1], offset[2]]
-    columns += [jnp.uint32(0)] * (TABLE_COLUMNS - len(columns))
-    return jnp.stack([jnp.broadcast_to(column, (leads,)) for column in columns], axis=1)
 
 
 def forward(implementation: str, interpret: bool, spec: Spec, w, step, words, offset):
     """ŵ and the block maxima; see `pqt_jax.reference.forward`."""
-    table = make_table(words, offset, w.shape[0])
+    table = sharding.make_table(words, offset, w.shape[0])
     return _operation("forward", implementation, interpret, spec)(table, w, step)
 
 
 def backward(implementation: str, interpret: bool, spec: Spec, cotangent, words, offset):
     """The block sums of ∂L/∂ŵ · R; see `pqt_jax.reference.backward`."""
-    table = make_table(words, offset, cotangent.shape[0])
+    table = sharding.make_table(words, offset, cotangent.shape[0])
     return _operation("backward", implementation, interpret, spec)(table, cotangent)[0]
 
 

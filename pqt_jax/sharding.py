@@ -1,17 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright 2026 The pqt_jax Authors
-"""A kernel on sharded arrays: every device works on its shard, at its place in the whole matrix.
+"""Sampling of sharded arrays: every device works on its shard, at its place in the whole matrix.
 
-    mesh axes     how the kernel is placed
+    mesh axes     how a kernel is placed
     Manual        it is called as it is: the arrays are shards already
     Explicit      `shard_map`, with the specs that the types of the arrays name
     Auto          `custom_partitioning`, which meets the specs when XLA has settled them
 
-No communication is added where a shard's edges are multiples of 32. Where they are not, blocks lie
-on more than one device; the axis in question is gathered first, and the result is the same.
+The reference is placed by hand on Explicit meshes alone: elsewhere XLA partitions it.
+
+No communication is added where a shard's edges are multiples of 32 and of the block. Where they are
+not, blocks lie on more than one device; the axis in question is gathered first, and the result is
+the same.
 """
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -22,8 +26,31 @@ from jax.experimental.custom_partitioning import custom_partitioning
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-BLOCK = 32
+from pqt_jax import bits
+from pqt_jax.blocks import Block
+
 Local = Callable[..., tuple[jax.Array, ...]]
+
+TABLE_COLUMNS = 8  # a power of two, as Triton wants it; five are used
+_RUN, _COLUMN = 3, 4
+
+
+def make_table(words: jax.Array, offset: jax.Array, leads: int) -> jax.Array:
+    """One row per matrix: key 0, key 1, lead, first run, first column; uint32[leads, 8]."""
+    lead = offset[0] + lax.iota(jnp.uint32, leads)
+    columns = [words[0], words[1], lead, offset[1], offset[2]]
+    columns += [jnp.uint32(0)] * (TABLE_COLUMNS - len(columns))
+    return jnp.stack([jnp.broadcast_to(column, (leads,)) for column in columns], axis=1)
+
+
+def of_table(table: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """(words, offset) of the first matrix of a table."""
+    return table[0, :2], table[0, 2:5]
+
+
+def is_explicit() -> bool:
+    """Whether the mesh around has axes whose shardings are part of the arrays' types."""
+    return AxisType.Explicit in jax.sharding.get_abstract_mesh().axis_types
 
 
 def sharded(local: Local, outputs: int, automatic: bool = True) -> Local:
@@ -37,9 +64,9 @@ def sharded(local: Local, outputs: int, automatic: bool = True) -> Local:
     partitioned = _partitioned(local, outputs)
 
     def apply(table, matrices, *per_block):
-        types = set(jax.sharding.get_abstract_mesh().axis_types)
-        if AxisType.Explicit in types:
-            return _mapped(local, outputs, table, matrices, *per_block)
+        if is_explicit():
+            return mapped(local, (32, 32), table, matrices, *per_block)
+        types = jax.sharding.get_abstract_mesh().axis_types
         if AxisType.Manual in types or jax.device_count() == 1 or not automatic:
             return local(table, matrices, *per_block)
         return partitioned(table, matrices, *per_block)
@@ -47,22 +74,23 @@ def sharded(local: Local, outputs: int, automatic: bool = True) -> Local:
     return apply
 
 
-def _mapped(local: Local, outputs: int, table, matrices, *per_block):
+def mapped(local: Local, block: Block, table, matrices, *per_block) -> tuple[jax.Array, ...]:
+    """Place `local` on a mesh with Explicit axes; arguments as for `sharded`."""
     mesh, given = jax.sharding.get_abstract_mesh(), jax.typeof(matrices).sharding.spec
-    spec = servable(given, matrices.shape, mesh)
+    spec = servable(given, matrices.shape, block, mesh)
     reshard = jax.sharding.reshard
     results = jax.shard_map(
         functools.partial(_at_its_place, local, spec, mesh),
         in_specs=(P(spec[0], None), spec, *(spec for _ in per_block)),
-        out_specs=(spec,) * outputs,
+        out_specs=spec,
         check_vma=False,
     )(
         reshard(table, P(spec[0], None)),
         reshard(matrices, spec),
         *(reshard(x, spec) for x in per_block),
     )
-    if outputs == 2 and spec != given:  # back to how the matrices came
-        results = (reshard(results[0], given), results[1])
+    if results[0].shape == matrices.shape:  # back to how the matrices came
+        results = (reshard(results[0], given), *results[1:])
     return results
 
 
@@ -71,7 +99,7 @@ def _partitioned(local: Local, outputs: int) -> Local:
 
     def partition(mesh, arguments, results):
         matrices = arguments[1]
-        spec = servable(matrices.sharding.spec, matrices.shape, mesh)
+        spec = servable(matrices.sharding.spec, matrices.shape, (32, 32), mesh)
         placed, table = NamedSharding(mesh, spec), NamedSharding(mesh, P(spec[0], None))
         lowered = functools.partial(_at_its_place, local, spec, mesh)
         return mesh, lowered, (placed,) * outputs, (table, *[placed] * (len(arguments) - 1))
@@ -82,13 +110,12 @@ def _partitioned(local: Local, outputs: int) -> Local:
     return function
 
 
-def servable(spec: P, shape: tuple[int, ...], mesh: Any) -> P:
-    """The part of a spec under which every shard of [l, M, N] holds whole blocks."""
+def servable(spec: P, shape: tuple[int, ...], block: Block, mesh: Any) -> P:
+    """The part of a spec under which every shard of [l, M, N] holds whole blocks and runs."""
     entries = [*spec, *[None] * (3 - len(spec))]
-    for axis, (size, whole) in enumerate(zip(shape, (1, BLOCK, BLOCK), strict=True)):
-        shards = 1
-        for name in _names(entries[axis]):
-            shards *= mesh.shape[name]
+    wholes = (1, max(bits.ROWS, block[0]), block[1])
+    for axis, (size, whole) in enumerate(zip(shape, wholes, strict=True)):
+        shards = math.prod(mesh.shape[name] for name in _names(entries[axis]))
         if shards > 1 and size % (shards * whole):
             entries[axis] = None
     return P(*entries)
@@ -100,7 +127,7 @@ def _names(entry: Any) -> tuple[str, ...]:
 
 def _at_its_place(local: Local, spec: P, mesh: Any, table, matrices, *per_block):
     """Run on one shard, with its global offsets in the table."""
-    for column, axis, unit in ((3, 1, BLOCK), (4, 2, 1)):
+    for column, axis, unit in ((_RUN, 1, bits.ROWS), (_COLUMN, 2, 1)):
         index = jnp.uint32(0)
         for name in _names(spec[axis]):
             index = index * jnp.uint32(mesh.shape[name]) + lax.axis_index(name).astype(jnp.uint32)

@@ -7,7 +7,7 @@ key(seed, step, path) → bits → R → block scale → w + R·scale → cast �
 
 from pqt_jax import cast, formats, keys, optim, quantize
 from pqt_jax.formats import FloatFormat
-from pqt_jax.perturb import perturb
+from pqt_jax.perturb import perturb, perturb_encoded
 from pqt_jax.rules import Rule
 from pqt_jax.spec import Spec
 from pqt_jax.transform import ParamTransform, param_transform, pqt_transform
@@ -27,6 +27,7 @@ __all__ = [
     "optim",
     "param_transform",
     "perturb",
+    "perturb_encoded",
     "pqt_transform",
     "quantize",
 ]

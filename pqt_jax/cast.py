@@ -146,6 +146,11 @@ def block_scale(absmax: jax.Array, fmt: FloatFormat, rule: Scale) -> jax.Array:
     return from_word(jnp.where(word >= _INF, np.uint32(0x7FC00000), power), jnp.dtype(jnp.float32))
 
 
+def reciprocal(scale: jax.Array) -> jax.Array:
+    """`1 / scale` of a power of two from 2^-126 to 2^126, by its bits; of NaN, any number."""
+    return from_word(np.uint32(0x7F000000) - to_word(scale), jnp.dtype(jnp.float32))
+
+
 def round_scaled(x: jax.Array, scale: jax.Array, fmt: FloatFormat) -> jax.Array:
     """Round onto a scaled grid, `scale · round_to(x / scale, fmt)`, saturating at ±scale · max.
 
@@ -157,8 +162,42 @@ def round_scaled(x: jax.Array, scale: jax.Array, fmt: FloatFormat) -> jax.Array:
     Returns:
       float32 of x's shape.
     """
-    inverse = from_word(np.uint32(0x7F000000) - to_word(scale), jnp.dtype(jnp.float32))
-    return round_to(x * inverse, fmt) * scale
+    return round_to(x * reciprocal(scale), fmt) * scale
+
+
+def encode(x: jax.Array, fmt: FloatFormat) -> jax.Array:
+    """The codes of values that lie on a format's unscaled grid, as `round_to` leaves them.
+
+    Example:
+      >>> from pqt_jax.formats import E2M1
+      >>> encode(jnp.array([0.0, 0.5, 1.5, -6.0]), E2M1).tolist()
+      [0, 1, 3, 15]
+
+    Args:
+      x: float32 or bfloat16, any shape.
+      fmt: a format of fewer than eight exponent bits.
+
+    Returns:
+      uint32 of x's shape, the code in the lowest `fmt.bits` bits. NaN gets the format's NaN with
+      the sign of x, or its largest value where it has no NaN.
+
+    Raises:
+      ValueError: for a format of eight exponent bits, whose codes are the upper bits of float32.
+    """
+    fmt = as_format(fmt)
+    if fmt.exponent_bits == 8:
+        raise ValueError(f"encode: {fmt} has the exponents of float32; take the upper bits of x")
+    m = fmt.mantissa_bits
+    word = to_word(x)
+    magnitude = word & ~_SIGN
+    normal = (magnitude >> np.uint32(23 - m)) - np.uint32((127 - fmt.bias) << m)
+    # A sum whose last place is worth one subnormal step counts those steps in its mantissa.
+    zero = fmt.min_subnormal * 2**23
+    sums = from_word(magnitude, jnp.dtype(jnp.float32)) + np.float32(zero)
+    count = to_word(sums) - _word_of(zero)
+    code = jnp.where(magnitude < _word_of(fmt.min_normal), count, normal)
+    code = jnp.where(magnitude > _INF, np.uint32(fmt.nan_code), code)
+    return code | ((word & _SIGN) >> np.uint32(32 - fmt.bits))
 
 
 def to_ml_dtypes(x: jax.Array | np.ndarray, fmt: FloatFormat) -> np.ndarray:

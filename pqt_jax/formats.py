@@ -87,6 +87,12 @@ class FloatFormat:
         return codes - 1 - reserved
 
     @property
+    def nan_code(self) -> int:
+        """The code of (quiet) NaN; that of the largest value where there is none."""
+        after = {"ieee": 1 + (1 << self.mantissa_bits >> 1), "nan": 1, "none": 0}
+        return self.max_code + after[self.specials or "none"]
+
+    @property
     def max(self) -> float:
         """The largest finite value."""
         return float(self.decode(np.asarray(self.max_code)))

@@ -17,13 +17,14 @@ neither R nor a second copy of w.
 Source: arXiv 2505.11170 (2025); detaching max_B|w| is ours.
 """
 
+import dataclasses
 import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from pqt_jax import bitwidth, blocks, keys, pallas
+from pqt_jax import bitwidth, blocks, cast, keys, pallas
 from pqt_jax.pallas import Implementation
 from pqt_jax.reference import backward, cast_blocks
 from pqt_jax.spec import Spec
@@ -69,21 +70,84 @@ def perturb(
       ValueError: for a b_i of the wrong shape, and for an implementation that cannot be used.
     """
     w = jnp.asarray(w)
+    if spec.encoded:
+        raise ValueError("encoded=True; codes come from `perturb_encoded`")
+    if spec.noise == "none":
+        return jnp.reshape(_straight_through(spec, _matrices(w, spec)), w.shape)
+    operands = _operands(w, b_i, key, spec, lead)
+    outputs: Any = _sample(spec, pallas.choose(implementation, spec), *operands)
+    return jnp.reshape(outputs[0], w.shape)
+
+
+def perturb_encoded(
+    w: jax.Array,
+    b_i: jax.Array,
+    key: jax.Array,
+    spec: Spec,
+    *,
+    lead: jax.Array | int = 0,
+    implementation: Implementation | None = None,
+) -> tuple[jax.Array, jax.Array]:
+    """ŵ as FP8 codes and their scales, one byte per weight: `ŵ = codes · scale`.
+
+    For matrix products that take FP8 operands. The same ŵ as `perturb` gives, and no gradient:
+    an operator on codes has a backward pass of its own, which can call `perturb`'s.
+
+    Example:
+      >>> w, spec = jnp.full((32, 32), 3.0), Spec(dtype="float8_e4m3fn")
+      >>> codes, scale = perturb_encoded(w, jnp.ones((1, 1)), jax.random.key(1), spec)
+      >>> codes.dtype, scale.tolist()
+      (dtype(float8_e4m3fn), [[0.0078125]])
+
+    Args:
+      w, b_i, key, lead, implementation: as for `perturb`.
+      spec: with dtype float8_e4m3fn or float8_e5m2, and noise.
+
+    Returns:
+      (codes in the shape of w and the dtype of the format, scale float32, one per block in the
+      shape of b_i: powers of two, NaN for a block with a weight that is not finite).
+
+    Raises:
+      TypeError, ValueError: as for `perturb`; also for another format, for noise "none", and when
+        differentiated.
+    """
+    if spec.noise == "none":
+        raise ValueError("noise='none'; codes are made of sampled weights")
+    w = jnp.asarray(w)
+    spec = dataclasses.replace(spec, encoded=True)
+    matrices, step, *place = _operands(w, b_i, key, spec, lead)
+    forward, _ = pallas.functions(pallas.choose(implementation, spec))
+    codes, absmax = forward(spec, _undifferentiable(matrices), _undifferentiable(step), *place)
+    codes = jax.lax.bitcast_convert_type(codes.reshape(w.shape), spec.dtype.dtype)
+    return codes, cast.block_scale(absmax, spec.dtype, spec.scale).reshape(jnp.shape(b_i))
+
+
+@jax.custom_jvp
+def _undifferentiable(x: jax.Array) -> jax.Array:
+    return x
+
+
+@_undifferentiable.defjvp
+def _(primals, tangents):
+    raise TypeError("perturb_encoded has no gradient: codes are integers; differentiate `perturb`")
+
+
+def _matrices(w: jax.Array, spec: Spec) -> jax.Array:
     if w.dtype not in (jnp.float32, jnp.bfloat16):
         raise TypeError(f"w has dtype {w.dtype}; master weights must be float32 or bfloat16")
-    matrices = w.reshape(blocks.matrix_shape(w.shape, spec.matrix_axes))
-    if spec.noise == "none":
-        return jnp.reshape(_straight_through(spec, matrices), w.shape)
+    return w.reshape(blocks.matrix_shape(w.shape, spec.matrix_axes))
+
+
+def _operands(w: jax.Array, b_i: jax.Array | None, key: jax.Array | None, spec: Spec, lead: Any):
+    """Checked, and as an implementation takes them: matrices, step, words, offset."""
+    matrices = _matrices(w, spec)
     blocks.check_grid(b_i, w, spec.block, spec.matrix_axes)
     if not jnp.issubdtype(jnp.result_type(lead), jnp.integer):
         raise TypeError(f"lead={lead!r}; it must be the index of a matrix, an integer")
-    words = keys.key_words(key)
     b_t = bitwidth.bit_width(jnp.asarray(b_i, jnp.float32), spec.target_bits, spec.init_bits)
     step = bitwidth.step_size(b_t).reshape(matrices.shape[0], *b_t.shape[-2:])
     offset = jnp.stack([jnp.asarray(lead).astype(jnp.uint32), jnp.uint32(0), jnp.uint32(0)])
-    chosen = pallas.choose(implementation, spec)
-    outputs: Any = _sample(spec, chosen, matrices, step, words, offset)
-    return jnp.reshape(outputs[0], w.shape)
+    return matrices, step, keys.key_words(key), offset
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

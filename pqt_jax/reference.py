@@ -37,10 +37,12 @@ def grid_scale(spec: Spec, absmax: jax.Array) -> jax.Array | None:
 
 
 def to_grid(spec: Spec, x: jax.Array, scale: jax.Array | None) -> jax.Array:
-    """Round float32 x to the (scaled) grid of a format other than bfloat16 and float32."""
-    if scale is not None:
-        return cast.round_scaled(x, scale, spec.dtype)
-    return jnp.where(jnp.isinf(x), x, cast.round_to(x, spec.dtype))  # Inf stays, as in BF16
+    """float32 x on the (scaled) grid of a format other than bfloat16 and float32, or its codes."""
+    if scale is None:
+        return jnp.where(jnp.isinf(x), x, cast.round_to(x, spec.dtype))  # Inf stays, as in BF16
+    if spec.encoded:
+        return cast.encode(cast.round_to(x * cast.reciprocal(scale), spec.dtype), spec.dtype)
+    return cast.round_scaled(x, scale, spec.dtype)
 
 
 def _cast(spec: Spec, x: jax.Array, scale: jax.Array | None) -> jax.Array:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pqt_jax import bitwidth, blocks, cast
-from pqt_jax.formats import BF16, as_format
+from pqt_jax.formats import BF16, E4M3, E5M2, as_format
 from pqt_jax.noise import KINDS, Kind
 
 
@@ -31,6 +31,7 @@ class Spec:
       scale: rule for that scale, "ceil" (no weight saturates) or "floor" (OCP MX); see
         `cast.block_scale`. What noise lifts over the largest value saturates under either.
       matrix_axes: (row axes, column axes) of the parameter, see `blocks`.
+      encoded: whether ŵ is left as codes of `dtype`, see `perturb_encoded`, which sets it.
 
     Raises:
       ValueError: for a field out of range, naming it.
@@ -43,6 +44,7 @@ class Spec:
     dtype: Any = BF16
     scale: cast.Scale = "ceil"
     matrix_axes: tuple[int, int] = (1, 1)
+    encoded: bool = False
 
     def __post_init__(self):
         bitwidth.check_bits(self.target_bits, self.init_bits)
@@ -60,9 +62,18 @@ class Spec:
             raise ValueError(f"matrix_axes={axes!r}; it must be two integers of at least 1")
         object.__setattr__(self, "matrix_axes", tuple(axes))
         object.__setattr__(self, "dtype", as_format(self.dtype))
+        if self.encoded and self.dtype not in (E4M3, E5M2):
+            raise ValueError(
+                f"dtype={self.dtype}; codes are made for float8_e4m3fn and float8_e5m2 alone"
+            )
 
     @property
     def storage(self) -> np.dtype:
-        """The dtype that holds ŵ: bfloat16, or float32 for more than seven bits of mantissa."""
+        """The dtype that holds ŵ: bfloat16, or float32 for more than seven bits of mantissa.
+
+        Codes are uint8: kernels for chips that lack a type can write those, too.
+        """
+        if self.encoded:
+            return np.dtype(np.uint8)
         narrow = self.dtype.mantissa_bits <= BF16.mantissa_bits
         return np.dtype(jnp.bfloat16 if narrow else jnp.float32)

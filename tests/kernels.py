@@ -99,6 +99,15 @@ class KernelTests:
         want = reference.forward(spec, w.astype(dtype), step, WORDS, NOWHERE)
         same(got[0], want[0]), same(got[1], want[1])
 
+    @pytest.mark.parametrize("fmt", [E4M3, E5M2], ids=str)
+    def test_codes_have_the_bits_of_the_reference(self, fmt):
+        w, step = hard_matrices()
+        spec = Spec(dtype=fmt, encoded=True)
+        got = self.forward(spec, w, step)
+        want = reference.forward(spec, w, step, WORDS, NOWHERE)
+        assert got[0].dtype == want[0].dtype == jnp.uint8
+        same(got[0], want[0]), same(got[1], want[1])
+
     @pytest.mark.parametrize("options", [{"scale": "floor", "dtype": E4M3}, {"noise": "uniform"}])
     def test_other_specs_too(self, options):
         w, step = hard_matrices()
@@ -181,16 +190,20 @@ class KernelTests:
         _, got = self.on_mesh(kind, (64, 96), P("x", "y"), P())
         check(got, sample("xla", *parameters((64, 96))))
 
-    @pytest.mark.parametrize("fmt", [BF16, FP32, E4M3, E2M1], ids=str)
+    @pytest.mark.parametrize(
+        "spec",
+        [*(Spec(dtype=f) for f in (BF16, FP32, E4M3, E2M1)), Spec(dtype=E4M3, encoded=True)],
+        ids=lambda spec: f"{spec.dtype}-{spec.storage}",
+    )
     @pytest.mark.parametrize("gpu", GPUS)
-    def test_it_lowers_for_a_gpu_that_is_not_there(self, gpu, fmt):
-        spec, shape = Spec(dtype=fmt), jax.ShapeDtypeStruct
+    def test_it_lowers_for_a_gpu_that_is_not_there(self, gpu, spec):
+        shape = jax.ShapeDtypeStruct
         device = AbstractDevice(device_kind=gpu, num_cores=None, platform="gpu")
         mesh = AbstractMesh((1,), ("x",), axis_types=(AxisType.Auto,), abstract_device=device)
         kernel = launch.kernel_of(self.name)
         table, w = shape((2, 8), jnp.uint32), shape((2, 64, 256), jnp.float32)
         step = shape((2, 2, 8), jnp.float32)
-        cotangent = shape(w.shape, spec.storage)
+        cotangent = shape(w.shape, jnp.bfloat16)
         with jax.sharding.use_abstract_mesh(mesh):
             for function, operands in (
                 (functools.partial(kernel.forward, spec), (w, step, table)),

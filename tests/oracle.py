@@ -135,4 +135,4 @@ def bit_gradient(w, b_t, r, cotangent, block):
 def bits_of(x):
     """The bit patterns of a float array, to tell −0 from 0 and nothing from NaN."""
     x = np.asarray(x)
-    return x.view({2: np.uint16, 4: np.uint32}[x.dtype.itemsize])
+    return x.view({1: np.uint8, 2: np.uint16, 4: np.uint32}[x.dtype.itemsize])

@@ -261,3 +261,23 @@ def test_without_mantissa_ties_go_up_as_in_e8m0():
     for exponent_bits in (5, 7):
         got = cast.round_to(x[:6], FloatFormat(exponent_bits, 0))
         np.testing.assert_array_equal(got, want[:6])
+
+
+@pytest.mark.parametrize("fmt", SCALED, ids=ids(SCALED))
+def test_codes_decode_to_the_values_they_came_from(fmt):
+    """Every finite code of the format, both signs, and NaN."""
+    largest = 1 << (fmt.bits - 1)
+    codes = np.concatenate([np.arange(fmt.max_code + 1), largest + np.arange(fmt.max_code + 1)])
+    codes = codes.astype(np.uint32)
+    values = jnp.asarray(fmt.decode(codes), jnp.float32)
+    np.testing.assert_array_equal(cast.encode(values, fmt), codes)
+    code = int(jax.jit(cast.encode, static_argnums=1)(jnp.float32(np.nan), fmt))
+    assert code == fmt.nan_code
+    if fmt.dtype is not None and fmt.specials != "none" and fmt.bits == 8:
+        with quiet():
+            assert np.isnan(np.uint8(code).view(fmt.dtype).astype(np.float32))
+
+
+def test_no_codes_for_formats_with_the_exponents_of_float32():
+    with pytest.raises(ValueError, match="encode: BF16 has the exponents of float32"):
+        cast.encode(jnp.ones(3), formats.BF16)

@@ -18,19 +18,22 @@ import jax.numpy as jnp
 from jax import lax
 from jax.custom_batching import custom_vmap
 
-from pqt_jax import bits, blocks
+from pqt_jax import bits, blocks, noise
 from pqt_jax.pallas import sharding
 from pqt_jax.spec import Spec
 
 MOST_ELEMENTS = 2**31 - 1  # of an array that a kernel indexes by 32 bits
 MOST_IN_GRID = 65535  # thread blocks along a grid's second and third axis
-TABLE_COLUMNS = 8  # a power of two, as Triton wants it; five are used
+TABLE_COLUMNS = 8  # a power of two, as Triton wants it; `body.ENTRIES` are used
 
 
 def make_table(words: jax.Array, offset: jax.Array, leads: int) -> jax.Array:
-    """One row per matrix: key 0, key 1, lead, first run, first column; uint32[leads, 8]."""
+    """One row per matrix: key 0, key 1, lead, first run, first column, 1.0; uint32[leads, 8].
+
+    The bits of 1.0 are there so that a compiler does not know them, see `noise.of_words`.
+    """
     lead = offset[0] + lax.iota(jnp.uint32, leads)
-    columns = [words[0], words[1], lead, offset[1], offset[2]]
+    columns = [words[0], words[1], lead, offset[1], offset[2], noise.ONE]
     columns += [jnp.uint32(0)] * (TABLE_COLUMNS - len(columns))
     return jnp.stack([jnp.broadcast_to(column, (leads,)) for column in columns], axis=1)
 

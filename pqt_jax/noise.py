@@ -30,6 +30,7 @@ KINDS = ("gauss", "uniform", "none")
 
 ONE_BELOW = 10398  # of 32768: |R| >= 1
 TWO_BELOW = 88  # of 32768: |R| == 2
+ONE = np.uint32(0x3F800000)  # the bits of 1.0
 
 Codes = tuple[jax.Array, ...]
 
@@ -69,7 +70,7 @@ def rounded_normal_code(draw: jax.Array) -> jax.Array:
     return jnp.where(negative, np.uint32(2) - magnitude, np.uint32(2) + magnitude)
 
 
-def of_words(kind: Kind, words: Codes, s: int) -> jax.Array:
+def of_words(kind: Kind, words: Codes, s: int, one: jax.Array | np.uint32 = ONE) -> jax.Array:
     """R of the rows that draw `s` serves, straight from the words of their Philox calls.
 
     The same numbers as by way of codes; better where nothing is to be kept, as in a kernel.
@@ -78,6 +79,8 @@ def of_words(kind: Kind, words: Codes, s: int) -> jax.Array:
       kind: "gauss" or "uniform".
       words: four uint32 arrays, from `bits.stream_words`.
       s: 0 to 7.
+      one: the bits of 1.0. A GPU combines x, y and one constant in an instruction, but not x and
+        two constants: where `one` is not known when it is compiled, an instruction is saved.
 
     Returns:
       float32 of the words' shape.
@@ -86,10 +89,9 @@ def of_words(kind: Kind, words: Codes, s: int) -> jax.Array:
         return noise_rows(kind, words, s)
     upper = words[s // 2] if s % 2 else words[s // 2] << np.uint32(16)
     u = upper << np.uint32(1)  # magnitude draw in the upper 15 bits; lower ones decide nothing
-    signed = (upper & np.uint32(0x80000000)) | np.uint32(0x3F800000)
-    one = lax.bitcast_convert_type(signed, jnp.float32)
-    at_least_one = jnp.where(u < np.uint32(ONE_BELOW << 17), one, jnp.zeros_like(one))
-    return jnp.where(u < np.uint32(TWO_BELOW << 17), one + one, at_least_one)
+    signed = lax.bitcast_convert_type((upper & np.uint32(0x80000000)) | one, jnp.float32)
+    at_least_one = jnp.where(u < np.uint32(ONE_BELOW << 17), signed, jnp.zeros_like(signed))
+    return jnp.where(u < np.uint32(TWO_BELOW << 17), signed + signed, at_least_one)
 
 
 def noise_codes(

@@ -26,19 +26,22 @@ from jax.experimental.custom_partitioning import custom_partitioning
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from pqt_jax import bits
+from pqt_jax import bits, noise
 from pqt_jax.blocks import Block
 
 Local = Callable[..., tuple[jax.Array, ...]]
 
-TABLE_COLUMNS = 8  # a power of two, as Triton wants it; five are used
+TABLE_COLUMNS = 8  # a power of two, as Triton wants it; six are used
 _RUN, _COLUMN = 3, 4
 
 
 def make_table(words: jax.Array, offset: jax.Array, leads: int) -> jax.Array:
-    """One row per matrix: key 0, key 1, lead, first run, first column; uint32[leads, 8]."""
+    """One row per matrix: key 0, key 1, lead, first run, first column, 1.0; uint32[leads, 8].
+
+    The bits of 1.0 are there so that a compiler does not know them, see `noise.of_words`.
+    """
     lead = offset[0] + lax.iota(jnp.uint32, leads)
-    columns = [words[0], words[1], lead, offset[1], offset[2]]
+    columns = [words[0], words[1], lead, offset[1], offset[2], noise.ONE]
     columns += [jnp.uint32(0)] * (TABLE_COLUMNS - len(columns))
     return jnp.stack([jnp.broadcast_to(column, (leads,)) for column in columns], axis=1)
 

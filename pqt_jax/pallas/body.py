@@ -8,6 +8,7 @@ each back-end does in its own way. The arithmetic is that of the reference (`pqt
 the same functions where a GPU runs them well, and functions proved equal where it has better.
 """
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 
 import jax
@@ -20,26 +21,31 @@ from pqt_jax.formats import BF16, FP32
 from pqt_jax.spec import Spec
 
 Spread = Callable[[jax.Array], jax.Array]
+Noise = Callable[[int], jax.Array]  # slice s → its R, float32
+
+ENTRIES = 6  # of a row of the table, see `sharding.make_table`
 
 
-def words_of(row: Callable[[int], jax.Array], run, q, column) -> bits.Words:
-    """The words of the Philox calls that serve one run of a matrix.
+def noise_of(spec: Spec, row: Sequence[jax.Array], run, q, column) -> Noise:
+    """The noise of one run of a matrix.
 
     Args:
-      row: gives the entries of the matrix's row of the table, see `launch.make_table`.
+      spec: static.
+      row: the matrix's row of the table, as scalars.
       run: uint32 scalar, the run in this array.
       q, column: uint32[...] of one shape: row in its slice, column in this array.
     """
-    k0, k1, lead, first_run, first_column = map(row, range(5))
+    k0, k1, lead, first_run, first_column, one = row
     group = (run + first_run) * np.uint32(bits.GROUP) + q
     zero = jnp.zeros_like(column)
-    return bits.philox4x32((k0, k1), (column + first_column, group, zero + lead, zero))
+    words = bits.philox4x32((k0, k1), (column + first_column, group, zero + lead, zero))
+    return functools.partial(noise.of_words, spec.noise, words, one=one)
 
 
 def forward(
     spec: Spec,
     rows: Sequence[jax.Array],
-    words: bits.Words,
+    noise_at: Noise,
     absmax: jax.Array,
     step: jax.Array,
     spread: Spread,
@@ -49,7 +55,7 @@ def forward(
     Args:
       spec: static.
       rows: eight float32 slices of w.
-      words: from `words_of`.
+      noise_at: from `noise_of`.
       absmax, step: of each block, in whatever shape the back-end holds them.
       spread: takes such a number to the shape of a slice.
 
@@ -59,25 +65,24 @@ def forward(
     unit, scale = spread(absmax * step), reference.grid_scale(spec, absmax)
     scale = None if scale is None else spread(scale)
     for s, w in enumerate(rows):
-        noisy = w + noise.of_words(spec.noise, words, s) * unit
+        noisy = w + noise_at(s) * unit
         if spec.dtype not in (BF16, FP32):
             noisy = reference.to_grid(spec, noisy, scale)
         yield noisy.astype(spec.storage)
 
 
-def backward(spec: Spec, rows: Sequence[jax.Array], words: bits.Words) -> jax.Array:
+def backward(rows: Sequence[jax.Array], noise_at: Noise) -> jax.Array:
     """`Σ_s ∂L/∂ŵ · R` over the eight slices of a run, float32, still to be summed over blocks."""
-    products = [g * noise.of_words(spec.noise, words, s) for s, g in enumerate(rows)]
+    products = [g * noise_at(s) for s, g in enumerate(rows)]
     return sum(products[1:], start=products[0])
 
 
 def magnitude(rows: Sequence[jax.Array]) -> jax.Array:
     """Largest magnitude over the eight slices, as int32 bit patterns, whose order is theirs.
 
-    Integers, since a float maximum loses NaN or denormals on some back-ends.
+    Integers, since a float maximum loses NaN or denormals on some back-ends. The sign is shifted
+    out, not masked: a GPU shifts by multiplying, in a pipe that has room.
     """
-    words = [lax.bitcast_convert_type(w, jnp.int32) & np.int32(0x7FFFFFFF) for w in rows]
-    largest = words[0]
-    for word in words[1:]:
-        largest = jnp.maximum(largest, word)
-    return largest
+    words = [lax.bitcast_convert_type(w, jnp.uint32) << np.uint32(1) for w in rows]
+    largest = functools.reduce(jnp.maximum, words) >> np.uint32(1)
+    return lax.bitcast_convert_type(largest, jnp.int32)

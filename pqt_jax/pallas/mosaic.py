@@ -77,14 +77,19 @@ def _slices(ref: Any, lead: Any, run: Any, tile: Any) -> list[Any]:
     ]
 
 
-def _words(table_ref: Any, lead: Any, run: Any, tile: Any) -> bits.Words:
+def _row(table_ref: Any) -> list[jax.Array]:
+    # Once for all tiles, so that they share the round keys.
+    return [table_ref[lax.axis_index("lead"), i] for i in range(body.ENTRIES)]
+
+
+def _noise(spec: Spec, row: list[jax.Array], run: Any, tile: Any) -> body.Noise:
     iota = [plgpu.broadcasted_iota(jnp.uint32, _SLICE, d, layout=_LAYOUT) for d in range(3)]
     column = iota[1] * np.uint32(32) + iota[2] + tile.astype(jnp.uint32) * np.uint32(COLUMNS)
-    row = lambda i: table_ref[lead, i]  # noqa: E731
-    return body.words_of(row, run.astype(jnp.uint32), iota[0], column)
+    return body.noise_of(spec, row, run.astype(jnp.uint32), iota[0], column)
 
 
 def _forward(table_ref, w_ref, step_ref, out_ref, absmax_ref, *, spec: Spec, tiles: int):
+    row = _row(table_ref)
     for t in range(tiles):
         at = _tile(tiles, t)
         lead, run, tile = at
@@ -93,19 +98,19 @@ def _forward(table_ref, w_ref, step_ref, out_ref, absmax_ref, *, spec: Spec, til
         largest = _reduce(jnp.max, body.magnitude(rows))
         absmax = lax.bitcast_convert_type(largest, jnp.float32)
         step = _load(step_ref.at[lead, run, per_block], _PER_WARP)
-        words = _words(table_ref, *at)
-        w_hat = body.forward(spec, rows, words, absmax, step, _spread)
+        w_hat = body.forward(spec, rows, _noise(spec, row, run, tile), absmax, step, _spread)
         for ref, value in zip(_slices(out_ref, *at), w_hat, strict=True):
             _store(ref, value)
         _store(absmax_ref.at[lead, run, per_block], absmax)
 
 
 def _backward(table_ref, cotangent_ref, out_ref, *, spec: Spec, tiles: int):
+    row = _row(table_ref)
     for t in range(tiles):
         at = _tile(tiles, t)
         lead, run, tile = at
         rows = [_load(ref, _LAYOUT).astype(jnp.float32) for ref in _slices(cotangent_ref, *at)]
-        total = _reduce(jnp.sum, body.backward(spec, rows, _words(table_ref, *at)))
+        total = _reduce(jnp.sum, body.backward(rows, _noise(spec, row, run, tile)))
         _store(out_ref.at[lead, run, pl.ds(tile * _WARPS, _WARPS)], total)
 
 

@@ -37,25 +37,25 @@ def _slices(ref: Any) -> list[jax.Array]:
     return [x.astype(jnp.float32) for x in slices]
 
 
-def _words(table_ref: Any) -> bits.Words:
+def _noise(spec: Spec, table_ref: Any) -> body.Noise:
     q, column = (lax.broadcasted_iota(jnp.uint32, _SLICE, d) for d in range(2))
     tile, run = (pl.program_id(axis).astype(jnp.uint32) for axis in (0, 1))
     column = column + tile * np.uint32(COLUMNS)
-    return body.words_of(lambda i: table_ref[i], run, q, column)
+    return body.noise_of(spec, [table_ref[i] for i in range(body.ENTRIES)], run, q, column)
 
 
 def _forward(table_ref, w_ref, step_ref, out_ref, absmax_ref, *, spec: Spec):
     rows = _slices(w_ref)
     largest = _reduce(jnp.max, body.magnitude(rows))
     absmax = lax.bitcast_convert_type(largest, jnp.float32)
-    w_hat = body.forward(spec, rows, _words(table_ref), absmax, step_ref[0, 0], _spread)
+    w_hat = body.forward(spec, rows, _noise(spec, table_ref), absmax, step_ref[0, 0], _spread)
     for s, value in enumerate(w_hat):
         out_ref[pl.ds(s * bits.GROUP, bits.GROUP), :] = value
     absmax_ref[0, 0] = absmax
 
 
 def _backward(table_ref, cotangent_ref, out_ref, *, spec: Spec):
-    total = body.backward(spec, _slices(cotangent_ref), _words(table_ref))
+    total = body.backward(_slices(cotangent_ref), _noise(spec, table_ref))
     out_ref[0, 0] = _reduce(jnp.sum, total)
 
 

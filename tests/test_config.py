@@ -134,7 +134,7 @@ def test_the_command_line():
         (["--config", str(pathlib.Path(TINY).parent)], "is a directory; give a config file"),
         (["--config", TINY, "--workdir="], "--workdir= is empty"),
         (["--config="], "--config= is empty; give a config file"),
-        (["--config", "x" * 5000], "File name too long; give a config file"),
+        (["--config", "x" * 5000], "File name too long; give a shorter path"),
         (["--config", "\0"], "give a config file"),
         (["--config", "/dev/null"], "is not a regular file; give a config file"),
     ):

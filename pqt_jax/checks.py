@@ -167,9 +167,8 @@ def check(config: Config) -> None:
 def _shown(value: Any) -> str:
     """A value as a message has it: 1e30, which became a whole number, without its 31 digits."""
     short = lambda digits: f"{float(digits[0]):g}"  # noqa: E731
-    return (
-        repr(value) if isinstance(value, str) else re.sub(r"(?<![.\d])\d{16,}", short, repr(value))
-    )
+    text = repr(value)
+    return text if isinstance(value, str) else re.sub(r"(?<![.\d])\d{16,}", short, text)
 
 
 def _above_zero(or_zero: bool) -> Callable[[Any], bool]:

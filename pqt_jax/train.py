@@ -116,7 +116,9 @@ def train(
         _compare_versions(saved["versions"], meta["versions"])
     start, log = int(state.step), config.log
     waits = (log.every, log.validate_every, log.checkpoint_every)
-    metrics.truncate(workdir / workdirs.METRICS, start)
+    if broken := metrics.truncate(workdir / workdirs.METRICS, start):
+        lines = "1 broken line was" if broken == 1 else f"{broken} broken lines were"
+        say(f"{workdir / workdirs.METRICS}: {lines} dropped")
     validation = pipeline.validation_batches(text.validation, count=log.validation_batches, **size)
     validation_loss = evaluate.make_loss(graph, validation)
 

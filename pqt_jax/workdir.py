@@ -94,7 +94,7 @@ def claim(workdir: Path, meta: Meta) -> int:
         if workdir.is_symlink() and not workdir.is_dir():
             raise InputError(f"--workdir={workdir} is a link to nowhere; give a directory")
         if workdir.exists() and not workdir.is_dir():
-            raise InputError(f"--workdir={workdir} is not a directory")
+            raise InputError(f"--workdir={workdir} is not a directory; give a directory")
         workdir.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=workdir):
             pass  # files can be made there

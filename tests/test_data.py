@@ -90,6 +90,7 @@ def test_the_fingerprint_does_not_see_where_the_files_are(tmp_path):
         (lambda p: (p / "sub").mkdir(), "s*", "matches only folders"),
         (lambda p: (p / "a.txt").write_text(""), "a.txt", "a.txt is empty; leave it out"),
         (lambda p: (p / "a.txt").symlink_to(p / "gone"), "*.txt", "cannot read .*a.txt: No such"),
+        (lambda p: (p / "a").symlink_to(p / "a"), "a", "Too many levels .*; leave it out"),
         (lambda p: os.mkfifo(p / "a.txt"), "*.txt", "a.txt is not a regular file; leave it out"),
         (None, "x" * 300, "cannot be read: File name too long; give a shorter path"),
         (None, "a\0b", "cannot be read: embedded null"),

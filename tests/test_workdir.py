@@ -72,7 +72,7 @@ def test_unusable_workdirs_are_one_line(tmp_path):
         (tmp_path / "run.json").write_text(damaged)
         with pytest.raises(InputError, match="run.json in it is damaged; put a copy back, or"):
             claim(tmp_path)
-    with pytest.raises(InputError, match="file is not a directory"):
+    with pytest.raises(InputError, match="file is not a directory; give a directory"):
         claim(tmp_path / "file")
 
 

@@ -134,7 +134,8 @@ def _read(path: Path) -> bytes:
             raise InputError(f"config.data.files: {path} is not a regular file; leave it out")
         content = path.read_bytes()
     except OSError as error:
-        raise InputError(f"config.data.files: cannot read {path}: {error.strerror}") from None
+        why = system_reason(error, "leave it out")
+        raise InputError(f"config.data.files: cannot read {path}: {why}") from None
     if not content:
         raise InputError(f"config.data.files: {path} is empty; leave it out")
     return content

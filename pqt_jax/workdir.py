@@ -59,7 +59,9 @@ def check_same(old: Meta, new: Meta, what: str) -> None:
     different = configs.differences(old["config"], new["config"])
     for name in ("data_fingerprint", "stream_version"):
         if old[name] != new[name]:
-            different.append(f"{name} was {old[name]} and is {new[name]}")
+            different.append(f"{name} was {old[name]!s:.12} and is {new[name]!s:.12}")
+            if name == "data_fingerprint" and not new["config"]["data"]["files"]:
+                different[-1] += " (it is of this Python's standard library)"
     if different:
         more = f" (and {len(different) - 1} more)" if len(different) > 1 else ""
         raise InputError(

@@ -49,6 +49,9 @@ def test_a_workdir_of_another_run_is_refused_and_left_alone(tmp_path):
         claim(tmp_path, tiny.get_config(tiny.GPT2))
     with pytest.raises(InputError, match="data_fingerprint was 0123 and is 4567"):
         claim(tmp_path, text=TEXT._replace(fingerprint="4567"))
+    message = r"was 0123 and is 333333333333 \(it is of this Python's standard library\); give"
+    with pytest.raises(InputError, match=message):
+        claim(tmp_path, text=TEXT._replace(fingerprint="3" * 64))
     assert (tmp_path / "run.json").read_bytes() == before
     assert {p.name for p in tmp_path.iterdir()} == {"run.json", "run.lock"}
 

@@ -145,11 +145,14 @@ def restore_newest(
                 quiet.call(manager.delete, other)  # else its number could not be saved again
             except quiet.OrbaxError as error:
                 raise OutputError(_folder(manager, other), str(error)) from None
-            say(f"checkpoint of step {other} is damaged ({reason}); going on from step {step}")
+            say(
+                f"checkpoint of step {other} was damaged ({reason}) and is deleted; "
+                f"going on from step {step}"
+            )
         return step, state, saved
-    newest = max(damaged)
+    every = "; ".join(f"step {step}: {reason}" for step, reason in damaged.items())
     raise InputError(
-        f"no checkpoint in {manager.directory} can be read (step {newest}: {damaged[newest]}); "
+        f"no checkpoint in {manager.directory} can be read ({every}); "
         "put a copy back, or give a new --workdir"
     )
 

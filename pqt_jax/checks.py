@@ -74,10 +74,10 @@ def check_types(config: Config) -> dict[str, Any]:
         good = isinstance(value, type(like)) and isinstance(value, bool) == isinstance(like, bool)
         good |= isinstance(like, float) and type(value) is int
         good |= isinstance(like, tuple) and isinstance(value, list)
-        if isinstance(value, int) and value.bit_length() > 1000:
-            raise InputError(
-                f"config.{field} is a whole number of {value.bit_length()} bits; give a smaller one"
-            )
+        parts = value if isinstance(value, tuple | list) else (value,)
+        bits = max((part.bit_length() for part in parts if isinstance(part, int)), default=0)
+        if bits > 1000:
+            raise InputError(f"config.{field}: a whole number of {bits} bits; give a smaller one")
         if not good:
             raise InputError(f"config.{field}={value!r}; it must be {wanted(like)}")
     return known
@@ -125,7 +125,7 @@ def check(config: Config) -> None:
         else:
             continue
         if not good(value):
-            raise InputError(f"config.{name}={value!r}; it must be {range_}")
+            raise InputError(f"config.{name}={_shown(value)}; it must be {range_}")
         if isinstance(value, float) and not good(_as_float32(value)):
             raise InputError(
                 f"config.{name}={value!r}; it must be {range_}, and in float32 it is "
@@ -164,6 +164,13 @@ def check(config: Config) -> None:
     _check_pqt(config.pqt)
 
 
+def _shown(value: Any) -> str:
+    """A value as a message has it: 1e30, which became a whole number, without its 31 digits."""
+    short = lambda digits: f"{float(digits[0]):g}"  # noqa: E731
+    text = repr(value)
+    return text if isinstance(value, str) else re.sub(r"(?<![.\d])\d{16,}", short, text)
+
+
 def _above_zero(or_zero: bool) -> Callable[[Any], bool]:
     def good(value: int | float) -> bool:
         small = value < 2**31 if isinstance(value, int) else value < math.inf
@@ -184,8 +191,8 @@ def _check_pqt(pqt: Config) -> None:
         try:
             function(pqt[name])
         except (ValueError, TypeError, OverflowError, re.error) as error:
-            value = f"{name}={pqt[name]!r}"
-            reason = " ".join(str(error).split())
+            value = f"{name}={_shown(pqt[name])}"
+            reason = " ".join(str(error).replace(f"{name}={pqt[name]!r}", value).split())
             if name == "pattern":
                 reason = f"{value}; it does not compile: {reason}"
             elif not reason.startswith(value):

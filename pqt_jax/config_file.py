@@ -13,7 +13,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from pqt_jax.config import Config
-from pqt_jax.errors import InputError
+from pqt_jax.errors import InputError, system_reason
 
 
 def read(path: str) -> Config:
@@ -51,7 +51,7 @@ def _check_path(path: str) -> None:
     except (FileNotFoundError, NotADirectoryError):
         raise InputError(f"--config={path}: no such file{_there(Path(path).parent)}") from None
     except OSError as error:
-        raise InputError(f"--config={path}: {error.strerror}; give a config file") from None
+        raise InputError(f"--config={path}: {system_reason(error, 'give a config file')}") from None
     except ValueError as error:  # a NUL byte
         raise InputError(f"--config={path}: {error}; give a config file") from None
     if stat.S_ISDIR(mode):

@@ -2,8 +2,11 @@
 # Copyright 2026 The pqt_jax Authors
 """What ends a run with one line instead of a traceback, and the printing of that line."""
 
+import codecs
 import errno
+import io
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -34,16 +37,55 @@ class OutputError(RuntimeError):
         )
 
 
+def system_reason(error: OSError, remedy: str) -> str:
+    """Why a path cannot be used, and what to do: the remedy, or what helps a path too long."""
+    if error.errno == errno.ENAMETOOLONG:
+        remedy = "give a shorter path"
+    return f"{error.strerror}; {remedy}"
+
+
 def say(message: str) -> None:
-    """Print one line on stderr, whatever characters are in it."""
-    print(escaped(message), file=sys.stderr, flush=True)
+    """Print one line on stderr, whatever characters are in it; what is long is cut."""
+    line = re.sub(r"\S{400,}", lambda word: cut(word[0], 200), escaped(message))
+    print(cut(line, 2000), file=sys.stderr, flush=True)
+
+
+def cut(text: str, length: int) -> str:
+    """The text, without its middle if it is longer.
+
+    Example:
+      >>> cut("a" + 5000 * "x" + "b", 10)
+      'axxxxxx…xxb'
+    """
+    tail = length // 3
+    return text if len(text) <= length else f"{text[: length - tail]}…{text[-tail:]}"
+
+
+def escape_output() -> None:
+    """Let stdout and stderr show, by escapes, what they cannot encode."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors=_HANDLER)
+
+
+def _escape(error: UnicodeError) -> tuple[str, int]:
+    assert isinstance(error, UnicodeEncodeError)
+    text = error.object[error.start : error.end]
+    return escaped(text.encode("ascii", "backslashreplace").decode()), error.end
+
+
+_HANDLER = "pqt_jax.escape"
+codecs.register_error(_HANDLER, _escape)
 
 
 def escaped(text: str) -> str:
     """The text with what cannot be printed, line breaks included, as backslash escapes.
 
+    A byte of a file name that is no text, which Python holds as a surrogate, is itself: \\xff.
+
     Example:
       >>> print(escaped("two\\nlines"))
       two\\nlines
     """
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return re.sub(r"\\udc([89a-f][0-9a-f])", r"\\x\1", text)  # also those that repr() escaped

@@ -41,10 +41,13 @@ def finite(value: Any) -> Any:
 
 def read(path: Path) -> list[Record]:
     """The records of a file, in order; what is broken or no number, or no file, is nothing."""
+    return [record for line in _lines(path) if (record := _parse(line)) is not None]
+
+
+def _lines(path: Path) -> list[str]:
     if not path.exists():
         return []
-    lines = path.read_text(errors="replace").split("\n")[:-1]  # the rest was not finished
-    return [record for line in lines if (record := _parse(line)) is not None]
+    return [line for line in path.read_text(errors="replace").split("\n") if line]
 
 
 def _parse(line: str) -> Record | None:
@@ -52,7 +55,8 @@ def _parse(line: str) -> Record | None:
         record = json.loads(line)
     except (ValueError, RecursionError):
         return None
-    if not isinstance(record, dict) or type(record.get("step")) is not int:
+    step = record.get("step") if isinstance(record, dict) else None
+    if type(step) is not int or not _is_number(step):
         return None
     return {name: value for name, value in record.items() if value is None or _is_number(value)}
 
@@ -62,10 +66,16 @@ def _is_number(value: Any) -> bool:
     return whole or (isinstance(value, float) and math.isfinite(value))
 
 
-def truncate(path: Path, step: int) -> None:
-    """Drop the records beyond a step, which a resumed run will write again."""
-    kept = [record for record in read(path) if record["step"] <= step]
-    files.write(path, "".join(json.dumps(record) + "\n" for record in kept))
+def truncate(path: Path, step: int) -> int:
+    """Drop the records beyond a step, which a resumed run will write again, and broken lines.
+
+    Returns:
+      How many lines were broken.
+    """
+    records = [(line, _parse(line)) for line in _lines(path)]
+    kept = [line for line, record in records if record and record["step"] <= step]
+    files.write(path, "".join(f"{line}\n" for line in kept))
+    return sum(record is None for _, record in records)
 
 
 def format_line(record: Mapping[str, Any]) -> str:

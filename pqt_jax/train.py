@@ -13,7 +13,6 @@ Exit codes: 0 finished; 1 something could not be written, such as on a full disk
 be used (one line on stderr, nothing compiled); 128 + number of the signal that interrupted it.
 """
 
-import io
 import json
 import math
 import os
@@ -31,7 +30,7 @@ from pqt_jax import step as steps
 from pqt_jax import workdir as workdirs
 from pqt_jax.config import Config
 from pqt_jax.data import pipeline, source
-from pqt_jax.errors import InputError, OutputError, say
+from pqt_jax.errors import InputError, OutputError, escape_output, say
 from pqt_jax.signals import interruptions
 
 DONE = 0
@@ -46,9 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
       The exit code.
     """
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # names may hold any byte
+    escape_output()  # names may hold any byte
     with interruptions() as signals:
         try:
             return _run(sys.argv[1:] if arguments is None else arguments, signals)
@@ -119,7 +116,9 @@ def train(
         _compare_versions(saved["versions"], meta["versions"])
     start, log = int(state.step), config.log
     waits = (log.every, log.validate_every, log.checkpoint_every)
-    metrics.truncate(workdir / workdirs.METRICS, start)
+    if broken := metrics.truncate(workdir / workdirs.METRICS, start):
+        lines = "1 broken line was" if broken == 1 else f"{broken} broken lines were"
+        say(f"{workdir / workdirs.METRICS}: {lines} dropped")
     validation = pipeline.validation_batches(text.validation, count=log.validation_batches, **size)
     validation_loss = evaluate.make_loss(graph, validation)
 

@@ -25,11 +25,12 @@ from pqt_jax import bits, files, metrics
 from pqt_jax import config as configs
 from pqt_jax.config import Config
 from pqt_jax.data.source import Text
-from pqt_jax.errors import InputError, OutputError
+from pqt_jax.errors import InputError, OutputError, system_reason
 
 RUN, LOCK, METRICS, SUMMARY = "run.json", "run.lock", "metrics.jsonl", "summary.json"
 LOSS, BITS, CHECKPOINTS = "loss.png", "bits.png", "checkpoints"
 _FILES = (METRICS, SUMMARY, LOSS, BITS)
+_LONGEST = 3840  # bytes; with the names of a checkpoint's files Linux takes 4096
 _PACKAGES = ("pqt_jax", "jax", "flax", "optax", "grain", "orbax-checkpoint")
 
 Meta = dict[str, Any]
@@ -58,7 +59,9 @@ def check_same(old: Meta, new: Meta, what: str) -> None:
     different = configs.differences(old["config"], new["config"])
     for name in ("data_fingerprint", "stream_version"):
         if old[name] != new[name]:
-            different.append(f"{name} was {old[name]} and is {new[name]}")
+            different.append(f"{name} was {old[name]!s:.12} and is {new[name]!s:.12}")
+            if name == "data_fingerprint" and not new["config"]["data"]["files"]:
+                different[-1] += " (it is of this Python's standard library)"
     if different:
         more = f" (and {len(different) - 1} more)" if len(different) > 1 else ""
         raise InputError(
@@ -85,11 +88,15 @@ def claim(workdir: Path, meta: Meta) -> int:
     name = str(workdir.absolute())
     if "\0" in name or name.encode(errors="ignore").decode() != name:
         raise InputError(f"--workdir={workdir}: its name must be UTF-8 without NUL; give another")
+    if len(name.encode()) > _LONGEST:
+        raise InputError(
+            f"--workdir={workdir} is too long for the files in it; give a shorter path"
+        )
     try:
         if workdir.is_symlink() and not workdir.is_dir():
             raise InputError(f"--workdir={workdir} is a link to nowhere; give a directory")
         if workdir.exists() and not workdir.is_dir():
-            raise InputError(f"--workdir={workdir} is not a directory")
+            raise InputError(f"--workdir={workdir} is not a directory; give a directory")
         workdir.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=workdir):
             pass  # files can be made there
@@ -98,7 +105,8 @@ def claim(workdir: Path, meta: Meta) -> int:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise OutputError(workdir, error) from None
-        raise InputError(f"--workdir={workdir} cannot be written: {error.strerror}") from None
+        why = system_reason(error, "give another directory")
+        raise InputError(f"--workdir={workdir} cannot be written: {why}") from None
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         # Again, since another run may have claimed it in between.

@@ -99,8 +99,8 @@ def test_a_damaged_step_gives_way_to_the_one_before(tmp_path, capsys):
         jax.tree.map(np.testing.assert_array_equal, found, marked)
         err = capsys.readouterr().err
         assert re.fullmatch(
-            r"checkpoint of step 2 is damaged \(state/\S+: \d+ bytes, \d+ were written\); "
-            "going on from step 1\n",
+            r"checkpoint of step 2 was damaged \(state/\S+: \d+ bytes, \d+ were written\) "
+            "and is deleted; going on from step 1\n",
             err,
         )
         checkpoint.save(manager, 2, state, batches(), {**META, "saved": 3})
@@ -109,7 +109,8 @@ def test_a_damaged_step_gives_way_to_the_one_before(tmp_path, capsys):
     for name in "12":
         damage(tmp_path / "checkpoints" / name)
     with checkpoint.open_manager(tmp_path) as manager:
-        with pytest.raises(InputError, match=f"no checkpoint in {tmp_path}.* put a copy back"):
+        every = r"\(step 2: state/.* written; step 1: state/.* written\)"
+        with pytest.raises(InputError, match=f"no checkpoint in .* {every}; put a copy back"):
             checkpoint.restore_newest(manager, state, batches(), META)
         assert list(manager.all_steps()) == [1, 2]
 
@@ -150,7 +151,7 @@ def test_without_digests_orbax_fails_in_one_line(tmp_path, capfd):
         assert checkpoint.restore_newest(manager, state, batches(), META)[0] == 1
     gc.collect()
     err = capfd.readouterr().err
-    assert err.startswith("checkpoint of step 2 is damaged (") and err.count("\n") == 1
+    assert err.startswith("checkpoint of step 2 was damaged (") and err.count("\n") == 1
 
 
 def test_a_checkpoint_of_another_run_is_refused_and_kept(tmp_path):
@@ -175,7 +176,7 @@ def test_a_copy_of_another_step_is_not_taken_for_it(tmp_path, capsys):
     shutil.copytree(tmp_path / "checkpoints" / "1", tmp_path / "checkpoints" / "2")
     with checkpoint.open_manager(tmp_path) as manager:
         assert checkpoint.restore_newest(manager, state, batches(), META)[0] == 1
-        assert "step 2 is damaged (it holds step 1)" in capsys.readouterr().err
+        assert "step 2 was damaged (it holds step 1)" in capsys.readouterr().err
         checkpoint.save(manager, 2, state, batches(), META)
 
 

@@ -9,7 +9,7 @@ import pathlib
 import pytest
 
 from pqt_jax import files
-from pqt_jax.errors import OutputError, escaped
+from pqt_jax.errors import OutputError, escaped, say
 
 FULL = "no space left on device; free some and run the command again"
 
@@ -39,4 +39,20 @@ def test_other_failures_are_named_too(tmp_path):
 
 
 def test_a_line_of_an_error_is_one_line():
-    assert escaped("a\nb\x1b[1m é \udcff") == "a\\nb\\x1b[1m é \\udcff"
+    assert escaped("a\nb\x1b[1m é \ud800") == "a\\nb\\x1b[1m é \\ud800"
+
+
+def test_a_byte_that_is_no_text_is_shown_as_itself():
+    for name in ("caf\udce9", repr("caf\udce9")):
+        assert escaped(name).strip("'") == "caf\\xe9"
+
+
+def test_what_is_long_is_cut_in_the_middle(capsys):
+    for value in ("x" * 5000, "x " * 5000):
+        say(f"config.steps='{value}'; it must be a whole number")
+        line = capsys.readouterr().err
+        assert line.startswith("config.steps='x") and "…" in line and len(line) < 2100
+        assert line.endswith("'; it must be a whole number\n")
+    whole = f"/{'x' * 255}/y: no such file"
+    say(whole)
+    assert capsys.readouterr().err == f"{whole}\n"

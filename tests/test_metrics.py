@@ -49,7 +49,8 @@ def test_truncation_drops_later_steps_and_a_torn_line(tmp_path):
     with path.open("a") as file:
         file.write('{"step": 8, "lo')
     assert [r["step"] for r in metrics.read(path)] == [2, 4, 4, 6]
-    metrics.truncate(path, 4)
+    assert metrics.truncate(path, 4) == 1
+    assert metrics.truncate(path, 4) == 0
     assert [r["step"] for r in metrics.read(path)] == [2, 4, 4]
     metrics.append(path, {"step": 5})
     assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [2, 4, 4, 5]
@@ -85,8 +86,16 @@ def test_broken_lines_are_dropped(tmp_path):
         deep + b"\n" + b'{"step": 1}\n{"step": 2, "lo\n\x00\xff\n3\n{"loss": 1}\n{"step": 4}\n'
     )
     assert metrics.read(path) == [{"step": 1}, {"step": 4}]
-    metrics.truncate(path, 3)
+    assert metrics.truncate(path, 3) == 5
     assert path.read_text() == '{"step": 1}\n'
+
+
+def test_what_is_kept_is_kept_as_it_was(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step":1,"note":"mine"}\n{"step": 1%s}\n\n{"step": 2}' % ("0" * 30))
+    assert [r["step"] for r in metrics.read(path)] == [1, 2]  # the last lacks its line break alone
+    assert metrics.truncate(path, 2) == 1  # no step has 31 digits
+    assert path.read_text() == '{"step":1,"note":"mine"}\n{"step": 2}\n'
 
 
 @pytest.mark.parametrize("width", [40, 80, 120])

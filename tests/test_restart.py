@@ -97,8 +97,10 @@ def test_damaged_files_of_a_finished_run_are_made_again(tmp_path, capsys):
     capsys.readouterr()
     assert main(tmp_path, "--config.steps=8") == 0
     out, err = capsys.readouterr()
-    assert err.startswith("checkpoint of step 8 is damaged (") and err.count("\n") == 1
-    assert err.endswith("going on from step 4\n")
+    damaged, dropped = err.splitlines()
+    assert damaged.startswith("checkpoint of step 8 was damaged (")
+    assert damaged.endswith(" and is deleted; going on from step 4")
+    assert dropped == f"{records}: 1 broken line was dropped"
     assert "resumed from step 4 of 8" in out
     assert [r["step"] for r in metrics.read(records) if "loss" in r] == list(range(1, 9))
     assert len(metrics.read(records)) == len(records.read_text().splitlines())
@@ -113,8 +115,8 @@ def test_damaged_files_of_a_finished_run_are_made_again(tmp_path, capsys):
     (run / "summary.json").unlink()
     assert main(tmp_path, "--config.steps=8") == 2
     err = capsys.readouterr().err
-    assert err.startswith(f"error: no checkpoint in {run / 'checkpoints'} can be read")
-    assert err.count("\n") == 1
+    assert err.startswith(f"error: no checkpoint in {run / 'checkpoints'} can be read (step 8: ")
+    assert "; step 4: " in err and err.count("\n") == 1
 
 
 def test_the_checkpoints_of_another_run_are_refused(tmp_path, capsys):

@@ -49,6 +49,9 @@ def test_a_workdir_of_another_run_is_refused_and_left_alone(tmp_path):
         claim(tmp_path, tiny.get_config(tiny.GPT2))
     with pytest.raises(InputError, match="data_fingerprint was 0123 and is 4567"):
         claim(tmp_path, text=TEXT._replace(fingerprint="4567"))
+    message = r"was 0123 and is 333333333333 \(it is of this Python's standard library\); give"
+    with pytest.raises(InputError, match=message):
+        claim(tmp_path, text=TEXT._replace(fingerprint="3" * 64))
     assert (tmp_path / "run.json").read_bytes() == before
     assert {p.name for p in tmp_path.iterdir()} == {"run.json", "run.lock"}
 
@@ -72,7 +75,7 @@ def test_unusable_workdirs_are_one_line(tmp_path):
         (tmp_path / "run.json").write_text(damaged)
         with pytest.raises(InputError, match="run.json in it is damaged; put a copy back, or"):
             claim(tmp_path)
-    with pytest.raises(InputError, match="file is not a directory"):
+    with pytest.raises(InputError, match="file is not a directory; give a directory"):
         claim(tmp_path / "file")
 
 
@@ -139,7 +142,8 @@ def test_paths_that_cannot_be_are_one_line(tmp_path):
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     (tmp_path / "dangling").symlink_to(tmp_path / "gone")
     for name, message in (
-        ("x" * 300, "cannot be written: File name too long"),
+        ("x" * 300, "cannot be written: File name too long; give a shorter path"),
+        ("/".join(39 * ["x" * 100]), "is too long for the files in it; give a shorter path"),
         ("\udcff", "must be UTF-8 without NUL"),
         ("\0", "must be UTF-8 without NUL"),
         ("loop", "is a link to nowhere"),

@@ -18,7 +18,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pqt_jax.errors import InputError
+from pqt_jax.errors import InputError, system_reason
+
+_GIVE = "give a text file, or a glob such as 'books/**/*.txt'"
 
 HELD_OUT = 20  # one file in twenty is for validation; of a single file, its last twentieth
 
@@ -79,18 +81,17 @@ def _matching(pattern: str) -> tuple[Path, list[Path]]:
     try:
         found = glob.glob(expanded, recursive=True)
         paths = [Path(name) for name in found if not os.path.isdir(name)]
-        missing = "matches only folders" if found else "matches no file"
+        missing = f"matches {'only folders' if found else 'no file'}; {_GIVE}"
         if not found and not glob.has_magic(pattern):
             os.stat(expanded)
     except FileNotFoundError:
-        paths, missing = [], "does not exist"
-    except (OSError, ValueError) as error:  # a NUL byte is a ValueError
-        paths, missing = [], f"cannot be read: {getattr(error, 'strerror', error)}"
+        paths, missing = [], f"does not exist; {_GIVE}"
+    except OSError as error:
+        paths, missing = [], f"cannot be read: {system_reason(error, _GIVE)}"
+    except ValueError as error:  # a NUL byte
+        paths, missing = [], f"cannot be read: {error}; {_GIVE}"
     if not paths:
-        raise InputError(
-            f"config.data.files={pattern!r} {missing}; "
-            "give a text file, or a glob such as 'books/**/*.txt'"
-        )
+        raise InputError(f"config.data.files={pattern!r} {missing}")
     root = Path(os.path.commonpath([path.absolute().parent for path in paths]))
     return root, [path.absolute() for path in paths]
 
@@ -133,7 +134,8 @@ def _read(path: Path) -> bytes:
             raise InputError(f"config.data.files: {path} is not a regular file; leave it out")
         content = path.read_bytes()
     except OSError as error:
-        raise InputError(f"config.data.files: cannot read {path}: {error.strerror}") from None
+        why = system_reason(error, "leave it out")
+        raise InputError(f"config.data.files: cannot read {path}: {why}") from None
     if not content:
         raise InputError(f"config.data.files: {path} is empty; leave it out")
     return content

@@ -232,3 +232,9 @@ def paths_and_leaves(tree: Any, prefix: str = "") -> dict[str, Any]:
             if (folder := "/".join(parts[:end])) in leaves:
                 raise ValueError(f"{folder!r} is a parameter, yet {path!r} is one too; rename one")
     return leaves
+
+
+def same_leaves(a: Any, b: Any) -> bool:
+    """Whether two trees hold the very same arrays."""
+    a, b = jax.tree.leaves(a), jax.tree.leaves(b)
+    return len(a) == len(b) and all(x is y for x, y in zip(a, b, strict=True))

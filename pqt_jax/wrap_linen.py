@@ -9,12 +9,11 @@ import types
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 from flax import linen as nn
 from flax import nnx
 from flax.core.scope import LazyRng
 
-from pqt_jax.rules import Rule
+from pqt_jax.rules import Rule, same_leaves
 from pqt_jax.transform import param_transform
 
 COLLECTION = "pqt"  # of the bits, and name of the rng stream
@@ -79,7 +78,7 @@ class PQT(nn.Module):
         def sample(variables: Mapping[str, Any]) -> Mapping[str, Any]:
             # Called once for each scope; that of a module handed in from outside is not ours.
             params = variables.get("params", {})
-            if not _same_leaves(params, own):
+            if not same_leaves(params, own):
                 return variables
             return {"params": transform.sample(params, bits, key)}
 
@@ -107,11 +106,6 @@ class PQT(nn.Module):
             f"{type(model).__name__} has no field or method {name!r}; what a wrapped module makes "
             "in setup or in a call stays inside, and other methods are called by their names"
         )
-
-
-def _same_leaves(a: Any, b: Any) -> bool:
-    a, b = jax.tree.leaves(a), jax.tree.leaves(b)
-    return len(a) == len(b) and all(x is y for x, y in zip(a, b, strict=True))
 
 
 def wrap(model: nn.Module, rules: tuple[Rule, ...], prefix: str, strict: bool) -> PQT:

@@ -1,6 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright 2026 The pqt_jax Authors
-"""`pqt_transform` for Linen: a module in the model's scope that maps parameters before the call."""
+"""`pqt_transform` for Linen: a module in the model's scope that maps parameters before the call.
+
+`nn.WeightNorm` around a wrapped layer normalizes every collection, bits too: wrap what holds it, or
+give it `variable_filter={"PQT_0/kernel"}`, by the wrapped layer's name.
+"""
 
 import dataclasses
 import functools
@@ -43,11 +47,18 @@ class PQT(nn.Module):
 
     def setup(self):
         """Run the model in this scope, so that no path and no random stream changes."""
-        self.inner = Hidden(self.model.module.clone(parent=self.scope))
+        assert self.scope is not None
+        # Rewound: the names that are taken in it are taken by the same module, called bare.
+        self.inner = Hidden(self.model.module.clone(parent=self.scope.rewound()))
 
-    @nn.compact
+    @nn.nowrap  # so that capture_intermediates meets the call of the model alone
     def __call__(self, *args: Any, pqt_method: str = "__call__", **kwargs: Any) -> Any:
         """Call a method of the model, on sampled parameters if there is a "pqt" rng."""
+        return self.run_sampled(pqt_method, *args, **kwargs)
+
+    @nn.compact
+    def run_sampled(self, pqt_method: str, /, *args: Any, **kwargs: Any) -> Any:
+        """What a call does."""
 
         def bare(model: nn.Module) -> Any:
             return getattr(model, pqt_method)(*args, **kwargs)
@@ -118,5 +129,10 @@ def wrap(model: nn.Module, rules: tuple[Rule, ...], prefix: str, strict: bool) -
         )
     wrapped = PQT(Hidden(model), rules, prefix, strict)
     if model.scope is not None:  # made in the compact method of a parent, which has named it
+        if wrapped.scope is None:
+            raise ValueError(
+                f"{model.name!r} is part of its parent already; in setup wrap it when it is made: "
+                f"self.{model.name} = pqt_transform({type(model).__name__}(...), rules)"
+            )
         nn.share_scope(wrapped, model)
     return wrapped

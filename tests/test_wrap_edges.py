@@ -296,6 +296,54 @@ def test_one_step_has_one_sample_of_a_layer_that_is_called_twice():
     assert (first != Twice().apply(variables, X)[0]).any()
 
 
+class BareToo(nn.Module):
+    bare_first: bool
+
+    @nn.compact
+    def __call__(self, x):
+        bare = Block()
+        sampled = pqt_transform(bare, [Rule("inner/kernel")])
+        first, second = (bare, sampled) if self.bare_first else (sampled, bare)
+        first, second = first(x), second(x)
+        return (second, first) if self.bare_first else (first, second)
+
+
+@pytest.mark.parametrize("bare_first", [True, False])
+def test_a_layer_may_be_called_wrapped_and_bare(bare_first):
+    model = BareToo(bare_first)
+    variables = model.init(KEY, X)
+    assert list(variables["params"]) == ["Block_0"] == list(variables["pqt"])
+    sampled, bare = model.apply(variables, X, rngs={"pqt": KEY})
+    want = Block().apply({"params": variables["params"]["Block_0"]}, X)
+    np.testing.assert_array_equal(bare, want)
+    assert (sampled != want).any()
+    np.testing.assert_array_equal(model.apply(variables, X)[0], want)
+
+
+class WrapsLate(nn.Module):
+    def setup(self):
+        self.layer = nn.Dense(16)
+        self.sampled = pqt_transform(self.layer, [Rule("kernel")])
+
+    def __call__(self, x):
+        return self.sampled(x)
+
+
+def test_wrapping_a_part_that_has_its_place_says_what_to_do():
+    with pytest.raises(ValueError, match=r"'layer' is part.*self.layer = pqt_transform\(Dense"):
+        WrapsLate().init(KEY, X)
+
+
+def test_intermediates_are_those_of_the_bare_model():
+    model = pqt_transform(Block(), [Rule("inner/kernel")])
+    variables = model.init(KEY, X)
+    options = {"capture_intermediates": True, "mutable": ["intermediates"]}
+    want = Block().apply({"params": variables["params"]}, X, **options)
+    chex.assert_trees_all_equal(model.apply(variables, X, **options), want)
+    _, sampled = model.apply(variables, X, rngs={"pqt": KEY}, **options)
+    chex.assert_trees_all_equal_shapes(sampled, want[1])
+
+
 class Holder(nn.Module):
     @nn.compact
     def __call__(self, x):

@@ -464,3 +464,17 @@ class PlainArray(nnx.Module):
 def test_a_model_may_hold_plain_arrays():
     model = pqt_transform(PlainArray(), KERNELS)
     assert (model(X, pqt_key=KEY) != model(X)).any()
+
+
+class Boxed(nnx.Module):
+    def __init__(self):
+        self.kernel = nnx.Param(nn.Partitioned(layer().kernel[...], names=(None, "model")))
+
+    def __call__(self, x):
+        return x @ self.kernel.get_value().value
+
+
+def test_a_variable_may_hold_a_box():
+    model = pqt_transform(Boxed(), [Rule("kernel")])
+    assert (model(X, pqt_key=KEY) != model(X)).any()
+    np.testing.assert_array_equal(model(X), Boxed()(X))

@@ -57,7 +57,8 @@ def with_bits(
       A GradientTransformation on the whole tree.
 
     Raises:
-      ValueError: from `init`, if there are bits and no transformation for them.
+      ValueError: from `init`, if there are bits and no transformation for them, and for the "pqt"
+        collection alone, whose bits would pass for weights.
     """
     # Labels are made anew from each tree, so that the transformation holds no arrays.
     inner = optax.multi_transform(
@@ -65,6 +66,11 @@ def with_bits(
     )
 
     def init(params):
+        if _is_collection(params):
+            raise ValueError(
+                'every leaf lies under "bits", and would be trained as a weight; give bits beside '
+                'their weights, {"params": ..., "pqt": ...}, or weights as {"params": ...}'
+            )
         left = bit_paths(params)
         if left and bits is None:
             raise ValueError(
@@ -104,7 +110,7 @@ def adamw(
       A GradientTransformation.
 
     Raises:
-      ValueError: from `init`, if there are bits and no `bits_learning_rate`.
+      ValueError: from `init`, as `with_bits` raises it; bits need `bits_learning_rate`.
 
     Source: Loshchilov and Hutter, "Decoupled Weight Decay Regularization" (2019).
     """
@@ -116,6 +122,12 @@ def adamw(
     if bits_learning_rate is not None:
         bits = optax.adamw(bits_learning_rate, b1, b2, eps, weight_decay=bits_weight_decay)
     return with_bits(weights, bits)
+
+
+def _is_collection(params: Any) -> bool:
+    """Whether these are a Linen model's bits without its weights, `variables["pqt"]`."""
+    folders = [path.split("/")[:-1] for path in leaf_paths(params)]
+    return bool(folders) and all("bits" in parts and parts[0] != "params" for parts in folders)
 
 
 def _labels(params: Any) -> Any:

@@ -9,7 +9,7 @@ a parameter that no rule matches is left alone.
 
 import dataclasses
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -184,17 +184,22 @@ def leaf_paths(tree: Any, prefix: str = "") -> list[str]:
       >>> leaf_paths({"h": [{"kernel": 0.0}, {"kernel": 1.0}]}, prefix="model")
       ['model/h/0/kernel', 'model/h/1/kernel']
     """
-    paths = []
-    nodes = jax.tree_util.tree_leaves_with_path(tree, is_leaf=_is_box)
-    for entries, node in nodes:
-        inside = [((), node)]
-        if _is_box(node):
-            inside = jax.tree_util.tree_leaves_with_path(node)
-        for within, _ in inside:
-            parts = [prefix] if prefix else []
-            parts += [_name(entry) for entry in (*entries, *within[1:])]
-            paths.append("/".join(parts))
-    return paths
+    top = [prefix] if prefix else []
+    return ["/".join(parts) for parts in _walk(tree, top)]
+
+
+def _walk(node: Any, parts: Sequence[str]) -> Iterator[Sequence[str]]:
+    """The parts of each leaf's path; a box, which may hold another box, adds none."""
+
+    def is_inner_box(inside: Any) -> bool:
+        return inside is not node and _is_box(inside)
+
+    for entries, inside in jax.tree_util.tree_leaves_with_path(node, is_leaf=is_inner_box):
+        here = [*parts, *map(_name, entries[1:] if _is_box(node) else entries)]
+        if is_inner_box(inside):
+            yield from _walk(inside, here)
+        else:
+            yield here
 
 
 def _is_box(node: Any) -> bool:
@@ -232,3 +237,9 @@ def paths_and_leaves(tree: Any, prefix: str = "") -> dict[str, Any]:
             if (folder := "/".join(parts[:end])) in leaves:
                 raise ValueError(f"{folder!r} is a parameter, yet {path!r} is one too; rename one")
     return leaves
+
+
+def same_leaves(a: Any, b: Any) -> bool:
+    """Whether two trees hold the very same arrays."""
+    a, b = jax.tree.leaves(a), jax.tree.leaves(b)
+    return len(a) == len(b) and all(x is y for x, y in zip(a, b, strict=True))

@@ -205,8 +205,9 @@ def pqt_transform(model: M, rules: Sequence[Rule], *, prefix: str = "", strict: 
     NNX: the module returned is of a subclass of the model's class. Its call takes `pqt_key` (None
     is the bare model) and, for one layer of a stack, `pqt_lead`, the layer's index. Bits are
     variables of type `BitParam` under the attribute `pqt_bits`; the state without them,
-    `nnx.state(wrapped, nnx.Not(BitParam))`, is that of the bare model. Variables that a call
-    changes are carried over; plain attributes that it sets are not.
+    `nnx.state(wrapped, nnx.Not(BitParam))`, is that of the bare model. A call with a key runs on
+    the module itself, which holds ŵ until it returns, and so not in two threads at once: all that
+    it sets or makes stays; writing to a sampled parameter is an error, or, in a trace, undone.
 
     Linen: a module with the same variables and the collection "pqt", `{"bits": …}`, made by `init`.
     It samples when `apply` is given the rng stream "pqt"; without it the bare model runs. In a

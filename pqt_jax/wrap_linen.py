@@ -1,6 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright 2026 The pqt_jax Authors
-"""`pqt_transform` for Linen: a module in the model's scope that maps parameters before the call."""
+"""`pqt_transform` for Linen: a module in the model's scope that maps parameters before the call.
+
+`nn.WeightNorm` around a wrapped layer normalizes every collection, bits too: wrap what holds it, or
+give it `variable_filter={"PQT_0/kernel"}`, by the wrapped layer's name.
+"""
 
 import dataclasses
 import functools
@@ -9,12 +13,11 @@ import types
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 from flax import linen as nn
 from flax import nnx
 from flax.core.scope import LazyRng
 
-from pqt_jax.rules import Rule
+from pqt_jax.rules import Rule, same_leaves
 from pqt_jax.transform import param_transform
 
 COLLECTION = "pqt"  # of the bits, and name of the rng stream
@@ -44,11 +47,18 @@ class PQT(nn.Module):
 
     def setup(self):
         """Run the model in this scope, so that no path and no random stream changes."""
-        self.inner = Hidden(self.model.module.clone(parent=self.scope))
+        assert self.scope is not None
+        # Rewound: the names that are taken in it are taken by the same module, called bare.
+        self.inner = Hidden(self.model.module.clone(parent=self.scope.rewound()))
 
-    @nn.compact
+    @nn.nowrap  # so that capture_intermediates meets the call of the model alone
     def __call__(self, *args: Any, pqt_method: str = "__call__", **kwargs: Any) -> Any:
         """Call a method of the model, on sampled parameters if there is a "pqt" rng."""
+        return self.run_sampled(pqt_method, *args, **kwargs)
+
+    @nn.compact
+    def run_sampled(self, pqt_method: str, /, *args: Any, **kwargs: Any) -> Any:
+        """What a call does."""
 
         def bare(model: nn.Module) -> Any:
             return getattr(model, pqt_method)(*args, **kwargs)
@@ -79,7 +89,7 @@ class PQT(nn.Module):
         def sample(variables: Mapping[str, Any]) -> Mapping[str, Any]:
             # Called once for each scope; that of a module handed in from outside is not ours.
             params = variables.get("params", {})
-            if not _same_leaves(params, own):
+            if not same_leaves(params, own):
                 return variables
             return {"params": transform.sample(params, bits, key)}
 
@@ -109,11 +119,6 @@ class PQT(nn.Module):
         )
 
 
-def _same_leaves(a: Any, b: Any) -> bool:
-    a, b = jax.tree.leaves(a), jax.tree.leaves(b)
-    return len(a) == len(b) and all(x is y for x, y in zip(a, b, strict=True))
-
-
 def wrap(model: nn.Module, rules: tuple[Rule, ...], prefix: str, strict: bool) -> PQT:
     """A Linen module in the model's scope; see `pqt_transform`."""
     if isinstance(model, PQT):
@@ -124,5 +129,10 @@ def wrap(model: nn.Module, rules: tuple[Rule, ...], prefix: str, strict: bool) -
         )
     wrapped = PQT(Hidden(model), rules, prefix, strict)
     if model.scope is not None:  # made in the compact method of a parent, which has named it
+        if wrapped.scope is None:
+            raise ValueError(
+                f"{model.name!r} is part of its parent already; in setup wrap it when it is made: "
+                f"self.{model.name} = pqt_transform({type(model).__name__}(...), rules)"
+            )
         nn.share_scope(wrapped, model)
     return wrapped

@@ -2,17 +2,20 @@
 # Copyright 2026 The pqt_jax Authors
 """`pqt_transform` for NNX: a module of the same class and paths that samples when given a key."""
 
+import contextlib
 import copyreg
 import functools
 import inspect
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import jax
+import numpy as np
 from flax import nnx
+from jax.core import Tracer
 
-from pqt_jax.rules import BITS, Rule
+from pqt_jax.rules import BITS, Rule, same_leaves
 from pqt_jax.transform import Bits, param_transform
 
 M = TypeVar("M", bound=nnx.Module)
@@ -31,6 +34,12 @@ def wrap(model: M, rules: tuple[Rule, ...], prefix: str, strict: bool) -> M:
         raise TypeError(f"{name} holds a Linen module; wrap that: ToNNX(pqt_transform(linen, …))")
     if isinstance(model, nnx.Dict | nnx.List):
         raise TypeError(f"{name} is a container and would hold its bits; wrap what it holds")
+    for path, variable in _variables(_parameters(model)).items():
+        if variable.ref or variable.hijax:
+            raise TypeError(
+                f"{name}: {_joined(path)!r} holds a reference and no array; wrap "
+                "nnx.with_vars(model, ref=False, hijax=False)"
+            )
     bits = param_transform(rules, prefix=prefix, strict=strict).init(_parameters(model))
     wrapped = nnx.clone(model)
     wrapped.__class__ = _subclass(type(model), rules, prefix, strict)
@@ -54,15 +63,9 @@ def _subclass(cls: type, rules: tuple[Rule, ...], prefix: str, strict: bool) -> 
         method = _method(cls, pqt_method)
         if pqt_key is None:
             return method(self, *args, **kwargs)
-        graphdef, params, rest = nnx.split(self, _is_parameter, ...)
-        sampled = transform.sample(params, bits_of(self), pqt_key, lead=pqt_lead)
-        inner = nnx.merge(graphdef, sampled, rest)
-        masters, given = _raw_values(self), _raw_values(inner)
-        out = method(inner, *args, **kwargs)
-        changed = _changed(inner, masters, given)
-        if changed:
-            nnx.update(self, changed)
-        return out
+        sampled = transform.sample(_parameters(self), bits_of(self), pqt_key, lead=pqt_lead)
+        with _holding(self, sampled):
+            return method(self, *args, **kwargs)
 
     def fill(namespace: dict[str, Any]) -> None:
         namespace.update(
@@ -110,32 +113,59 @@ def _extended(signature: inspect.Signature) -> inspect.Signature:
     return signature.replace(parameters=[*parameters[:last], *added, *parameters[last:]])
 
 
-Path = tuple[Any, ...]
+@contextlib.contextmanager
+def _holding(model: nnx.Module, sampled: nnx.State) -> Iterator[None]:
+    """Put ŵ in the place of the weights for the time of a call on the module itself.
 
-
-def _raw(leaf: Any) -> Any:
-    return leaf.get_raw_value() if isinstance(leaf, nnx.Variable) else leaf  # a plain array
-
-
-def _raw_values(model: nnx.Module) -> dict[Path, Any]:
-    return {path: _raw(leaf) for path, leaf in nnx.to_flat_state(nnx.state(model))}
-
-
-def _changed(inner: nnx.Module, masters: dict[Path, Any], given: dict[Path, Any]) -> nnx.State:
-    """The variables that a call on the sampled twin of a model has changed or made.
-
-    Those alone: a variable from outside a transform must not be written inside it.
+    All that the call sets, makes or changes is then where the bare model would have it.
     """
-    changed = [
-        (path, leaf)
-        for path, leaf in nnx.to_flat_state(nnx.state(inner))
-        if path not in given or _raw(leaf) is not given[path]
-    ]
-    for path, _ in changed:
-        if given.get(path) is not masters.get(path):
-            name = "/".join(map(str, path))
-            raise ValueError(f"{name}: the call writes to a parameter that is sampled")
-    return nnx.from_flat_state(changed)
+    weights, hats = _variables(_parameters(model)), _variables(sampled)
+    raw = {path: (weights[path].get_raw_value(), hat.get_raw_value()) for path, hat in hats.items()}
+    raw = {path: pair for path, pair in raw.items() if not same_leaves(*pair)}
+    try:
+        for path, (_, w_hat) in raw.items():
+            _put(weights[path], w_hat)
+        yield
+        after = _variables(_parameters(model))
+        for path, (_, w_hat) in raw.items():
+            kept = after.get(path) is weights[path]
+            if not kept or _differ(weights[path].get_raw_value(), w_hat):
+                raise ValueError(f"{_joined(path)}: the call writes to a parameter that is sampled")
+    finally:
+        for path, (w, _) in raw.items():
+            _put(weights[path], w)
+
+
+def _differ(a: Any, b: Any) -> bool:
+    """Whether a call has put other values there, as far as they are known.
+
+    `nnx.jit` and `nnx.remat` within it hand back what they were given as new arrays.
+    """
+    a, b = jax.tree.leaves(a), jax.tree.leaves(b)
+    if len(a) != len(b):
+        return True
+    known = [pair for pair in zip(a, b, strict=True) if not any(map(_is_traced, pair))]
+    return any(x is not y and np.asarray(x).tobytes() != np.asarray(y).tobytes() for x, y in known)
+
+
+def _is_traced(x: Any) -> bool:
+    return isinstance(x, Tracer)
+
+
+def _variables(state: nnx.State) -> dict[tuple[Any, ...], nnx.Variable]:
+    return dict(nnx.to_flat_state(state))  # those of the model, not copies
+
+
+def _joined(path: Sequence[Any]) -> str:
+    return "/".join(map(str, path))
+
+
+def _put(variable: nnx.Variable, value: Any) -> None:
+    """Past Flax's check that a variable from outside a transform is not written inside it.
+
+    It holds for what outlives the transform; here the old value is back before that ends.
+    """
+    object.__setattr__(variable, "_raw_value", value)
 
 
 def _is_parameter(path: Sequence[Any], value: Any) -> bool:

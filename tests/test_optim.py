@@ -76,6 +76,15 @@ def test_bits_left_without_an_optimizer_are_an_error_that_says_what_to_do():
     optim.adamw(1e-2).init(trees("transform")["params"])  # none to forget
 
 
+def test_bits_without_their_weights_are_an_error_that_says_what_to_do():
+    bits = trees("transform")["bits"]
+    for collection in ({"bits": bits}, {"h": {"bits": bits}, "head": {"bits": bits}}):
+        with pytest.raises(ValueError, match='every leaf lies under "bits".*beside their weights'):
+            optim.adamw(1e-2, bits_learning_rate=1e-2).init(collection)
+    optim.adamw(1e-2).init({"params": {"bits": bits}})  # a module of that name
+    optim.adamw(1e-2).init({})
+
+
 def test_it_trains_a_wrapped_nnx_module_under_jit():
     model = pqt_transform(nnx.Linear(64, 64, rngs=nnx.Rngs(0)), [Rule("kernel")])
     graphdef, state = nnx.split(model)

@@ -9,10 +9,11 @@ import jax
 import jax.numpy as jnp
 import pytest
 from flax import linen as nn
+from flax import nnx
 
 from pqt_jax import Rule, keys
 from pqt_jax.perturb import Spec
-from pqt_jax.rules import check_rules, first_match, leaf_paths, paths_and_leaves, resolve
+from pqt_jax.rules import check_rules, first_match, leaf_paths, map_paths, paths_and_leaves, resolve
 
 
 def shapes(**leaves):
@@ -155,3 +156,14 @@ def test_paths_of_boxes_sequences_and_prefixes():
     tree = {"layers": [{"kernel": boxed}], "pqt_bits": {"kernel": jnp.ones((1, 1))}}
     assert list(paths_and_leaves(tree, "h")) == ["h/layers/0/kernel"]
     assert leaf_paths(1.0, "h") == ["h"]
+
+
+def test_a_box_in_a_box_adds_nothing_either():
+    box = nn.Partitioned(jnp.ones((2, 2)), names=("x", None))
+    twice = nn.LogicallyPartitioned(box, names=("y", None))
+    tree = {"a": nnx.Param(box), "b": twice, "c": nnx.Param({"d": twice}), "e": jnp.ones((2, 2))}
+    assert leaf_paths(tree, "h") == ["h/a", "h/b", "h/c/d", "h/e"]
+    assert leaf_paths(nnx.Param(twice), "h") == ["h"]
+    assert list(paths_and_leaves(tree)) == ["a", "b", "c/d", "e"]
+    paths = map_paths(lambda path, _: path, tree)
+    assert paths["a"].get_raw_value().value == "a" and paths["c"].get_raw_value()["d"].value.value

@@ -86,8 +86,76 @@ def test_a_parameter_may_be_written_if_it_is_not_sampled():
     model = pqt_transform(Counting(), KERNELS)
     model(X), model(X, pqt_key=KEY)
     assert model.count[...] == 2
+    model = pqt_transform(Overwriting(), KERNELS)
     with pytest.raises(ValueError, match="layer/kernel: the call writes to a parameter that is s"):
-        pqt_transform(Overwriting(), KERNELS)(X, pqt_key=KEY)
+        model(X, pqt_key=KEY)
+    np.testing.assert_array_equal(model.layer.kernel[...], layer().kernel[...])
+    nnx.jit(lambda model: model(X, pqt_key=KEY))(model)  # undone, where it cannot be told
+    np.testing.assert_array_equal(model.layer.kernel[...], layer().kernel[...])
+
+
+class Making(nnx.Module):
+    """Makes and sets in its call what was not there before."""
+
+    def __init__(self):
+        self.layer, self.norm, self.calls = layer(), nnx.data(None), 0
+        self.cache = nnx.data(None)
+
+    def __call__(self, x, fail=False):
+        self.calls += 1
+        if self.norm is None:
+            self.norm = nnx.LayerNorm(16, rngs=nnx.Rngs(0))
+        x = self.norm(self.layer(x))
+        self.cache = nnx.Cache(x)
+        self.layer.last = nnx.Intermediate(x)
+        if fail:
+            raise RuntimeError("fails")
+        return x
+
+
+@pytest.mark.parametrize(
+    "call", [lambda m: m(X, pqt_key=KEY), nnx.jit(lambda m: m(X, pqt_key=KEY))]
+)
+def test_what_a_sampled_call_makes_or_sets_is_kept(call):
+    model, bare = pqt_transform(Making(), KERNELS), Making()
+    out = call(model)
+    np.testing.assert_array_equal(model.cache[...], out)
+    np.testing.assert_array_equal(model.layer.last[...], out)
+    bare(X)
+    assert paths(model) == paths(bare) and model.calls == 1
+    assert (model(X) != model(X, pqt_key=KEY)).any() and model.calls == 3
+
+
+def test_after_a_sampled_call_that_fails_the_weights_are_back():
+    model = pqt_transform(Making(), KERNELS)
+    weights = model.layer.kernel.get_raw_value()
+    with pytest.raises(RuntimeError, match="fails"):
+        model(X, fail=True, pqt_key=KEY)
+    assert model.layer.kernel.get_raw_value() is weights
+    with pytest.raises(RuntimeError, match="fails"):
+        nnx.jit(lambda model: model(X, fail=True, pqt_key=KEY))(model)
+    assert model.layer.kernel.get_raw_value() is weights
+
+
+class Transforming(nnx.Module):
+    """Transforms within the call hand parameters back to it as new arrays."""
+
+    def __init__(self):
+        self.layer, self.dropout = layer(), nnx.Dropout(0.1, rngs=nnx.Rngs(0))
+
+    def __call__(self, x):
+        x = nnx.remat(lambda layer, x: layer(x))(self.layer, x)
+        return nnx.jit(lambda model, x: model.dropout(model.layer(x)))(self, x)
+
+
+def test_a_call_may_hold_transforms():
+    model = pqt_transform(Transforming(), KERNELS)
+    weights = np.asarray(model.layer.kernel[...])
+    loss = lambda model: model(X, pqt_key=KEY).sum()  # noqa: E731
+    for function in (loss, nnx.jit(loss), nnx.grad(loss), nnx.jit(nnx.grad(loss))):
+        assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(function(model)))
+    np.testing.assert_array_equal(model.layer.kernel[...], weights)
+    assert model.dropout.rngs.count[...] == 4
 
 
 class NoPytree(nnx.Module, pytree=False):
@@ -156,6 +224,8 @@ class Chain(nnx.List):
         (lambda: pqt_transform(layer(), [Rule("kernel", noise="none")]), "wrapped already"),
         (lambda: nnx.Sequential(pqt_transform(layer(), KERNELS)), "a part of it is"),
         (lambda: Chain([layer()]), "Chain is a container"),
+        (lambda: nnx.with_vars(layer(), ref=True), "'bias' holds a reference and no array"),
+        (lambda: nnx.with_vars(layer(), hijax=True), "'bias' holds a reference and no array"),
         (lambda: nnx.bridge.ToNNX(nn.Dense(4), rngs=nnx.Rngs(0)), "ToNNX holds a Linen module"),
         (lambda: nnx.bridge.to_linen(nnx.Linear, 4, 4), "ToLinen holds an NNX module"),
         (lambda: nnx.Linear, "is of type"),
@@ -224,6 +294,54 @@ def test_one_step_has_one_sample_of_a_layer_that_is_called_twice():
     first, second = Twice().apply(variables, X, rngs={"pqt": KEY})
     np.testing.assert_array_equal(first, second)
     assert (first != Twice().apply(variables, X)[0]).any()
+
+
+class BareToo(nn.Module):
+    bare_first: bool
+
+    @nn.compact
+    def __call__(self, x):
+        bare = Block()
+        sampled = pqt_transform(bare, [Rule("inner/kernel")])
+        first, second = (bare, sampled) if self.bare_first else (sampled, bare)
+        first, second = first(x), second(x)
+        return (second, first) if self.bare_first else (first, second)
+
+
+@pytest.mark.parametrize("bare_first", [True, False])
+def test_a_layer_may_be_called_wrapped_and_bare(bare_first):
+    model = BareToo(bare_first)
+    variables = model.init(KEY, X)
+    assert list(variables["params"]) == ["Block_0"] == list(variables["pqt"])
+    sampled, bare = model.apply(variables, X, rngs={"pqt": KEY})
+    want = Block().apply({"params": variables["params"]["Block_0"]}, X)
+    np.testing.assert_array_equal(bare, want)
+    assert (sampled != want).any()
+    np.testing.assert_array_equal(model.apply(variables, X)[0], want)
+
+
+class WrapsLate(nn.Module):
+    def setup(self):
+        self.layer = nn.Dense(16)
+        self.sampled = pqt_transform(self.layer, [Rule("kernel")])
+
+    def __call__(self, x):
+        return self.sampled(x)
+
+
+def test_wrapping_a_part_that_has_its_place_says_what_to_do():
+    with pytest.raises(ValueError, match=r"'layer' is part.*self.layer = pqt_transform\(Dense"):
+        WrapsLate().init(KEY, X)
+
+
+def test_intermediates_are_those_of_the_bare_model():
+    model = pqt_transform(Block(), [Rule("inner/kernel")])
+    variables = model.init(KEY, X)
+    options = {"capture_intermediates": True, "mutable": ["intermediates"]}
+    want = Block().apply({"params": variables["params"]}, X, **options)
+    chex.assert_trees_all_equal(model.apply(variables, X, **options), want)
+    _, sampled = model.apply(variables, X, rngs={"pqt": KEY}, **options)
+    chex.assert_trees_all_equal_shapes(sampled, want[1])
 
 
 class Holder(nn.Module):
@@ -346,3 +464,17 @@ class PlainArray(nnx.Module):
 def test_a_model_may_hold_plain_arrays():
     model = pqt_transform(PlainArray(), KERNELS)
     assert (model(X, pqt_key=KEY) != model(X)).any()
+
+
+class Boxed(nnx.Module):
+    def __init__(self):
+        self.kernel = nnx.Param(nn.Partitioned(layer().kernel[...], names=(None, "model")))
+
+    def __call__(self, x):
+        return x @ self.kernel.get_value().value
+
+
+def test_a_variable_may_hold_a_box():
+    model = pqt_transform(Boxed(), [Rule("kernel")])
+    assert (model(X, pqt_key=KEY) != model(X)).any()
+    np.testing.assert_array_equal(model(X), Boxed()(X))

@@ -178,8 +178,8 @@ def encode(x: jax.Array, fmt: FloatFormat) -> jax.Array:
       fmt: a format of fewer than eight exponent bits.
 
     Returns:
-      uint32 of x's shape, the code in the lowest `fmt.bits` bits. NaN gets the format's NaN with
-      the sign of x, or its largest value where it has no NaN.
+      uint32 of x's shape, the code in the lowest `fmt.bits` bits. NaN gets the format's NaN, its
+      sign bit 0 (hardware differs in what sign a NaN has), or its largest value where it has none.
 
     Raises:
       ValueError: for a format of eight exponent bits, whose codes are the upper bits of float32.
@@ -196,8 +196,8 @@ def encode(x: jax.Array, fmt: FloatFormat) -> jax.Array:
     sums = from_word(magnitude, jnp.dtype(jnp.float32)) + np.float32(zero)
     count = to_word(sums) - _word_of(zero)
     code = jnp.where(magnitude < _word_of(fmt.min_normal), count, normal)
-    code = jnp.where(magnitude > _INF, np.uint32(fmt.nan_code), code)
-    return code | ((word & _SIGN) >> np.uint32(32 - fmt.bits))
+    code |= (word & _SIGN) >> np.uint32(32 - fmt.bits)
+    return jnp.where(magnitude > _INF, np.uint32(fmt.nan_code), code)
 
 
 def to_ml_dtypes(x: jax.Array | np.ndarray, fmt: FloatFormat) -> np.ndarray:

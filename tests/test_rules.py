@@ -122,7 +122,7 @@ def test_bad_options_are_refused_when_the_rule_is_made(arguments, options, messa
 
 
 def test_options_are_those_of_a_spec():
-    options = [f.name for f in dataclasses.fields(Spec)]
+    options = [f.name for f in dataclasses.fields(Spec) if f.name != "encoded"]  # a call's own
     assert list(inspect.signature(Rule).parameters) == ["pattern", *options]
     values = (3, 5, (1, 32), "uniform", "float8_e5m2", "floor", (1, 2))
     assert Rule("a", *values).spec == Spec(*values)

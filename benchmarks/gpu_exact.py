@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright 2026 The pqt_jax Authors
+"""Section "exact": every implementation against the reference on the CPU, bit for bit."""
+
+import contextlib
+import dataclasses
+import functools
+import itertools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from pqt_jax import pallas, reference
+from pqt_jax.formats import BF16, E2M1, E2M3, E3M2, E4M3, E4M7, E5M2, FP32, FloatFormat
+from pqt_jax.pallas import Implementation
+from pqt_jax.spec import Spec
+
+FORMATS = (BF16, FP32, E4M7, E4M3, E5M2, E3M2, E2M3, E2M1, FloatFormat(8, 3))
+SPECS = (
+    *(Spec(dtype=fmt) for fmt in FORMATS),
+    *(Spec(dtype=fmt, encoded=True) for fmt in (E4M3, E5M2)),
+    Spec(dtype=E4M3, scale="floor"),
+    Spec(noise="uniform", dtype=FP32),
+)
+PLACE = (np.array([0x12345678, 0x9ABCDEF0], np.uint32), np.array([3, 5, 7], np.uint32))
+DENORMAL = (0, slice(32, 64), slice(0, 32))  # the CPU takes these for zeros, and a GPU does not
+
+
+def weights(smoke: bool) -> tuple[np.ndarray, np.ndarray]:
+    """A ragged stack with blocks of everything that could go wrong, and a step for each block."""
+    m, n = (70, 130) if smoke else (4100, 1090)
+    rng = np.random.default_rng(0)
+    w = rng.normal(0, 0.02, (2, m, n)).astype(np.float32)
+    w[0, 3, 5] = np.nan
+    w[0, 7, 40] = np.inf
+    w[0, 9, 70], w[0, 9, 71] = -np.inf, np.nan
+    w[0, :32, 96:] = -0.0
+    w[DENORMAL] *= np.float32(2.0**-130)
+    w[0, 32:, 32:64] *= np.float32(2.0**120)
+    w[1, :32, :32] = 0
+    w[1, 32:64, :32] = np.ldexp(1.0, np.arange(32))
+    step = 2.0 ** (1 - rng.uniform(1, 9, (2, -(-m // 32), -(-n // 32))))
+    return w, step.astype(np.float32)
+
+
+def run(smoke: bool) -> dict[str, Any]:
+    """`{"cases": {name: what differs}, "wrong": names}`; an empty text says that all is equal."""
+    cases: dict[str, str] = {}
+    names: list[Implementation] = [*pallas.KERNELS, "xla"]
+    specs = (Spec(), Spec(dtype=E4M3, encoded=True)) if smoke else SPECS
+    dtypes = (jnp.float32,) if smoke else (jnp.float32, jnp.bfloat16)
+    w, step = weights(smoke)
+    with pallas.interpret() if smoke else contextlib.nullcontext():
+        usable = [name for name in names if pallas.is_supported(name)[0]]
+        for spec, dtype in itertools.product(specs, dtypes):
+            operands = (jnp.asarray(w, dtype), step, *PLACE)
+            want = _on_cpu(functools.partial(reference.forward, spec), operands)
+            for name in usable:
+                what = f"{name}: {jnp.dtype(dtype)} to {_title(spec)}"
+                cases[what] = _attempt(_forward, name, spec, operands, want)
+        for noise, dtype in itertools.product(("gauss", "uniform"), dtypes):
+            cotangent = jnp.asarray(np.random.default_rng(1).normal(size=w.shape), dtype)
+            operands = (cotangent, *PLACE)
+            want = _on_cpu(functools.partial(reference.backward, Spec(noise=noise)), operands)
+            for name in usable:
+                what = f"{name}: backward, {jnp.dtype(dtype)}, {noise}"
+                cases[what] = _attempt(_backward, name, Spec(noise=noise), operands, want)
+    wrong = [f"{name}: {what}" for name, what in cases.items() if what]
+    print(f"exact: {len(cases) - len(wrong)} of {len(cases)} cases are equal", flush=True)
+    return {"cases": cases, "wrong": wrong}
+
+
+def _title(spec: Spec) -> str:
+    default = Spec()
+    given = dataclasses.asdict(spec).items()
+    other = [f"{k}={v}" for k, v in given if k != "dtype" and v != getattr(default, k)]
+    return " ".join([str(spec.dtype), *other])
+
+
+def _attempt(check: Any, *arguments: Any) -> str:
+    try:
+        return check(*arguments)
+    except Exception as error:  # whatever a compiler or a driver may raise is a finding
+        return f"{type(error).__name__}: {str(error).splitlines()[0][:300]}"
+
+
+def _on_cpu(function: Any, operands: tuple[Any, ...]) -> Any:
+    return jax.device_get(jax.jit(function)(*jax.device_put(operands, jax.devices("cpu")[0])))
+
+
+def _on_default(function: Any, operands: tuple[Any, ...]) -> Any:
+    return jax.device_get(jax.jit(function)(*jax.device_put(operands, jax.devices()[0])))
+
+
+def _forward(name: Implementation, spec: Spec, operands: tuple[Any, ...], want: Any) -> str:
+    got = _on_default(functools.partial(pallas.functions(name)[0], spec), operands)
+    differ = [_differs(a, b) for a, b in zip(got, want, strict=True)]
+    differ[0][DENORMAL] = False
+    differ[1][0, 1, 0] = False
+    if spec.noise == "uniform":  # its product rounds, and may be fused into the sum
+        near = np.isclose(got[0].astype(np.float32), want[0].astype(np.float32), rtol=1e-6, atol=0)
+        differ[0] &= ~near
+    counts = [int(d.sum()) for d in differ]
+    return f"{counts[0]} values and {counts[1]} maxima differ" if any(counts) else ""
+
+
+def _differs(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Other bits, but for NaN, of which one is as good as another."""
+    if a.dtype != b.dtype or a.shape != b.shape:
+        raise TypeError(f"{a.dtype}{a.shape} where {b.dtype}{b.shape} should be")
+    nan = np.isnan(a.astype(np.float32)) & np.isnan(b.astype(np.float32))
+    word = {1: np.uint8, 2: np.uint16, 4: np.uint32}[a.dtype.itemsize]
+    return (a.view(word) != b.view(word)) & ~nan
+
+
+def _backward(name: Implementation, spec: Spec, operands: tuple[Any, ...], want: Any) -> str:
+    got = _on_default(functools.partial(pallas.functions(name)[1], spec), operands)
+    error = float(np.abs(np.subtract(got, want)).max() / np.abs(want).max())
+    return "" if error <= 1e-6 else f"off by {error:.1e} of the largest sum"  # order of the sums

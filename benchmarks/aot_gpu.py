@@ -50,14 +50,15 @@ from pqt_jax.formats import BF16, E2M1, E4M3, FP32
 from pqt_jax.pallas import launch
 from pqt_jax.spec import Spec
 
-CASES = {  # pass, dtype of what is read, format of ŵ
-    "forward f32→bf16": ("forward", jnp.float32, BF16),
-    "forward f32→f32": ("forward", jnp.float32, FP32),
-    "forward bf16→bf16": ("forward", jnp.bfloat16, BF16),
-    "forward f32→E4M3": ("forward", jnp.float32, E4M3),
-    "forward f32→E2M1": ("forward", jnp.float32, E2M1),
-    "backward bf16": ("backward", jnp.bfloat16, BF16),
-    "backward f32": ("backward", jnp.float32, FP32),
+CASES = {  # pass, dtype of what is read, how ŵ is made
+    "forward f32→bf16": ("forward", jnp.float32, Spec(dtype=BF16)),
+    "forward f32→f32": ("forward", jnp.float32, Spec(dtype=FP32)),
+    "forward bf16→bf16": ("forward", jnp.bfloat16, Spec(dtype=BF16)),
+    "forward f32→E4M3": ("forward", jnp.float32, Spec(dtype=E4M3)),
+    "forward f32→E4M3 codes": ("forward", jnp.float32, Spec(dtype=E4M3, encoded=True)),
+    "forward f32→E2M1": ("forward", jnp.float32, Spec(dtype=E2M1)),
+    "backward bf16": ("backward", jnp.bfloat16, Spec(dtype=BF16)),
+    "backward f32": ("backward", jnp.float32, Spec(dtype=FP32)),
 }
 TARGETS = {  # of the kernels; no spills anywhere
     "forward f32→bf16": {"bytes": 6.1, "alu": 10.5},
@@ -79,7 +80,7 @@ def reason_not_to_run() -> str | None:
 
 def compile_case(arch: int, case: str, implementation: Any, size: int) -> str:
     """The optimized module of one row."""
-    direction, dtype, fmt = CASES[case]
+    direction, dtype, spec = CASES[case]
     forward, backward = pallas.functions(implementation)
     matrix = jax.ShapeDtypeStruct((1, size, size), dtype)
     step = jax.ShapeDtypeStruct((1, size // 32, size // 32), jnp.float32)
@@ -88,7 +89,7 @@ def compile_case(arch: int, case: str, implementation: Any, size: int) -> str:
         function, operands = forward, [matrix, step, *key]
     else:
         function, operands = backward, [matrix, *key]
-    return compile_for(arch, functools.partial(function, Spec(dtype=fmt)), operands)
+    return compile_for(arch, functools.partial(function, spec), operands)
 
 
 def threads_of(kept: Path, mosaic: int) -> collections.Counter[str]:

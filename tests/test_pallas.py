@@ -2,6 +2,7 @@
 # Copyright 2026 The pqt_jax Authors
 """The choice between implementations, and what the kernels share."""
 
+import re
 import subprocess
 import sys
 
@@ -9,10 +10,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 
 from pqt_jax import bits, noise, pallas, perturb
+from pqt_jax.config import default, rules
+from pqt_jax.models import Llama2Config
 from pqt_jax.pallas import launch
 from pqt_jax.spec import Spec
+from pqt_jax.step import init_state, make_optimizer, make_train_step
 
 W, B_I, KEY = jnp.ones((32, 32)), jnp.ones((1, 1)), jax.random.key(0)
 
@@ -92,3 +97,28 @@ def test_pieces_cover_everything_once():
                 size = seen[leads, run].size
                 assert size * 64 * 32 <= max(most, 64 * 32)
         assert (seen == 1).all()
+
+
+@pytest.mark.parametrize("name", pallas.KERNELS)
+def test_on_a_gpu_the_models_layers_are_sampled_by_kernels(monkeypatch, name):
+    """A training step, lowered for an H100: forward, its repetition and backward, per layer."""
+    if name == "mosaic" and jax.__version_info__ < (0, 11):
+        pytest.skip("Mosaic GPU needs jax 0.11")
+    monkeypatch.setattr(pallas, "KERNELS", (name,))
+    monkeypatch.setattr(pallas, "_unsuited_device", lambda: None)  # as if it were a GPU, and one
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
+    model = Llama2Config(256, d_model=64, num_layers=3, num_heads=2, d_ff=96, remat=True)
+    config = default(model)
+    optimizer = make_optimizer(config)
+    graph, state = init_state(config, optimizer)
+    step = make_train_step(graph, optimizer, rules(config))
+    batch = jax.ShapeDtypeStruct((2, 33), jnp.int32)
+    gpu = AbstractDevice(device_kind="NVIDIA H100 80GB HBM3", num_cores=None, platform="gpu")
+    mesh = AbstractMesh((1,), ("x",), axis_types=(AxisType.Auto,), abstract_device=gpu)
+    with jax.sharding.use_abstract_mesh(mesh):
+        traced = step.trace(state, batch, jax.eval_shape(lambda: jax.random.key(0)))
+        text = traced.lower(lowering_platforms=("cuda",)).as_text()
+    target = {"mosaic": "mosaic_gpu", "triton": "triton"}[name]
+    calls = re.findall(rf"custom_call @[\w.$]*{target}\w*", text)
+    # Matrices have three shapes (attention, gate and up, down), each a function of its own.
+    assert len(calls) == 3 * 3

@@ -24,7 +24,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from pqt_jax import bitwidth, blocks, cast, keys, pallas
+from pqt_jax import bitwidth, blocks, cast, keys, pallas, sharding
 from pqt_jax.pallas import Implementation
 from pqt_jax.reference import backward, cast_blocks
 from pqt_jax.spec import Spec
@@ -146,6 +146,7 @@ def _operands(w: jax.Array, b_i: jax.Array | None, key: jax.Array | None, spec: 
         raise TypeError(f"lead={lead!r}; it must be the index of a matrix, an integer")
     b_t = bitwidth.bit_width(jnp.asarray(b_i, jnp.float32), spec.target_bits, spec.init_bits)
     step = bitwidth.step_size(b_t).reshape(matrices.shape[0], *b_t.shape[-2:])
+    step = sharding.beside(step, matrices, spec.block)  # as its gradient will be
     offset = jnp.stack([jnp.asarray(lead).astype(jnp.uint32), jnp.uint32(0), jnp.uint32(0)])
     return matrices, step, keys.key_words(key), offset
 

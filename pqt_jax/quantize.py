@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from pqt_jax import blocks
+from pqt_jax import blocks, sharding
 from pqt_jax.formats import BF16, E2M1, E3M2, E4M3, E4M7, FloatFormat, as_format
 from pqt_jax.reference import cast_blocks
 from pqt_jax.rules import Rule, check_rules, map_paths, paths_and_leaves, resolve
@@ -58,14 +58,18 @@ def quantize_mixed(w: jax.Array, b_t: jax.Array, spec: Spec) -> jax.Array:
     """
     blocks.check_grid(b_t, w, spec.block, spec.matrix_axes)
     matrices = w.reshape(blocks.matrix_shape(w.shape, spec.matrix_axes))
-    leads, m, n = matrices.shape
-    index = format_index(b_t).reshape(leads, *b_t.shape[-2:])
-    index = blocks.spread(index, spec.block)[:, :m, :n]
-    out = cast_blocks(dataclasses.replace(spec, dtype=LADDER[-1]), matrices)
-    for i, fmt in enumerate(LADDER[:-1]):
-        rounded = cast_blocks(dataclasses.replace(spec, dtype=fmt), matrices)
-        out = jnp.where(index == i, rounded, out)
-    return out.reshape(w.shape)
+    index = format_index(b_t).reshape(matrices.shape[0], *b_t.shape[-2:])
+
+    def mixed(matrices, index):
+        _, m, n = matrices.shape
+        index = blocks.spread(index, spec.block)[:, :m, :n]
+        out = cast_blocks(dataclasses.replace(spec, dtype=LADDER[-1]), matrices)
+        for i, fmt in enumerate(LADDER[:-1]):
+            rounded = cast_blocks(dataclasses.replace(spec, dtype=fmt), matrices)
+            out = jnp.where(index == i, rounded, out)
+        return out
+
+    return sharding.over_blocks(mixed, spec.block, matrices, index).reshape(w.shape)
 
 
 def quantize(params: Any, rules: Sequence[Rule], dtype: Any) -> Any:

@@ -21,6 +21,10 @@ from pqt_jax.spec import Spec
 
 def cast_blocks(spec: Spec, w: jax.Array) -> jax.Array:
     """The cast alone, `cast(w)`: [leads, M, N] → the same shape in `spec.storage`."""
+    return sharding.over_blocks(functools.partial(_cast_blocks, spec), spec.block, w)
+
+
+def _cast_blocks(spec: Spec, w: jax.Array) -> jax.Array:
     _, m, n = w.shape
     padded = blocks.pad_to(w, *spec.block)
     scale = grid_scale(spec, blocks.block_absmax(padded, spec.block))

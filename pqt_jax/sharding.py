@@ -97,6 +97,23 @@ def mapped(local: Local, block: Block, table, matrices, *per_block) -> tuple[jax
     return results
 
 
+def over_blocks(function: Callable[..., jax.Array], block: Block, matrices, *per_block):
+    """`function(matrices, *per_block)`, placed where a mesh has Explicit axes."""
+    if not is_explicit():
+        return function(matrices, *per_block)
+    table = jnp.zeros((matrices.shape[0], TABLE_COLUMNS), jnp.uint32)  # of no use here
+    local = lambda _, *operands: (function(*operands),)  # noqa: E731
+    return mapped(local, block, table, matrices, *per_block)[0]
+
+
+def beside(per_block: jax.Array, matrices: jax.Array, block: Block) -> jax.Array:
+    """Numbers per block moved to where their blocks are, on a mesh with Explicit axes."""
+    if not is_explicit():
+        return per_block
+    mesh, given = jax.sharding.get_abstract_mesh(), jax.typeof(matrices).sharding.spec
+    return jax.sharding.reshard(per_block, servable(given, matrices.shape, block, mesh))
+
+
 def _partitioned(local: Local, outputs: int) -> Local:
     function = custom_partitioning(lambda *operands: local(*operands))
 

@@ -124,6 +124,29 @@ def test_the_same_where_shardings_are_part_of_the_types(shape, axes, name):
         assert array.sharding.is_equivalent_to(sharding, len(shape))
 
 
+@pytest.mark.parametrize("axes", [P("x", "y"), P("x"), P(None, ("y", "x"))], ids=str)
+@pytest.mark.parametrize("noise", ["gauss", "none"])
+def test_bits_may_be_on_every_device(noise, axes):
+    """As `init` makes them; also where shards cut blocks."""
+    rule = Rule(".*", dtype="float8_e4m3fn", noise=noise)
+    transform, key = param_transform([rule]), jax.random.key(2)
+    mixed = param_transform([Rule(".*")])
+
+    def run(w, bits):
+        loss = lambda w, bits: (transform.sample({"w": w}, bits, key)["w"] * w).sum()  # noqa: E731
+        return jax.grad(loss, (0, 1))(w, bits), mixed.quantize({"w": w}, mixed.init({"w": w}))
+
+    w = operands((96, 144), "bfloat16")[0] if axes == P("x") else operands(MATRIX, "bfloat16")[0]
+    want = jax.jit(run)(w, transform.init({"w": w}))
+    w = jax.device_put(w, NamedSharding(mesh(AxisType.Explicit), axes))
+    with jax.set_mesh(mesh(AxisType.Explicit)):
+        got = jax.jit(run)(w, transform.init({"w": w}))
+    assert got[0][0].sharding.is_equivalent_to(w.sharding, 2)
+    same_bits(got[1]["w"], want[1]["w"])
+    for a, b in zip(jax.tree.leaves(got[0]), jax.tree.leaves(want[0]), strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * np.abs(b).max())
+
+
 def test_quantizing_where_shardings_are_part_of_the_types():
     transform = param_transform([Rule(".*", dtype="float4_e2m1fn")])
     w, b_i, _ = operands(MATRIX, "float4")

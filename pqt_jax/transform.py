@@ -207,7 +207,9 @@ def pqt_transform(model: M, rules: Sequence[Rule], *, prefix: str = "", strict: 
     variables of type `BitParam` under the attribute `pqt_bits`; the state without them,
     `nnx.state(wrapped, nnx.Not(BitParam))`, is that of the bare model. A call with a key runs on
     the module itself, which holds ŵ until it returns, and so not in two threads at once: all that
-    it sets or makes stays; writing to a sampled parameter is an error, or, in a trace, undone.
+    it sets or makes stays; writing to a sampled parameter is an error, or, in a trace, undone
+    (`nnx.WeightNorm` and `nnx.SpectralNorm` do so: wrap what is in them). What runs after the call
+    has returned, a generator or a part of the model handed out, sees the bare weights.
 
     Linen: a module with the same variables and the collection "pqt", `{"bits": …}`, made by `init`.
     It samples when `apply` is given the rng stream "pqt"; without it the bare model runs. In a

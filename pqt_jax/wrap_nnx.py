@@ -20,6 +20,8 @@ from pqt_jax.transform import Bits, param_transform
 
 M = TypeVar("M", bound=nnx.Module)
 
+_held: set[int] = set()  # identities of variables that hold sampled weights at this time
+
 
 class BitParam(nnx.Param):
     """The b_i of one parameter, float32, one per block; told apart from weights by this type."""
@@ -32,6 +34,8 @@ def wrap(model: M, rules: tuple[Rule, ...], prefix: str, strict: bool) -> M:
         raise ValueError(f"{name} is wrapped already, or a part of it is; wrap it once, bare")
     if isinstance(model, nnx.bridge.ToNNX):
         raise TypeError(f"{name} holds a Linen module; wrap that: ToNNX(pqt_transform(linen, …))")
+    if _has_call(type(model)) and "pqt_key" in inspect.signature(type(model).__call__).parameters:
+        raise TypeError(f"{name} takes pqt_key itself; wrap the parts that it hands the key to")
     if isinstance(model, nnx.Dict | nnx.List):
         raise TypeError(f"{name} is a container and would hold its bits; wrap what it holds")
     for path, variable in _variables(_parameters(model)).items():
@@ -99,6 +103,8 @@ def _method(cls: type, name: str) -> Callable[..., Any]:
         raise TypeError(f"{cls.__name__} has no __call__; name one of its methods by pqt_method=")
     if not callable(method := getattr(cls, name, None)):
         raise AttributeError(f"pqt_method={name!r}: {cls.__name__} has no such method")
+    if isinstance(inspect.getattr_static(cls, name), staticmethod | classmethod):
+        raise TypeError(f"pqt_method={name!r} takes no module, so it samples nothing; call it bare")
     return method
 
 
@@ -122,6 +128,13 @@ def _holding(model: nnx.Module, sampled: nnx.State) -> Iterator[None]:
     weights, hats = _variables(_parameters(model)), _variables(sampled)
     raw = {path: (weights[path].get_raw_value(), hat.get_raw_value()) for path, hat in hats.items()}
     raw = {path: pair for path, pair in raw.items() if not same_leaves(*pair)}
+    for path in raw:
+        if id(weights[path]) in _held:
+            raise ValueError(
+                f"{_joined(path)} holds sampled weights already: one sampled call runs inside "
+                "another; give pqt_key to one of them"
+            )
+    _held.update(id(weights[path]) for path in raw)
     try:
         for path, (_, w_hat) in raw.items():
             _put(weights[path], w_hat)
@@ -129,11 +142,27 @@ def _holding(model: nnx.Module, sampled: nnx.State) -> Iterator[None]:
         after = _variables(_parameters(model))
         for path, (_, w_hat) in raw.items():
             kept = after.get(path) is weights[path]
+            if not kept:
+                _attach(model, path, weights[path])
             if not kept or _differ(weights[path].get_raw_value(), w_hat):
                 raise ValueError(f"{_joined(path)}: the call writes to a parameter that is sampled")
     finally:
         for path, (w, _) in raw.items():
             _put(weights[path], w)
+            _held.discard(id(weights[path]))
+
+
+def _attach(model: nnx.Module, path: Sequence[Any], variable: nnx.Variable) -> None:
+    """Put a parameter that the call has replaced or deleted back where it was, if that is left."""
+    *parents, name = path
+    node: Any = model
+    with contextlib.suppress(AttributeError, KeyError, IndexError, TypeError):
+        for parent in parents:
+            node = getattr(node, parent) if isinstance(parent, str) else node[parent]
+        if isinstance(name, str) and not isinstance(node, dict):
+            setattr(node, name, variable)
+        else:
+            node[name] = variable
 
 
 def _differ(a: Any, b: Any) -> bool:

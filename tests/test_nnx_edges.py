@@ -90,6 +90,49 @@ def test_a_parameter_may_be_written_if_it_is_not_sampled():
     np.testing.assert_array_equal(model.layer.kernel[...], layer().kernel[...])
 
 
+class Replacing(nnx.Module):
+    def __init__(self):
+        self.layers = nnx.List([layer()])
+
+    def __call__(self, x):
+        self.layers[0].kernel = nnx.Param(self.layers[0].kernel[...] * 2)
+        return self.layers[0](x)
+
+
+class Deleting(Replacing):
+    def __call__(self, x):
+        del self.layers[0].kernel
+        return x
+
+
+@pytest.mark.parametrize("cls", [Replacing, Deleting])
+def test_a_parameter_that_a_call_replaces_is_put_back(cls):
+    model = pqt_transform(cls(), KERNELS)
+    kernel = model.layers[0].kernel
+    with pytest.raises(ValueError, match="layers/0/kernel: the call writes to a parameter that is"):
+        model(X, pqt_key=KEY)
+    assert model.layers[0].kernel is kernel
+    np.testing.assert_array_equal(kernel[...], layer().kernel[...])
+
+
+class Calling(nnx.Module):
+    def __init__(self):
+        self.layer = layer()
+
+    def __call__(self, x, other=None):
+        return self.layer(x) if other is None else other(x, pqt_key=KEY)
+
+
+def test_a_sampled_call_within_another_on_the_same_weights_is_refused():
+    outer, inner = (pqt_transform(Calling(), KERNELS) for _ in range(2))
+    want = inner(X, pqt_key=KEY)
+    np.testing.assert_array_equal(outer(X, inner, pqt_key=KEY), want)  # weights of its own
+    inner.layer.kernel = outer.layer.kernel
+    with pytest.raises(ValueError, match="layer/kernel holds sampled weights already"):
+        outer(X, inner, pqt_key=KEY)
+    np.testing.assert_array_equal(inner(X, pqt_key=KEY), want)  # all is back
+
+
 class Making(nnx.Module):
     """Makes and sets in its call what was not there before."""
 
@@ -197,6 +240,15 @@ class Callless(nnx.Module):
     def encode(self, x):
         return self.layer(x)
 
+    @staticmethod
+    def alone(x):
+        return x
+
+
+class Handing(Callless):
+    def __call__(self, x, *, pqt_key=None):
+        return self.layer(x)
+
 
 def test_methods_and_signatures():
     model = pqt_transform(Callless(), KERNELS)
@@ -205,6 +257,8 @@ def test_methods_and_signatures():
         model(X)
     with pytest.raises(AttributeError, match="pqt_method='decode': Callless has no such method"):
         model(X, pqt_method="decode")
+    with pytest.raises(TypeError, match="pqt_method='alone' takes no module, so it samples nothin"):
+        model(X, pqt_method="alone", pqt_key=KEY)
     signature = inspect.signature(pqt_transform(Stateful(), KERNELS).__call__)
     assert list(signature.parameters) == ["x", "train", "pqt_key", "pqt_lead", "pqt_method"]
 
@@ -220,6 +274,7 @@ class Chain(nnx.List):
         (lambda: pqt_transform(layer(), [Rule("kernel", noise="none")]), "wrapped already"),
         (lambda: nnx.Sequential(pqt_transform(layer(), KERNELS)), "a part of it is"),
         (lambda: Chain([layer()]), "Chain is a container"),
+        (Handing, "Handing takes pqt_key itself; wrap the parts that it hands the key to"),
         (lambda: nnx.with_vars(layer(), ref=True), "'bias' holds a reference and no array"),
         (lambda: nnx.with_vars(layer(), hijax=True), "'bias' holds a reference and no array"),
         (lambda: nnx.bridge.ToNNX(nn.Dense(4), rngs=nnx.Rngs(0)), "ToNNX holds a Linen module"),

@@ -39,7 +39,7 @@ _CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "pqt.target_bits": _BITS,
     "pqt.init_bits": _BITS,
 }
-_MAY_BE_ZERO = {"optimizer.final_learning_rate", "optimizer.warmup_steps"}
+_MAY_BE_ZERO = {"optimizer.final_learning_rate", "optimizer.warmup_steps", "model.num_kv_heads"}
 _MAY_BE_ZERO |= {"optimizer.weight_decay", "pqt.learning_rate", "pqt.weight_decay"}
 _SECTIONS = ("", "model", "data", "optimizer", "pqt", "log")  # the likelier meant, the earlier
 _PQT_CHECKS = {"pattern": re.compile, "block": blocks.check_block, "dtype": as_format}
@@ -156,6 +156,11 @@ def check(config: Config) -> None:
         raise InputError(
             f"config.model.num_heads={model.num_heads}; it must divide "
             f"config.model.d_model={model.d_model}{' into heads of even size' if even else ''}"
+        )
+    if even and model.num_kv_heads and model.num_heads % model.num_kv_heads:
+        raise InputError(
+            f"config.model.num_kv_heads={model.num_kv_heads}; it must divide "
+            f"config.model.num_heads={model.num_heads}"
         )
     if model.attention == "cudnn" and jax.default_backend() != "gpu":
         raise InputError(

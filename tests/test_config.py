@@ -95,6 +95,7 @@ def test_overrides_take_the_type_of_their_field(override, expected):
         ("model.dtype=float8", "config.model.dtype='float8'; it must be float32 or bfloat16"),
         ("model.vocab_size=100", "at least 256, one for each byte"),
         ("model.num_heads=5", "config.model.num_heads=5; it must divide config.model.d_model=32"),
+        ("model.num_kv_heads=3", "config.model.num_kv_heads=3; it must divide "),
         ("data.length=33", "config.data.length=33; it must be at most config.model.max_length=32"),
         ("optimizer.learning_rate=nan", "config.optimizer.learning_rate=nan; it must be finite"),
         ("optimizer.b2=1", "config.optimizer.b2=1.0; it must be from 0 to below 1"),

@@ -29,13 +29,14 @@ def attend(x, p, layer, heads, theta):
     add = lambda name: p[f"{name}/bias"][layer] if f"{name}/bias" in p else 0.0  # noqa: E731
     q, k, v = (x @ p[f"h/attn/{n}/kernel"][layer] + add(f"h/attn/{n}") for n in ("q", "k", "v"))
     width = x.shape[1] // heads
+    sharing = q.shape[1] // k.shape[1]  # query heads that read one head of keys and values
     out = np.zeros_like(x)
     for h in range(heads):
-        part = slice(h * width, (h + 1) * width)
-        qh, kh = (turn(a[:, part], theta) if theta else a[:, part] for a in (q, k))
+        part, read = (slice(i * width, (i + 1) * width) for i in (h, h // sharing))
+        qh, kh = (turn(a, theta) if theta else a for a in (q[:, part], k[:, read]))
         for t in range(len(x)):
             weights = softmax(qh[t] @ kh[: t + 1].T / width**0.5)
-            out[t, part] = weights @ v[: t + 1, part]
+            out[t, part] = weights @ v[: t + 1, read]
     return out @ p["h/attn/out/kernel"][layer] + add("h/attn/out")
 
 

@@ -76,7 +76,12 @@ class Block(nnx.Module):
         out_init = layers.normal(0.02 / (2 * config.num_layers) ** 0.5)
         self.attn_norm = norm(config, rngs)
         self.attn = layers.Attention(
-            config, layers.normal(0.02), out_init, bias=config.bias, rngs=rngs
+            config,
+            layers.normal(0.02),
+            out_init,
+            kv_heads=config.num_heads,
+            bias=config.bias,
+            rngs=rngs,
         )
         self.mlp_norm = norm(config, rngs)
         self.mlp = MLP(config, out_init, rngs=rngs)

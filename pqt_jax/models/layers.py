@@ -119,19 +119,27 @@ class Attention(nnx.Module):
     """
 
     def __init__(
-        self, config: Any, init: Initializer, out_init: Initializer, *, bias: bool, rngs: nnx.Rngs
+        self,
+        config: Any,
+        init: Initializer,
+        out_init: Initializer,
+        *,
+        kv_heads: int,
+        bias: bool,
+        rngs: nnx.Rngs,
     ):
         width = config.d_model
+        kv_width = width // config.num_heads * kv_heads
         self.q = linear(width, width, init, config, bias=bias, rngs=rngs)
-        self.k = linear(width, width, init, config, bias=bias, rngs=rngs)
-        self.v = linear(width, width, init, config, bias=bias, rngs=rngs)
+        self.k = linear(width, kv_width, init, config, bias=bias, rngs=rngs)
+        self.v = linear(width, kv_width, init, config, bias=bias, rngs=rngs)
         self.out = linear(width, width, out_init, config, bias=bias, rngs=rngs)
-        self.heads = config.num_heads
+        self.head_width = width // config.num_heads
         self.attention = config.attention
 
     def __call__(self, x: jax.Array, *, rope_theta: float | None = None) -> jax.Array:
         """[batch, T, d_model] → the same; softmax in float32."""
-        heads = (*x.shape[:-1], self.heads, x.shape[-1] // self.heads)
+        heads = (*x.shape[:-1], -1, self.head_width)
         q, k, v = (layer(x).reshape(heads) for layer in (self.q, self.k, self.v))
         if rope_theta is not None:
             q, k = rotary(q, rope_theta), rotary(k, rope_theta)

@@ -27,6 +27,8 @@ class Llama2Config:
 
     Attributes:
       vocab_size, d_model, num_layers, num_heads, d_ff: the shape; d_ff is the width of SwiGLU.
+      num_kv_heads: heads of keys and values, each read by as many query heads as divide them; 0
+        for `num_heads`.
       max_length: longest sequence; no parameter depends on it.
       norm_eps: added to the mean square in RMSNorm.
       rope_theta: base of the rotary wavelengths.
@@ -42,6 +44,7 @@ class Llama2Config:
     num_layers: int
     num_heads: int
     d_ff: int
+    num_kv_heads: int = 0
     max_length: int = 2048
     norm_eps: float = 1e-5
     rope_theta: float = 10000.0
@@ -78,7 +81,14 @@ class Block(nnx.Module):
     def __init__(self, config: Llama2Config, index: jax.Array | int, *, rngs: nnx.Rngs):
         depth_init = layers.normal(0.02 / (2 * (index + 1)) ** 0.5)
         self.attn_norm = norm(config, rngs)
-        self.attn = layers.Attention(config, layers.normal(0.02), depth_init, bias=False, rngs=rngs)
+        self.attn = layers.Attention(
+            config,
+            layers.normal(0.02),
+            depth_init,
+            kv_heads=config.num_kv_heads or config.num_heads,
+            bias=False,
+            rngs=rngs,
+        )
         self.mlp_norm = norm(config, rngs)
         self.mlp = MLP(config, depth_init, rngs=rngs)
         self.rope_theta = config.rope_theta
@@ -118,6 +128,10 @@ class Llama2(nnx.Module):
 
     def __init__(self, config: Llama2Config, rules: Sequence[Rule] = (), *, rngs: nnx.Rngs):
         layers.check_heads(config, even=True)
+        if config.num_kv_heads and config.num_heads % config.num_kv_heads:
+            raise ValueError(
+                f"num_kv_heads={config.num_kv_heads} must divide num_heads={config.num_heads}"
+            )
         d, vocab = config.d_model, config.vocab_size
         embed = layers.Embed(vocab, d, layers.normal(1.0), config, rngs=rngs)
         self.embed = layers.sampled(embed, rules, "embed")

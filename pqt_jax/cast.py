@@ -7,6 +7,7 @@ float8_e4m3fn overflows to NaN, and under jit XLA may drop a float32 → bfloat1
 trip altogether. Integer operations are left alone, and give the same bits on every back-end.
 """
 
+import enum
 from typing import Literal
 
 import jax
@@ -19,8 +20,36 @@ from pqt_jax.formats import BF16, FloatFormat, as_format
 _SIGN = np.uint32(0x80000000)
 _INF = np.uint32(0x7F800000)
 
-Scale = Literal["floor", "ceil"]
-SCALES = ("floor", "ceil")
+
+class ScaleRule(enum.StrEnum):
+    """How the scale of a block follows from its largest magnitude; a name serves as well.
+
+    Attributes:
+      FLOOR: `2^(⌊log2 absmax⌋ − emax)`, the rule of OCP MX; what lies near the top saturates.
+      CEIL: the least power of two with `absmax ≤ max · scale`; nothing saturates.
+      EXACT: `absmax / max`, no power of two: the largest weight is met exactly, but the scale takes
+        32 bits instead of eight, and products with it round.
+    """
+
+    FLOOR = "floor"
+    CEIL = "ceil"
+    EXACT = "exact"
+
+
+Scale = ScaleRule | Literal["floor", "ceil", "exact"]
+
+
+def check_scale(scale: Scale) -> ScaleRule:
+    """The rule of a name.
+
+    Raises:
+      ValueError: if there is none.
+    """
+    try:
+        return ScaleRule(scale)
+    except ValueError:
+        names = ", ".join(ScaleRule)
+        raise ValueError(f"scale={scale!r}; it must be one of {names}") from None
 
 
 def to_word(x: jax.Array) -> jax.Array:
@@ -118,10 +147,11 @@ def round_to(x: jax.Array, fmt: FloatFormat) -> jax.Array:
 
 
 def block_scale(absmax: jax.Array, fmt: FloatFormat, rule: Scale) -> jax.Array:
-    """The power-of-two scale of a block, from its largest magnitude.
+    """The scale of a block, from its largest magnitude, by a `ScaleRule`.
 
-        "floor"  2^(⌊log2 absmax⌋ − emax)    OCP MX; the block maximum may saturate
-        "ceil"   the least 2^e with absmax ≤ max · 2^e    nothing saturates
+        "floor"  2^(⌊log2 absmax⌋ − emax)
+        "ceil"   the least 2^e with absmax ≤ max · 2^e
+        "exact"  absmax · (1 / max)
 
     Example:
       >>> from pqt_jax.formats import E2M1
@@ -131,13 +161,18 @@ def block_scale(absmax: jax.Array, fmt: FloatFormat, rule: Scale) -> jax.Array:
     Args:
       absmax: float32, any shape, not negative.
       fmt: the element format.
-      rule: which of the two.
+      rule: which of the three.
 
     Returns:
-      float32 of the same shape: a power of two from 2^-126 to 2^126; NaN where absmax is Inf or
-      NaN, so that a block with a non-finite weight stays visible.
+      float32 of the same shape, from 2^-126 to 2^126, a power of two but for "exact"; NaN where
+      absmax is Inf or NaN, so that a block with a non-finite weight stays visible.
     """
     word = to_word(absmax)
+    if rule == ScaleRule.EXACT:
+        # As a product, which XLA would make of the division by a constant anyway, where it likes.
+        inverse = np.float32(1 / fmt.max)
+        scale = jnp.maximum(absmax * inverse, np.float32(2.0**-126))
+        return jnp.where(word >= _INF, jnp.float32(jnp.nan), scale)
     exponent = (word >> np.uint32(23)).astype(jnp.int32) - fmt.emax
     if rule == "ceil":
         mantissa = np.uint32(0x007FFFFF)
@@ -151,18 +186,35 @@ def reciprocal(scale: jax.Array) -> jax.Array:
     return from_word(np.uint32(0x7F000000) - to_word(scale), jnp.dtype(jnp.float32))
 
 
-def round_scaled(x: jax.Array, scale: jax.Array, fmt: FloatFormat) -> jax.Array:
-    """Round onto a scaled grid, `scale · round_to(x / scale, fmt)`, saturating at ±scale · max.
+def round_unscaled(
+    x: jax.Array, scale: jax.Array, fmt: FloatFormat, rule: Scale = ScaleRule.CEIL
+) -> jax.Array:
+    """`round_to(x / scale, fmt)`: the value that is stored for x, beside its scale.
 
     Args:
       x: float32, any shape.
-      scale: powers of two as `block_scale` gives them, broadcasting against x.
+      scale: as `block_scale` gives it, broadcasting against x.
       fmt: the element format.
+      rule: that the scale was made by.
+
+    Returns:
+      float32 of x's shape, on the unscaled grid.
+    """
+    return round_to(x / scale if rule == ScaleRule.EXACT else x * reciprocal(scale), fmt)
+
+
+def round_scaled(
+    x: jax.Array, scale: jax.Array, fmt: FloatFormat, rule: Scale = ScaleRule.CEIL
+) -> jax.Array:
+    """Round onto a scaled grid, `scale · round_to(x / scale, fmt)`, saturating at ±scale · max.
+
+    Args:
+      x, scale, fmt, rule: as for `round_unscaled`.
 
     Returns:
       float32 of x's shape.
     """
-    return round_to(x * reciprocal(scale), fmt) * scale
+    return round_unscaled(x, scale, fmt, rule) * scale
 
 
 def encode(x: jax.Array, fmt: FloatFormat) -> jax.Array:

@@ -45,8 +45,8 @@ def to_grid(spec: Spec, x: jax.Array, scale: jax.Array | None) -> jax.Array:
     if scale is None:
         return jnp.where(jnp.isinf(x), x, cast.round_to(x, spec.dtype))  # Inf stays, as in BF16
     if spec.encoded:
-        return cast.encode(cast.round_to(x * cast.reciprocal(scale), spec.dtype), spec.dtype)
-    return cast.round_scaled(x, scale, spec.dtype)
+        return cast.encode(cast.round_unscaled(x, scale, spec.dtype, spec.scale), spec.dtype)
+    return cast.round_scaled(x, scale, spec.dtype, spec.scale)
 
 
 def _cast(spec: Spec, x: jax.Array, scale: jax.Array | None) -> jax.Array:

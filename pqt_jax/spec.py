@@ -29,7 +29,8 @@ class Spec:
         `FloatFormat`). Formats of fewer than eight exponent bits get a power-of-two scale per
         block, taken from max_B|w|. Kept as a `FloatFormat`.
       scale: rule for that scale, "ceil" (no weight saturates) or "floor" (OCP MX); see
-        `cast.block_scale`. What noise lifts over the largest value saturates under either.
+        `cast.ScaleRule`. What noise lifts over the largest value saturates under either. "exact",
+        which is no power of two, goes with noise "none" alone: R · scale would not be exact.
       matrix_axes: (row axes, column axes) of the parameter, see `blocks`.
       encoded: whether ŵ is left as codes of `dtype`, see `perturb_encoded`, which sets it.
 
@@ -51,8 +52,12 @@ class Spec:
         object.__setattr__(self, "block", blocks.check_block(self.block))
         if self.noise not in KINDS:
             raise ValueError(f"noise={self.noise!r}; it must be one of {', '.join(KINDS)}")
-        if self.scale not in cast.SCALES:
-            raise ValueError(f"scale={self.scale!r}; it must be one of {', '.join(cast.SCALES)}")
+        object.__setattr__(self, "scale", cast.check_scale(self.scale))
+        if self.scale == cast.ScaleRule.EXACT and self.noise != "none":
+            raise ValueError(
+                "scale='exact'; sampled weights take a power of two, ceil or floor: give 'exact' "
+                "to quantize, or with noise='none'"
+            )
         axes = self.matrix_axes
         if (
             not isinstance(axes, tuple | list)
@@ -71,9 +76,11 @@ class Spec:
     def storage(self) -> np.dtype:
         """The dtype that holds ŵ: bfloat16, or float32 for more than seven bits of mantissa.
 
-        Codes are uint8: kernels for chips that lack a type can write those, too.
+        Products with an exact scale are float32, too. Codes are uint8: kernels for chips that lack
+        a type can write those, too.
         """
         if self.encoded:
             return np.dtype(np.uint8)
-        narrow = self.dtype.mantissa_bits <= BF16.mantissa_bits
+        exact = self.scale == cast.ScaleRule.EXACT and self.dtype.exponent_bits < 8
+        narrow = self.dtype.mantissa_bits <= BF16.mantissa_bits and not exact
         return np.dtype(jnp.bfloat16 if narrow else jnp.float32)

@@ -163,7 +163,7 @@ def test_block_scale_is_the_definition(fmt):
     edges = np.concatenate([powers, fmt.max * powers, random]).astype(np.float32)
     absmax = np.concatenate([edges, *(np.nextafter(edges, np.float32(to)) for to in (0, np.inf))])
     floor, ceil = (
-        np.asarray(cast.block_scale(absmax, fmt, rule), np.float64) for rule in cast.SCALES
+        np.asarray(cast.block_scale(absmax, fmt, rule), np.float64) for rule in ("floor", "ceil")
     )
     exponent = np.frexp(absmax)[1] - 1  # ⌊log2 absmax⌋, exactly
     np.testing.assert_array_equal(floor, 2.0 ** (exponent - math.floor(math.log2(fmt.max))))
@@ -189,7 +189,7 @@ def test_block_scale_at_the_ends(fmt, rule, high):
     np.testing.assert_array_equal(scale, [2.0**-126] * 3 + [2.0**high, np.nan, np.nan])
 
 
-@pytest.mark.parametrize("rule", cast.SCALES)
+@pytest.mark.parametrize("rule", ["floor", "ceil"])
 @pytest.mark.parametrize("fmt", SCALED, ids=ids(SCALED))
 def test_round_scaled_rounds_on_the_scaled_grid_and_ceil_never_saturates(fmt, rule):
     rng = np.random.default_rng(4)

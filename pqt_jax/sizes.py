@@ -20,11 +20,10 @@ import numpy as np
 from pqt_jax import blocks
 from pqt_jax.bitwidth import MAX_BITS
 from pqt_jax.cast import ScaleRule
+from pqt_jax.codes import TAG_BITS
 from pqt_jax.quantize import LADDER, Assigned, Plan
 from pqt_jax.rules import paths_and_leaves
 from pqt_jax.spec import Spec
-
-TAG_BITS = 4
 
 
 class Size(NamedTuple):

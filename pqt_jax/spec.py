@@ -67,7 +67,7 @@ class Spec:
             raise ValueError(f"matrix_axes={axes!r}; it must be two integers of at least 1")
         object.__setattr__(self, "matrix_axes", tuple(axes))
         object.__setattr__(self, "dtype", as_format(self.dtype))
-        if self.encoded and self.dtype not in (E4M3, E5M2):
+        if self.encoded and self.noise != "none" and self.dtype not in (E4M3, E5M2):
             raise ValueError(
                 f"dtype={self.dtype}; codes are made for float8_e4m3fn and float8_e5m2 alone"
             )
@@ -76,11 +76,11 @@ class Spec:
     def storage(self) -> np.dtype:
         """The dtype that holds ŵ: bfloat16, or float32 for more than seven bits of mantissa.
 
-        Products with an exact scale are float32, too. Codes are uint8: kernels for chips that lack
-        a type can write those, too.
+        Products with an exact scale are float32, too. Codes are unsigned integers: kernels for
+        chips that lack a type can write those, too.
         """
         if self.encoded:
-            return np.dtype(np.uint8)
+            return np.dtype(np.uint8 if self.dtype.bits <= 8 else np.uint16)
         exact = self.scale == cast.ScaleRule.EXACT and self.dtype.exponent_bits < 8
         narrow = self.dtype.mantissa_bits <= BF16.mantissa_bits and not exact
         return np.dtype(jnp.bfloat16 if narrow else jnp.float32)

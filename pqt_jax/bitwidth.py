@@ -108,6 +108,48 @@ def _exp2_fixed(fraction: jax.Array) -> jax.Array:
         return lax.convert_element_type(power, jnp.uint32)
 
 
+def layer_loss(b_t: Any, target_bits: float) -> jax.Array:
+    """Penalty that draws bit-widths to their target, each layer counting as one.
+
+        Σ_i (1 / m_i) Σ_B |b_t − b_target|        layer i has m_i blocks
+
+    A matrix is a layer, and so is each of a stack.
+
+    Example:
+      >>> layer_loss({"kernel": jnp.array([[[4.0, 6.0]], [[5.0, 5.5]]])}, 4.0).item()
+      2.25
+
+    Args:
+      b_t: pytree of float32 [..., gm, gn], in bits (`ParamTransform.bit_widths`).
+      target_bits: b_target.
+
+    Returns:
+      float32 scalar, in bits; 0 for an empty tree.
+
+    Source: the decay loss divided by the number of blocks is of the successor of arXiv 2505.11170
+    (OpenReview K05emrAWGe); the magnitude is ours.
+    """
+    means = [jnp.mean(jnp.abs(leaf - target_bits), axis=(-2, -1)) for leaf in jax.tree.leaves(b_t)]
+    return sum((jnp.sum(mean) for mean in means), jnp.float32(0))
+
+
+def average_loss(b_t: Any, average: float) -> jax.Array:
+    """Penalty that leaves it to training where bits are spent: `(mean_B b_t − average)²`.
+
+    Example:
+      >>> average_loss({"kernel": jnp.array([[4.0, 8.0]])}, 4.0).item()
+      4.0
+
+    Args:
+      b_t: pytree of float32, in bits.
+      average: that the mean over all blocks is to have.
+
+    Returns:
+      float32 scalar, in bits²; NaN for an empty tree.
+    """
+    return jnp.square(statistics(b_t)["mean"] - average)
+
+
 def statistics(b_t: Any) -> dict[str, jax.Array]:
     """Mean, minimum and maximum over all blocks of a tree of bit-widths.
 

@@ -36,11 +36,15 @@ _CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
         lambda v: 256 <= v < 2**31,
         "at least 256, one for each byte, and below 2^31",
     ),
+    "pqt.penalty": (lambda v: v in configs.PENALTIES, f"one of {', '.join(configs.PENALTIES)}"),
+    "pqt.average_bits": _BITS,
+    "pqt.snap_at": (lambda v: 0 <= v <= 1, "from 0 to 1, a share of the steps; 1 for never"),
     "pqt.target_bits": _BITS,
     "pqt.init_bits": _BITS,
 }
 _MAY_BE_ZERO = {"optimizer.final_learning_rate", "optimizer.warmup_steps", "model.num_kv_heads"}
 _MAY_BE_ZERO |= {"optimizer.weight_decay", "pqt.learning_rate", "pqt.weight_decay"}
+_MAY_BE_ZERO |= {"pqt.penalty_weight"}
 _SECTIONS = ("", "model", "data", "optimizer", "pqt", "log")  # the likelier meant, the earlier
 _PQT_CHECKS = {"pattern": re.compile, "block": blocks.check_block, "dtype": as_format}
 
@@ -207,4 +211,9 @@ def _check_pqt(pqt: Config) -> None:
         raise InputError(
             f"config.pqt.target_bits={pqt.target_bits}, config.pqt.init_bits={pqt.init_bits}; "
             "the first must be at most the second"
+        )
+    if pqt.snap_at < 1 and pqt.target_bits == pqt.init_bits:
+        raise InputError(
+            f"config.pqt.snap_at={pqt.snap_at}; bits do not move, and so cannot snap, while "
+            f"config.pqt.target_bits and config.pqt.init_bits are both {pqt.init_bits}; give 1"
         )

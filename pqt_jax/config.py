@@ -21,6 +21,7 @@ from pqt_jax.rules import Rule
 
 Config = Any  # a ConfigDict; its fields are not known to type checkers
 
+PENALTIES = ("none", "layer", "average", "size")
 METHODS = {"bf16": "none", "gaussws": "gauss", "uniform": "uniform"}  # method → kind of noise
 MODELS = {"llama2": (Llama2Config, Llama2), "gpt2": (GPT2Config, GPT2)}
 MAY_CHANGE = ("log.",)  # fields that a resumed run may set anew: they do not touch the training
@@ -65,6 +66,10 @@ def default(model: Llama2Config | GPT2Config) -> Config:
                 "dtype": "bfloat16",  # what sampled weights are cast to
                 "learning_rate": 1e-3,  # of the bit-widths, following the schedule of the weights'
                 "weight_decay": 0.1,  # of the bit-widths, towards target_bits
+                "penalty": "none",  # on bit-widths, added to the loss: see `step.make_penalty`
+                "penalty_weight": 0.1,
+                "average_bits": 4.5,  # that penalty "average" draws the mean of all blocks to
+                "snap_at": 1.0,  # share of the steps after which bits snap to formats; 1: never
             },
             "log": {
                 "every": 10,  # steps between lines

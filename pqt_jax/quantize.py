@@ -64,6 +64,37 @@ def format_index(b_t: jax.Array) -> jax.Array:
     return jnp.sum(jnp.stack([b_t > limit for limit in limits]), axis=0, dtype=jnp.int32)
 
 
+def snap(b_i: jax.Array, target_bits: float, init_bits: float) -> jax.Array:
+    """Raise bit-widths to the largest that their formats carry, `b_t → m + 2`.
+
+    Sampling then stands for the very formats that the blocks will be stored in. Blocks that go to
+    BF16 stay: no format bounds them.
+
+    Example:
+      >>> bitwidth.bit_width(snap(jnp.array([-1.0, -0.25, 0.0, 1.0]), 4.0, 6.0), 4.0, 6.0).tolist()
+      [3.0, 4.0, 4.0, 9.0]
+
+    Args:
+      b_i: float32, one per block.
+      target_bits, init_bits: b_target and b_init, which must differ.
+
+    Returns:
+      b_i of the same shape whose formats (`format_index`) are the same.
+
+    Raises:
+      ValueError: if b_target and b_init are one, so that b_i has no effect.
+    """
+    if target_bits == init_bits:
+        raise ValueError(f"target_bits=init_bits={init_bits}; bits that do not move cannot snap")
+    b_t = bitwidth.bit_width(b_i, target_bits, init_bits)
+    limits = jnp.array([float(fmt.noise_bits) for fmt in LADDER])[format_index(b_t)]
+    snapped = (limits - target_bits) / (init_bits - target_bits)
+    for _ in range(2):  # rounding may have lifted b_t over the limit, and so to the next format
+        above = bitwidth.bit_width(snapped, target_bits, init_bits) > limits
+        snapped = jnp.where(above, jnp.nextafter(snapped, -jnp.inf), snapped)
+    return jnp.where(format_index(b_t) == len(LADDER) - 1, b_i, snapped)
+
+
 def plan_uniform(
     params: Any,
     rules: Sequence[Rule],

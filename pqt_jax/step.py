@@ -16,14 +16,15 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from pqt_jax import bitwidth, keys
-from pqt_jax.config import MODELS, Config, model_config, quantization_rules
+from pqt_jax import bitwidth, keys, sizes
+from pqt_jax.config import METHODS, MODELS, Config, model_config, quantization_rules
 from pqt_jax.config import rules as method_rules
 from pqt_jax.errors import InputError
 from pqt_jax.loss import cross_entropy
 from pqt_jax.models.layers import check_rules
 from pqt_jax.optim import adamw
-from pqt_jax.rules import BITS, Rule
+from pqt_jax.quantize import snap as snap_bits
+from pqt_jax.rules import BITS, Rule, first_match, map_paths, paths_and_leaves, resolve
 from pqt_jax.transform import param_transform
 from pqt_jax.wrap_nnx import BitParam
 
@@ -109,22 +110,73 @@ def make_schedule(config: Config) -> Callable[[Any], Any]:
 
 
 def make_optimizer(config: Config) -> optax.GradientTransformation:
-    """AdamW with the bit-widths in a group of their own; their rate follows the same schedule."""
+    """AdamW with the bit-widths in a group of their own; their rate follows the same schedule.
+
+    Once they have snapped it is 0, and they stay.
+    """
     opt, schedule = config.optimizer, make_schedule(config)
-    ratio = config.pqt.learning_rate / opt.learning_rate
+    ratio, snap = config.pqt.learning_rate / opt.learning_rate, snap_step(config)
+
+    def bits_rate(step):
+        rate = ratio * schedule(step)
+        return rate if snap is None else jnp.where(step >= snap, 0.0, rate)
+
     return adamw(
         schedule,
         b1=opt.b1,
         b2=opt.b2,
         weight_decay=opt.weight_decay,
         clip_norm=opt.clip_norm,
-        bits_learning_rate=lambda step: ratio * schedule(step),
+        bits_learning_rate=bits_rate,
         bits_weight_decay=config.pqt.weight_decay,
     )
 
 
+Penalty = Callable[[nnx.State], jax.Array]
+
+
+def make_penalty(config: Config) -> Penalty | None:
+    """What `config.pqt.penalty` adds to the loss, beside the decay of the bit-widths.
+
+        layer     Σ_layers mean_B |b_t − b_target|       `bitwidth.layer_loss`
+        average   (mean_B b_t − average_bits)²           `bitwidth.average_loss`
+        size      mean bits of a stored weight           `sizes.mean_bits`
+
+    Returns:
+      `params -> float32 scalar`, times `penalty_weight`; None where there is none.
+    """
+    pqt, own = config.pqt, method_rules(config)
+    if pqt.penalty == "none" or own[0].spec is None or own[0].spec.noise == "none":
+        return None
+
+    def penalty(params):
+        b_t = bit_widths(params, own)
+        if pqt.penalty == "layer":
+            return pqt.penalty_weight * bitwidth.layer_loss(b_t, pqt.target_bits)
+        if pqt.penalty == "average":
+            return pqt.penalty_weight * bitwidth.average_loss(b_t, pqt.average_bits)
+        by_path, shapes = paths_and_leaves(b_t), paths_and_leaves(weights(params))
+        specs = resolve(own, shapes)
+        held = {path: sizes.block_sizes(shapes[path].shape, specs[path]) for path in by_path}
+        return pqt.penalty_weight * sizes.mean_bits(by_path, held)
+
+    return penalty
+
+
+def snap_step(config: Config) -> int | None:
+    """The number of steps after which bit-widths snap to formats; None for never."""
+    if config.pqt.snap_at == 1 or METHODS[config.method] == "none":
+        return None
+    return round(config.pqt.snap_at * config.steps)
+
+
 def make_train_step(
-    graph: nnx.GraphDef, optimizer: optax.GradientTransformation, rules: Sequence[Rule]
+    graph: nnx.GraphDef,
+    optimizer: optax.GradientTransformation,
+    rules: Sequence[Rule],
+    *,
+    penalty: Penalty | None = None,
+    snap: int | None = None,
 ) -> Callable[[TrainState, jax.Array, jax.Array], tuple[TrainState, Metrics]]:
     """The jitted training step.
 
@@ -132,32 +184,59 @@ def make_train_step(
       graph: the model's structure.
       optimizer: on weights and bits together.
       rules: those the model was made with.
+      penalty: from `make_penalty`.
+      snap: from `snap_step`.
 
     Returns:
       `(state, batch, key) -> (state, metrics)`. The state is donated. batch is uint8 or int
       [B, T + 1]; key is the run's, and not consumed. Metrics are float32 scalars: loss (nats per
-      token, under the sampled weights), grad_norm (of the weights, before clipping) and
-      bits_mean, bits_min, bits_max (of the bit-widths that were used; absent where there are none).
+      token, under the sampled weights, without the penalty), grad_norm (of the weights, before
+      clipping), bits_mean, bits_min, bits_max (of the bit-widths that were used; absent where there
+      are none) and penalty (likewise).
     """
 
     def train_step(state, batch, key):
         tokens = batch.astype(jnp.int32)
-        step_key = keys.step_key(key, state.step)
+        step_key, params = keys.step_key(key, state.step), state.params
+        if snap is not None:
+            params = jax.lax.cond(state.step == snap, lambda p: _snapped(p, rules), _as_is, params)
 
         def loss_of(params):
             logits = nnx.merge(graph, params)(tokens[:, :-1], pqt_key=step_key)
-            return cross_entropy(logits, tokens[:, 1:])
+            loss = cross_entropy(logits, tokens[:, 1:])
+            extra = penalty(params) if penalty else None
+            return loss if extra is None else loss + extra, (loss, extra)
 
-        loss, grads = jax.value_and_grad(loss_of)(state.params)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        (_, (loss, extra)), grads = jax.value_and_grad(loss_of, has_aux=True)(params)
         metrics = {"loss": loss, "grad_norm": optax.tree.norm(weights(grads))}
-        if b_t := bit_widths(state.params, rules):
+        if b_t := bit_widths(params, rules):
             stats = bitwidth.statistics(b_t)
             metrics |= {f"bits_{name}": value for name, value in stats.items()}
+        if extra is not None:
+            metrics["penalty"] = extra
+        updates, opt_state = optimizer.update(grads, state.opt_state, params)
+        params = optax.apply_updates(params, updates)
         return state._replace(params=params, opt_state=opt_state, step=state.step + 1), metrics
 
     return jax.jit(train_step, donate_argnums=0)
+
+
+def _as_is(params: nnx.State) -> nnx.State:
+    return params
+
+
+def _snapped(params: nnx.State, rules: Sequence[Rule]) -> nnx.State:
+    """The state with every bit-width at what its format carries."""
+
+    def visit(path, leaf):
+        parts = path.split("/")
+        if BITS not in parts:
+            return leaf
+        rule = first_match(rules, "/".join(part for part in parts if part != BITS))
+        assert rule is not None and rule.spec is not None  # it has bits
+        return snap_bits(leaf, rule.spec.target_bits, rule.spec.init_bits)
+
+    return map_paths(visit, params)
 
 
 def weights(params: nnx.State) -> nnx.State:

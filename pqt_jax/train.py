@@ -126,7 +126,9 @@ def train(
     shape = jax.ShapeDtypeStruct((config.data.batch, config.data.length + 1), jnp.uint8)
     if signals:
         return _stopped(f"at step {start} of {config.steps}", signals)
-    train_step = steps.make_train_step(graph, optimizer, rules).lower(state, shape, key).compile()
+    options = {"penalty": steps.make_penalty(config), "snap": steps.snap_step(config)}
+    train_step = steps.make_train_step(graph, optimizer, rules, **options)
+    train_step = train_step.lower(state, shape, key).compile()
     print(f"ready after {timer.seconds():.0f} s", flush=True)
 
     warned = False
@@ -227,6 +229,7 @@ def _entry(step, tokens, timer, learning_rate, measured) -> metrics.Record:
         "lr": learning_rate,
         "grad_norm": values["grad_norm"],
         **{name: values.get(name) for name in ("bits_mean", "bits_min", "bits_max")},
+        **{name: values[name] for name in ("penalty",) if name in values},
     }
 
 

@@ -116,3 +116,23 @@ def test_step_size_by_python_integers():
 
 def test_step_size_shows_nan():
     assert jnp.isnan(bitwidth.step_size(jnp.float32(jnp.nan)))
+
+
+def test_layer_loss_counts_each_matrix_once():
+    rng = np.random.default_rng(0)
+    stack, one = rng.uniform(3, 8, (3, 2, 5)), rng.uniform(3, 8, (7, 1))
+    tree = {"stack": jnp.asarray(stack, jnp.float32), "one": jnp.asarray(one, jnp.float32)}
+    want = sum(np.abs(m - 4.0).sum() / m.size for m in (*stack, one))
+    assert float(bitwidth.layer_loss(tree, 4.0)) == pytest.approx(want, rel=1e-6)
+    grads = jax.grad(bitwidth.layer_loss)(tree, 4.0)
+    np.testing.assert_allclose(grads["stack"], np.sign(stack - 4.0) / 10, rtol=1e-6)
+    np.testing.assert_allclose(grads["one"], np.sign(one - 4.0) / 7, rtol=1e-6)
+    assert float(bitwidth.layer_loss({}, 4.0)) == 0.0
+
+
+def test_average_loss_is_least_at_the_average_whatever_the_blocks():
+    tree = {"a": jnp.array([[3.0, 9.0]]), "b": jnp.array([[4.0], [4.0]])}
+    assert float(bitwidth.average_loss(tree, 5.0)) == 0.0
+    assert float(bitwidth.average_loss(tree, 4.0)) == 1.0
+    grads = jax.grad(bitwidth.average_loss)(tree, 4.0)
+    assert {float(x) for g in jax.tree.leaves(grads) for x in g.ravel()} == {0.5}

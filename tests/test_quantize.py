@@ -7,9 +7,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pqt_jax import FloatFormat, Rule, Spec, param_transform, perturb
+from pqt_jax import FloatFormat, Rule, Spec, bitwidth, param_transform, perturb
 from pqt_jax.formats import BF16, E2M1, E2M3, E3M2, E4M3, E4M7, E5M2
-from pqt_jax.quantize import LADDER, apply, format_index, plan_mixed, quantize, quantize_mixed
+from pqt_jax.quantize import (
+    LADDER,
+    apply,
+    format_index,
+    plan_mixed,
+    quantize,
+    quantize_mixed,
+    snap,
+)
 
 
 def reference(w, fmt, block, rule):
@@ -130,6 +138,27 @@ def test_sampled_weights_take_no_exact_scale():
     w = jax.random.normal(jax.random.key(0), (32, 32))
     got = perturb(w, None, None, straight.spec)
     np.testing.assert_array_equal(got, quantize({"w": w}, [Rule("w")], E2M1, scale="exact")["w"])
+
+
+@pytest.mark.parametrize("target, init", [(4.0, 6.0), (3.3, 7.7), (1.0, 16.0), (4.9, 5.0)])
+def test_snapped_bits_are_as_many_as_their_format_carries(target, init):
+    b_t = np.concatenate([np.linspace(1, 16, 1001), [3, 4, 5, 9]])
+    b_i = jnp.asarray((b_t - target) / (init - target), jnp.float32)
+    before = bitwidth.bit_width(b_i, target, init)
+    after = bitwidth.bit_width(snap(b_i, target, init), target, init)
+    index = np.asarray(format_index(before))
+    np.testing.assert_array_equal(format_index(after), index)
+    limits = np.array([3, 4, 5, 9, np.nan])[index]
+    scaled = index < 4
+    np.testing.assert_allclose(after[scaled], limits[scaled], rtol=1e-6)
+    np.testing.assert_array_equal(after[~scaled], before[~scaled])
+    again = bitwidth.bit_width(snap(snap(b_i, target, init), target, init), target, init)
+    np.testing.assert_array_equal(again, after)
+
+
+def test_bits_that_do_not_move_cannot_snap():
+    with pytest.raises(ValueError, match="bits that do not move cannot snap"):
+        snap(jnp.ones((2, 2)), 4.0, 4.0)
 
 
 INDEX = np.array([[0, 0, 1, 4], [0, 2, 1, 1]])

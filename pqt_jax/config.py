@@ -43,6 +43,7 @@ def default(model: Llama2Config | GPT2Config) -> Config:
             "method": "gaussws",  # bf16: the cast alone; gaussws: rounded normal R; uniform: U(±½)
             "seed": 0,  # of initial values, noise and order of the data
             "steps": 1000,
+            "init_from": "",  # Hugging Face folder whose weights to start from; empty: new ones
             "model": {"name": name, **dataclasses.asdict(model)},
             "data": {
                 "files": "",  # glob of text files; empty: the standard library's source

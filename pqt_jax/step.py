@@ -46,28 +46,40 @@ class TrainState(NamedTuple):
 
 
 def init_state(
-    config: Config, optimizer: optax.GradientTransformation
+    config: Config, optimizer: optax.GradientTransformation, start: Any = None
 ) -> tuple[nnx.GraphDef, TrainState]:
     """The model's structure and the state before the first step.
 
     Args:
       config: a checked configuration.
       optimizer: what `make_optimizer` returned.
+      start: weights to start from, nested by their paths; None for new ones.
 
     Returns:
-      (structure, state); the initial values are a function of `config.seed`.
+      (structure, state); new weights are a function of `config.seed`. Bit-widths are always new.
     """
     _, cls = MODELS[config.model.name]
 
     def build():
         return cls(model_config(config), method_rules(config), rngs=nnx.Rngs(config.seed))
 
-    def init():
+    def init(start):
         params = nnx.state(build())
+        if start is not None:
+            params = _replaced(params, start)
         return TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32))
 
     graph = nnx.split(nnx.eval_shape(build))[0]
-    return graph, jax.jit(init)()
+    return graph, jax.jit(init)(start)
+
+
+def _replaced(params: nnx.State, start: Any) -> nnx.State:
+    """The parameters with other weights, in their own dtypes, and their bit-widths as they were."""
+    new, old = paths_and_leaves(start), paths_and_leaves(params)
+    same = [new.pop(path).astype(leaf.dtype) for path, leaf in old.items()]
+    assert not new, min(new)
+    tree = jax.tree.structure(weights(params))
+    return nnx.merge_state(params, jax.tree.unflatten(tree, same))
 
 
 def count_parameters(config: Config) -> int:

@@ -24,7 +24,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from pqt_jax import checkpoint, cli, evaluate, files, metrics, plot
+from pqt_jax import checkpoint, cli, evaluate, files, init_from, metrics, plot
 from pqt_jax import config as configs
 from pqt_jax import step as steps
 from pqt_jax import workdir as workdirs
@@ -60,7 +60,8 @@ def _run(arguments: Sequence[str], signals: Sequence[int]) -> int:
     pipeline.check_lengths(text.train, text.validation, config.data.length, config.data.batch)
     parameters = steps.count_parameters(config)  # here the rules meet the parameters' paths
     steps.check_memory(config, parameters)
-    meta = workdirs.describe(config, text)
+    start = init_from.read(config)
+    meta = workdirs.describe(config, text, start.fingerprint)
     lock = workdirs.claim(workdir, meta)
     try:
         if signals:
@@ -69,7 +70,7 @@ def _run(arguments: Sequence[str], signals: Sequence[int]) -> int:
         print(f"data: {text.description}")
         print(f"model: {config.model.name}, {parameters:,} parameters")
         print(f"workdir: {workdir}", flush=True)
-        return train(config, workdir, text, meta, signals)
+        return train(config, workdir, text, meta, signals, start.params)
     finally:
         os.close(lock)
 
@@ -80,6 +81,7 @@ def train(
     text: source.Text,
     meta: workdirs.Meta,
     signals: Sequence[int] = (),
+    start_params: Any = None,
 ) -> int:
     """Train from the newest checkpoint, or from the start, to the end.
 
@@ -89,6 +91,7 @@ def train(
       text: its training and validation bytes.
       meta: from `workdir.describe`; saved with every checkpoint.
       signals: from `interruptions`; looked at before compilation and at every step.
+      start_params: the weights before the first step; None for new ones.
 
     Returns:
       The exit code.
@@ -106,7 +109,7 @@ def train(
 
     timer = metrics.Timer()
     optimizer, rules = steps.make_optimizer(config), configs.rules(config)
-    graph, state = steps.init_state(config, optimizer)
+    graph, state = steps.init_state(config, optimizer, start_params)
     size = {"length": config.data.length, "batch": config.data.batch}
     batches = pipeline.train_batches(text.train, seed=config.seed, **size)
     if newest is not None:

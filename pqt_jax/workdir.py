@@ -2,7 +2,8 @@
 # Copyright 2026 The pqt_jax Authors
 """The directory of a run: claimed, locked, and refused where it holds anything else.
 
-    run.json         what made the run: configuration, fingerprint of the text, noise stream
+    run.json         what made the run: configuration, fingerprints of text and starting weights,
+                     noise stream
     run.lock         held while a process uses it
     checkpoints/     metrics.jsonl     summary.json     loss.png     bits.png
 
@@ -36,12 +37,19 @@ _PACKAGES = ("pqt_jax", "jax", "flax", "optax", "grain", "orbax-checkpoint")
 Meta = dict[str, Any]
 
 
-def describe(config: Config, text: Text) -> Meta:
-    """The metadata of a run: what must be the same to go on, and the versions that it used."""
+def describe(config: Config, text: Text, init_fingerprint: str = "") -> Meta:
+    """The metadata of a run: what must be the same to go on, and the versions that it used.
+
+    Args:
+      config: of the run.
+      text: that it trains on.
+      init_fingerprint: of the weights that it starts from, if they are not new.
+    """
     versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
     return {
         "config": json.loads(configs.as_json(config)),
         "data_fingerprint": text.fingerprint,
+        "init_fingerprint": init_fingerprint,
         "stream_version": bits.STREAM_VERSION,
         "versions": {"python": platform.python_version(), **versions},
     }
@@ -57,9 +65,12 @@ def is_whole(meta: Any) -> bool:
 def check_same(old: Meta, new: Meta, what: str) -> None:
     """Raise InputError, naming the field, unless two runs are the same but for their logging."""
     different = configs.differences(old["config"], new["config"])
-    for name in ("data_fingerprint", "stream_version"):
-        if old[name] != new[name]:
-            different.append(f"{name} was {old[name]!s:.12} and is {new[name]!s:.12}")
+    for name in ("data_fingerprint", "init_fingerprint", "stream_version"):
+        if old.get(name, "") != new.get(name, ""):
+            before, now = (meta.get(name) or "none" for meta in (old, new))
+            different.append(f"{name} was {before!s:.12} and is {now!s:.12}")
+            if name == "init_fingerprint":
+                different[-1] += " (it is of the weights in config.init_from)"
             if name == "data_fingerprint" and not new["config"]["data"]["files"]:
                 different[-1] += " (it is of this Python's standard library)"
     if different:

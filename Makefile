@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 
-.PHONY: quickstart test test-slow check format clean
+.PHONY: quickstart test test-slow peers check format clean
 
 quickstart: $(STAMP)
 	$(BIN)/python -m pqt_jax.train --config configs/quickstart.py --workdir runs/quickstart
@@ -15,6 +15,10 @@ test: $(STAMP)
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -n 2 -q -m slow
+
+# What some tests compare with, where it is installed: transformers, PyTorch, torchao, gfloat.
+peers: $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[peers]'
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .

@@ -160,6 +160,7 @@ def _rope_theta(content: dict[str, Any], path: Path) -> float:
         plain = isinstance(section, dict) and (
             section.get("rope_type", section.get("type", "default")) == "default"
             and section.get("partial_rotary_factor", 1.0) in (1.0, None)
+            and not any(isinstance(value, dict) for value in section.values())  # by kind of layer
         )
         if not plain:
             raise _wrong(path, name, section, "absent or of rope_type default")

@@ -3,48 +3,22 @@
 """Exports and imports: bit for bit without torch, and as transformers computes them, with it."""
 
 import dataclasses
+import errno
 import json
+import os
 
-import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
 import tiny
+from exported import CONFIGS, each, flat, make
 from flax import nnx
 from safetensors import safe_open
 
 from pqt_jax import Rule, huggingface, tensors
-from pqt_jax.errors import InputError
-from pqt_jax.models import GPT2, GPT2Config, Llama2
-from pqt_jax.rules import paths_and_leaves
-
-CONFIGS = {
-    "gpt2": dataclasses.replace(tiny.GPT2, bias=True),
-    "gpt2 without biases": tiny.GPT2,
-    "gpt2 untied": dataclasses.replace(tiny.GPT2, bias=True, tie_embeddings=False, norm_eps=1e-3),
-    "llama": tiny.LLAMA2,
-    "llama of few kv heads": dataclasses.replace(
-        tiny.LLAMA2, num_heads=4, num_kv_heads=2, norm_eps=1e-3, rope_theta=500.0
-    ),
-    "llama tied": dataclasses.replace(tiny.LLAMA2, tie_embeddings=True),
-}
-each = pytest.mark.parametrize("name", CONFIGS)
-
-
-def make(config, rules=()):
-    """A model whose every parameter is random, biases and scales included."""
-    config = dataclasses.replace(config, max_length=64)
-    cls = GPT2 if isinstance(config, GPT2Config) else Llama2
-    model = cls(config, rules, rngs=nnx.Rngs(0))
-    rng = np.random.default_rng(1)
-    noisy = lambda x: x + 0.1 * jnp.asarray(rng.normal(size=x.shape), x.dtype)  # noqa: E731
-    nnx.update(model, jax.tree.map(noisy, nnx.state(model, nnx.Param)))
-    return config, model
-
-
-def flat(params):
-    return {path: np.asarray(leaf) for path, leaf in paths_and_leaves(params).items()}
+from pqt_jax.errors import InputError, OutputError
+from pqt_jax.models import GPT2Config
 
 
 @each
@@ -143,6 +117,25 @@ def test_an_export_does_not_replace_another_unasked(tmp_path):
         huggingface.save(tmp_path, config, nnx.state(model))
     huggingface.save(tmp_path, config, nnx.state(model), dtype="float32", overwrite=True)
     assert tensors.find(tmp_path)["transformer.wte.weight"].dtype == "F32"
+
+
+def test_a_full_disk_is_named_and_nothing_is_left(tmp_path, monkeypatch):
+    (tmp_path / "model.safetensors").symlink_to("/dev/full")
+    with pytest.raises(OutputError, match="model.safetensors: no space left on device; free some"):
+        tensors.write(tmp_path, {"a": np.zeros(30_000, np.float32)}, "float32")
+
+    write = tensors._write_file
+
+    def fill(path, *arguments):
+        write(path, *arguments)
+        if path.name.startswith("model-00002"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(tensors, "_write_file", fill)
+    config, model = make(tiny.GPT2)
+    with pytest.raises(OutputError, match="no space left on device; free some"):
+        huggingface.save(tmp_path / "out", config, nnx.state(model), shard_bytes=9000)
+    assert [path.name for path in tmp_path.iterdir()] == ["model.safetensors"]
 
 
 def test_parameters_of_another_model_are_named(tmp_path):
@@ -263,6 +256,11 @@ REFUSED = {  # (model, change of config.json, message)
         "rope_scaling={'type': 'linear', 'factor': 2.0}; it must be absent or of rope_type default",
     ),
     "rope 5": ("llama", {"rope_parameters": {"rope_type": "yarn"}}, "rope_parameters={'rope_type"),
+    "rope by layer": (
+        "llama",
+        {"rope_parameters": {"full": {}}},
+        "={'full': {}}; it must be absent",
+    ),
     "rope text": ("llama", {"rope_scaling": "linear"}, "rope_scaling='linear'; it must be absent"),
     "partial": (
         "llama",

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import tiny
 from command import main
+from exported import flat, make
 from flax import nnx
-from test_huggingface import flat, make
 
 from pqt_jax import huggingface, init_from, metrics
 from pqt_jax import step as steps
@@ -22,6 +22,8 @@ from pqt_jax.loss import cross_entropy
 # So small that float32 weights stay as they are.
 STILL = ("optimizer.learning_rate", "optimizer.final_learning_rate", "pqt.learning_rate")
 STILL = [f"--config.{name}=1e-30" for name in STILL]
+
+QUICK = ("--config.steps=4", "--config.method=bf16")  # the sooner compiled
 
 
 def export(folder, config=tiny.LLAMA2, **options):
@@ -39,7 +41,7 @@ def config_for(model, folder):
 def test_a_run_starts_at_the_loss_of_the_imported_model(tmp_path):
     _, model = export(tmp_path / "hf")
     given = f"--config.init_from={tmp_path / 'hf'}"
-    assert main(tmp_path, given, *STILL, "--config.steps=4") == 0
+    assert main(tmp_path, given, *STILL, *QUICK) == 0
     (loss,) = (
         r["validation_loss"]
         for r in metrics.read(tmp_path / "run" / "metrics.jsonl")
@@ -75,22 +77,22 @@ def test_weights_are_those_of_the_folder_and_bits_are_new(tmp_path, param_dtype)
 def test_a_folder_that_changed_is_refused_by_name(tmp_path, capsys):
     config, model = export(tmp_path / "hf")
     given = f"--config.init_from={tmp_path / 'hf'}"
-    assert main(tmp_path, given, "--config.steps=4") == 0
+    assert main(tmp_path, given, *QUICK) == 0
     meta = json.loads((tmp_path / "run" / "run.json").read_text())
     # Other files with the same weights are the same start.
     params = nnx.state(model)
     options = {"dtype": "float32", "overwrite": True}
     huggingface.save(tmp_path / "hf", config, params, shard_bytes=9000, **options)
-    assert main(tmp_path, given, "--config.steps=4") == 0
+    assert main(tmp_path, given, *QUICK) == 0
     model.norm.scale[...] = model.norm.scale[...].at[3].add(1e-3)
     huggingface.save(tmp_path / "hf", config, nnx.state(model), **options)
     capsys.readouterr()
-    assert main(tmp_path, given, "--config.steps=4") == 2
+    assert main(tmp_path, given, *QUICK) == 2
     before = meta["init_fingerprint"][:12]
     err = capsys.readouterr().err
     assert f"belongs to another run: init_fingerprint was {before} and is " in err
     assert "(it is of the weights in config.init_from); give another --workdir\n" in err
-    assert main(tmp_path, "--config.steps=4") == 2
+    assert main(tmp_path, *QUICK) == 2
     assert "config.init_from was '" in capsys.readouterr().err
 
 

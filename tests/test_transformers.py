@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from exported import CONFIGS, each, make
 from flax import nnx
-from test_huggingface import CONFIGS, each, make
 
 from pqt_jax import huggingface
 from pqt_jax.models import GPT2, GPT2Config, Llama2

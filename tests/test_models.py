@@ -105,7 +105,11 @@ def test_gpt2_initial_values():
     "cls, config, by_hand",
     [
         (Llama2, tiny.LLAMA2, transcription.llama2),
-        (Llama2, dataclasses.replace(tiny.LLAMA2, num_heads=4, num_kv_heads=2), transcription.llama2),
+        (
+            Llama2,
+            dataclasses.replace(tiny.LLAMA2, num_heads=4, num_kv_heads=2),
+            transcription.llama2,
+        ),
         (GPT2, dataclasses.replace(tiny.GPT2, bias=True), transcription.gpt2),
     ],
 )

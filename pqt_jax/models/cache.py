@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import lax
+from jax.core import Tracer
 
 
 class Cache(NamedTuple):
@@ -47,7 +48,7 @@ def init(config: Any, batch: int, capacity: int | None, *, kv_heads: int) -> Cac
     Raises:
       ValueError: for a capacity the model has no positions for.
     """
-    capacity = config.max_length if capacity is None else capacity
+    capacity = int(config.max_length if capacity is None else capacity)
     if not 0 < capacity <= config.max_length:
         raise ValueError(f"capacity={capacity}; it must be from 1 to {config.max_length=}")
     head_width = config.d_model // config.num_heads
@@ -59,7 +60,7 @@ def init(config: Any, batch: int, capacity: int | None, *, kv_heads: int) -> Cac
 def check_room(tokens: jax.Array, cache: Cache) -> None:
     """Raise ValueError if tokens do not fit into a cache, as far as that is known when tracing."""
     batch, capacity = cache.keys.shape[1:3]
-    length = 0 if isinstance(cache.length, jax.core.Tracer) else int(cache.length)
+    length = 0 if isinstance(cache.length, Tracer) else int(cache.length)
     if tokens.shape[0] != batch:
         raise ValueError(f"tokens have {tokens.shape[0]} rows, and the cache {batch}")
     if length + tokens.shape[1] > capacity:

@@ -94,9 +94,9 @@ def load_run(path: Path) -> Run:
       InputError: if it is not a run's, or nothing in it can be read.
     """
     meta = workdir.read(path)
-    config: Config = ConfigDict(meta["config"], type_safe=False)
+    config: Config = ConfigDict(_with_tuples(meta["config"]), type_safe=False)
     try:
-        if "model" in config and jax.default_backend() != "gpu":
+        if isinstance(config.get("model"), ConfigDict) and jax.default_backend() != "gpu":
             config.model.attention = "xla"
         cli.set_types(config)
         checks.check(config)
@@ -109,6 +109,13 @@ def load_run(path: Path) -> Run:
     like = nnx.eval_shape(lambda: cls(model, configs.rules(config), rngs=nnx.Rngs(0)))
     step, params = checkpoint.read_params(path, nnx.state(like), meta)
     return Run(config.lock(), _structure(cls, model)[0], params, step)
+
+
+def _with_tuples(value: Any) -> Any:
+    """What JSON made lists of as tuples again; a ConfigDict would keep a list a list."""
+    if isinstance(value, dict):
+        return {name: _with_tuples(inside) for name, inside in value.items()}
+    return tuple(value) if isinstance(value, list) else value
 
 
 def load_hf(folder: Path) -> tuple[ModelConfig, nnx.GraphDef, nnx.State]:

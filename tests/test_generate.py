@@ -118,7 +118,6 @@ def test_a_token_depends_on_key_row_and_position_alone():
     )
     same = np.tile(PROMPT[:1], (3, 1))
     found = run(same, 12)
-    np.testing.assert_array_equal(run(same, 12), found)
     np.testing.assert_array_equal(run(same[:1], 12), found[:1])  # rows do not know of each other
     np.testing.assert_array_equal(run(same, 5), found[:, :5])
     longer = np.concatenate([same, found[:, :4]], axis=1)

@@ -92,18 +92,11 @@ def restore(
     folder = _folder(manager, step)
     if reason := digests.damage(folder):
         raise DamagedError(reason)
-    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    shapes = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), like._asdict()
-    )
+    shapes = _placed(like._asdict())
     try:
         items = ocp.args.Composite(meta=ocp.args.JsonRestore())
         saved = quiet.call(manager.restore, step, args=items)["meta"]
-        if not workdir.is_whole(saved) or not {"step", "time"} <= saved.keys():
-            raise DamagedError("its metadata is not whole")
-        workdir.check_same(saved, meta, f"checkpoint {folder}")
-        if saved["step"] != step:
-            raise DamagedError(f"it holds step {saved['step']}")
+        _check_meta(saved, meta, folder)
         items = ocp.args.Composite(
             state=ocp.args.StandardRestore(shapes), data=grain.checkpoint.CheckpointRestore(data)
         )
@@ -111,6 +104,14 @@ def restore(
     except quiet.OrbaxError as error:
         raise DamagedError(str(error)) from None
     return type(like)(**restored["state"]), saved
+
+
+def _check_meta(saved: Any, meta: Meta, folder: Path) -> None:
+    if not workdir.is_whole(saved) or not {"step", "time"} <= saved.keys():
+        raise DamagedError("its metadata is not whole")
+    workdir.check_same(saved, meta, f"checkpoint {folder}")
+    if str(saved["step"]) != folder.name:
+        raise DamagedError(f"it holds step {saved['step']}")
 
 
 class DamagedError(Exception):
@@ -155,6 +156,73 @@ def restore_newest(
         f"no checkpoint in {manager.directory} can be read ({every}); "
         "put a copy back, or give a new --workdir"
     )
+
+
+def read_params(run: Path, like: Any, meta: Meta) -> tuple[int, Any]:
+    """Read the parameters of the newest step that can be read, and change nothing.
+
+    It takes no lock, so a trainer may be at work: a step that it deletes meanwhile gives way to the
+    one that it has saved.
+
+    Args:
+      run: the directory of a run.
+      like: parameters of the shapes and dtypes wanted.
+      meta: of the run.
+
+    Returns:
+      (step, parameters).
+
+    Raises:
+      InputError: if no step can be read, or another run saved it.
+    """
+    folder = (run / workdir.CHECKPOINTS).absolute()
+    damaged: dict[int, str] = {}
+    while left := set(_saved_steps(folder)) - damaged.keys():
+        step = max(left)
+        try:
+            params = _read_step(folder / str(step), like, meta)
+        except DamagedError as error:
+            damaged[step] = str(error)
+            continue
+        there = _saved_steps(folder)
+        for other in sorted(damaged.keys() & there, reverse=True):
+            say(f"checkpoint of step {other} is damaged ({damaged[other]}); reading step {step}")
+        return step, params
+    if not damaged:
+        raise InputError(f"--workdir={run} holds no checkpoint; train first, or give another")
+    every = "; ".join(f"step {step}: {reason}" for step, reason in damaged.items())
+    raise InputError(f"no checkpoint in {folder} can be read ({every}); put a copy back")
+
+
+def _saved_steps(folder: Path) -> set[int]:
+    try:
+        return {int(path.name) for path in folder.iterdir() if path.name.isdecimal()}
+    except OSError:
+        return set()
+
+
+def _read_step(folder: Path, like: Any, meta: Meta) -> Any:
+    if reason := digests.damage(folder):
+        raise DamagedError(reason)
+    wanted = {"params": _placed(like)}
+    only = ocp.args.PyTreeRestore(
+        item=wanted,
+        restore_args=ocp.checkpoint_utils.construct_restore_args(wanted),
+        partial_restore=True,  # the moments of the optimizer are twice as much again
+    )
+    try:
+        with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
+            saved = quiet.call(reader.restore, folder / "meta")
+        _check_meta(saved, meta, folder)
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+            return quiet.call(reader.restore, folder / "state", args=only)["params"]
+    except quiet.OrbaxError as error:
+        raise DamagedError(str(error)) from None
+
+
+def _placed(like: Any) -> Any:
+    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), like)
 
 
 def _folder(manager: ocp.CheckpointManager, step: int) -> Path:

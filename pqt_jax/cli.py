@@ -9,14 +9,44 @@ Everything wrong with it is an `InputError` that names the field, its value and 
 
 import argparse
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from pqt_jax import checks, config_file
 from pqt_jax import config as configs
 from pqt_jax.config import Config
 from pqt_jax.errors import InputError
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are `InputError`s; options are given by their whole names."""
+
+    def __init__(self, **options: Any):
+        super().__init__(allow_abbrev=False, **options)
+
+    def error(self, message: str) -> NoReturn:
+        """Raise InputError."""
+        raise InputError(message.removeprefix("argument "))
+
+
+def number(kind: type, good: Callable[[Any], bool], wanted: str) -> Callable[[str], Any]:
+    """For `add_argument(type=…)`: a number within a range, or an error that says what is wanted.
+
+    Example:
+      >>> number(int, lambda n: n > 0, "a whole number from 1 on")("12")
+      12
+    """
+
+    def read(text: str) -> Any:
+        try:
+            if good(value := kind(text)):
+                return value
+        except (ValueError, OverflowError):
+            pass
+        raise argparse.ArgumentTypeError(f"{text!r}; it must be {wanted}")
+
+    return read
 
 
 def parse(arguments: Sequence[str]) -> tuple[Config, Path]:
@@ -88,16 +118,25 @@ def load(path: str, overrides: Sequence[tuple[str, str]] = ()) -> Config:
     """
     config = config_file.read(path)
     try:
-        defaults = checks.check_types(config)
+        set_types(config)
     except InputError as error:
         raise InputError(f"--config={path}: {error}") from None
-    for name, value in dict(configs.fields(config)).items():
-        if isinstance(defaults[name], float | tuple):
-            _set(config, name, type(defaults[name])(value))
     for name, text in overrides:
         _override(config, name, text)
     checks.check(config)
     return config.lock()
+
+
+def set_types(config: Config) -> None:
+    """Make whole numbers and lists what the defaults are: floats and tuples.
+
+    Raises:
+      InputError: for fields that are missing, unknown or of another type.
+    """
+    defaults = checks.check_types(config)
+    for name, value in dict(configs.fields(config)).items():
+        if isinstance(defaults[name], float | tuple):
+            _set(config, name, type(defaults[name])(value))
 
 
 def _override(config: Config, name: str, text: str) -> None:

@@ -1,146 +1,182 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright 2026 The pqt_jax Authors
-"""Validation: the loss of the master weights, and of the same weights in few bits.
+"""Evaluate weights in many formats: `python -m pqt_jax.evaluate --workdir runs/quickstart`.
 
-Every evaluation is deterministic: no noise, the same batches. Casts are block-scaled.
+    --workdir RUN | --hf DIR → weights in each format → scored on every document → a row each
+
+A document is a file. Every number is deterministic, and has a 95 % interval (`intervals`); what is
+scored, and on what, is in `score`.
+
+Exit codes: 0 done; 1 `--json` cannot be written; 2 the input cannot be used (one line on stderr,
+nothing compiled).
 """
 
+import json
 import math
-from collections.abc import Callable, Mapping
+import sys
+from argparse import Namespace
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-from flax import nnx
-from jax import lax
+from pqt_jax import cli, files, intervals, score, trained, workdir
+from pqt_jax import step as steps
+from pqt_jax.data import source
+from pqt_jax.data.pipeline import VOCAB_SIZE
+from pqt_jax.errors import InputError, OutputError, escape_output, say
+from pqt_jax.intervals import Interval
 
-from pqt_jax import bitwidth, blocks
-from pqt_jax import config as configs
-from pqt_jax.config import Config
-from pqt_jax.formats import BF16, E2M1, E3M2, E4M3
-from pqt_jax.loss import cross_entropy
-from pqt_jax.quantize import LADDER, format_index, quantize
-from pqt_jax.rules import paths_and_leaves, resolve
-from pqt_jax.step import bit_widths, collect_bits, weights
-from pqt_jax.transform import param_transform
-
-FORMATS = {"bf16": BF16, "fp8_e4m3": E4M3, "fp6_e3m2": E3M2, "fp4_e2m1": E2M1}
-LABELS = {
-    "master": "master weights",
-    "bf16": "BF16",
-    "fp8_e4m3": "FP8 E4M3",
-    "fp6_e3m2": "FP6 E3M2",
-    "fp4_e2m1": "FP4 E2M1",
-    "mixed": "learned mixed bits",
+TITLES = {
+    "loss": "nats/token",
+    "perplexity": "perplexity",
+    "bits_per_byte": "bits/byte",
+    "difference": "minus master, nats",
 }
 
-Loss = Callable[[nnx.State], float]
 
-
-def make_loss(graph: nnx.GraphDef, batches: np.ndarray) -> Loss:
-    """The validation loss as a function of the parameters.
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Read trained weights and text, and print a row for each format.
 
     Args:
-      graph: the model's structure.
-      batches: uint8[N, B, T + 1], fixed.
+      arguments: the command line, without the program.
 
     Returns:
-      `params -> nats per token` of the bare model; compiled once, at the first call.
+      The exit code.
     """
-
-    @jax.jit
-    def mean_loss(params, batches):
-        model = nnx.merge(graph, params)
-
-        def add(total, batch):
-            tokens = batch.astype(jnp.int32)
-            return total + cross_entropy(model(tokens[:, :-1]), tokens[:, 1:]), None
-
-        total, _ = lax.scan(add, jnp.float32(0), batches)
-        return total / batches.shape[0]
-
-    return lambda params: float(mean_loss(params, batches))
+    escape_output()
+    try:
+        return _run(_parse(sys.argv[1:] if arguments is None else arguments))
+    except (InputError, OutputError) as error:
+        say(f"error: {error}")
+        return error.exit_code
 
 
-def table(config: Config, loss: Loss, params: nnx.State) -> dict[str, Any]:
-    """The validation loss of the weights in each format.
-
-    Args:
-      config: its rules say which parameters are quantized, whatever the method of training.
-      loss: from `make_loss`.
-      params: the trained parameters.
-
-    Returns:
-      Nats per token under the keys of `LABELS`; "mean_bits", the mean b_t; "formats", from
-      `format_shares`; and "method". "mixed", "mean_bits" and "formats" are None where no bits were
-      learned, the latter two also where a bit-width is not finite.
-    """
-    rules = configs.quantization_rules(config)
-
-    def loss_of(function: Callable[[Any], Any]) -> float:
-        rounded = jax.jit(function)(weights(params))
-        # Back to the parameters' dtype, which holds every format: one compiled loss serves all.
-        same = jax.tree.map(lambda q, w: q.astype(w.dtype), rounded, weights(params))
-        return loss(nnx.merge_state(params, same))
-
-    losses: dict[str, Any] = {"method": config.method, "master": loss(params)}
-    for name, fmt in FORMATS.items():
-        losses[name] = loss_of(lambda w, fmt=fmt: quantize(w, rules, fmt))
-    losses |= {"mixed": None, "mean_bits": None, "formats": None}
-    if bits := collect_bits(params):
-        transform = param_transform(configs.rules(config))
-        losses["mixed"] = loss_of(lambda w: transform.quantize(w, bits))
-        mean = bitwidth.statistics(bit_widths(params, configs.rules(config)))["mean"]
-        if np.isfinite(mean):  # a bit-width that is NaN has no format
-            losses["mean_bits"] = float(mean)
-            losses["formats"] = format_shares(config, params)
-    return losses
+def _parse(arguments: Sequence[str]) -> Namespace:
+    parser = cli.Parser(prog="python -m pqt_jax.evaluate", description="Evaluate trained weights.")
+    trained.add_arguments(parser)
+    above = cli.number(int, lambda n: 0 < n < 2**31, "a whole number from 1 on")
+    add = parser.add_argument
+    add("--data", metavar="GLOB", help="text files; default: the run's own validation text")
+    add("--weights", metavar="A,B", default="all", help=f"all, or of {', '.join(trained.LABELS)}")
+    add("--length", type=above, metavar="T", help="of a window; default: as trained")
+    add("--batch", type=above, default=16, metavar="N", help="windows at once; default: 16")
+    add("--json", metavar="FILE", help="write the numbers there, too")
+    given = parser.parse_args(arguments)
+    given.weights = [name.strip() for name in given.weights.split(",")]
+    for name in given.weights:
+        if name not in trained.LABELS and given.weights != ["all"]:
+            known = ", ".join(trained.LABELS)
+            raise InputError(f"--weights: {name!r}; it must be all, or of {known}")
+    if given.hf is not None and given.data is None:
+        raise InputError("--data is missing; with --hf, give text files")
+    if given.json is not None and (not given.json or not Path(given.json).parent.is_dir()):
+        raise InputError(f"--json={given.json}: its folder does not exist; give another file")
+    if given.json is not None and Path(given.json).is_dir():
+        raise InputError(f"--json={given.json} is a directory; give a file")
+    return given
 
 
-def format_shares(config: Config, params: nnx.State) -> dict[str, float]:
-    """The share of the sampled weights that each format of the learned mixture carries.
+def _run(given: Namespace) -> int:
+    model = trained.from_arguments(given)
+    if model.run is None:  # a run of this trainer reads bytes, whatever its vocabulary
+        trained.check_bytes(model, VOCAB_SIZE)
+    default = model.model.max_length if model.run is None else model.run.data.length
+    length = default if given.length is None else given.length
+    if length > model.model.max_length:
+        raise InputError(f"--length={length}; it must be at most {model.model.max_length}")
+    learned = bool(steps.collect_bits(model.params))
+    wanted = list(trained.LABELS) if given.weights == ["all"] else given.weights
+    if not learned and "mixed" in wanted:
+        if given.weights != ["all"]:
+            raise InputError("--weights: 'mixed', and no bits were learned; give other formats")
+        wanted.remove("mixed")
+    text, documents = _documents(given, model)
+    try:
+        windows = score.cut(list(documents.values()), length)
+    except ValueError as error:
+        raise InputError(f"{text}: {error}; give more text") from None
+    print(f"weights: {model.origin}")
+    print(_describe(text, documents, windows, length), flush=True)
 
-    Args:
-      config: of a method that learns bits.
-      params: the trained parameters.
+    nats_of = score.make_score(model.graph, windows, given.batch)
+    print(f"\n{'weights':<20}" + "".join(f"{title:<30}" for title in TITLES.values()).rstrip())
+    results, master = {}, None
+    for name in dict.fromkeys(["master", *wanted]):  # the others are compared with it
+        nats = nats_of(trained.weights_as(model.params, model.rules, name))
+        master = nats if master is None else master
+        results[name] = score.measure(nats, master, windows.scored)
+        print(_row(name, results[name]), flush=True)
+    if given.json is not None:
+        about = {
+            "origin": model.origin,
+            "data": text,
+            "documents": len(documents),
+            "units": len(windows.scored),
+            "units_are": "chunks" if windows.chunks else "documents",
+            "scored": int(windows.scored.sum()),
+            "length": length,
+            "confidence": intervals.CONFIDENCE,
+        }
+        content = {**about, "weights": _plain(results)}
+        files.write(Path(given.json), json.dumps(content, indent=2) + "\n")
+    return 0
 
-    Returns:
-      Name of the format → share, from the narrowest on; formats that carry nothing are left out.
-    """
-    rules = configs.rules(config)
-    shapes = paths_and_leaves(weights(params))
-    specs, counts = resolve(rules, shapes), np.zeros(len(LADDER))
-    for path, b_t in paths_and_leaves(bit_widths(params, rules)).items():
-        _, *sides = blocks.matrix_shape(shapes[path].shape, specs[path].matrix_axes)
-        # The last block of a row or column may be smaller.
-        rows, columns = (
-            np.minimum(size, side - size * np.arange(-(-side // size)))
-            for side, size in zip(sides, specs[path].block, strict=True)
+
+def _documents(given: Namespace, model: trained.Trained) -> tuple[str, dict[str, bytes]]:
+    """(what the text is called, its documents)."""
+    if given.data is not None:
+        return f"--data={given.data}", source.documents(given.data, "--data")
+    assert model.run is not None
+    documents, fingerprint = source.held_out(model.run.data.files)
+    if fingerprint != workdir.read(Path(given.workdir))["data_fingerprint"]:
+        name = f"config.data.files={model.run.data.files!r}"
+        if not model.run.data.files:
+            name += ", the standard library of this Python,"
+        raise InputError(f"{name} is not the text that the run was trained on; give --data")
+    return "the run's validation text", documents
+
+
+def _describe(
+    text: str, documents: Mapping[str, bytes], windows: score.Windows, length: int
+) -> str:
+    size, scored, units = sum(map(len, documents.values())), windows.scored.sum(), windows.scored
+    files = "1 document" if len(documents) == 1 else f"{len(documents):,} documents"
+    lines = [
+        f"data: {text}: {files}, {size:,} bytes, {scored:,.0f} scored once each (the first byte of "
+        f"a document has no context), in windows of {length}"
+    ]
+    if len(units) < 2:
+        lines.append("no intervals: there is only one document, and only one window in it")
+    elif windows.chunks:
+        lines.append(
+            f"95 % intervals over {len(units)} chunks of consecutive windows, since one file is "
+            "alone; neighbours are alike, so these are rather too narrow"
         )
-        index = np.asarray(format_index(b_t)).reshape(-1, len(rows), len(columns))
-        sizes = np.broadcast_to(np.outer(rows, columns), index.shape)
-        counts += np.bincount(index.ravel(), sizes.ravel(), len(LADDER))
-    shares = counts / counts.sum()
-    return {fmt.name: float(share) for fmt, share in zip(LADDER, shares, strict=True) if share}
-
-
-def format_table(losses: Mapping[str, Any]) -> str:
-    """The table as text, one line for each format with its distance from the master weights.
-
-    Args:
-      losses: from `table`, or from `summary.json`, where null stands for what is not a number.
-    """
-    number = lambda name: math.nan if losses[name] is None else losses[name]  # noqa: E731
-    labels = dict(LABELS)
-    if configs.METHODS[losses["method"]] == "none":
-        del labels["mixed"]
-    elif losses["formats"] is not None:
-        shares = ", ".join(f"{name} {share:.0%}" for name, share in losses["formats"].items())
-        labels["mixed"] += f" ({number('mean_bits'):.2f}: {shares.replace('%', ' %')})"
-    width = max(25, *(len(label) + 2 for label in labels.values()))
-    lines = [f"{'weights':<{width - 2}}nats/token   vs master"]
-    for name, label in labels.items():
-        distance = round(number(name) - number("master"), 4) + 0.0  # no -0.0000
-        lines.append(f"{label:<{width}}{number(name):8.4f}    {distance:+8.4f}")
+    else:
+        lines.append(f"95 % intervals over {len(units):,} documents")
     return "\n".join(lines)
+
+
+def _row(name: str, measured: Mapping[str, Interval]) -> str:
+    cells = []
+    for key in TITLES:
+        value, low, high = measured[key]
+        sign = "+" if key == "difference" else ""
+        places = 4 if abs(value) < 100 else 1
+        show = lambda x, sign=sign, n=places: f"{round(x, n) + 0.0:{sign}.{n}f}"  # noqa: E731
+        inside = "" if math.isnan(low) else f" [{show(low)}, {show(high)}]"
+        cells.append(f"{show(value) + inside:<30}")
+    return f"{trained.LABELS[name]:<20}" + "".join(cells).rstrip()
+
+
+def _plain(value: Any) -> Any:
+    """Intervals as dicts, and null for what is not finite."""
+    if isinstance(value, Interval):
+        return _plain(value._asdict())
+    if isinstance(value, dict):
+        return {name: _plain(inside) for name, inside in value.items()}
+    return value if math.isfinite(value) else None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -24,7 +24,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from pqt_jax import checkpoint, cli, evaluate, files, init_from, metrics, plot
+from pqt_jax import checkpoint, cli, files, init_from, metrics, plot, table
 from pqt_jax import config as configs
 from pqt_jax import step as steps
 from pqt_jax import workdir as workdirs
@@ -104,7 +104,7 @@ def train(
     newest, summary = manager.latest_step(), _read_summary(workdir, config)
     if newest == config.steps and summary is not None:
         print(f"finished: all {config.steps} steps are done\n")
-        print(evaluate.format_table(summary))
+        print(table.format_table(summary))
         return DONE
 
     timer = metrics.Timer()
@@ -123,7 +123,7 @@ def train(
         lines = "1 broken line was" if broken == 1 else f"{broken} broken lines were"
         say(f"{workdir / workdirs.METRICS}: {lines} dropped")
     validation = pipeline.validation_batches(text.validation, count=log.validation_batches, **size)
-    validation_loss = evaluate.make_loss(graph, validation)
+    validation_loss = table.make_loss(graph, validation)
 
     key, schedule = jax.random.key(config.seed), steps.make_schedule(config)
     shape = jax.ShapeDtypeStruct((config.data.batch, config.data.length + 1), jnp.uint8)
@@ -187,7 +187,7 @@ def _read_summary(workdir: Path, config: Config) -> dict[str, Any] | None:
     """The summary of a finished run; None if it is missing, another's, or cannot be used."""
     try:
         summary = json.loads((workdir / workdirs.SUMMARY).read_text())
-        evaluate.format_table(summary)
+        table.format_table(summary)
         return summary if summary["config"] == configs.digest(config) else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
@@ -197,11 +197,11 @@ def finish(
     config: Config,
     workdir: Path,
     params: Any,
-    validation_loss: evaluate.Loss,
+    validation_loss: table.Loss,
     timer: metrics.Timer,
 ) -> None:
     """Write the summary and the pictures of a trained model, and print the table."""
-    losses = evaluate.table(config, validation_loss, params)
+    losses = table.table(config, validation_loss, params)
     summary = {
         **losses,
         "steps": config.steps,
@@ -217,7 +217,7 @@ def finish(
     # Last, for it is what says that the run is finished.
     finite = {name: metrics.finite(value) for name, value in summary.items()}
     files.write(workdir / workdirs.SUMMARY, json.dumps(finite, indent=2) + "\n")
-    print(f"\n{evaluate.format_table(losses)}")
+    print(f"\n{table.format_table(losses)}")
     print(f"\n{timer.seconds():.0f} s in all; see {workdir}")
 
 

@@ -152,16 +152,44 @@ def _check_owner(workdir: Path, meta: Meta) -> bool:
                 f"--workdir={workdir} holds {found[0]} but no {RUN}; give a new directory"
             )
         return False
-    old: Any = None
-    with contextlib.suppress(ValueError, RecursionError):
-        old = json.loads((workdir / RUN).read_text())
-    if not is_whole(old):
-        raise InputError(
-            f"--workdir={workdir}: {RUN} in it is damaged; put a copy back, or give a new directory"
-        )
+    old = _read(workdir)
     check_same(old, meta, f"--workdir={workdir}")
     _check_checkpoints(workdir, old, meta)
     return True
+
+
+def read(workdir: Path) -> Meta:
+    """The metadata of a run, for those who only look.
+
+    Raises:
+      InputError: if it is not a run's directory, or cannot be read.
+    """
+    try:
+        if not workdir.is_dir():
+            what = "is not a directory" if workdir.exists() else "does not exist"
+            raise InputError(f"--workdir={workdir} {what}; give the workdir of a training run")
+        return _read(workdir)
+    except FileNotFoundError:
+        what = f"holds no {RUN}; give the workdir of a training run"
+        raise InputError(f"--workdir={workdir} {what}") from None
+    except OSError as error:
+        why = system_reason(error, "give the workdir of a training run")
+        raise InputError(f"--workdir={workdir} cannot be read: {why}") from None
+    except ValueError as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"--workdir={workdir!s}: {error}; give another") from None  # a NUL byte
+
+
+def _read(workdir: Path) -> Meta:
+    meta: Any = None
+    with contextlib.suppress(ValueError, RecursionError):
+        meta = json.loads((workdir / RUN).read_text())
+    if not is_whole(meta):
+        raise InputError(
+            f"--workdir={workdir}: {RUN} in it is damaged; put a copy back, or give a new directory"
+        )
+    return meta
 
 
 def _check_checkpoints(workdir: Path, old: Meta, meta: Meta) -> None:

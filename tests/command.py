@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 
+import jax
 import pytest
 import tiny
 
@@ -81,3 +82,20 @@ def check_outputs(workdir, out, count):
     assert f"config.steps={count}\n" in out
     assert "BF16" in out and f"{summary['fp4_e2m1']:.4f}" in out
     assert json.loads((workdir / "run.json").read_text())["config"]["steps"] == count
+
+
+def refused(command, arguments, capsys):
+    """The line of a command that refuses its arguments before anything is compiled."""
+    compiled = []
+    listen = lambda name, seconds, **_: compiled.append(name)  # noqa: E731
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    capsys.readouterr()
+    try:
+        code = command([str(argument) for argument in arguments])
+    finally:
+        jax.monitoring.clear_event_listeners()
+    out, err = capsys.readouterr()
+    assert code == 2 and out == ""
+    assert err.startswith("error: ") and err.count("\n") == 1 and len(err) < 2100
+    assert not [name for name in compiled if "backend_compile" in name]
+    return err

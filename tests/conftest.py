@@ -3,8 +3,10 @@
 """Eight fake CPU devices, set before JAX starts, and compiled programs kept between runs."""
 
 import pathlib
+import shutil
 
 import jax
+import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -19,3 +21,19 @@ def pytest_configure(config):
     for verb in ("reading", "writing"):
         message = f"ignore:Error {verb} persistent compilation cache entry:UserWarning"
         config.addinivalue_line("filterwarnings", message)
+
+
+@pytest.fixture(scope="session")
+def trained_run(tmp_path_factory):
+    """The workdir of a real run of eight steps with checkpoints 4 and 8; not to be changed."""
+    from command import main
+
+    folder = tmp_path_factory.mktemp("trained")
+    assert main(folder, "--config.steps=8") == 0
+    return folder / "run"
+
+
+@pytest.fixture
+def run_copy(trained_run, tmp_path):
+    """A copy of it that may be changed."""
+    return pathlib.Path(shutil.copytree(trained_run, tmp_path / "run"))

@@ -1,62 +1,93 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright 2026 The pqt_jax Authors
-"""The table at the end: the loss of the weights in each format, and who carries what."""
+"""The command that evaluates: what it prints and writes, and what it refuses."""
 
-import jax
-import jax.numpy as jnp
-import numpy as np
+import json
+import math
+import re
+
 import pytest
 import tiny
-from flax import nnx
+from command import refused
 
-from pqt_jax import config as configs
-from pqt_jax import evaluate
-from pqt_jax import step as steps
-from pqt_jax.loss import cross_entropy
-from pqt_jax.quantize import quantize
+from pqt_jax import evaluate, trained
 
 
-def test_evaluation_rounds_what_the_rules_name():
-    config = tiny.get_config()
-    graph, state = steps.init_state(config, steps.make_optimizer(config))
-    batches = np.stack([np.arange(4 * 17).reshape(4, 17) * i % 101 for i in (3, 4)])
-    loss = evaluate.make_loss(graph, batches)
-    losses = evaluate.table(config, loss, state.params)
-
-    @jax.jit
-    def by_hand(params):
-        model = nnx.merge(graph, params)
-        parts = [cross_entropy(model(b[:, :-1]), b[:, 1:]) for b in batches]
-        return sum(parts) / 2
-
-    assert losses["master"] == pytest.approx(float(by_hand(state.params)), rel=1e-6)
-    rounded = quantize(steps.weights(state.params), configs.rules(config), "float4_e2m1fn")
-    rounded = nnx.merge_state(state.params, rounded)
-    assert losses["fp4_e2m1"] == pytest.approx(float(by_hand(rounded)), rel=1e-6)
-    names = ["master", "bf16", "fp8_e4m3", "fp6_e3m2", "fp4_e2m1", "mixed"]
-    # At b_t = 6 every block takes E4M7, whose mantissa is that of BF16.
-    assert losses["mixed"] == pytest.approx(losses["bf16"], rel=1e-5)
-    assert len({losses[name] for name in names[:5]}) == 5
-    assert losses["mean_bits"] == 6.0 and losses["formats"] == {"E4M7": 1.0}
-    shown = evaluate.format_table(losses)
-    assert all(f"{losses[name]:.4f}" in shown for name in names)
-
-
-def test_no_distance_is_minus_zero():
-    losses = dict.fromkeys(evaluate.LABELS, 1.0) | {"bf16": 0.99999, "fp8_e4m3": 0.9}
-    shown = evaluate.format_table(losses | {"method": "bf16", "formats": None})
-    assert "-0.0000" not in shown and "-0.1000" in shown and "learned" not in shown
+def test_all_formats_on_the_runs_own_text(trained_run, tmp_path, capsys):
+    out = tmp_path / "out.json"
+    arguments = [f"--workdir={trained_run}", f"--json={out}"]
+    assert evaluate.main(arguments) == 0
+    shown = capsys.readouterr().out
+    found = json.loads(out.read_text())
+    # A twentieth of 6000 bytes is held out; the first has no context.
+    assert found["scored"] == 299 and found["length"] == 16 and found["documents"] == 1
+    assert "1 document, 300 bytes, 299 scored once each (the first byte of a document" in shown
+    assert found["units"] == 19 and "19 chunks of consecutive windows" in shown
+    assert list(found["weights"]) == list(trained.LABELS)
+    summary = json.loads((trained_run / "summary.json").read_text())
+    for name, row in found["weights"].items():
+        loss = row["loss"]
+        assert loss["low"] < loss["value"] < loss["high"]
+        assert row["bits_per_byte"]["high"] == pytest.approx(loss["high"] / math.log(2))
+        assert f"{trained.LABELS[name]:<20}{loss['value']:.4f} [" in shown
+        if name in summary:  # of fewer windows, and without the last, partial one
+            assert loss["value"] == pytest.approx(summary[name], abs=0.1)
+    rows = found["weights"]
+    assert rows["master"]["difference"] == {"value": 0, "low": 0, "high": 0}
+    gap = rows["fp4_e2m1"]["loss"]["value"] - rows["master"]["loss"]["value"]
+    assert rows["fp4_e2m1"]["difference"]["value"] == pytest.approx(gap) and gap != 0
+    assert len({row["loss"]["value"] for row in rows.values()}) >= 7
+    again = tmp_path / "again.json"
+    assert evaluate.main([*arguments[:1], f"--json={again}"]) == 0
+    assert again.read_text() == out.read_text()
 
 
-def test_format_shares_count_weights():
-    config = tiny.get_config()
-    config.model.d_ff, config.pqt.block, config.pqt.target_bits = 96, (64, 64), 2.0
-    _, state = steps.init_state(config, steps.make_optimizer(config))
-    params = nnx.to_pure_dict(state.params)
-    bits = params["h"]["pqt_bits"]["mlp"]["down"]
-    # down is 96 × 32: a block of 64 rows, sent to E2M1 in both layers, and one of 32.
-    bits["kernel"] = jnp.asarray(bits["kernel"]).at[:, 0].set(0.0)
-    nnx.replace_by_pure_dict(state.params, params)
-    share = 2 * 64 * 32 / (2 * (4 * 32 * 32 + 3 * 32 * 96))
-    found = evaluate.format_shares(config, state.params)
-    assert found == pytest.approx({"E2M1": share, "E4M7": 1 - share})
+def test_documents_and_chosen_formats(trained_run, tmp_path, capsys):
+    for name, size in (("a", 40), ("b", 700), ("c", 1)):
+        tiny.write_text(tmp_path / f"{name}.txt", size)
+    data = f"--data={tmp_path}/*.txt"
+    options = [f"--workdir={trained_run}", data, "--weights=fp6_e2m3", "--length=32", "--batch=7"]
+    assert evaluate.main(options) == 0
+    out = capsys.readouterr().out
+    assert "3 documents, 741 bytes, 738 scored" in out and "in windows of 32" in out
+    assert "95 % intervals over 2 documents" in out
+    assert re.findall(r"^(master weights|FP\S+ \S+)", out, re.M) == ["master weights", "FP6 E2M3"]
+    tiny.write_text(tmp_path / "short.txt", 10)
+    assert evaluate.main([*options, f"--data={tmp_path}/short.txt"]) == 0
+    out = capsys.readouterr().out
+    assert "no intervals: there is only one document" in out and "nan" not in out
+
+
+BAD = {
+    "--workdir=/nowhere": "--workdir=/nowhere does not exist; give the workdir",
+    "--weights=int4": "--weights: 'int4'; it must be all, or of master, bf16",
+    "--length=33": "--length=33; it must be at most 32",
+    "--length=0": "--length: '0'; it must be a whole number from 1 on",
+    "--data=/nowhere/*": "--data='/nowhere/*' matches no file",
+    "--json=/nowhere/x.json": "--json=/nowhere/x.json: its folder does not exist",
+    "--json=/": "--json=/ is a directory",
+    "--dat=x": "unrecognized arguments: --dat=x",
+    "--hf=x": "--hf: not allowed with argument --workdir",
+}
+
+
+@pytest.mark.parametrize("argument", BAD)
+def test_bad_input_is_one_line_and_compiles_nothing(trained_run, capsys, argument):
+    given = [f"--workdir={trained_run}", argument]
+    assert BAD[argument] in refused(evaluate.main, given, capsys)
+
+
+def test_text_that_has_changed_is_refused(run_copy, trained_run, tmp_path, capsys):
+    meta = json.loads((run_copy / "run.json").read_text())
+    text = tiny.write_text(tmp_path / "text.txt", 5000)
+    meta["config"]["data"]["files"] = str(text)
+    for path in [run_copy / "run.json", *run_copy.glob("checkpoints/*/meta/metadata")]:
+        content = json.loads(path.read_text())
+        content["config"]["data"]["files"] = str(text)
+        path.write_text(json.dumps(content))
+    for path in run_copy.glob("checkpoints/*/digests.json"):
+        path.unlink()
+    message = refused(evaluate.main, [f"--workdir={run_copy}"], capsys)
+    assert "is not the text that the run was trained on; give --data" in message
+    assert "--workdir --hf is required" in refused(evaluate.main, [], capsys)
+    assert "--data is missing" in refused(evaluate.main, ["--hf=x"], capsys)

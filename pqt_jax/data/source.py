@@ -20,6 +20,7 @@ import numpy as np
 
 from pqt_jax.errors import InputError, system_reason
 
+_FIELD = "config.data.files"
 _GIVE = "give a text file, or a glob such as 'books/**/*.txt'"
 
 HELD_OUT = 20  # one file in twenty is for validation; of a single file, its last twentieth
@@ -58,7 +59,48 @@ def load(files: str = "") -> Text:
     Raises:
       InputError: if nothing matches, or a file is unreadable or empty.
     """
-    return _split(*(_matching(files) if files else _standard_library()))
+    root, paths = _matching(files) if files else _standard_library()
+    contents = _contents(root, paths)
+    train, validation = _split(contents)
+    arrays = [np.frombuffer(b"".join(part.values()), np.uint8) for part in (train, validation)]
+    digest = _fingerprint(contents)
+    description = (
+        f"{sum(map(len, arrays)):,} bytes in {len(contents)} file{'s' * (len(contents) > 1)} under "
+        f"{root}, {len(arrays[1]):,} of them held out, fingerprint {digest[:12]}"
+    )
+    return Text(arrays[0], arrays[1], digest, description)
+
+
+def held_out(files: str = "") -> tuple[dict[str, bytes], str]:
+    """The validation text of `load`, file by file.
+
+    Args:
+      files: as for `load`.
+
+    Returns:
+      (content by name, the fingerprint that `load` gives).
+
+    Raises:
+      InputError: as `load` does.
+    """
+    contents = _contents(*(_matching(files) if files else _standard_library()))
+    return _split(contents)[1], _fingerprint(contents)
+
+
+def documents(pattern: str, argument: str) -> dict[str, bytes]:
+    """All files that a glob matches.
+
+    Args:
+      pattern: `**` descends into folders.
+      argument: what the pattern is called in an error.
+
+    Returns:
+      Content by name, sorted by name.
+
+    Raises:
+      InputError: if nothing matches, or a file is unreadable or empty.
+    """
+    return _contents(*_matching(pattern, argument), argument)
 
 
 def _standard_library() -> tuple[Path, list[Path]]:
@@ -76,7 +118,7 @@ def _standard_library() -> tuple[Path, list[Path]]:
     return root, paths
 
 
-def _matching(pattern: str) -> tuple[Path, list[Path]]:
+def _matching(pattern: str, argument: str = _FIELD) -> tuple[Path, list[Path]]:
     expanded = os.path.expanduser(pattern)
     try:
         found = glob.glob(expanded, recursive=True)
@@ -91,32 +133,33 @@ def _matching(pattern: str) -> tuple[Path, list[Path]]:
     except ValueError as error:  # a NUL byte
         paths, missing = [], f"cannot be read: {error}; {_GIVE}"
     if not paths:
-        raise InputError(f"config.data.files={pattern!r} {missing}")
+        raise InputError(f"{argument}={pattern!r} {missing}")
     root = Path(os.path.commonpath([path.absolute().parent for path in paths]))
     return root, [path.absolute() for path in paths]
 
 
-def _split(root: Path, paths: Sequence[Path]) -> Text:
+def _contents(root: Path, paths: Sequence[Path], argument: str = _FIELD) -> dict[str, bytes]:
     names = {path.relative_to(root).as_posix(): path for path in paths}
-    contents = {name: _read(names[name]) for name in sorted(names)}
+    return {name: _read(names[name], argument) for name in sorted(names)}
+
+
+def _fingerprint(contents: dict[str, bytes]) -> str:
     digest = hashlib.sha256()
     for name, content in contents.items():
         digest.update(os.fsencode(f"{name}\0{len(content)}\0"))  # names may hold any byte
         digest.update(content)
+    return digest.hexdigest()
+
+
+def _split(contents: dict[str, bytes]) -> tuple[dict[str, bytes], dict[str, bytes]]:
+    """Training and validation."""
     if len(contents) == 1:
-        (content,) = contents.values()
+        ((name, content),) = contents.items()
         cut = len(content) - len(content) // HELD_OUT
-        train, validation = [content[:cut]], [content[cut:]]
-    else:
-        held_out = _held_out(list(contents))
-        train = [content for name, content in contents.items() if name not in held_out]
-        validation = [contents[name] for name in sorted(held_out)]
-    arrays = [np.frombuffer(b"".join(part), np.uint8) for part in (train, validation)]
-    description = (
-        f"{sum(map(len, arrays)):,} bytes in {len(contents)} file{'s' * (len(contents) > 1)} under "
-        f"{root}, {len(arrays[1]):,} of them held out, fingerprint {digest.hexdigest()[:12]}"
-    )
-    return Text(arrays[0], arrays[1], digest.hexdigest(), description)
+        return {name: content[:cut]}, {name: content[cut:]}
+    chosen = _held_out(list(contents))
+    train = {name: content for name, content in contents.items() if name not in chosen}
+    return train, {name: contents[name] for name in sorted(chosen)}
 
 
 def _held_out(names: Sequence[str]) -> set[str]:
@@ -128,14 +171,14 @@ def _held_out(names: Sequence[str]) -> set[str]:
     return chosen
 
 
-def _read(path: Path) -> bytes:
+def _read(path: Path, argument: str) -> bytes:
     try:
         if not stat.S_ISREG(path.stat().st_mode):  # a pipe or a device may never end
-            raise InputError(f"config.data.files: {path} is not a regular file; leave it out")
+            raise InputError(f"{argument}: {path} is not a regular file; leave it out")
         content = path.read_bytes()
     except OSError as error:
         why = system_reason(error, "leave it out")
-        raise InputError(f"config.data.files: cannot read {path}: {why}") from None
+        raise InputError(f"{argument}: cannot read {path}: {why}") from None
     if not content:
-        raise InputError(f"config.data.files: {path} is empty; leave it out")
+        raise InputError(f"{argument}: {path} is empty; leave it out")
     return content

@@ -18,7 +18,9 @@ from collections.abc import Sequence
 import jax
 from flax import nnx
 
+from pqt_jax.models import cache as caches
 from pqt_jax.models import layers
+from pqt_jax.models.cache import Cache
 from pqt_jax.rules import Rule
 
 
@@ -91,6 +93,12 @@ class Block(nnx.Module):
         x = x + self.attn(self.attn_norm(x))
         return x + self.mlp(self.mlp_norm(x))
 
+    def decode(self, x: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
+        """The same behind the tokens of a cache; see `layers.Attention.decode`."""
+        y, cache = self.attn.decode(self.attn_norm(x), cache)
+        x = x + y
+        return x + self.mlp(self.mlp_norm(x)), cache
+
 
 def norm(config: GPT2Config, rngs: nnx.Rngs) -> nnx.LayerNorm:
     """LayerNorm, computed in float32."""
@@ -152,7 +160,36 @@ class GPT2(nnx.Module):
         x = layers.call(self.embed, tokens, key=pqt_key)
         x = x + layers.call(self.pos, jax.numpy.arange(tokens.shape[1]), key=pqt_key)
         x = layers.scan(self.h, x, pqt_key, length=config.num_layers, remat=config.remat)
+        return self._logits(x, pqt_key)
+
+    def init_cache(self, batch: int, capacity: int | None = None) -> Cache:
+        """An empty cache for `decode`; capacity in tokens, None for `max_length`."""
+        heads = self.config.num_heads
+        return caches.init(self.config, batch, capacity, kv_heads=heads)
+
+    def decode(self, tokens: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
+        """Logits of the bare model for tokens that go on from those in a cache.
+
+        Args:
+          tokens: int[batch, T], any T that the cache has room for.
+          cache: from `init_cache`, or from the call before.
+
+        Returns:
+          (float32[batch, T, vocab_size], the cache with T more tokens). Where jit hides that they
+          do not fit, the logits are NaN.
+
+        Raises:
+          ValueError: if they do not fit.
+        """
+        caches.check_room(tokens, cache)
+        x = layers.call(self.embed, tokens, key=None)
+        positions = cache.length + jax.numpy.arange(tokens.shape[1])
+        x = x + layers.call(self.pos, positions, key=None)
+        x, cache = caches.scan(self.h, x, cache)
+        return caches.spoil_overflow(self._logits(x), cache), cache
+
+    def _logits(self, x: jax.Array, key: jax.Array | None = None) -> jax.Array:
         x = self.norm(x)
-        if config.tie_embeddings:
-            return layers.call(self.embed, x, project=True, key=pqt_key)
-        return layers.call(self.head, x, key=pqt_key)
+        if self.config.tie_embeddings:
+            return layers.call(self.embed, x, project=True, key=key)
+        return layers.call(self.head, x, key=key)

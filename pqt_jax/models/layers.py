@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
+from pqt_jax.models.cache import Cache
 from pqt_jax.rules import BITS, Rule, first_match, paths_and_leaves, resolve
 from pqt_jax.transform import pqt_transform
 
@@ -86,8 +87,8 @@ def linear(
     )
 
 
-def rotary(x: jax.Array, theta: float) -> jax.Array:
-    """Rotary position embedding of queries or keys, positions 0 … T − 1.
+def rotary(x: jax.Array, theta: float, positions: jax.Array | None = None) -> jax.Array:
+    """Rotary position embedding of queries or keys.
 
     Component i turns with component i + dim/2, the order of Hugging Face checkpoints (the original
     one pairs neighbours; the two differ by a permutation of the columns of q and k).
@@ -95,6 +96,7 @@ def rotary(x: jax.Array, theta: float) -> jax.Array:
     Args:
       x: [batch, T, heads, dim], dim even.
       theta: base of the wavelengths.
+      positions: int32[T]; None for 0 … T − 1.
 
     Returns:
       The shape and dtype of x; angles are computed in float32.
@@ -103,7 +105,9 @@ def rotary(x: jax.Array, theta: float) -> jax.Array:
     """
     half = x.shape[-1] // 2
     frequency = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
-    angle = jnp.arange(x.shape[1], dtype=jnp.float32)[:, None, None] * frequency
+    if positions is None:
+        positions = jnp.arange(x.shape[1], dtype=jnp.float32)
+    angle = positions.astype(jnp.float32)[:, None, None] * frequency
     cos, sin = jnp.cos(angle), jnp.sin(angle)
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
@@ -139,13 +143,46 @@ class Attention(nnx.Module):
 
     def __call__(self, x: jax.Array, *, rope_theta: float | None = None) -> jax.Array:
         """[batch, T, d_model] → the same; softmax in float32."""
-        heads = (*x.shape[:-1], -1, self.head_width)
-        q, k, v = (layer(x).reshape(heads) for layer in (self.q, self.k, self.v))
+        q, k, v = self._heads(x)
         if rope_theta is not None:
             q, k = rotary(q, rope_theta), rotary(k, rope_theta)
         # An explicit implementation: None would fall back to XLA without a word.
         y = jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation=self.attention)
         return self.out(y.reshape(x.shape))
+
+    def decode(
+        self, x: jax.Array, cache: Cache, *, rope_theta: float | None = None
+    ) -> tuple[jax.Array, Cache]:
+        """The same for positions `cache.length` and on, which see the cached ones before them.
+
+        By XLA whatever `config.attention` says: cuDNN's causal mask takes whole sequences, and here
+        are few queries, often one, on a cache that is partly empty.
+
+        Args:
+          x: [batch, T, d_model].
+          cache: of this layer, without the leading axis.
+          rope_theta: as in a call.
+
+        Returns:
+          ([batch, T, d_model], the cache with T more keys and values; its length is unchanged).
+        """
+        q, k, v = self._heads(x)
+        positions = cache.length + jnp.arange(x.shape[1])
+        if rope_theta is not None:
+            q, k = rotary(q, rope_theta, positions), rotary(k, rope_theta, positions)
+        at = (0, cache.length, 0, 0)
+        keys = lax.dynamic_update_slice(cache.keys, k, at)
+        values = lax.dynamic_update_slice(cache.values, v, at)
+        seen = jnp.arange(keys.shape[1]) <= positions[:, None]
+        mask = seen[None, None]
+        y = jax.nn.dot_product_attention(q, keys, values, mask=mask, implementation="xla")
+        return self.out(y.reshape(x.shape)), cache._replace(keys=keys, values=values)
+
+    def _heads(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Queries, keys and values, [batch, T, heads, head_width] each."""
+        heads = (*x.shape[:-1], -1, self.head_width)
+        q, k, v = (layer(x).reshape(heads) for layer in (self.q, self.k, self.v))
+        return q, k, v
 
 
 def sampled(module: Any, rules: Sequence[Rule], path: str) -> Any:

@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright 2026 The pqt_jax Authors
+"""Keys and values of the tokens that a model has read, so that the next ones are read alone.
+
+    cache = model.init_cache(batch)
+    logits, cache = model.decode(prompt, cache)      any number of tokens at once,
+    logits, cache = model.decode(token, cache)       or one
+
+It is the bare model that decodes, with whatever weights it holds. All rows are of one length.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import lax
+from jax.core import Tracer
+
+
+class Cache(NamedTuple):
+    """What attention has to know of the tokens read so far.
+
+    Attributes:
+      keys: [layers, batch, capacity, kv_heads, head_width], in the model's dtype, turned already
+        where positions are rotary; what is beyond `length` is never looked at.
+      values: the same shape.
+      length: int32 scalar, the number of tokens read.
+    """
+
+    keys: jax.Array
+    values: jax.Array
+    length: jax.Array
+
+
+def init(config: Any, batch: int, capacity: int | None, *, kv_heads: int) -> Cache:
+    """An empty cache.
+
+    Args:
+      config: of the model.
+      batch: number of rows.
+      capacity: tokens that it can hold; None for `config.max_length`.
+      kv_heads: heads of keys and values.
+
+    Returns:
+      A cache of length 0.
+
+    Raises:
+      ValueError: for a capacity the model has no positions for.
+    """
+    capacity = int(config.max_length if capacity is None else capacity)
+    if not 0 < capacity <= config.max_length:
+        raise ValueError(f"capacity={capacity}; it must be from 1 to {config.max_length=}")
+    head_width = config.d_model // config.num_heads
+    shape = (config.num_layers, batch, capacity, kv_heads, head_width)
+    empty = jnp.zeros(shape, config.dtype)
+    return Cache(empty, empty, jnp.zeros((), jnp.int32))
+
+
+def check_room(tokens: jax.Array, cache: Cache) -> None:
+    """Raise ValueError if tokens do not fit into a cache, as far as that is known when tracing."""
+    batch, capacity = cache.keys.shape[1:3]
+    length = 0 if isinstance(cache.length, Tracer) else int(cache.length)
+    if tokens.shape[0] != batch:
+        raise ValueError(f"tokens have {tokens.shape[0]} rows, and the cache {batch}")
+    if length + tokens.shape[1] > capacity:
+        raise ValueError(
+            f"the cache holds {length} of {capacity} tokens; {tokens.shape[1]} more do not fit"
+        )
+
+
+def scan(blocks: Any, x: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
+    """Decode by stacked blocks one after the other, each with its own slice of the cache.
+
+    Args:
+      blocks: what `layers.stack` returned.
+      x: [batch, T, d_model], of the tokens from position `cache.length` on.
+      cache: of the tokens before them.
+
+    Returns:
+      ([batch, T, d_model], the cache with T more tokens).
+    """
+    graph, state = nnx.split(blocks)
+
+    def body(x, layer):
+        state, keys, values = layer
+        x, new = nnx.merge(graph, state).decode(x, Cache(keys, values, cache.length))
+        return x, (new.keys, new.values)
+
+    count = x.shape[1]
+    x, (keys, values) = lax.scan(body, x, (state, cache.keys, cache.values))
+    return x, Cache(keys, values, cache.length + count)
+
+
+def spoil_overflow(logits: jax.Array, cache: Cache) -> jax.Array:
+    """NaN for the logits if the cache, after them, is beyond its capacity: better than wrong.
+
+    `check_room` refuses that where the length is known; inside `jax.jit` it is not.
+    """
+    return jnp.where(cache.length <= cache.keys.shape[2], logits, jnp.nan)

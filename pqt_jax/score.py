@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright 2026 The pqt_jax Authors
+"""Documents → windows → nats of every document → loss, perplexity and bits per byte.
+
+Window i of a document has the inputs `i·T … i·T + T − 1` and the same shifted by one as targets.
+So each byte is scored once, by those before it in its window; the first byte of a document has none
+and is not scored. A document alone is cut into chunks of consecutive windows, which stand for
+documents.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from pqt_jax import intervals
+from pqt_jax.intervals import Interval
+from pqt_jax.loss import token_losses
+
+CHUNKS = 50  # at most, of a document that is alone
+
+
+class Windows(NamedTuple):
+    """Documents cut for scoring.
+
+    Attributes:
+      tokens: uint8[N, T + 1], zeros behind the end of a document.
+      counts: int32[N], the targets in each window that are scored.
+      units: int32[N], the document, or chunk of the only one, that a window is of.
+      scored: float64[units], the targets of each.
+      chunks: whether units are chunks.
+    """
+
+    tokens: np.ndarray
+    counts: np.ndarray
+    units: np.ndarray
+    scored: np.ndarray
+    chunks: bool
+
+
+def cut(documents: Sequence[bytes], length: int) -> Windows:
+    """Cut documents into windows.
+
+    Example:
+      >>> windows = cut([b"abcdef", b"xy", b"z"], length=4)
+      >>> [bytes(row) for row in windows.tokens], windows.counts.tolist(), windows.scored.tolist()
+      ([b'abcde', b'ef\\x00\\x00\\x00', b'xy\\x00\\x00\\x00'], [4, 1, 1], [5.0, 1.0])
+
+    Args:
+      documents: those of a single byte are left out, since nothing in them is scored.
+      length: T, the inputs in a window.
+
+    Raises:
+      ValueError: if nothing can be scored.
+    """
+    documents = [document for document in documents if len(document) > 1]
+    if not documents:
+        raise ValueError("no document has two bytes")
+    rows, units = [], []
+    for unit, document in enumerate(documents):
+        for start in range(0, len(document) - 1, length):
+            rows.append(document[start : start + length + 1])
+            units.append(unit)
+    counts = np.array([len(row) - 1 for row in rows], np.int32)
+    padded = b"".join(row.ljust(length + 1, b"\0") for row in rows)
+    tokens = np.frombuffer(padded, np.uint8).reshape(len(rows), length + 1)
+    if chunks := len(documents) == 1:
+        units = np.arange(len(rows)) * min(CHUNKS, len(rows)) // len(rows)
+    units = np.asarray(units, np.int32)
+    return Windows(tokens, counts, units, np.bincount(units, counts), chunks)
+
+
+def make_score(
+    graph: nnx.GraphDef, windows: Windows, batch: int
+) -> Callable[[nnx.State], np.ndarray]:
+    """The nats of every unit as a function of the parameters.
+
+    Args:
+      graph: structure of the bare model.
+      windows: from `cut`.
+      batch: windows that are scored at once.
+
+    Returns:
+      `params -> float64[units]`; compiled once, at the first call.
+    """
+    batch = min(batch, len(windows.counts))
+    padding = -len(windows.counts) % batch
+    tokens = np.pad(windows.tokens, ((0, padding), (0, 0)))
+    counts = np.pad(windows.counts, (0, padding))
+
+    @jax.jit
+    def nats(params, tokens, counts):
+        tokens = tokens.astype(jnp.int32)
+        losses = token_losses(nnx.merge(graph, params)(tokens[:, :-1]), tokens[:, 1:])
+        inside = jnp.arange(losses.shape[1]) < counts[:, None]
+        return jnp.sum(jnp.where(inside, losses, 0), axis=1)
+
+    def score(params: nnx.State) -> np.ndarray:
+        parts = [
+            np.asarray(nats(params, tokens[i : i + batch], counts[i : i + batch]))
+            for i in range(0, len(counts), batch)
+        ]
+        by_window = np.concatenate(parts)[: len(windows.counts)].astype(np.float64)
+        return np.bincount(windows.units, by_window)
+
+    return score
+
+
+def measure(nats: np.ndarray, master: np.ndarray, scored: np.ndarray) -> dict[str, Interval]:
+    """Loss, perplexity, bits per byte and difference to the master weights, with their intervals.
+
+    Perplexity is exp(loss), and so are its ends. A token is a byte: bits per byte are loss / ln 2.
+
+    Args:
+      nats: [units], of the weights in question.
+      master: [units], of the master weights on the same units.
+      scored: [units], tokens.
+    """
+    loss = intervals.ratio(nats, scored)
+    return {
+        "loss": loss,
+        "perplexity": Interval(*(math.exp(min(x, 700)) for x in loss)),
+        "bits_per_byte": Interval(*(x / math.log(2) for x in loss)),
+        "difference": intervals.ratio(nats - master, scored),
+    }

@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright 2026 The pqt_jax Authors
+"""The table at the end of a training: the loss of the master weights, and of fewer bits.
+
+Every evaluation is deterministic: no noise, the same batches. Casts are block-scaled.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import lax
+
+from pqt_jax import bitwidth, blocks, trained
+from pqt_jax import config as configs
+from pqt_jax.config import Config
+from pqt_jax.loss import cross_entropy
+from pqt_jax.quantize import LADDER, format_index
+from pqt_jax.rules import paths_and_leaves, resolve
+from pqt_jax.step import bit_widths, collect_bits, weights
+
+ROWS = ("master", "bf16", "fp8_e4m3", "fp6_e3m2", "fp4_e2m1", "mixed")
+LABELS = {name: trained.LABELS[name] for name in ROWS}
+
+Loss = Callable[[nnx.State], float]
+
+
+def make_loss(graph: nnx.GraphDef, batches: np.ndarray) -> Loss:
+    """The validation loss as a function of the parameters.
+
+    Args:
+      graph: the model's structure.
+      batches: uint8[N, B, T + 1], fixed.
+
+    Returns:
+      `params -> nats per token` of the bare model; compiled once, at the first call.
+    """
+
+    @jax.jit
+    def mean_loss(params, batches):
+        model = nnx.merge(graph, params)
+
+        def add(total, batch):
+            tokens = batch.astype(jnp.int32)
+            return total + cross_entropy(model(tokens[:, :-1]), tokens[:, 1:]), None
+
+        total, _ = lax.scan(add, jnp.float32(0), batches)
+        return total / batches.shape[0]
+
+    return lambda params: float(mean_loss(params, batches))
+
+
+def table(config: Config, loss: Loss, params: nnx.State) -> dict[str, Any]:
+    """The validation loss of the weights in each format.
+
+    Args:
+      config: its rules say which parameters are quantized, whatever the method of training.
+      loss: from `make_loss`.
+      params: the trained parameters.
+
+    Returns:
+      Nats per token under the keys of `LABELS`; "mean_bits", the mean b_t; "formats", from
+      `format_shares`; and "method". "mixed", "mean_bits" and "formats" are None where no bits were
+      learned, the latter two also where a bit-width is not finite.
+    """
+    rules = configs.quantization_rules(config)
+
+    def loss_of(name: str) -> float:
+        rounded = trained.weights_as(params, rules, name)
+        return loss(nnx.merge_state(params, rounded))
+
+    learned = bool(collect_bits(params))
+    losses: dict[str, Any] = {"method": config.method}
+    losses |= {name: loss_of(name) if name != "mixed" or learned else None for name in ROWS}
+    losses |= {"mean_bits": None, "formats": None}
+    if learned:
+        mean = bitwidth.statistics(bit_widths(params, configs.rules(config)))["mean"]
+        if np.isfinite(mean):  # a bit-width that is NaN has no format
+            losses["mean_bits"] = float(mean)
+            losses["formats"] = format_shares(config, params)
+    return losses
+
+
+def format_shares(config: Config, params: nnx.State) -> dict[str, float]:
+    """The share of the sampled weights that each format of the learned mixture carries.
+
+    Args:
+      config: of a method that learns bits.
+      params: the trained parameters.
+
+    Returns:
+      Name of the format → share, from the narrowest on; formats that carry nothing are left out.
+    """
+    rules = configs.rules(config)
+    shapes = paths_and_leaves(weights(params))
+    specs, counts = resolve(rules, shapes), np.zeros(len(LADDER))
+    for path, b_t in paths_and_leaves(bit_widths(params, rules)).items():
+        _, *sides = blocks.matrix_shape(shapes[path].shape, specs[path].matrix_axes)
+        # The last block of a row or column may be smaller.
+        rows, columns = (
+            np.minimum(size, side - size * np.arange(-(-side // size)))
+            for side, size in zip(sides, specs[path].block, strict=True)
+        )
+        index = np.asarray(format_index(b_t)).reshape(-1, len(rows), len(columns))
+        sizes = np.broadcast_to(np.outer(rows, columns), index.shape)
+        counts += np.bincount(index.ravel(), sizes.ravel(), len(LADDER))
+    shares = counts / counts.sum()
+    return {fmt.name: float(share) for fmt, share in zip(LADDER, shares, strict=True) if share}
+
+
+def format_table(losses: Mapping[str, Any]) -> str:
+    """The table as text, one line for each format with its distance from the master weights.
+
+    Args:
+      losses: from `table`, or from `summary.json`, where null stands for what is not a number.
+    """
+    number = lambda name: math.nan if losses[name] is None else losses[name]  # noqa: E731
+    labels = dict(LABELS)
+    if configs.METHODS[losses["method"]] == "none":
+        del labels["mixed"]
+    elif losses["formats"] is not None:
+        shares = ", ".join(f"{name} {share:.0%}" for name, share in losses["formats"].items())
+        labels["mixed"] += f" ({number('mean_bits'):.2f}: {shares.replace('%', ' %')})"
+    width = max(25, *(len(label) + 2 for label in labels.values()))
+    lines = [f"{'weights':<{width - 2}}nats/token   vs master"]
+    for name, label in labels.items():
+        distance = round(number(name) - number("master"), 4) + 0.0  # no -0.0000
+        lines.append(f"{label:<{width}}{number(name):8.4f}    {distance:+8.4f}")
+    return "\n".join(lines)

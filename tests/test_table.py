@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright 2026 The pqt_jax Authors
+"""The table at the end: the loss of the weights in each format, and who carries what."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+from flax import nnx
+
+from pqt_jax import config as configs
+from pqt_jax import step as steps
+from pqt_jax import table
+from pqt_jax.loss import cross_entropy
+from pqt_jax.quantize import quantize
+
+
+def test_evaluation_rounds_what_the_rules_name():
+    config = tiny.get_config()
+    graph, state = steps.init_state(config, steps.make_optimizer(config))
+    batches = np.stack([np.arange(4 * 17).reshape(4, 17) * i % 101 for i in (3, 4)])
+    loss = table.make_loss(graph, batches)
+    losses = table.table(config, loss, state.params)
+
+    @jax.jit
+    def by_hand(params):
+        model = nnx.merge(graph, params)
+        parts = [cross_entropy(model(b[:, :-1]), b[:, 1:]) for b in batches]
+        return sum(parts) / 2
+
+    assert losses["master"] == pytest.approx(float(by_hand(state.params)), rel=1e-6)
+    rounded = quantize(steps.weights(state.params), configs.rules(config), "float4_e2m1fn")
+    rounded = nnx.merge_state(state.params, rounded)
+    assert losses["fp4_e2m1"] == pytest.approx(float(by_hand(rounded)), rel=1e-6)
+    names = ["master", "bf16", "fp8_e4m3", "fp6_e3m2", "fp4_e2m1", "mixed"]
+    # At b_t = 6 every block takes E4M7, whose mantissa is that of BF16.
+    assert losses["mixed"] == pytest.approx(losses["bf16"], rel=1e-5)
+    assert len({losses[name] for name in names[:5]}) == 5
+    assert losses["mean_bits"] == 6.0 and losses["formats"] == {"E4M7": 1.0}
+    shown = table.format_table(losses)
+    assert all(f"{losses[name]:.4f}" in shown for name in names)
+
+
+def test_no_distance_is_minus_zero():
+    losses = dict.fromkeys(table.LABELS, 1.0) | {"bf16": 0.99999, "fp8_e4m3": 0.9}
+    shown = table.format_table(losses | {"method": "bf16", "formats": None})
+    assert "-0.0000" not in shown and "-0.1000" in shown and "learned" not in shown
+
+
+def test_format_shares_count_weights():
+    config = tiny.get_config()
+    config.model.d_ff, config.pqt.block, config.pqt.target_bits = 96, (64, 64), 2.0
+    _, state = steps.init_state(config, steps.make_optimizer(config))
+    params = nnx.to_pure_dict(state.params)
+    bits = params["h"]["pqt_bits"]["mlp"]["down"]
+    # down is 96 × 32: a block of 64 rows, sent to E2M1 in both layers, and one of 32.
+    bits["kernel"] = jnp.asarray(bits["kernel"]).at[:, 0].set(0.0)
+    nnx.replace_by_pure_dict(state.params, params)
+    share = 2 * 64 * 32 / (2 * (4 * 32 * 32 + 3 * 32 * 96))
+    found = table.format_shares(config, state.params)
+    assert found == pytest.approx({"E2M1": share, "E4M7": 1 - share})

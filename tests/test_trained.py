@@ -1,0 +1,186 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright 2026 The pqt_jax Authors
+"""Trained weights are read as they were saved, and nothing in a run is changed by it."""
+
+import fcntl
+import json
+import shutil
+import sys
+import types
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+import tiny
+from flax import nnx
+
+from pqt_jax import BitParam, checkpoint, cli, param_transform, trained
+from pqt_jax import config as configs
+from pqt_jax.errors import InputError
+from pqt_jax.models import GPT2
+from pqt_jax.quantize import quantize
+from pqt_jax.rules import paths_and_leaves
+from pqt_jax.step import collect_bits, weights
+
+
+def listing(folder):
+    return {p: (p.stat().st_mtime_ns, p.stat().st_size) for p in sorted(folder.rglob("*"))}
+
+
+def test_a_run_is_read_while_it_is_locked_and_nothing_changes(trained_run):
+    before = listing(trained_run)
+    with (trained_run / "run.lock").open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        run = trained.load_run(trained_run)
+    assert listing(trained_run) == before
+    assert run.step == 8 and run.config.pqt.block == (32, 32) and run.config.is_locked
+    with ocp.CheckpointManager(trained_run.absolute() / "checkpoints") as manager:
+        items = ocp.args.Composite(state=ocp.args.StandardRestore())
+        saved = manager.restore(8, args=items)["state"]["params"]
+    saved = {
+        k: v["value"] if isinstance(v, dict) else v for k, v in paths_and_leaves(saved).items()
+    }
+    found = paths_and_leaves(run.params)
+    assert found.keys() == {path.removesuffix("/value") for path in saved}
+    for path, leaf in saved.items():
+        np.testing.assert_array_equal(found[path.removesuffix("/value")], leaf)
+    model = nnx.merge(run.graph, weights(run.params))  # the bare structure takes the weights
+    assert model.config == tiny.LLAMA2 and not nnx.state(model, BitParam)
+    assert collect_bits(run.params)["h"]["attn"]["q"]["kernel"].shape == (2, 1, 1)
+
+
+def damage(folder):
+    largest = max((p for p in folder.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+    largest.write_bytes(largest.read_bytes()[:-1])
+
+
+def test_a_damaged_checkpoint_gives_way_and_stays(run_copy, capsys):
+    checkpoints = run_copy / "checkpoints"
+    digests = (checkpoints / "4" / "digests.json").read_bytes()
+    (checkpoints / "4" / "digests.json").unlink()  # as if killed before they were written
+    damage(checkpoints / "8")
+    before = listing(run_copy)
+    assert trained.load_run(run_copy).step == 4
+    err = capsys.readouterr().err
+    assert err.startswith("checkpoint of step 8 is damaged (state/") and err.count("\n") == 1
+    assert "reading step 4" in err and listing(run_copy) == before
+    (checkpoints / "4" / "digests.json").write_bytes(digests)
+    damage(checkpoints / "4")
+    every = "no checkpoint in .* can be read .step 8: .*; step 4: "
+    with pytest.raises(InputError, match=every):
+        trained.load_run(run_copy)
+    shutil.rmtree(checkpoints)
+    with pytest.raises(InputError, match="holds no checkpoint; train first"):
+        trained.load_run(run_copy)
+
+
+def test_a_checkpoint_that_the_trainer_deletes_gives_way_to_its_next(run_copy, monkeypatch, capsys):
+    folder, listed = run_copy / "checkpoints", checkpoint._saved_steps
+    (folder / "8").rename(folder / "hidden")
+
+    def trainer_at_work(path):
+        steps = listed(path)
+        if (folder / "4").exists():  # after the listing: step 8 is saved and step 4 deleted
+            shutil.rmtree(folder / "4")
+            (folder / "hidden").rename(folder / "8")
+        return steps
+
+    monkeypatch.setattr(checkpoint, "_saved_steps", trainer_at_work)
+    assert trained.load_run(run_copy).step == 8
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (None, "holds no run.json; give the workdir of a training run"),
+        ("{", "run.json in it is damaged"),
+        ("[1]", "run.json in it is damaged"),
+        ("no steps", "run.json in it is damaged or of another version: config.steps is missing"),
+        ("no model", "run.json in it is damaged or of another version: config.model.name=None"),
+        ("odd model", "run.json in it is damaged or of another version: config.model"),
+        ("other seed", "checkpoints/8 belongs to another run: config.seed was 0 and is 1"),
+    ],
+)
+def test_run_json_that_does_not_fit_is_one_line(run_copy, content, message):
+    path = run_copy / "run.json"
+    meta = json.loads(path.read_text())
+    if content is None:
+        path.unlink()
+    else:
+        changes = {
+            "no steps": lambda config: config.pop("steps"),
+            "no model": lambda config: config.pop("model"),
+            "odd model": lambda config: config.update(model=3),
+            "other seed": lambda config: config.update(seed=1),
+        }
+        if content in changes:
+            changes[content](meta["config"])
+            content = json.dumps(meta)
+        path.write_text(content)
+    with pytest.raises(InputError, match=message) as caught:
+        trained.load_run(run_copy)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_is_no_workdir_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    for name, message in (("none", "does not exist"), ("file", "is not a directory")):
+        with pytest.raises(InputError, match=f"{name} {message}; give the workdir"):
+            trained.load_run(tmp_path / name)
+
+
+def test_weights_are_rounded_as_the_run_says(trained_run):
+    run = trained.load_run(trained_run)
+    rules = configs.quantization_rules(run.config)
+    own = weights(run.params)
+    bits = collect_bits(run.params)
+    expected = {name: quantize(own, rules, fmt) for name, fmt in trained.FORMATS.items()}
+    transform = param_transform(configs.rules(run.config))
+    expected |= {"master": own, "mixed": transform.quantize(own, bits)}
+    assert expected.keys() == trained.LABELS.keys()
+    for name, tree in expected.items():
+        found = trained.weights_as(run.params, rules, name)
+        assert {leaf.dtype for leaf in jax.tree.leaves(found)} == {np.dtype("float32")}
+        jax.tree.map(np.testing.assert_array_equal, found, tree)
+    with pytest.raises(InputError, match="no bits were learned"):
+        trained.weights_as(own, rules, "mixed")
+    with pytest.raises(InputError, match="'int4'; it must be one of master, bf16"):
+        trained.weights_as(own, rules, "int4")
+
+
+def arguments(*given):
+    parser = cli.Parser(prog="test")
+    trained.add_arguments(parser)
+    return parser.parse_args(given)
+
+
+def test_a_hugging_face_folder(monkeypatch):
+    values = nnx.to_pure_dict(nnx.state(GPT2(tiny.GPT2, rngs=nnx.Rngs(3))))
+    fake = types.SimpleNamespace(load=lambda folder: (tiny.GPT2, values))
+    monkeypatch.setitem(sys.modules, "pqt_jax.huggingface", fake)
+    found = trained.from_arguments(arguments("--hf=folder"))
+    assert found.model == tiny.GPT2 and found.run is None and found.origin == "folder"
+    tokens = np.arange(8)[None]
+    expected = GPT2(tiny.GPT2, rngs=nnx.Rngs(3))(tokens)
+    np.testing.assert_array_equal(nnx.merge(found.graph, found.params)(tokens), expected)
+    rounded = trained.weights_as(found.params, found.rules, "fp4_e2m1")
+    changed = {
+        path
+        for path, leaf in paths_and_leaves(rounded).items()
+        if (leaf != paths_and_leaves(found.params)[path]).any()
+    }
+    assert changed and all(path.startswith("h/") and path.endswith("kernel") for path in changed)
+    values["norm"]["scale"] = np.full(32, np.nan, np.float32)
+    with pytest.raises(InputError, match="norm/scale is not finite; its training diverged"):
+        trained.from_arguments(arguments("--hf=folder"))
+    values["norm"]["scale"] = np.ones(31, np.float32)
+    with pytest.raises(InputError, match="norm/scale is"):
+        trained.from_arguments(arguments("--hf=folder"))
+    del values["norm"]
+    with pytest.raises(InputError, match="norm/scale is missing"):
+        trained.from_arguments(arguments("--hf=folder"))
+    monkeypatch.setitem(sys.modules, "pqt_jax.huggingface", None)
+    with pytest.raises(InputError, match="--hf=folder cannot be read"):
+        trained.from_arguments(arguments("--hf=folder"))

@@ -19,8 +19,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pqt_jax import cli, files, intervals, score, trained, workdir
-from pqt_jax import step as steps
+from pqt_jax import cli, files, intervals, learned_bits, score, trained, workdir
 from pqt_jax.data import source
 from pqt_jax.data.pipeline import VOCAB_SIZE
 from pqt_jax.errors import InputError, OutputError, escape_output, say
@@ -67,8 +66,8 @@ def _parse(arguments: Sequence[str]) -> Namespace:
         if name not in trained.LABELS and given.weights != ["all"]:
             known = ", ".join(trained.LABELS)
             raise InputError(f"--weights: {name!r}; it must be all, or of {known}")
-    if given.hf is not None and given.data is None:
-        raise InputError("--data is missing; with --hf, give text files")
+    if given.workdir is None and given.data is None:
+        raise InputError("--data is missing; give text files, or the --workdir of a run")
     if given.json is not None and (not given.json or not Path(given.json).parent.is_dir()):
         raise InputError(f"--json={given.json}: its folder does not exist; give another file")
     if given.json is not None and Path(given.json).is_dir():
@@ -84,7 +83,7 @@ def _run(given: Namespace) -> int:
     length = default if given.length is None else given.length
     if length > model.model.max_length:
         raise InputError(f"--length={length}; it must be at most {model.model.max_length}")
-    learned = bool(steps.collect_bits(model.params))
+    learned = bool(learned_bits.collect_bits(model.params))
     wanted = list(trained.LABELS) if given.weights == ["all"] else given.weights
     if not learned and "mixed" in wanted:
         if given.weights != ["all"]:
@@ -102,7 +101,8 @@ def _run(given: Namespace) -> int:
     print(f"\n{'weights':<20}" + "".join(f"{title:<30}" for title in TITLES.values()).rstrip())
     results, master = {}, None
     for name in dict.fromkeys(["master", *wanted]):  # the others are compared with it
-        nats = nats_of(trained.weights_as(model.params, model.rules, name))
+        plan = trained.plan_for(model.params, model.rules, name)
+        nats = nats_of(trained.weights_as(model.params, plan))
         master = nats if master is None else master
         results[name] = score.measure(nats, master, windows.scored)
         print(_row(name, results[name]), flush=True)

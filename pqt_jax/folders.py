@@ -70,6 +70,14 @@ def whole_folder(out: str | os.PathLike[str], overwrite: bool = False) -> Iterat
         os.close(descriptor)
 
 
+def check(out: str | os.PathLike[str], overwrite: bool = False) -> None:
+    """Raise what `whole_folder` would for what is there now, before any work is done for it."""
+    try:
+        _check(Path(out), Path(out).resolve(), overwrite)
+    except OSError as error:
+        raise OutputError(Path(out), error) from None
+
+
 def _check(given: Path, out: Path, overwrite: bool) -> None:
     """Raise InputError unless `out` is missing, empty, or may be replaced."""
     if not out.is_dir():

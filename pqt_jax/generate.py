@@ -204,7 +204,8 @@ def _run(given: Namespace) -> int:
             f"--tokens={steps}; it must be at most {room}: the model sees "
             f"{model.model.max_length} tokens in all, and the prompt has {len(prompt)}"
         )
-    weights = trained.weights_as(model.params, model.rules, given.weights)
+    plan = trained.plan_for(model.params, model.rules, given.weights)
+    weights = trained.weights_as(model.params, plan)
     tokens = jnp.asarray(np.frombuffer(prompt, np.uint8)[None], jnp.int32)
     for i in range(given.samples):
         added = generate(

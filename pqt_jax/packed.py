@@ -19,10 +19,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
-import ml_dtypes
 import numpy as np
 import safetensors
-import safetensors.numpy
 
 from pqt_jax import bits, codes
 from pqt_jax.errors import InputError, system_reason
@@ -30,9 +28,11 @@ from pqt_jax.formats import BF16, FloatFormat
 from pqt_jax.quantize import LADDER, Assigned, Plan
 from pqt_jax.rules import paths_and_leaves
 from pqt_jax.spec import Spec
+from pqt_jax.tensors import CODES, write_file
 
 VERSION = 1
-_DTYPES = {"F32": np.float32, "BF16": ml_dtypes.bfloat16, "U8": np.uint8}
+FILE = "weights.safetensors"
+_DTYPES = {code: dtype for dtype, code in CODES.items()}
 
 
 class Packed(NamedTuple):
@@ -85,7 +85,7 @@ def write(path: Path, params: Any, plan: Plan, model: Any = None) -> None:
     }
     text = json.dumps(content, separators=(",", ":"))
     metadata = {"pqt_jax": text, "sha256": hashlib.sha256(text.encode()).hexdigest()}
-    safetensors.numpy.save_file(tensors, path, metadata)
+    write_file(path, tensors, None, metadata)
 
 
 def read(path: Path) -> Packed:

@@ -16,17 +16,14 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from pqt_jax import bitwidth, keys, sizes
-from pqt_jax.config import METHODS, MODELS, Config, model_config, quantization_rules
+from pqt_jax import bitwidth, keys, learned_bits
+from pqt_jax.config import MODELS, Config, model_config, quantization_rules
 from pqt_jax.config import rules as method_rules
 from pqt_jax.errors import InputError
 from pqt_jax.loss import cross_entropy
 from pqt_jax.models.layers import check_rules
 from pqt_jax.optim import adamw
-from pqt_jax.quantize import snap as snap_bits
-from pqt_jax.rules import BITS, Rule, first_match, map_paths, paths_and_leaves, resolve
-from pqt_jax.transform import param_transform
-from pqt_jax.wrap_nnx import BitParam
+from pqt_jax.rules import Rule, paths_and_leaves
 
 Metrics = dict[str, jax.Array]
 
@@ -78,7 +75,7 @@ def _replaced(params: nnx.State, start: Any) -> nnx.State:
     new, old = paths_and_leaves(start), paths_and_leaves(params)
     same = [new.pop(path).astype(leaf.dtype) for path, leaf in old.items()]
     assert not new, min(new)
-    tree = jax.tree.structure(weights(params))
+    tree = jax.tree.structure(learned_bits.weights(params))
     return nnx.merge_state(params, jax.tree.unflatten(tree, same))
 
 
@@ -127,7 +124,7 @@ def make_optimizer(config: Config) -> optax.GradientTransformation:
     Once they have snapped it is 0, and they stay.
     """
     opt, schedule = config.optimizer, make_schedule(config)
-    ratio, snap = config.pqt.learning_rate / opt.learning_rate, snap_step(config)
+    ratio, snap = config.pqt.learning_rate / opt.learning_rate, learned_bits.snap_step(config)
 
     def bits_rate(step):
         rate = ratio * schedule(step)
@@ -144,50 +141,12 @@ def make_optimizer(config: Config) -> optax.GradientTransformation:
     )
 
 
-Penalty = Callable[[nnx.State], jax.Array]
-
-
-def make_penalty(config: Config) -> Penalty | None:
-    """What `config.pqt.penalty` adds to the loss, beside the decay of the bit-widths.
-
-        layer     Σ_layers mean_B |b_t − b_target|       `bitwidth.layer_loss`
-        average   (mean_B b_t − average_bits)²           `bitwidth.average_loss`
-        size      mean bits of a stored weight           `sizes.mean_bits`
-
-    Returns:
-      `params -> float32 scalar`, times `penalty_weight`; None where there is none.
-    """
-    pqt, own = config.pqt, method_rules(config)
-    if pqt.penalty == "none" or own[0].spec is None or own[0].spec.noise == "none":
-        return None
-
-    def penalty(params):
-        b_t = bit_widths(params, own)
-        if pqt.penalty == "layer":
-            return pqt.penalty_weight * bitwidth.layer_loss(b_t, pqt.target_bits)
-        if pqt.penalty == "average":
-            return pqt.penalty_weight * bitwidth.average_loss(b_t, pqt.average_bits)
-        by_path, shapes = paths_and_leaves(b_t), paths_and_leaves(weights(params))
-        specs = resolve(own, shapes)
-        held = {path: sizes.block_sizes(shapes[path].shape, specs[path]) for path in by_path}
-        return pqt.penalty_weight * sizes.mean_bits(by_path, held)
-
-    return penalty
-
-
-def snap_step(config: Config) -> int | None:
-    """The number of steps after which bit-widths snap to formats; None for never."""
-    if config.pqt.snap_at == 1 or METHODS[config.method] == "none":
-        return None
-    return round(config.pqt.snap_at * config.steps)
-
-
 def make_train_step(
     graph: nnx.GraphDef,
     optimizer: optax.GradientTransformation,
     rules: Sequence[Rule],
     *,
-    penalty: Penalty | None = None,
+    penalty: learned_bits.Penalty | None = None,
     snap: int | None = None,
 ) -> Callable[[TrainState, jax.Array, jax.Array], tuple[TrainState, Metrics]]:
     """The jitted training step.
@@ -196,8 +155,8 @@ def make_train_step(
       graph: the model's structure.
       optimizer: on weights and bits together.
       rules: those the model was made with.
-      penalty: from `make_penalty`.
-      snap: from `snap_step`.
+      penalty: from `learned_bits.make_penalty`.
+      snap: from `learned_bits.snap_step`.
 
     Returns:
       `(state, batch, key) -> (state, metrics)`. The state is donated. batch is uint8 or int
@@ -211,7 +170,7 @@ def make_train_step(
         tokens = batch.astype(jnp.int32)
         step_key, params = keys.step_key(key, state.step), state.params
         if snap is not None:
-            params = jax.lax.cond(state.step == snap, lambda p: _snapped(p, rules), _as_is, params)
+            params = _snap_at(snap, state.step, params, rules)
 
         def loss_of(params):
             logits = nnx.merge(graph, params)(tokens[:, :-1], pqt_key=step_key)
@@ -220,8 +179,8 @@ def make_train_step(
             return loss if extra is None else loss + extra, (loss, extra)
 
         (_, (loss, extra)), grads = jax.value_and_grad(loss_of, has_aux=True)(params)
-        metrics = {"loss": loss, "grad_norm": optax.tree.norm(weights(grads))}
-        if b_t := bit_widths(params, rules):
+        metrics = {"loss": loss, "grad_norm": optax.tree.norm(learned_bits.weights(grads))}
+        if b_t := learned_bits.bit_widths(params, rules):
             stats = bitwidth.statistics(b_t)
             metrics |= {f"bits_{name}": value for name, value in stats.items()}
         if extra is not None:
@@ -233,44 +192,5 @@ def make_train_step(
     return jax.jit(train_step, donate_argnums=0)
 
 
-def _as_is(params: nnx.State) -> nnx.State:
-    return params
-
-
-def _snapped(params: nnx.State, rules: Sequence[Rule]) -> nnx.State:
-    """The state with every bit-width at what its format carries."""
-
-    def visit(path, leaf):
-        parts = path.split("/")
-        if BITS not in parts:
-            return leaf
-        rule = first_match(rules, "/".join(part for part in parts if part != BITS))
-        assert rule is not None and rule.spec is not None  # it has bits
-        return snap_bits(leaf, rule.spec.target_bits, rule.spec.init_bits)
-
-    return map_paths(visit, params)
-
-
-def weights(params: nnx.State) -> nnx.State:
-    """The state without its bit-widths."""
-    return nnx.filter_state(params, nnx.Not(BitParam))
-
-
-def collect_bits(params: nnx.State) -> dict[str, Any]:
-    """The bits of all wrapped parts, nested by the paths of the parameters they belong to."""
-
-    def collect(tree):
-        bits = {}
-        for name, value in tree.items():
-            if name == BITS:
-                bits |= value
-            elif isinstance(value, dict) and (below := collect(value)):
-                bits[name] = below
-        return bits
-
-    return collect(nnx.to_pure_dict(params))
-
-
-def bit_widths(params: nnx.State, rules: Sequence[Rule]) -> dict[str, Any]:
-    """b_t of every block, in a dict nested by parameter path."""
-    return param_transform(rules).bit_widths(collect_bits(params))
+def _snap_at(snap: int, step: jax.Array, params: nnx.State, rules: Sequence[Rule]) -> nnx.State:
+    return jax.lax.cond(step == snap, lambda p: learned_bits.snapped(p, rules), lambda p: p, params)

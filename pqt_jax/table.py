@@ -15,13 +15,13 @@ import numpy as np
 from flax import nnx
 from jax import lax
 
-from pqt_jax import bitwidth, blocks, trained
+from pqt_jax import bitwidth, sizes, trained
 from pqt_jax import config as configs
 from pqt_jax.config import Config
+from pqt_jax.learned_bits import bit_widths, collect_bits, weights
 from pqt_jax.loss import cross_entropy
-from pqt_jax.quantize import LADDER, format_index
-from pqt_jax.rules import paths_and_leaves, resolve
-from pqt_jax.step import bit_widths, collect_bits, weights
+from pqt_jax.quantize import LADDER, Plan
+from pqt_jax.rules import paths_and_leaves
 
 ROWS = ("master", "bf16", "fp8_e4m3", "fp6_e3m2", "fp4_e2m1", "mixed")
 LABELS = {name: trained.LABELS[name] for name in ROWS}
@@ -70,7 +70,7 @@ def table(config: Config, loss: Loss, params: nnx.State) -> dict[str, Any]:
     rules = configs.quantization_rules(config)
 
     def loss_of(name: str) -> float:
-        rounded = trained.weights_as(params, rules, name)
+        rounded = trained.weights_as(params, trained.plan_for(params, rules, name))
         return loss(nnx.merge_state(params, rounded))
 
     learned = bool(collect_bits(params))
@@ -81,35 +81,24 @@ def table(config: Config, loss: Loss, params: nnx.State) -> dict[str, Any]:
         mean = bitwidth.statistics(bit_widths(params, configs.rules(config)))["mean"]
         if np.isfinite(mean):  # a bit-width that is NaN has no format
             losses["mean_bits"] = float(mean)
-            losses["formats"] = format_shares(config, params)
+            losses["formats"] = format_shares(trained.plan_for(params, rules, "mixed"), params)
     return losses
 
 
-def format_shares(config: Config, params: nnx.State) -> dict[str, float]:
-    """The share of the sampled weights that each format of the learned mixture carries.
+def format_shares(plan: Plan, params: nnx.State) -> dict[str, float]:
+    """The share of the quantized weights that each format carries.
 
     Args:
-      config: of a method that learns bits.
+      plan: for the learned mixture.
       params: the trained parameters.
 
     Returns:
       Name of the format → share, from the narrowest on; formats that carry nothing are left out.
     """
-    rules = configs.rules(config)
     shapes = paths_and_leaves(weights(params))
-    specs, counts = resolve(rules, shapes), np.zeros(len(LADDER))
-    for path, b_t in paths_and_leaves(bit_widths(params, rules)).items():
-        _, *sides = blocks.matrix_shape(shapes[path].shape, specs[path].matrix_axes)
-        # The last block of a row or column may be smaller.
-        rows, columns = (
-            np.minimum(size, side - size * np.arange(-(-side // size)))
-            for side, size in zip(sides, specs[path].block, strict=True)
-        )
-        index = np.asarray(format_index(b_t)).reshape(-1, len(rows), len(columns))
-        sizes = np.broadcast_to(np.outer(rows, columns), index.shape)
-        counts += np.bincount(index.ravel(), sizes.ravel(), len(LADDER))
-    shares = counts / counts.sum()
-    return {fmt.name: float(share) for fmt, share in zip(LADDER, shares, strict=True) if share}
+    counts = [sizes.formats_of(shapes[path].shape, assigned) for path, assigned in plan.items()]
+    held = {fmt.name: sum(count.get(fmt.name, 0) for count in counts) for fmt in LADDER}
+    return {name: n / sum(held.values()) for name, n in held.items() if n}
 
 
 def format_table(losses: Mapping[str, Any]) -> str:

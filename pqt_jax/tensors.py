@@ -24,6 +24,7 @@ from pqt_jax.errors import InputError, OutputError, system_reason
 FILE, INDEX = "model.safetensors", "model.safetensors.index.json"
 SHARD_BYTES = 5_000_000_000  # as large as transformers makes them
 FLOATS = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
+CODES = {np.dtype(dtype): code for code, dtype in {**FLOATS, "U8": np.uint8}.items()}
 
 
 class Stored(NamedTuple):
@@ -71,7 +72,8 @@ def write(
         names = [f"model-{i:05}-of-{count:05}.safetensors" for i in range(1, count + 1)]
     for file, shard in zip(names, shards, strict=True):
         try:
-            _write_file(folder / file, {name: tensors[name] for name in shard}, np.dtype(dtype))
+            # transformers looks for this format
+            write_file(folder / file, {n: tensors[n] for n in shard}, dtype, {"format": "pt"})
         except OSError as error:
             raise OutputError(folder / file, error) from None
     if len(shards) > 1:
@@ -82,20 +84,33 @@ def write(
         files.write(folder / INDEX, json.dumps(index, indent=2) + "\n")
 
 
-def _write_file(path: Path, tensors: Mapping[str, np.ndarray], dtype: np.dtype) -> None:
-    """Tensor by tensor: the package would hold all of it, and hide the system's errors."""
-    (code,) = (code for code, known in FLOATS.items() if dtype == known)
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # transformers looks for it
+def write_file(
+    path: Path, tensors: Mapping[str, np.ndarray], dtype: Any, metadata: Mapping[str, str]
+) -> None:
+    """Write one file, tensor by tensor: the package would hold all, and hide the system's errors.
+
+    Args:
+      path: of the file.
+      tensors: name → array.
+      dtype: that values are rounded to; None to leave each as it is, of a dtype in `CODES`.
+      metadata: of the file.
+
+    Raises:
+      OSError: if it cannot be written.
+    """
+    header: dict[str, Any] = {"__metadata__": dict(metadata)}
     end = 0
     for name, array in tensors.items():
-        start, end = end, end + array.size * dtype.itemsize
-        header[name] = {"dtype": code, "shape": array.shape, "data_offsets": [start, end]}
+        own = np.dtype(array.dtype if dtype is None else dtype)
+        start, end = end, end + array.size * own.itemsize
+        header[name] = {"dtype": CODES[own], "shape": array.shape, "data_offsets": [start, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # values start at a multiple of eight
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for array in tensors.values():
-            file.write(np.ascontiguousarray(array.astype(dtype)).view(np.uint8).data)
+            own = array if dtype is None else array.astype(dtype)
+            file.write(np.ascontiguousarray(own).reshape(-1).view(np.uint8).data)
 
 
 def find(folder: Path) -> dict[str, Stored]:

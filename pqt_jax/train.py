@@ -24,7 +24,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from pqt_jax import checkpoint, cli, files, init_from, metrics, plot, table
+from pqt_jax import checkpoint, cli, files, init_from, learned_bits, metrics, plot, table
 from pqt_jax import config as configs
 from pqt_jax import step as steps
 from pqt_jax import workdir as workdirs
@@ -129,7 +129,7 @@ def train(
     shape = jax.ShapeDtypeStruct((config.data.batch, config.data.length + 1), jnp.uint8)
     if signals:
         return _stopped(f"at step {start} of {config.steps}", signals)
-    options = {"penalty": steps.make_penalty(config), "snap": steps.snap_step(config)}
+    options = {"penalty": learned_bits.make_penalty(config), "snap": learned_bits.snap_step(config)}
     train_step = steps.make_train_step(graph, optimizer, rules, **options)
     train_step = train_step.lower(state, shape, key).compile()
     print(f"ready after {timer.seconds():.0f} s", flush=True)
@@ -212,7 +212,7 @@ def finish(
     records = metrics.read(workdir / workdirs.METRICS)
     title = f"{config.model.name}, {config.method}, seed {config.seed}"
     plot.loss(workdir / workdirs.LOSS, records, title)
-    if b_t := jax.device_get(steps.bit_widths(params, configs.rules(config))):
+    if b_t := jax.device_get(learned_bits.bit_widths(params, configs.rules(config))):
         plot.bits(workdir / workdirs.BITS, records, b_t, title)
     # Last, for it is what says that the run is finished.
     finite = {name: metrics.finite(value) for name, value in summary.items()}

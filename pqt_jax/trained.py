@@ -5,8 +5,8 @@
 --workdir RUN | --hf DIR → structure of the bare model, parameters, rules → weights in a format
 """
 
-import importlib
 from argparse import Namespace
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,16 +16,14 @@ import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
 
-from pqt_jax import checkpoint, checks, cli, workdir
+from pqt_jax import checkpoint, checks, cli, huggingface, learned_bits, packed, workdir
 from pqt_jax import config as configs
-from pqt_jax import step as steps
 from pqt_jax.config import Config
 from pqt_jax.errors import InputError
 from pqt_jax.formats import BF16, E2M1, E2M3, E3M2, E4M3, E5M2
 from pqt_jax.models import GPT2, GPT2Config, Llama2, Llama2Config
-from pqt_jax.quantize import quantize
-from pqt_jax.rules import Rule, paths_and_leaves
-from pqt_jax.transform import param_transform
+from pqt_jax.quantize import Plan, apply, plan_mixed, plan_uniform
+from pqt_jax.rules import Rule, map_paths, paths_and_leaves
 
 FORMATS = {
     "bf16": BF16,
@@ -127,22 +125,42 @@ def load_hf(folder: Path) -> tuple[ModelConfig, nnx.GraphDef, nnx.State]:
     Raises:
       InputError: if it cannot be read.
     """
+    model, values = huggingface.load(folder)
+    return model, *_filled(model, paths_and_leaves(values), folder)
+
+
+def load_packed(folder: Path) -> tuple[ModelConfig, nnx.GraphDef, nnx.State]:
+    """Read what `pqt_jax.export` has packed, as numbers.
+
+    Returns:
+      As `load_hf`; the parameters are the rounded ones.
+
+    Raises:
+      InputError: if it cannot be read.
+    """
+    path = folder / packed.FILE
+    found = packed.read(path)
     try:
-        reader = importlib.import_module("pqt_jax.huggingface")
-    except ImportError as error:
-        raise InputError(f"--hf={folder} cannot be read: {error}; give --workdir") from None
-    model, values = reader.load(folder)
+        options = dict(found.model)
+        model = configs.MODELS[options.pop("name")][0](**options)
+    except (TypeError, KeyError, ValueError) as error:
+        raise InputError(f"{path} describes no model of this version: {error}") from None
+    return model, *_filled(model, found.params, folder)
+
+
+def _filled(
+    model: ModelConfig, values: Mapping[str, np.ndarray], folder: Path
+) -> tuple[nnx.GraphDef, nnx.State]:
+    """Structure and parameters of a bare model from values by path."""
     cls = {config: cls for config, cls in configs.MODELS.values()}[type(model)]
     graph, params = _structure(cls, model)
-    wanted, found = paths_and_leaves(params), paths_and_leaves(values)
-    if wrong := sorted(wanted.keys() ^ found.keys()):
-        raise InputError(f"--hf={folder}: {wrong[0]} is missing or is no parameter of the model")
-    for name, leaf in wanted.items():
-        if leaf.shape != found[name].shape:
-            raise InputError(f"--hf={folder}: {name} is {found[name].shape}, not {leaf.shape}")
-    values = jax.tree.map(lambda x: jnp.asarray(x, model.param_dtype), values)
-    nnx.replace_by_pure_dict(params, values)
-    return model, graph, params
+    wanted = paths_and_leaves(params)
+    for path in wanted.keys() | values.keys():
+        found = values[path].shape if path in values else "missing"
+        if path not in wanted or found != wanted[path].shape:
+            raise InputError(f"{folder}: {path} is {found}, which is not the model's")
+    fill = lambda path, _: jnp.asarray(values[path], model.param_dtype)  # noqa: E731
+    return graph, map_paths(fill, params)
 
 
 def _structure(
@@ -151,50 +169,61 @@ def _structure(
     return nnx.split(nnx.eval_shape(lambda: cls(model, rngs=nnx.Rngs(0))))
 
 
-def weights_as(params: nnx.State, rules: Any, name: str) -> nnx.State:
-    """The weights, rounded to a format or by the learned bits, in their own dtype.
+def plan_for(params: nnx.State, rules: Any, name: str, **options: Any) -> Plan:
+    """How weights are rounded to a format, or by the learned bits.
 
     Args:
       params: with or without `BitParam`s.
       rules: which parameters are rounded, and by what blocks.
-      name: one of `LABELS`.
-
-    Returns:
-      The weights alone, without bits, as the bare model takes them.
+      name: one of `LABELS`; nothing is rounded for "master".
+      options: of `quantize.plan_mixed` for "mixed", and of `quantize.plan_uniform` for the rest.
 
     Raises:
       InputError: for "mixed" where no bits were learned, or an unknown name.
     """
-    weights = steps.weights(params)
+    weights = learned_bits.weights(params)
     if name not in LABELS:
         raise InputError(f"weights {name!r}; it must be one of {', '.join(LABELS)}")
     if name == "master":
-        return weights
-    if name == "mixed":
-        if not (bits := steps.collect_bits(params)):
-            raise InputError("weights 'mixed': no bits were learned here; give another format")
-        transform = param_transform(rules)
-        rounded = jax.jit(lambda w: transform.quantize(w, bits))(weights)
-    else:
-        rounded = jax.jit(lambda w: quantize(w, rules, FORMATS[name]))(weights)
+        return {}
+    if name != "mixed":
+        return plan_uniform(weights, rules, FORMATS[name], **options)
+    if not (bits := learned_bits.collect_bits(params)):
+        raise InputError("weights 'mixed': no bits were learned here; give another format")
+    return plan_mixed(weights, bits, rules, **options)
+
+
+def weights_as(params: nnx.State, plan: Plan) -> nnx.State:
+    """The weights, rounded by a plan, in their own dtype.
+
+    Args:
+      params: with or without `BitParam`s.
+      plan: from `plan_for`.
+
+    Returns:
+      The weights alone, without bits, as the bare model takes them.
+    """
+    weights = learned_bits.weights(params)
+    rounded = jax.jit(lambda w: apply(plan, w))(weights) if plan else weights
     # Back to the parameters' dtype, which holds every format: one compiled model serves all.
     return jax.tree.map(lambda q, w: q.astype(w.dtype), rounded, weights)
 
 
 def add_arguments(parser: cli.Parser) -> None:
-    """Add `--workdir` and `--hf`, of which one has to be given."""
+    """Add `--workdir`, `--hf` and `--packed`, of which one has to be given."""
     origin = parser.add_mutually_exclusive_group(required=True)
     origin.add_argument("--workdir", metavar="RUN", help="workdir of a training run")
     origin.add_argument("--hf", metavar="DIR", help="Hugging Face folder of a GPT2 or a Llama")
+    origin.add_argument("--packed", metavar="DIR", help="folder of packed weights")
 
 
 def from_arguments(given: Namespace) -> Trained:
-    """Read what `--workdir` or `--hf` names.
+    """Read what `--workdir`, `--hf` or `--packed` names.
 
     Raises:
       InputError: if it cannot be read, or a weight in it is not finite.
     """
-    for name in ("workdir", "hf"):
+    for name in ("workdir", "hf", "packed"):
         if getattr(given, name) == "":
             raise InputError(f"--{name}= is empty; give a directory")
     if given.workdir is not None:
@@ -203,8 +232,10 @@ def from_arguments(given: Namespace) -> Trained:
         origin = f"{given.workdir}, step {run.step}"
         rules = tuple(configs.quantization_rules(run.config))
         trained = Trained(model, run.graph, run.params, rules, origin, run.config)
-    else:
+    elif given.hf is not None:
         trained = Trained(*load_hf(Path(given.hf)), HF_RULES, given.hf, None)
+    else:
+        trained = Trained(*load_packed(Path(given.packed)), HF_RULES, given.packed, None)
     for path, leaf in paths_and_leaves(trained.params).items():
         if not np.isfinite(np.asarray(leaf)).all():
             raise InputError(f"{trained.origin}: {path} is not finite; its training diverged")

@@ -89,5 +89,5 @@ def test_text_that_has_changed_is_refused(run_copy, trained_run, tmp_path, capsy
         path.unlink()
     message = refused(evaluate.main, [f"--workdir={run_copy}"], capsys)
     assert "is not the text that the run was trained on; give --data" in message
-    assert "--workdir --hf is required" in refused(evaluate.main, [], capsys)
+    assert "--workdir --hf --packed is required" in refused(evaluate.main, [], capsys)
     assert "--data is missing" in refused(evaluate.main, ["--hf=x"], capsys)

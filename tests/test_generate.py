@@ -3,8 +3,6 @@
 """Sampling text: what is left to choose from, how often it is chosen, and by which key."""
 
 import dataclasses
-import sys
-import types
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +13,7 @@ from command import refused
 from flax import nnx
 
 from pqt_jax import generate as module
+from pqt_jax import huggingface
 from pqt_jax.generate import generate, sample, truncate
 from pqt_jax.models import GPT2, Llama2
 
@@ -185,11 +184,9 @@ def test_bad_input_is_one_line_and_compiles_nothing(trained_run, capsys, argumen
     assert BAD[argument] in refused(module.main, given, capsys)
 
 
-def test_a_model_of_other_tokens_is_refused(monkeypatch, capsys):
+def test_a_model_of_other_tokens_is_refused(tmp_path, capsys):
     config = dataclasses.replace(tiny.GPT2, vocab_size=300)
-    values = nnx.to_pure_dict(nnx.state(GPT2(config, rngs=nnx.Rngs(0))))
-    fake = types.SimpleNamespace(load=lambda folder: (config, values))
-    monkeypatch.setitem(sys.modules, "pqt_jax.huggingface", fake)
-    assert module.main(["--hf=folder"]) == 2
+    huggingface.save(tmp_path / "m", config, nnx.state(GPT2(config, rngs=nnx.Rngs(0))))
+    assert module.main([f"--hf={tmp_path / 'm'}"]) == 2
     err = capsys.readouterr().err
-    assert err.startswith("error: folder: the model has 300 tokens and this command reads bytes")
+    assert err.startswith(f"error: {tmp_path}/m: the model has 300 tokens and this command reads")

@@ -124,14 +124,14 @@ def test_a_full_disk_is_named_and_nothing_is_left(tmp_path, monkeypatch):
     with pytest.raises(OutputError, match="model.safetensors: no space left on device; free some"):
         tensors.write(tmp_path, {"a": np.zeros(30_000, np.float32)}, "float32")
 
-    write = tensors._write_file
+    write = tensors.write_file
 
     def fill(path, *arguments):
         write(path, *arguments)
         if path.name.startswith("model-00002"):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(tensors, "_write_file", fill)
+    monkeypatch.setattr(tensors, "write_file", fill)
     config, model = make(tiny.GPT2)
     with pytest.raises(OutputError, match="no space left on device; free some"):
         huggingface.save(tmp_path / "out", config, nnx.state(model), shard_bytes=9000)

@@ -13,7 +13,7 @@ from command import main
 from exported import flat, make
 from flax import nnx
 
-from pqt_jax import huggingface, init_from, metrics
+from pqt_jax import huggingface, init_from, learned_bits, metrics
 from pqt_jax import step as steps
 from pqt_jax.data import pipeline, source
 from pqt_jax.errors import InputError
@@ -68,7 +68,7 @@ def test_weights_are_those_of_the_folder_and_bits_are_new(tmp_path, param_dtype)
     for path, leaf in expected.items():
         assert found[path].dtype == param_dtype
         np.testing.assert_array_equal(found[path], leaf.astype(found[path].dtype))
-    bits = steps.paths_and_leaves(steps.collect_bits(state.params))
+    bits = steps.paths_and_leaves(learned_bits.collect_bits(state.params))
     assert len(bits) == 7 and all((leaf == 1).all() for leaf in bits.values())
     _, new = steps.init_state(config, optimizer)
     assert (flat(new.params)["h/attn/q/kernel"] != found["h/attn/q/kernel"]).any()

@@ -9,7 +9,7 @@ import pytest
 import tiny
 from flax import nnx
 
-from pqt_jax import bitwidth, quantize, sizes
+from pqt_jax import bitwidth, learned_bits, quantize, sizes
 from pqt_jax import config as configs
 from pqt_jax import step as steps
 from pqt_jax.rules import paths_and_leaves
@@ -27,12 +27,12 @@ def setup(**pqt):
         config.pqt[name] = value
     optimizer, rules = steps.make_optimizer(config), configs.rules(config)
     graph, state = steps.init_state(config, optimizer)
-    options = {"penalty": steps.make_penalty(config), "snap": steps.snap_step(config)}
+    options = {"penalty": learned_bits.make_penalty(config), "snap": learned_bits.snap_step(config)}
     return config, state, steps.make_train_step(graph, optimizer, rules, **options)
 
 
 def b_t_of(config, params):
-    return steps.bit_widths(params, configs.rules(config))
+    return learned_bits.bit_widths(params, configs.rules(config))
 
 
 @pytest.mark.parametrize("name, first", [("layer", 14 * 2.0), ("average", 1.5**2), ("size", 9.0)])
@@ -47,8 +47,8 @@ def test_a_penalty_is_added_to_the_loss_and_moves_bits_alone(name, first):
     assert float(measured["loss"]) == float(plain["loss"]) and "penalty" not in plain
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=1e-7),
-        nnx.to_pure_dict(steps.weights(after.params)),
-        nnx.to_pure_dict(steps.weights(plain_after.params)),
+        nnx.to_pure_dict(learned_bits.weights(after.params)),
+        nnx.to_pure_dict(learned_bits.weights(plain_after.params)),
     )
     for i in range(1, 40):
         after, measured = train_step(after, batch(i % 3), KEY)
@@ -61,23 +61,25 @@ def test_a_penalty_is_added_to_the_loss_and_moves_bits_alone(name, first):
 
 def test_size_is_that_of_blocks_of_whole_formats():
     config, state, _ = setup(penalty="size", penalty_weight=1.0, target_bits=4.0, init_bits=9.0)
-    penalty = steps.make_penalty(config)
+    penalty = learned_bits.make_penalty(config)
     plan = quantize.plan_mixed(
-        steps.weights(state.params), steps.collect_bits(state.params), configs.rules(config)
+        learned_bits.weights(state.params),
+        learned_bits.collect_bits(state.params),
+        configs.rules(config),
     )
-    total = sizes.total(sizes.sizes(plan, steps.weights(state.params)))
+    total = sizes.total(sizes.sizes(plan, learned_bits.weights(state.params)))
     assert float(penalty(state.params)) == total.codes / total.weights == 12.0
 
 
 def test_methods_without_bits_have_no_penalty_and_no_snap():
     config = tiny.get_config()
     config.method, config.pqt.penalty, config.pqt.snap_at = "bf16", "layer", 0.5
-    assert steps.make_penalty(config) is None and steps.snap_step(config) is None
+    assert learned_bits.make_penalty(config) is None and learned_bits.snap_step(config) is None
 
 
 def test_bits_snap_once_and_stay():
     config, state, train_step = setup(snap_at=0.1)  # after 6 of 60 steps
-    assert steps.snap_step(config) == 6
+    assert learned_bits.snap_step(config) == 6
     seen = []
     for i in range(10):
         state, measured = train_step(state, batch(i % 3), KEY)

@@ -13,7 +13,7 @@ import pytest
 import tiny
 from flax import nnx
 
-from pqt_jax import bitwidth, keys, param_transform
+from pqt_jax import bitwidth, keys, learned_bits, param_transform
 from pqt_jax import config as configs
 from pqt_jax import step as steps
 from pqt_jax.config import MODELS, model_config
@@ -107,7 +107,7 @@ def test_every_method_learns(method):
 
 def test_bit_widths_are_found_by_parameter_path():
     config, _, state, _ = setup()
-    b_t = steps.bit_widths(state.params, configs.rules(config))
+    b_t = learned_bits.bit_widths(state.params, configs.rules(config))
     assert b_t["h"]["attn"]["q"]["kernel"].shape == (2, 1, 1)
     assert b_t["h"]["mlp"]["down"]["kernel"].shape == (2, 2, 1)
     assert float(bitwidth.statistics(b_t)["min"]) == 6.0

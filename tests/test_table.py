@@ -10,8 +10,8 @@ import tiny
 from flax import nnx
 
 from pqt_jax import config as configs
+from pqt_jax import learned_bits, table, trained
 from pqt_jax import step as steps
-from pqt_jax import table
 from pqt_jax.loss import cross_entropy
 from pqt_jax.quantize import quantize
 
@@ -30,7 +30,7 @@ def test_evaluation_rounds_what_the_rules_name():
         return sum(parts) / 2
 
     assert losses["master"] == pytest.approx(float(by_hand(state.params)), rel=1e-6)
-    rounded = quantize(steps.weights(state.params), configs.rules(config), "float4_e2m1fn")
+    rounded = quantize(learned_bits.weights(state.params), configs.rules(config), "float4_e2m1fn")
     rounded = nnx.merge_state(state.params, rounded)
     assert losses["fp4_e2m1"] == pytest.approx(float(by_hand(rounded)), rel=1e-6)
     names = ["master", "bf16", "fp8_e4m3", "fp6_e3m2", "fp4_e2m1", "mixed"]
@@ -58,5 +58,7 @@ def test_format_shares_count_weights():
     bits["kernel"] = jnp.asarray(bits["kernel"]).at[:, 0].set(0.0)
     nnx.replace_by_pure_dict(state.params, params)
     share = 2 * 64 * 32 / (2 * (4 * 32 * 32 + 3 * 32 * 96))
-    found = table.format_shares(config, state.params)
+    found = table.format_shares(
+        trained.plan_for(state.params, configs.rules(config), "mixed"), state.params
+    )
     assert found == pytest.approx({"E2M1": share, "E4M7": 1 - share})

@@ -2,26 +2,26 @@
 # Copyright 2026 The pqt_jax Authors
 """Trained weights are read as they were saved, and nothing in a run is changed by it."""
 
+import dataclasses
 import fcntl
 import json
 import shutil
-import sys
-import types
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 import tiny
 from flax import nnx
 
-from pqt_jax import BitParam, checkpoint, cli, param_transform, trained
+from pqt_jax import BitParam, checkpoint, cli, huggingface, param_transform, trained
 from pqt_jax import config as configs
 from pqt_jax.errors import InputError
+from pqt_jax.learned_bits import collect_bits, weights
 from pqt_jax.models import GPT2
 from pqt_jax.quantize import quantize
 from pqt_jax.rules import paths_and_leaves
-from pqt_jax.step import collect_bits, weights
 
 
 def listing(folder):
@@ -141,13 +141,13 @@ def test_weights_are_rounded_as_the_run_says(trained_run):
     expected |= {"master": own, "mixed": transform.quantize(own, bits)}
     assert expected.keys() == trained.LABELS.keys()
     for name, tree in expected.items():
-        found = trained.weights_as(run.params, rules, name)
+        found = trained.weights_as(run.params, trained.plan_for(run.params, rules, name))
         assert {leaf.dtype for leaf in jax.tree.leaves(found)} == {np.dtype("float32")}
         jax.tree.map(np.testing.assert_array_equal, found, tree)
     with pytest.raises(InputError, match="no bits were learned"):
-        trained.weights_as(own, rules, "mixed")
+        trained.plan_for(own, rules, "mixed")
     with pytest.raises(InputError, match="'int4'; it must be one of master, bf16"):
-        trained.weights_as(own, rules, "int4")
+        trained.plan_for(own, rules, "int4")
 
 
 def arguments(*given):
@@ -156,31 +156,23 @@ def arguments(*given):
     return parser.parse_args(given)
 
 
-def test_a_hugging_face_folder(monkeypatch):
-    values = nnx.to_pure_dict(nnx.state(GPT2(tiny.GPT2, rngs=nnx.Rngs(3))))
-    fake = types.SimpleNamespace(load=lambda folder: (tiny.GPT2, values))
-    monkeypatch.setitem(sys.modules, "pqt_jax.huggingface", fake)
-    found = trained.from_arguments(arguments("--hf=folder"))
-    assert found.model == tiny.GPT2 and found.run is None and found.origin == "folder"
-    tokens = np.arange(8)[None]
-    expected = GPT2(tiny.GPT2, rngs=nnx.Rngs(3))(tokens)
-    np.testing.assert_array_equal(nnx.merge(found.graph, found.params)(tokens), expected)
-    rounded = trained.weights_as(found.params, found.rules, "fp4_e2m1")
-    changed = {
-        path
-        for path, leaf in paths_and_leaves(rounded).items()
-        if (leaf != paths_and_leaves(found.params)[path]).any()
-    }
+def test_a_hugging_face_folder(tmp_path):
+    config = dataclasses.replace(tiny.GPT2, bias=True)  # as transformers has it
+    model = GPT2(config, rngs=nnx.Rngs(3))
+    huggingface.save(tmp_path / "gpt2", config, nnx.state(model), dtype="float32")
+    found = trained.from_arguments(arguments(f"--hf={tmp_path / 'gpt2'}"))
+    assert found.run is None and found.origin == str(tmp_path / "gpt2")
+    assert found.model == dataclasses.replace(config, dtype=found.model.dtype)
+    tree = lambda state: nnx.to_pure_dict(state)  # noqa: E731
+    jax.tree.map(np.testing.assert_array_equal, tree(found.params), tree(nnx.state(model)))
+    plan = trained.plan_for(found.params, found.rules, "fp4_e2m1")
+    rounded = paths_and_leaves(trained.weights_as(found.params, plan))
+    own = paths_and_leaves(found.params)
+    changed = {path for path, leaf in rounded.items() if (leaf != own[path]).any()}
     assert changed and all(path.startswith("h/") and path.endswith("kernel") for path in changed)
-    values["norm"]["scale"] = np.full(32, np.nan, np.float32)
+    model.norm.scale[...] = jnp.full(32, jnp.nan)
+    huggingface.save(tmp_path / "nan", config, nnx.state(model))
     with pytest.raises(InputError, match="norm/scale is not finite; its training diverged"):
-        trained.from_arguments(arguments("--hf=folder"))
-    values["norm"]["scale"] = np.ones(31, np.float32)
-    with pytest.raises(InputError, match="norm/scale is"):
-        trained.from_arguments(arguments("--hf=folder"))
-    del values["norm"]
-    with pytest.raises(InputError, match="norm/scale is missing"):
-        trained.from_arguments(arguments("--hf=folder"))
-    monkeypatch.setitem(sys.modules, "pqt_jax.huggingface", None)
-    with pytest.raises(InputError, match="--hf=folder cannot be read"):
-        trained.from_arguments(arguments("--hf=folder"))
+        trained.from_arguments(arguments(f"--hf={tmp_path / 'nan'}"))
+    with pytest.raises(InputError, match="none is missing; give a folder with config.json"):
+        trained.from_arguments(arguments(f"--hf={tmp_path / 'none'}"))

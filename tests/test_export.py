@@ -1,0 +1,171 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright 2026 The pqt_jax Authors
+"""What is exported is what was quantized, and a folder is whole or not there."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+import tiny
+from command import refused
+from flax import nnx
+
+from pqt_jax import evaluate, export, generate, huggingface, packed, trained
+from pqt_jax.errors import InputError
+from pqt_jax.models import Llama2
+from pqt_jax.rules import paths_and_leaves
+
+FORMATS = [*trained.FORMATS, "mixed"]
+
+
+def run(*arguments):
+    assert export.main(arguments) == 0
+
+
+def plan_of(found, name, **options):
+    return trained.plan_for(found.params, found.rules, name, **options)
+
+
+def read(path):
+    parser = export.cli.Parser(prog="test")
+    trained.add_arguments(parser)
+    return trained.from_arguments(parser.parse_args([path]))
+
+
+def same(a, b):
+    a, b = paths_and_leaves(a), paths_and_leaves(b)
+    assert a.keys() == b.keys()
+    for path in a:
+        assert a[path].dtype == b[path].dtype
+        np.testing.assert_array_equal(
+            np.asarray(a[path]).view(np.uint32), np.asarray(b[path]).view(np.uint32), path
+        )
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_what_is_packed_comes_back_as_it_was_rounded(trained_run, tmp_path, name, capsys):
+    run(f"--workdir={trained_run}", f"--format={name}", f"--out={tmp_path / 'out'}")
+    shown = capsys.readouterr().out
+    files = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert files == ["report.json", "report.png", "report.txt", "weights.safetensors"]
+    assert (tmp_path / "out/report.txt").read_text() in shown
+    original, found = read(f"--workdir={trained_run}"), read(f"--packed={tmp_path / 'out'}")
+    rounded = trained.weights_as(original.params, plan_of(original, name))
+    same(found.params, rounded)
+    assert found.model == original.model
+    rows = json.loads((tmp_path / "out/report.json").read_text())
+    assert len(rows) == 14 and all(0 < row["error"] < 0.2 for row in rows)
+
+
+def test_evaluating_the_packed_weights_is_evaluating_the_rounded(trained_run, tmp_path, capsys):
+    text = tiny.write_text(tmp_path / "text.txt", 3000)
+    run(f"--workdir={trained_run}", "--format=fp4_e2m1", f"--out={tmp_path / 'out'}")
+    given = [f"--data={text}", "--length=16", f"--json={tmp_path / 'a.json'}"]
+    assert evaluate.main([f"--workdir={trained_run}", *given, "--weights=fp4_e2m1"]) == 0
+    own = json.loads((tmp_path / "a.json").read_text())["weights"]["fp4_e2m1"]["loss"]
+    assert evaluate.main([f"--packed={tmp_path / 'out'}", *given, "--weights=master"]) == 0
+    assert json.loads((tmp_path / "a.json").read_text())["weights"]["master"]["loss"] == own
+    capsys.readouterr()
+    texts = []
+    for origin in (
+        [f"--workdir={trained_run}", "--weights=fp4_e2m1"],
+        [f"--packed={tmp_path}/out"],
+    ):
+        assert generate.main([*origin, "--tokens=8", "--prompt=the "]) == 0
+        texts.append(capsys.readouterr().out)
+    assert texts[0] == texts[1]
+
+
+def test_hugging_face_gets_the_rounded_weights_as_numbers(trained_run, tmp_path):
+    for name, dtype in (("fp6_e3m2", "bfloat16"), ("mixed", "float32"), ("master", "float32")):
+        out = tmp_path / name
+        options = ["--layout=huggingface", f"--format={name}", f"--dtype={dtype}", f"--out={out}"]
+        run(f"--workdir={trained_run}", *options)
+        original, found = read(f"--workdir={trained_run}"), read(f"--hf={out}")
+        want = paths_and_leaves(trained.weights_as(original.params, plan_of(original, name)))
+        for path, leaf in paths_and_leaves(found.params).items():
+            exact = dtype == "float32" or path.startswith("h/") and path.endswith("kernel")
+            rounded = np.asarray(want[path].astype(dtype).astype("float32"))
+            np.testing.assert_array_equal(leaf, want[path] if exact else rounded)
+
+
+def test_options_reach_the_plan(trained_run, tmp_path):
+    original = read(f"--workdir={trained_run}")
+    every = [
+        ("fp4_e2m1", {"block": (1, 32), "scale": "exact"}, ["--block=1x32", "--scale=exact"]),
+        ("mixed", {"granularity": "model", "share": 0.5}, ["--granularity=model", "--share=0.5"]),
+    ]
+    for name, options, given in every:
+        out = tmp_path / name
+        run(f"--workdir={trained_run}", f"--format={name}", f"--out={out}", *given)
+        want = trained.weights_as(original.params, plan_of(original, name, **options))
+        same(read(f"--packed={out}").params, want)
+
+
+def test_a_hugging_face_model_is_packed_too(tmp_path):
+    model = Llama2(tiny.LLAMA2, rngs=nnx.Rngs(0))
+    huggingface.save(tmp_path / "hf", tiny.LLAMA2, nnx.state(model), dtype="float32")
+    run(f"--hf={tmp_path / 'hf'}", "--format=fp8_e4m3", f"--out={tmp_path / 'out'}")
+    original, found = read(f"--hf={tmp_path / 'hf'}"), read(f"--packed={tmp_path / 'out'}")
+    same(found.params, trained.weights_as(original.params, plan_of(original, "fp8_e4m3")))
+
+
+def test_what_is_there_is_not_replaced_unasked(trained_run, tmp_path, capsys):
+    out = tmp_path / "out"
+    given = [f"--workdir={trained_run}", f"--out={out}"]
+    run(*given, "--format=fp8_e4m3")
+    before = (out / packed.FILE).read_bytes()
+    assert "give another folder, or ask to overwrite" in refused(
+        export.main, [*given, "--format=fp4_e2m1"], capsys
+    )
+    assert (out / packed.FILE).read_bytes() == before
+    run(*given, "--format=fp4_e2m1", "--overwrite")
+    assert len((out / packed.FILE).read_bytes()) < len(before)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_nothing_is_left_of_an_export_that_fails(trained_run, tmp_path, monkeypatch):
+    def fail(*arguments):
+        raise RuntimeError
+
+    monkeypatch.setattr(export.report, "picture", fail)
+    with pytest.raises(RuntimeError):
+        export.main([f"--workdir={trained_run}", "--format=fp8_e4m3", f"--out={tmp_path / 'out'}"])
+    assert not list(tmp_path.iterdir())
+
+
+BAD = {
+    "--format=fp5": "--format: invalid choice: 'fp5'",
+    "--out=": "--out= is empty",
+    "--format=master": "--format=master goes with --layout=huggingface",
+    "--dtype=float32": "--dtype goes with --layout=huggingface",
+    "--block=33x32": "--block: '33x32'; it must be two sides such as 32x32 or 1x32",
+    "--block=32": "--block: '32'; it must be two sides",
+    "--scale=round": "--scale: invalid choice: 'round'",
+    "--granularity=tensor": "--granularity does not go with --format=fp8_e4m3",
+    "--format=mixed --scale=floor": "--scale does not go with --format=mixed",
+    "--format=mixed --share=0.5": "--share goes with --granularity=tensor or model",
+    "--share=0": "--share: '0'; it must be above 0 and at most 1",
+    "--hf=x": "not allowed with argument --workdir",
+}
+
+
+@pytest.mark.parametrize("arguments", BAD)
+def test_bad_input_is_one_line(trained_run, tmp_path, capsys, arguments):
+    given = [f"--workdir={trained_run}", "--format=fp8_e4m3", f"--out={tmp_path / 'out'}"]
+    assert BAD[arguments] in refused(export.main, [*given, *arguments.split()], capsys)
+    assert not list(tmp_path.iterdir())
+
+
+def test_packed_weights_are_not_exported_again_and_need_a_model(tmp_path, capsys):
+    given = ["--format=fp8_e4m3", f"--out={tmp_path / 'out'}"]
+    message = refused(export.main, [f"--packed={tmp_path}", *given], capsys)
+    assert "those weights are exported already" in message
+    packed.write(tmp_path / packed.FILE, {"w": jax.numpy.ones((3, 3))}, {}, {"name": "bert"})
+    with pytest.raises(InputError, match="describes no model of this version"):
+        read(f"--packed={tmp_path}")
+    model = export.describe(tiny.LLAMA2)
+    packed.write(tmp_path / packed.FILE, {"w": jax.numpy.ones((3, 3))}, {}, model)
+    with pytest.raises(InputError, match="which is not the model's"):
+        read(f"--packed={tmp_path}")

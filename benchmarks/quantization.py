@@ -7,8 +7,8 @@
 
 `train` runs the quick start for every method, target and seed, one run a process, and may be
 stopped and started again: a finished run is not repeated. A seed fixes initial values and the order
-of the data, so that methods are paired by it. Each run's weights are then rounded in every way below,
-and the same validation batches scored:
+of the data, so that methods are paired by it. Each run's weights are then rounded in every way
+below, and the same validation batches scored:
 
     regime     formats                                   scale of
     fine       FP8 E4M3, FP6 E3M2, FP4 E2M1, mixed       32×32 blocks

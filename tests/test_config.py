@@ -63,7 +63,7 @@ def test_overrides_take_the_type_of_their_field(override, expected):
         ("lerning_rate=1", "did you mean config."),
         ("zzzz=1", "--config.zzzz: no such field; there are data.batch, data.files, data.length"),
         ("model=3", "--config.model=3: a section; its fields are model.attention, model.d_ff"),
-        ("pqt=1", "--config.pqt=1: a section; its fields are pqt.block, pqt.dtype"),
+        ("pqt=1", "--config.pqt=1: a section; its fields are pqt.average_bits, pqt.block"),
         ("optimizer.lr=1", "--config.optimizer.lr: no such field; there are optimizer.b1, opt"),
         ("pq.weight_decay=1", "did you mean config.pqt.weight_decay?"),
         ("optimzer.learning_rate=1", "did you mean config.optimizer.learning_rate?"),

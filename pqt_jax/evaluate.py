@@ -84,7 +84,8 @@ def _run(given: Namespace) -> int:
     if length > model.model.max_length:
         raise InputError(f"--length={length}; it must be at most {model.model.max_length}")
     learned = bool(learned_bits.collect_bits(model.params))
-    wanted = list(trained.LABELS) if given.weights == ["all"] else given.weights
+    every = ["master"] if given.packed else list(trained.LABELS)  # those are rounded already
+    wanted = every if given.weights == ["all"] else given.weights
     if not learned and "mixed" in wanted:
         if given.weights != ["all"]:
             raise InputError("--weights: 'mixed', and no bits were learned; give other formats")
@@ -105,7 +106,8 @@ def _run(given: Namespace) -> int:
         nats = nats_of(trained.weights_as(model.params, plan))
         master = nats if master is None else master
         results[name] = score.measure(nats, master, windows.scored)
-        print(_row(name, results[name]), flush=True)
+        label = "as packed" if given.packed and name == "master" else trained.LABELS[name]
+        print(_row(label, results[name]), flush=True)
     if given.json is not None:
         about = {
             "origin": model.origin,
@@ -157,7 +159,7 @@ def _describe(
     return "\n".join(lines)
 
 
-def _row(name: str, measured: Mapping[str, Interval]) -> str:
+def _row(label: str, measured: Mapping[str, Interval]) -> str:
     cells = []
     for key in TITLES:
         value, low, high = measured[key]
@@ -166,7 +168,7 @@ def _row(name: str, measured: Mapping[str, Interval]) -> str:
         show = lambda x, sign=sign, n=places: f"{round(x, n) + 0.0:{sign}.{n}f}"  # noqa: E731
         inside = "" if math.isnan(low) else f" [{show(low)}, {show(high)}]"
         cells.append(f"{show(value) + inside:<30}")
-    return f"{trained.LABELS[name]:<20}" + "".join(cells).rstrip()
+    return f"{label:<20}" + "".join(cells).rstrip()
 
 
 def _plain(value: Any) -> Any:

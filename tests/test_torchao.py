@@ -76,3 +76,18 @@ class TestTorchao:
         w = np.random.default_rng(0).uniform(-1, 1, (len(maxima), 32)).astype(np.float32)
         w[:, 7] = 1
         check(w * maxima[:, None].astype(np.float32), fmt, rule)
+
+    def test_where_the_two_differ(self, fmt, rule):
+        """Blocks that are zero or tiny, since no scale here is below 2^-126; and an infinity.
+
+        torchao saturates an infinite weight at a finite scale. Here, as for NaN in both, the whole
+        block becomes NaN and so stays visible.
+        """
+        w = np.zeros((4, 32), np.float32)
+        w[1, 3], w[2, 5], w[3] = np.nan, np.inf, 2.0**-126
+        (data, scale), (theirs, their_scale) = ours(w, fmt, rule), torchao(w, fmt, rule)
+        assert scale.ravel().tolist() == [1, 255, 255, 1]
+        assert their_scale.ravel()[[0, 1, 3]].tolist() == [0, 255, 0]
+        assert their_scale.ravel()[2] < 255
+        zeros = packing.packed_size(32, fmt.bits)
+        assert not data[:zeros].any() and not theirs[: 16 if fmt == E2M1 else 32].any()

@@ -7,7 +7,9 @@ import errno
 import io
 import os
 import re
+import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 
@@ -21,13 +23,14 @@ class OutputError(RuntimeError):
     """Something cannot be written, through no fault of the input.
 
     Args:
-      path: of the file or folder.
+      path: of the file or folder, or a name of what is written to.
       error: the system's, or its text.
     """
 
     exit_code = 1
 
-    def __init__(self, path: Path, error: OSError | str):
+    def __init__(self, path: Path | str, error: OSError | str):
+        self.error = error
         reason = error if isinstance(error, str) else error.strerror or str(error)
         full = reason in (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT))
         remedy = "free some" if full else "mend that"
@@ -35,6 +38,51 @@ class OutputError(RuntimeError):
             f"cannot write {path}: {reason[:1].lower()}{reason[1:]}; "
             f"{remedy} and run the command again"
         )
+
+
+INTERRUPTED = 128 + signal.SIGINT
+UNREAD = 128 + signal.SIGPIPE
+
+
+def run(command: Callable[[], int]) -> int:
+    """Run a command, and end it with one line, whatever it was that ended it.
+
+    Args:
+      command: returns an exit code.
+
+    Returns:
+      That code, or those of `InputError` and `OutputError`; 130 after Ctrl-C; 141, in silence, where
+      nobody reads the output any more, as of `command | head`.
+    """
+    escape_output()
+    try:
+        code = command()
+        sys.stdout.flush()
+        return code
+    except (InputError, OutputError) as error:
+        say(f"error: {error}")
+        return error.exit_code
+    except KeyboardInterrupt:
+        say("interrupted")
+        return INTERRUPTED
+    except OSError as error:
+        if _prints():
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # flushed again at exit
+        if isinstance(error, BrokenPipeError):
+            return UNREAD
+        failure = OutputError("standard output", error)
+        say(f"error: {failure}")
+        return failure.exit_code
+
+
+def _prints() -> bool:
+    """Whether what is still to be printed can be."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        return False
+    return True
 
 
 def system_reason(error: OSError, remedy: str) -> str:

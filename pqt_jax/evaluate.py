@@ -8,7 +8,7 @@ A document is a file. Every number is deterministic, and has a 95 % interval (`i
 scored, and on what, is in `score`.
 
 Exit codes: 0 done; 1 `--json` cannot be written; 2 the input cannot be used (one line on stderr,
-nothing compiled).
+nothing compiled); 130 and 141 as of `errors.run`.
 """
 
 import json
@@ -19,10 +19,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pqt_jax import cli, files, intervals, learned_bits, score, trained, workdir
+from pqt_jax import cli, errors, files, intervals, learned_bits, score, trained, workdir
 from pqt_jax.data import source
 from pqt_jax.data.pipeline import VOCAB_SIZE
-from pqt_jax.errors import InputError, OutputError, escape_output, say
+from pqt_jax.errors import InputError
 from pqt_jax.intervals import Interval
 
 TITLES = {
@@ -42,12 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
       The exit code.
     """
-    escape_output()
-    try:
-        return _run(_parse(sys.argv[1:] if arguments is None else arguments))
-    except (InputError, OutputError) as error:
-        say(f"error: {error}")
-        return error.exit_code
+    return errors.run(lambda: _run(_parse(sys.argv[1:] if arguments is None else arguments)))
 
 
 def _parse(arguments: Sequence[str]) -> Namespace:

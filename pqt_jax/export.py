@@ -8,7 +8,8 @@
     --layout huggingface   config.json and model.safetensors, which transformers loads: the rounded
                            weights as numbers, in bfloat16 or float32
 
-Exit codes: 0 done; 1 the folder cannot be written; 2 the input cannot be used (one line on stderr).
+Nothing is printed before the folder is whole. Exit codes: 0 done; 1 the folder cannot be written;
+2 the input cannot be used (one line on stderr); 130 and 141 as of `errors.run`.
 """
 
 import dataclasses
@@ -24,6 +25,7 @@ from pqt_jax import (
     blocks,
     cast,
     cli,
+    errors,
     folders,
     huggingface,
     learned_bits,
@@ -31,9 +33,10 @@ from pqt_jax import (
     report,
     sizes,
     trained,
+    workdir,
 )
 from pqt_jax import config as configs
-from pqt_jax.errors import InputError, OutputError, escape_output, say
+from pqt_jax.errors import InputError
 from pqt_jax.models import GPT2Config
 from pqt_jax.quantize import Plan
 from pqt_jax.rules import paths_and_leaves
@@ -50,12 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
       The exit code.
     """
-    escape_output()
-    try:
-        return _run(_parse(sys.argv[1:] if arguments is None else arguments))
-    except (InputError, OutputError) as error:
-        say(f"error: {error}")
-        return error.exit_code
+    return errors.run(lambda: _run(_parse(sys.argv[1:] if arguments is None else arguments)))
 
 
 def _parse(arguments: Sequence[str]) -> Namespace:
@@ -70,7 +68,7 @@ def _parse(arguments: Sequence[str]) -> Namespace:
     add("--layout", choices=LAYOUTS, default="packed", help="default: packed")
     add("--dtype", choices=["bfloat16", "float32"], help="of Hugging Face weights")
     add("--block", type=_block, metavar="RxC", help="of a scale, as 1x32; default: as trained")
-    add("--scale", choices=list(cast.ScaleRule), help="default: as trained")
+    add("--scale", choices=[r.value for r in cast.ScaleRule], help="default: as trained")
     add("--granularity", choices=["block", "tensor", "model"], help="of mixed; default: block")
     add("--share", type=share, metavar="S", help="of the blocks that a mixed format has to carry")
     given = parser.parse_args(arguments)
@@ -109,27 +107,29 @@ def _check(given: Namespace) -> None:
 
 
 def _run(given: Namespace) -> int:
-    folders.check(given.out, given.overwrite)
+    for parent in folders.check(given.out, given.overwrite).parents:
+        if parent.name == workdir.CHECKPOINTS and (parent.parent / workdir.RUN).exists():
+            raise InputError(f"--out={given.out} is among a run's checkpoints; give another folder")
     model = trained.from_arguments(given)
     if given.format == "mixed" and not learned_bits.collect_bits(model.params):
         raise InputError("--format=mixed: no bits were learned; give another format")
     names = ("block", "scale", "granularity", "share")
     options = {n: getattr(given, n) for n in names if getattr(given, n) is not None}
     plan = trained.plan_for(model.params, model.rules, given.format, **options)
-    print(f"weights: {model.origin}")
+    text = ""
     if given.layout == "packed":
-        pack(Path(given.out), model, plan, given.format, given.overwrite)
+        text = pack(Path(given.out), model, plan, given.format, given.overwrite)
     else:
         rounded = trained.weights_as(model.params, plan)
         dtype: Any = given.dtype or "bfloat16"
         huggingface.save(given.out, model.model, rounded, dtype=dtype, overwrite=given.overwrite)
-    print(f"written: {given.out}")
+    print(f"weights: {model.origin}\n{text}written: {given.out}")
     return 0
 
 
 def pack(
     out: Path, model: trained.Trained, plan: Plan, name: str, overwrite: bool = False
-) -> list[report.Row]:
+) -> str:
     """Write packed weights and their report.
 
     Args:
@@ -140,7 +140,7 @@ def pack(
       overwrite: replace what is in the folder.
 
     Returns:
-      The rows of the report, which is printed, too.
+      The report, as in report.txt.
 
     Raises:
       InputError: if there is something in the folder already.
@@ -155,8 +155,7 @@ def pack(
         content = json.dumps(report.as_json(rows), indent=2, allow_nan=False)
         (folder / "report.json").write_text(content + "\n")
         report.picture(folder / "report.png", rows, f"{model.origin}, {trained.LABELS[name]}")
-    print(text, end="")
-    return rows
+    return text
 
 
 def describe(model: trained.ModelConfig) -> dict[str, Any]:

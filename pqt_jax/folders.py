@@ -5,7 +5,8 @@
     .name.12ab34cd.part      being written by a process that holds its lock, or left by a dead one
     .name.12ab34cd.old       replaced; put back where a process died between the two renames
 
-What dead writers left is removed by the next writer of the same folder.
+What dead writers left is removed by the next writer of the same folder. A folder is replaced only
+where every name in it is one that this package gives.
 """
 
 import contextlib
@@ -20,6 +21,10 @@ from pathlib import Path
 from pqt_jax.errors import InputError, OutputError
 
 _PART, _OLD = ".part", ".old"
+_WRITTEN = re.compile(
+    r"config\.json|report\.(txt|json|png)|weights\.safetensors"
+    r"|model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json"
+)
 
 
 @contextlib.contextmanager
@@ -38,7 +43,8 @@ def whole_folder(out: str | os.PathLike[str], overwrite: bool = False) -> Iterat
 
     Args:
       out: the folder to be. Its parents are made; a link to a folder is followed.
-      overwrite: replace what is there, once the new folder is whole.
+      overwrite: replace what is there, once the new folder is whole; only if this package may
+        have written it.
 
     Yields:
       The temporary folder, beside `out`. An OSError of the body counts as a failure to write it.
@@ -47,35 +53,42 @@ def whole_folder(out: str | os.PathLike[str], overwrite: bool = False) -> Iterat
       InputError: if `out` is no folder, or holds something that may not be replaced.
       OutputError: if the system refuses to write.
     """
-    given = Path(out)
+    given, out = Path(out), check(out, overwrite)
     try:
-        out = given.resolve()
-        _check(given, out, overwrite)
         out.parent.mkdir(parents=True, exist_ok=True)
         temporary, descriptor = _begin(given, out, overwrite)
     except OSError as error:
         raise OutputError(given, error) from None
-    except (ValueError, RuntimeError) as error:  # a NUL byte; a loop of links before Python 3.13
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{str(given)!r} cannot be a folder: {error}; give another") from None
     try:
         yield temporary
         _sync(temporary)
         _finish(given, temporary, out, overwrite)
     except OSError as error:
         raise OutputError(given, error) from None
+    except OutputError as error:  # of a file in the temporary folder, a name that helps nobody
+        raise OutputError(given, error.error) from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)  # gone already where all went well
         os.close(descriptor)
 
 
-def check(out: str | os.PathLike[str], overwrite: bool = False) -> None:
-    """Raise what `whole_folder` would for what is there now, before any work is done for it."""
+def check(out: str | os.PathLike[str], overwrite: bool = False) -> Path:
+    """Raise what `whole_folder` would for what is there now, before any work is done for it.
+
+    Returns:
+      The folder without links in its path.
+    """
+    given = Path(out)
     try:
-        _check(Path(out), Path(out).resolve(), overwrite)
+        resolved = given.resolve()
+        _check(given, resolved, overwrite)
+        return resolved
     except OSError as error:
-        raise OutputError(Path(out), error) from None
+        raise OutputError(given, error) from None
+    except (ValueError, RuntimeError) as error:  # a NUL byte; a loop of links before Python 3.13
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{str(given)!r} cannot be a folder: {error}; give another") from None
 
 
 def _check(given: Path, out: Path, overwrite: bool) -> None:
@@ -89,10 +102,11 @@ def _check(given: Path, out: Path, overwrite: bool) -> None:
         raise InputError(
             f"{given} exists and holds {entries[0].name}; give another folder, or ask to overwrite"
         )
-    # What this package writes is flat. Somebody's home is not, and would be lost.
-    if folders := [path.name for path in entries if path.is_dir()]:
+    foreign = [path.name for path in entries if path.is_dir() or not _WRITTEN.fullmatch(path.name)]
+    if foreign:  # somebody's home, or their thesis
         raise InputError(
-            f"{given} holds a folder, {folders[0]}, so it is not overwritten; give another"
+            f"{given} holds {foreign[0]}, which is no export's, so it is not overwritten; "
+            "give another folder"
         )
 
 

@@ -7,7 +7,8 @@
 The token at position t of row r is a function of the logits and of (key, r, t), nothing else: more
 rows or more steps leave those that were there as they were.
 
-Exit codes: 0 done; 2 the input cannot be used (one line on stderr, nothing compiled).
+Exit codes: 0 done; 2 the input cannot be used (one line on stderr, nothing compiled); 1, 130 and
+141 as of `errors.run`.
 """
 
 import functools
@@ -23,9 +24,9 @@ import numpy as np
 from flax import nnx
 from jax import lax
 
-from pqt_jax import cli, trained
+from pqt_jax import cli, errors, trained
 from pqt_jax.data.pipeline import VOCAB_SIZE
-from pqt_jax.errors import InputError, escape_output, say, system_reason
+from pqt_jax.errors import InputError, system_reason
 
 TOKENS = 200  # of a sample, where the model has room for that many
 
@@ -158,12 +159,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
       The exit code.
     """
-    escape_output()
-    try:
-        return _run(_parse(sys.argv[1:] if arguments is None else arguments))
-    except InputError as error:
-        say(f"error: {error}")
-        return error.exit_code
+    return errors.run(lambda: _run(_parse(sys.argv[1:] if arguments is None else arguments)))
 
 
 def _parse(arguments: Sequence[str]) -> Namespace:

@@ -107,8 +107,8 @@ def from_json(content: dict[str, Any], path: Path) -> ModelConfig:
       path: of the file, for messages.
 
     Returns:
-      A GPT2Config with biases, or a Llama2Config. Fields that say how to compute (`dtype`,
-      `attention`, …) have their defaults.
+      A GPT2Config with biases, or a Llama2Config. It computes in float32, as transformers does with
+      float32 weights; other fields that say how to compute (`attention`, …) have their defaults.
 
     Raises:
       InputError: naming the first field that our models do not cover.
@@ -121,7 +121,7 @@ def from_json(content: dict[str, Any], path: Path) -> ModelConfig:
         if content.get(name, values[0]) not in values:
             shown = " or ".join(str(value) for value in values if value is not None)
             raise _wrong(path, name, content[name], shown or "absent")
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = {"dtype": "float32"}
     for ours, (theirs, default) in (_GPT2 if gpt2 else _LLAMA).items():
         value = content.get(theirs, default)
         if value is None and default is None:
@@ -159,6 +159,7 @@ def _rope_theta(content: dict[str, Any], path: Path) -> float:
             continue
         plain = isinstance(section, dict) and (
             section.get("rope_type", section.get("type", "default")) == "default"
+            and "factor" not in section  # a kind that is not named
             and section.get("partial_rotary_factor", 1.0) in (1.0, None)
             and not any(isinstance(value, dict) for value in section.values())  # by kind of layer
         )

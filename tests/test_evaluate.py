@@ -59,12 +59,12 @@ def test_documents_and_chosen_formats(trained_run, tmp_path, capsys):
 
 
 BAD = {
-    "--workdir=/nowhere": "--workdir=/nowhere does not exist; give the workdir",
+    "--workdir=nowhere": "--workdir=nowhere does not exist; give the workdir",
     "--weights=int4": "--weights: 'int4'; it must be all, or of master, bf16",
     "--length=33": "--length=33; it must be at most 32",
     "--length=0": "--length: '0'; it must be a whole number from 1 on",
-    "--data=/nowhere/*": "--data='/nowhere/*' matches no file",
-    "--json=/nowhere/x.json": "--json=/nowhere/x.json: its folder does not exist",
+    "--data=nowhere/*": "--data='nowhere/*' matches no file",
+    "--json=nowhere/x.json": "--json=nowhere/x.json: its folder does not exist",
     "--json=/": "--json=/ is a directory",
     "--dat=x": "unrecognized arguments: --dat=x",
     "--hf=x": "--hf: not allowed with argument --workdir",
@@ -72,7 +72,8 @@ BAD = {
 
 
 @pytest.mark.parametrize("argument", BAD)
-def test_bad_input_is_one_line_and_compiles_nothing(trained_run, capsys, argument):
+def test_bad_input_is_one_line_and_compiles_nothing(trained_run, tmp_path, monkeypatch, capsys, argument):
+    monkeypatch.chdir(tmp_path)  # which holds nothing
     given = [f"--workdir={trained_run}", argument]
     assert BAD[argument] in refused(evaluate.main, given, capsys)
 

@@ -11,6 +11,7 @@ import sys
 
 import pytest
 
+from pqt_jax import files, folders
 from pqt_jax.errors import InputError, OutputError
 from pqt_jax.folders import whole_folder
 
@@ -19,7 +20,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 def write(out, content, overwrite=False):
     with whole_folder(out, overwrite) as temporary:
-        (temporary / "file").write_text(content)
+        (temporary / "config.json").write_text(content)
 
 
 def content(out):
@@ -43,9 +44,9 @@ def killed(code, *arguments):
 def test_a_folder_appears_when_it_is_whole(tmp_path):
     out = tmp_path / "a" / "b"
     with whole_folder(out) as temporary:
-        (temporary / "file").write_text("new")
+        (temporary / "config.json").write_text("new")
         assert not out.exists() and temporary.parent == out.parent
-    assert content(out) == {"file": "new"} and list(out.parent.iterdir()) == [out]
+    assert content(out) == {"config.json": "new"} and list(out.parent.iterdir()) == [out]
     umask = os.umask(0)
     os.umask(umask)
     assert out.stat().st_mode & 0o777 == 0o777 & ~umask
@@ -55,13 +56,13 @@ def test_an_empty_folder_and_a_link_to_one_will_do(tmp_path):
     (tmp_path / "real").mkdir()
     (tmp_path / "link").symlink_to("real")
     write(tmp_path / "link", "new")
-    assert (tmp_path / "link").is_symlink() and content(tmp_path / "real") == {"file": "new"}
+    assert (tmp_path / "link").is_symlink() and content(tmp_path / "real") == {"config.json": "new"}
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
 def test_what_fails_leaves_nothing(tmp_path, error):
     with pytest.raises(error), whole_folder(tmp_path / "out") as temporary:
-        (temporary / "file").write_text("half")
+        (temporary / "config.json").write_text("half")
         raise error
     assert list(tmp_path.iterdir()) == []
 
@@ -69,23 +70,32 @@ def test_what_fails_leaves_nothing(tmp_path, error):
 def test_what_is_there_is_replaced_only_when_asked(tmp_path):
     out = tmp_path / "out"
     write(out, "old")
-    with pytest.raises(InputError, match="out exists and holds file; give another folder, or ask"):
+    with pytest.raises(InputError, match="out exists and holds config.json; give another folder, or ask"):
         write(out, "new")
     with pytest.raises(RuntimeError), whole_folder(out, overwrite=True) as temporary:
-        (temporary / "file").write_text("half")
+        (temporary / "config.json").write_text("half")
         raise RuntimeError
-    assert content(out) == {"file": "old"}
+    assert content(out) == {"config.json": "old"}
     with whole_folder(out, overwrite=True) as temporary:
-        (temporary / "other").write_text("new")
-        assert content(out) == {"file": "old"}
-    assert content(out) == {"other": "new"} and list(tmp_path.iterdir()) == [out]
+        (temporary / "model.safetensors").write_text("new")
+        assert content(out) == {"config.json": "old"}
+    assert content(out) == {"model.safetensors": "new"} and list(tmp_path.iterdir()) == [out]
 
 
 def test_a_folder_with_folders_is_never_replaced(tmp_path):
     (tmp_path / "home" / "documents").mkdir(parents=True)
-    with pytest.raises(InputError, match="home holds a folder, documents, so it is not overwritt"):
+    with pytest.raises(InputError, match="home holds documents, which is no export's, so it is not overwritt"):
         write(tmp_path / "home", "new", overwrite=True)
     assert (tmp_path / "home" / "documents").is_dir()
+
+
+def test_a_folder_of_other_files_is_never_replaced(tmp_path):
+    write(tmp_path / "export", "old")
+    (tmp_path / "export" / "thesis.tex").write_text("mine")
+    for check in (folders.check, lambda out, _: write(out, "new", overwrite=True)):
+        with pytest.raises(InputError, match="holds thesis.tex, which is no export's"):
+            check(tmp_path / "export", True)
+    assert content(tmp_path / "export") == {"config.json": "old", "thesis.tex": "mine"}
 
 
 @pytest.mark.parametrize("name", ["file", "dangling", "loop", "\0"])
@@ -95,11 +105,12 @@ def test_what_cannot_be_a_folder_is_refused(tmp_path, name):
     (tmp_path / "dangling").symlink_to(tmp_path / "gone")
     if name == "dangling":  # the folder that it names is made
         write(tmp_path / name, "new")
-        assert content(tmp_path / "gone") == {"file": "new"}
+        assert content(tmp_path / "gone") == {"config.json": "new"}
         return
-    with pytest.raises((InputError, OutputError)) as caught:
-        write(tmp_path / name, "new")
-    assert "\n" not in str(caught.value)
+    for check in (folders.check, lambda out: write(out, "new")):
+        with pytest.raises((InputError, OutputError)) as caught:
+            check(tmp_path / name)
+        assert "\n" not in str(caught.value)
     assert (tmp_path / "file").read_text() == "mine"
 
 
@@ -107,6 +118,10 @@ def test_a_system_that_refuses_is_named(tmp_path):
     with pytest.raises(OutputError, match="out: no space left on device; free some and run"):
         with whole_folder(tmp_path / "out"):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    with pytest.raises(OutputError, match="cannot write .*/out: is a directory; "):
+        with whole_folder(tmp_path / "out") as temporary:  # not the temporary folder's name
+            (temporary / "config.json").mkdir()
+            files.write(temporary / "config.json", "")
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match="cannot write .*file/out: "):
         write(tmp_path / "file" / "out", "new")
@@ -127,16 +142,16 @@ def test_a_rename_that_fails_puts_the_old_folder_back(tmp_path, monkeypatch):
     monkeypatch.setattr(pathlib.Path, "rename", refuse)
     with pytest.raises(OutputError, match="out: input/output error"):
         write(out, "new", overwrite=True)
-    assert content(out) == {"file": "old"} and list(tmp_path.iterdir()) == [out]
+    assert content(out) == {"config.json": "old"} and list(tmp_path.iterdir()) == [out]
 
 
 def test_two_writers_do_not_disturb_each_other(tmp_path):
     out = tmp_path / "out"
-    with pytest.raises(InputError, match="out exists and holds file"):
+    with pytest.raises(InputError, match="out exists and holds config.json"):
         with whole_folder(out) as temporary:
             write(out, "first to end")
             assert temporary.is_dir()
-    assert content(out) == {"file": "first to end"} and list(tmp_path.iterdir()) == [out]
+    assert content(out) == {"config.json": "first to end"} and list(tmp_path.iterdir()) == [out]
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
@@ -147,17 +162,17 @@ def test_a_writer_that_is_killed_leaves_the_old_or_nothing(tmp_path, overwrite):
     killed(
         "import sys, time; from pqt_jax.folders import whole_folder\n"
         "with whole_folder(sys.argv[1], overwrite=True) as temporary:\n"
-        "    (temporary / 'file').write_text('half')\n"
+        "    (temporary / 'config.json').write_text('half')\n"
         "    print('ready', flush=True); time.sleep(60)\n",
         out,
     )
     assert len(list(tmp_path.glob(".out.*.part"))) == 1
     if overwrite:
-        assert content(out) == {"file": "old"}
+        assert content(out) == {"config.json": "old"}
     else:
         assert not out.exists()
     write(out, "new", overwrite)
-    assert content(out) == {"file": "new"} and list(tmp_path.iterdir()) == [out]
+    assert content(out) == {"config.json": "new"} and list(tmp_path.iterdir()) == [out]
 
 
 def test_a_writer_killed_between_the_renames_loses_nothing(tmp_path):
@@ -171,10 +186,10 @@ def test_a_writer_killed_between_the_renames_loses_nothing(tmp_path):
         "    return rename(self, target)\n"
         "pathlib.Path.rename = wait\n"
         "with whole_folder(sys.argv[1], overwrite=True) as temporary:\n"
-        "    (temporary / 'file').write_text('new')\n",
+        "    (temporary / 'config.json').write_text('new')\n",
         out,
     )
     assert not out.exists()
-    with pytest.raises(InputError, match="out exists and holds file"):
+    with pytest.raises(InputError, match="out exists and holds config.json"):
         write(out, "third")
-    assert content(out) == {"file": "old"} and list(tmp_path.iterdir()) == [out]
+    assert content(out) == {"config.json": "old"} and list(tmp_path.iterdir()) == [out]

@@ -160,12 +160,12 @@ def test_the_command(trained_run, tmp_path, capsys):
 
 
 BAD = {
-    "--workdir=/nowhere": "--workdir=/nowhere does not exist",
+    "--workdir=nowhere": "--workdir=nowhere does not exist",
     "--workdir=": "--workdir= is empty",
     "--weights=int4": "--weights: invalid choice: 'int4'",
     "--prompt=": "--prompt= is empty; give at least one byte",
     "--prompt=" + "x" * 32: "--prompt: 32 bytes, and the model sees 32 in all",
-    "--prompt-file=/nowhere": "--prompt-file='/nowhere' cannot be read: No such file",
+    "--prompt-file=nowhere": "--prompt-file='nowhere' cannot be read: No such file",
     "--tokens=32": "--tokens=32; it must be at most 31",
     "--tokens=0": "--tokens: '0'; it must be a whole number from 1 on",
     "--temperature=-1": "--temperature: '-1'; it must be 0, or from 0.001 to 1000",
@@ -179,7 +179,8 @@ BAD = {
 
 
 @pytest.mark.parametrize("argument", BAD, ids=lambda a: a[:20])
-def test_bad_input_is_one_line_and_compiles_nothing(trained_run, capsys, argument):
+def test_bad_input_is_one_line_and_compiles_nothing(trained_run, tmp_path, monkeypatch, capsys, argument):
+    monkeypatch.chdir(tmp_path)  # which holds nothing
     given = [f"--workdir={trained_run}", argument]
     assert BAD[argument] in refused(module.main, given, capsys)
 

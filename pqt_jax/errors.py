@@ -51,8 +51,8 @@ def run(command: Callable[[], int]) -> int:
       command: returns an exit code.
 
     Returns:
-      That code, or those of `InputError` and `OutputError`; 130 after Ctrl-C; 141, in silence, where
-      nobody reads the output any more, as of `command | head`.
+      That code, or those of `InputError` and `OutputError`; 130 after Ctrl-C; 141, in silence,
+      where nobody reads the output any more, as of `command | head`.
     """
     escape_output()
     try:
@@ -77,9 +77,9 @@ def run(command: Callable[[], int]) -> int:
 
 
 def _prints() -> bool:
-    """Whether what is still to be printed can be."""
+    """Whether stdout takes anything: what failed may be buffered still, or not be buffered."""
     try:
-        sys.stdout.flush()
+        print(flush=True)
     except OSError:
         return False
     return True

@@ -127,9 +127,7 @@ def _run(given: Namespace) -> int:
     return 0
 
 
-def pack(
-    out: Path, model: trained.Trained, plan: Plan, name: str, overwrite: bool = False
-) -> str:
+def pack(out: Path, model: trained.Trained, plan: Plan, name: str, overwrite: bool = False) -> str:
     """Write packed weights and their report.
 
     Args:

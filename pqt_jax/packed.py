@@ -116,10 +116,21 @@ def read(path: Path) -> Packed:
         raise InputError(f"{path} has no pqt_jax metadata; give a file of packed weights")
     if hashlib.sha256(text.encode()).hexdigest() != digest:
         raise InputError(f"{path}: its metadata is not what was written; put a copy back")
-    content = json.loads(text)
-    if content.get("version") != VERSION:
+    try:
+        return _unpack(path, raw, json.loads(text))
+    except InputError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
         raise InputError(
-            f"{path} has layout version {content.get('version')}, and this reads {VERSION}; "
+            f"{path}: its metadata makes no sense: {error!r}; export it again"
+        ) from None
+
+
+def _unpack(path: Path, raw: dict[str, Any], content: dict[str, Any]) -> Packed:
+    """What a file holds, by its metadata; many kinds of error where that is none of `write`'s."""
+    if (version := content.get("version")) != VERSION:
+        raise InputError(
+            f"{path} has layout version {version!r}, and this reads {VERSION}; "
             "export it again, or use the pqt_jax that wrote it"
         )
     tensors = {}
@@ -141,7 +152,9 @@ def read(path: Path) -> Packed:
             plan[name] = _assigned(fields, parts)
             params[name] = codes.decode(parts, tuple(fields["shape"]), plan[name])
         except (KeyError, ValueError) as error:
-            raise InputError(f"{path}: {name} cannot be unpacked: {error}") from None
+            raise InputError(
+                f"{path}: {name} cannot be unpacked: {error}; export it again"
+            ) from None
     return Packed(params | tensors, plan, content["model"], content["stream"])
 
 

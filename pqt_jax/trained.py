@@ -142,10 +142,15 @@ def load_packed(folder: Path) -> tuple[ModelConfig, nnx.GraphDef, nnx.State]:
     found = packed.read(path)
     try:
         options = dict(found.model)
+        jnp.dtype(options["dtype"])
+        if jax.default_backend() != "gpu":
+            options["attention"] = "xla"
         model = configs.MODELS[options.pop("name")][0](**options)
-    except (TypeError, KeyError, ValueError) as error:
-        raise InputError(f"{path} describes no model of this version: {error}") from None
-    return model, *_filled(model, found.params, folder)
+        return model, *_filled(model, found.params, folder)
+    except InputError:
+        raise
+    except (TypeError, KeyError, ValueError, ArithmeticError) as error:
+        raise InputError(f"{path} describes no model of this version: {error!r}") from None
 
 
 def _filled(

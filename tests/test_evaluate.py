@@ -72,7 +72,9 @@ BAD = {
 
 
 @pytest.mark.parametrize("argument", BAD)
-def test_bad_input_is_one_line_and_compiles_nothing(trained_run, tmp_path, monkeypatch, capsys, argument):
+def test_bad_input_is_one_line_and_compiles_nothing(
+    trained_run, tmp_path, monkeypatch, capsys, argument
+):
     monkeypatch.chdir(tmp_path)  # which holds nothing
     given = [f"--workdir={trained_run}", argument]
     assert BAD[argument] in refused(evaluate.main, given, capsys)

@@ -3,6 +3,10 @@
 """What is exported is what was quantized, and a folder is whole or not there."""
 
 import json
+import os
+import pathlib
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -16,6 +20,7 @@ from pqt_jax.errors import InputError
 from pqt_jax.models import Llama2
 from pqt_jax.rules import paths_and_leaves
 
+ROOT = pathlib.Path(__file__).parents[1]
 FORMATS = [*trained.FORMATS, "mixed"]
 
 
@@ -142,7 +147,7 @@ BAD = {
     "--dtype=float32": "--dtype goes with --layout=huggingface",
     "--block=33x32": "--block: '33x32'; it must be two sides such as 32x32 or 1x32",
     "--block=32": "--block: '32'; it must be two sides",
-    "--scale=round": "--scale: invalid choice: 'round'",
+    "--scale=round": "--scale: invalid choice: 'round' (choose from ",
     "--granularity=tensor": "--granularity does not go with --format=fp8_e4m3",
     "--format=mixed --scale=floor": "--scale does not go with --format=mixed",
     "--format=mixed --share=0.5": "--share goes with --granularity=tensor or model",
@@ -158,6 +163,36 @@ def test_bad_input_is_one_line(trained_run, tmp_path, capsys, arguments):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_run_does_not_lose_its_checkpoints(run_copy, capsys):
+    before = sorted(run_copy.rglob("*"))
+    step = max((run_copy / "checkpoints").iterdir())
+    for folder, words in (
+        (step / "state", "which is no export's, so it is not overwritten"),
+        (step.parent / "900", "is among a run's checkpoints; give another folder"),
+        (step / "export", "is among a run's checkpoints; give another folder"),
+    ):
+        given = [f"--workdir={run_copy}", "--format=bf16", f"--out={folder}", "--overwrite"]
+        assert words in refused(export.main, given, capsys)
+    assert sorted(run_copy.rglob("*")) == before
+
+
+def test_a_reader_that_has_left_and_a_full_disk(trained_run, tmp_path):
+    command = [sys.executable, "-m", "pqt_jax.export", f"--workdir={trained_run}", "--format=bf16"]
+    reader, unread = os.pipe()
+    os.close(reader)
+    full = os.open("/dev/full", os.O_WRONLY)
+    failure = "error: cannot write standard output: no space left on device; "
+    for stdout, code, says in ((unread, 141, ""), (full, 1, failure)):
+        out = tmp_path / str(code)
+        done = subprocess.run(
+            [*command, f"--out={out}"], stdout=stdout, stderr=subprocess.PIPE, text=True, cwd=ROOT
+        )
+        os.close(stdout)
+        assert done.returncode == code and done.stderr.startswith(says)
+        assert done.stderr.count("\n") == bool(says)
+        assert packed.read(out / packed.FILE).params  # printed about once it is whole
+
+
 def test_packed_weights_are_not_exported_again_and_need_a_model(tmp_path, capsys):
     given = ["--format=fp8_e4m3", f"--out={tmp_path / 'out'}"]
     message = refused(export.main, [f"--packed={tmp_path}", *given], capsys)
@@ -166,6 +201,10 @@ def test_packed_weights_are_not_exported_again_and_need_a_model(tmp_path, capsys
     with pytest.raises(InputError, match="describes no model of this version"):
         read(f"--packed={tmp_path}")
     model = export.describe(tiny.LLAMA2)
+    for wrong in ({"num_heads": 0}, {"num_heads": 3}, {"vocab_size": "256"}, {"dtype": "foo"}):
+        packed.write(tmp_path / packed.FILE, {"w": jax.numpy.ones((3, 3))}, {}, model | wrong)
+        with pytest.raises(InputError, match="describes no model of this version"):
+            read(f"--packed={tmp_path}")
     packed.write(tmp_path / packed.FILE, {"w": jax.numpy.ones((3, 3))}, {}, model)
     with pytest.raises(InputError, match="which is not the model's"):
         read(f"--packed={tmp_path}")

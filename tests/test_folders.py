@@ -70,7 +70,9 @@ def test_what_fails_leaves_nothing(tmp_path, error):
 def test_what_is_there_is_replaced_only_when_asked(tmp_path):
     out = tmp_path / "out"
     write(out, "old")
-    with pytest.raises(InputError, match="out exists and holds config.json; give another folder, or ask"):
+    with pytest.raises(
+        InputError, match="out exists and holds config.json; give another folder, or ask"
+    ):
         write(out, "new")
     with pytest.raises(RuntimeError), whole_folder(out, overwrite=True) as temporary:
         (temporary / "config.json").write_text("half")
@@ -84,7 +86,9 @@ def test_what_is_there_is_replaced_only_when_asked(tmp_path):
 
 def test_a_folder_with_folders_is_never_replaced(tmp_path):
     (tmp_path / "home" / "documents").mkdir(parents=True)
-    with pytest.raises(InputError, match="home holds documents, which is no export's, so it is not overwritt"):
+    with pytest.raises(
+        InputError, match="home holds documents, which is no export's, so it is not overwritt"
+    ):
         write(tmp_path / "home", "new", overwrite=True)
     assert (tmp_path / "home" / "documents").is_dir()
 

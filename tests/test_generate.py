@@ -179,7 +179,9 @@ BAD = {
 
 
 @pytest.mark.parametrize("argument", BAD, ids=lambda a: a[:20])
-def test_bad_input_is_one_line_and_compiles_nothing(trained_run, tmp_path, monkeypatch, capsys, argument):
+def test_bad_input_is_one_line_and_compiles_nothing(
+    trained_run, tmp_path, monkeypatch, capsys, argument
+):
     monkeypatch.chdir(tmp_path)  # which holds nothing
     given = [f"--workdir={trained_run}", argument]
     assert BAD[argument] in refused(module.main, given, capsys)

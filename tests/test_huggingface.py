@@ -260,6 +260,11 @@ REFUSED = {  # (model, change of config.json, message)
         {"rope_parameters": {"full": {}}},
         "={'full': {}}; it must be absent",
     ),
+    "a kind of rope without a name": (
+        "llama",
+        {"rope_scaling": {"factor": 2.0}},
+        "rope_scaling={'factor': 2.0}; it must be absent or of rope_type default",
+    ),
     "rope text": ("llama", {"rope_scaling": "linear"}, "rope_scaling='linear'; it must be absent"),
     "partial": (
         "llama",

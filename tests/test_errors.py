@@ -1,0 +1,39 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright 2026 The pqt_jax Authors
+"""However a command ends, there is one line, or none, and an exit code."""
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from pqt_jax import errors
+
+
+def ending(error):
+    def command():
+        raise error
+
+    return command
+
+
+@pytest.mark.parametrize(
+    "error, code, line",
+    [
+        (errors.InputError("--out= is empty"), 2, "error: --out= is empty\n"),
+        (errors.OutputError(Path("a"), "no"), 1, "error: cannot write a: no; mend that and run "),
+        (KeyboardInterrupt(), 130, "interrupted\n"),
+    ],
+)
+def test_what_ends_a_command_is_one_line(capsys, error, code, line):
+    assert errors.run(ending(error)) == code
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith(line) and err.count("\n") == 1
+
+
+def test_other_errors_are_not_hidden():
+    assert errors.run(lambda: 3) == 3
+    for error in (OSError(errno.EIO, os.strerror(errno.EIO)), ZeroDivisionError()):
+        with pytest.raises(type(error)):
+            errors.run(ending(error))

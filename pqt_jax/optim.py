@@ -2,18 +2,21 @@
 # Copyright 2026 The pqt_jax Authors
 """Optimizers: weights and bit-widths as two groups of one optax transformation.
 
-    weights   AdamW; decay on matrices, none on norms and biases; clipped by their own global norm
+    weights   AdamW or Adam-mini; decay on matrices, none on norms and biases; clipped by their own global norm
     bits      AdamW with a learning rate of their own; decay of b_i towards 0 takes b_t to b_target
 
 Bits are what lies under `pqt_bits` (NNX), and, where the tree's top holds "params", what lies
 beside it under "pqt" (the variables of a Linen model) or "bits" (for `param_transform`).
 """
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
 import optax
 
+from pqt_jax.adam_mini import Blocks, scale_by_adam_mini
 from pqt_jax.rules import BITS, leaf_paths, map_paths
 
 Schedule = float | optax.Schedule
@@ -83,7 +86,48 @@ def with_bits(
     return optax.GradientTransformation(init, inner.update)
 
 
-def adamw(
+def adamw(learning_rate: Schedule, **options: Any) -> optax.GradientTransformation:
+    """AdamW with the bit-widths in a group of their own.
+
+        w   ← w − lr · (adam(∂L/∂w) + weight_decay · w)
+        b_i ← b_i − bits_lr · (adam(∂L/∂b_i) + bits_weight_decay · b_i)
+
+    Args:
+      learning_rate: of the weights, a number or an optax schedule.
+      options: of `grouped`.
+
+    Returns:
+      A GradientTransformation.
+
+    Raises:
+      ValueError: from `init`, as `with_bits` raises it; bits need `bits_learning_rate`.
+
+    Source: Loshchilov and Hutter, "Decoupled Weight Decay Regularization" (2019).
+    """
+    return grouped(optax.scale_by_adam, learning_rate, **options)
+
+
+def adam_mini(
+    learning_rate: Schedule, blocks: Blocks, **options: Any
+) -> optax.GradientTransformation:
+    """Adam-mini with decoupled weight decay, and the bit-widths under AdamW.
+
+    Args:
+      learning_rate: of the weights, a number or an optax schedule.
+      blocks: what shares a second moment; `adam_mini.model_blocks` for our models.
+      options: of `grouped`.
+
+    Returns:
+      A GradientTransformation.
+
+    Raises:
+      ValueError: from `init`, as `adamw` raises it, and for blocks that fit no parameter.
+    """
+    return grouped(functools.partial(scale_by_adam_mini, blocks), learning_rate, **options)
+
+
+def grouped(
+    scale_by: Callable[[float, float, float], optax.GradientTransformation],
     learning_rate: Schedule,
     *,
     b1: float = 0.9,
@@ -94,11 +138,10 @@ def adamw(
     bits_learning_rate: Schedule | None = None,
     bits_weight_decay: float = 1.0,
 ) -> optax.GradientTransformation:
-    """AdamW with the bit-widths in a group of their own.
-
-        b_i ← b_i − bits_lr · (adam(∂L/∂b_i) + bits_weight_decay · b_i)
+    """Any optimizer that scales gradients, with decoupled decay, and the bit-widths under AdamW.
 
     Args:
+      scale_by: (b1, b2, eps) → transformation of the weights' gradients.
       learning_rate: of the weights, a number or an optax schedule.
       b1, b2, eps: of Adam, in both groups.
       weight_decay: decoupled decay of the weights that are matrices, see `decays`.
@@ -108,15 +151,12 @@ def adamw(
 
     Returns:
       A GradientTransformation.
-
-    Raises:
-      ValueError: from `init`, as `with_bits` raises it; bits need `bits_learning_rate`.
-
-    Source: Loshchilov and Hutter, "Decoupled Weight Decay Regularization" (2019).
     """
     weights = optax.chain(
         optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity(),
-        optax.adamw(learning_rate, b1, b2, eps, weight_decay=weight_decay, mask=_decay_mask),
+        scale_by(b1, b2, eps),
+        optax.add_decayed_weights(weight_decay, mask=_decay_mask),
+        optax.scale_by_learning_rate(learning_rate),
     )
     bits = None
     if bits_learning_rate is not None:

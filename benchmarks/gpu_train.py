@@ -14,11 +14,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from pqt_jax.config import METHODS, default, rules
+from pqt_jax.config import default, rules
 from pqt_jax.models.llama2 import LLAMA2_1B, LLAMA2_134M, Llama2Config
 from pqt_jax.step import init_state, make_optimizer, make_train_step
 
 TOKENS = 16384  # per step
+METHODS = ("bf16", "gaussws", "uniform")
 
 
 def models(smoke: bool) -> dict[str, tuple[Llama2Config, int, int, int]]:

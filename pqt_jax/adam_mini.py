@@ -74,7 +74,7 @@ def scale_by_adam_mini(
         first, second = 1 - jnp.power(b1, count), 1 - jnp.power(b2, count)
         scaled = lambda m, nu: _divided(m / first, jnp.sqrt(nu / second) + eps)  # noqa: E731
         updates = jax.tree.map(scaled, mu, nu)
-        return updates, AdamMiniState(count, mu, nu)
+        return updates, AdamMiniState(jnp.asarray(count), mu, nu)
 
     return optax.GradientTransformation(init, update)
 

@@ -16,7 +16,7 @@ from pqt_jax import bitwidth, blocks
 from pqt_jax import config as configs
 from pqt_jax.config import Config, fields
 from pqt_jax.errors import InputError
-from pqt_jax.formats import as_format
+from pqt_jax.formats import BF16, as_format
 from pqt_jax.models import Llama2Config
 
 _BITS = (
@@ -25,6 +25,15 @@ _BITS = (
 )
 _CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "method": (lambda v: v in configs.METHODS, f"one of {', '.join(configs.METHODS)}"),
+    "optimizer.name": (
+        lambda v: v in configs.OPTIMIZERS,
+        f"one of {', '.join(configs.OPTIMIZERS)}",
+    ),
+    "optimizer.schedule": (
+        lambda v: v in configs.SCHEDULES,
+        f"one of {', '.join(configs.SCHEDULES)}",
+    ),
+    "pqt.noise_per": (lambda v: v in ("step", "microbatch"), "step or microbatch"),
     "seed": (lambda v: 0 <= v < 2**32, "a whole number from 0 to 2^32 - 1"),
     "optimizer.b1": (lambda v: 0 <= v < 1, "from 0 to below 1"),
     "optimizer.b2": (lambda v: 0 <= v < 1, "from 0 to below 1"),
@@ -44,7 +53,7 @@ _CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
 }
 _MAY_BE_ZERO = {"optimizer.final_learning_rate", "optimizer.warmup_steps", "model.num_kv_heads"}
 _MAY_BE_ZERO |= {"optimizer.weight_decay", "pqt.learning_rate", "pqt.weight_decay"}
-_MAY_BE_ZERO |= {"pqt.penalty_weight"}
+_MAY_BE_ZERO |= {"pqt.penalty_weight", "data.loss_chunk"}
 _SECTIONS = ("", "model", "data", "optimizer", "pqt", "log")  # the likelier meant, the earlier
 _PQT_CHECKS = {"pattern": re.compile, "block": blocks.check_block, "dtype": as_format}
 
@@ -148,6 +157,7 @@ def check(config: Config) -> None:
                 f"config.{name}={dict(fields(config))[name]!r}; it must be nearer to "
                 f"config.optimizer.learning_rate={config.optimizer.learning_rate!r}"
             )
+    _check_parts(config)
     model = configs.model_config(config)
     if config.data.length > model.max_length:
         raise InputError(
@@ -171,6 +181,30 @@ def check(config: Config) -> None:
             "config.model.attention='cudnn'; it needs a GPU, and JAX finds none; give xla"
         )
     _check_pqt(config.pqt)
+    if config.method == "ste" and as_format(config.pqt.dtype) == BF16:
+        raise InputError(
+            f"config.pqt.dtype={config.pqt.dtype!r}; with config.method='ste' it must be what "
+            "weights are rounded to, such as float6_e3m2fn"
+        )
+
+
+def _check_parts(config: Config) -> None:
+    """Raise InputError for parts of a step that do not make up the whole."""
+    data = config.data
+    if data.batch % data.microbatches:
+        raise InputError(
+            f"config.data.microbatches={data.microbatches}; it must divide "
+            f"config.data.batch={data.batch}"
+        )
+    if data.loss_chunk and data.length % data.loss_chunk:
+        raise InputError(
+            f"config.data.loss_chunk={data.loss_chunk}; it must divide "
+            f"config.data.length={data.length}, or be 0 for all at once"
+        )
+    if config.pqt.noise_per == "microbatch" and data.microbatches == 1:
+        raise InputError(
+            "config.pqt.noise_per='microbatch'; with config.data.microbatches=1 it must be step"
+        )
 
 
 def _shown(value: Any) -> str:

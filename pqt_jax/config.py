@@ -22,7 +22,19 @@ from pqt_jax.rules import Rule
 Config = Any  # a ConfigDict; its fields are not known to type checkers
 
 PENALTIES = ("none", "layer", "average", "size")
-METHODS = {"bf16": "none", "gaussws": "gauss", "uniform": "uniform"}  # method → kind of noise
+METHODS = {"bf16": "none", "gaussws": "gauss", "uniform": "uniform", "ste": "none"}  # → noise
+OPTIMIZERS, SCHEDULES = ("adamw", "adam_mini"), ("cosine", "linear")
+KERNELS = {  # names that config.pqt.pattern may have, after what they are of a layer
+    "all": "h/.*/kernel",
+    "attention": "h/attn/.*/kernel",
+    "mlp": "h/mlp/.*/kernel",
+    "qk": "h/attn/[qk]/kernel",
+    "qkv": "h/attn/[qkv]/kernel",
+    "out": "h/attn/out/kernel",
+    "up": "h/mlp/(gate|up)/kernel",
+    "down": "h/mlp/down/kernel",
+    "out_down": "h/(attn/out|mlp/down)/kernel",
+}
 MODELS = {"llama2": (Llama2Config, Llama2), "gpt2": (GPT2Config, GPT2)}
 MAY_CHANGE = ("log.",)  # fields that a resumed run may set anew: they do not touch the training
 
@@ -40,7 +52,9 @@ def default(model: Llama2Config | GPT2Config) -> Config:
     (name,) = (name for name, (cls, _) in MODELS.items() if isinstance(model, cls))
     return ConfigDict(
         {
-            "method": "gaussws",  # bf16: the cast alone; gaussws: rounded normal R; uniform: U(±½)
+            # bf16: the cast alone; gaussws: rounded normal R; uniform: U(±½); ste: rounding to
+            # pqt.dtype, gradients straight through
+            "method": "gaussws",
             "seed": 0,  # of initial values, noise and order of the data
             "steps": 1000,
             "init_from": "",  # Hugging Face folder whose weights to start from; empty: new ones
@@ -49,18 +63,24 @@ def default(model: Llama2Config | GPT2Config) -> Config:
                 "files": "",  # glob of text files; empty: the standard library's source
                 "length": 128,  # tokens in a sequence
                 "batch": 16,  # sequences in a step
+                "microbatches": 1,  # parts of a step, one after the other; they divide the batch
+                "loss_chunk": 0,  # positions whose logits are made at once; 0: all
             },
             "optimizer": {
-                "learning_rate": 1e-3,  # peak; warms up linearly, then falls by a cosine
+                "name": "adamw",  # or adam_mini
+                "schedule": "cosine",  # of the fall after a linear warm-up; or linear
+                "learning_rate": 1e-3,  # at the top
                 "final_learning_rate": 1e-4,
                 "warmup_steps": 20,
                 "b1": 0.9,
                 "b2": 0.95,
+                "eps": 1e-8,
                 "weight_decay": 0.1,
                 "clip_norm": 1.0,  # of the gradient of the weights
             },
             "pqt": {  # how weights are sampled, and quantized for the table at the end
-                "pattern": "h/.*/kernel",  # regular expression on parameter paths
+                "pattern": "all",  # one of KERNELS, or a regular expression on parameter paths
+                "noise_per": "step",  # or microbatch: noise that each of them draws anew
                 "target_bits": 4.0,
                 "init_bits": 6.0,
                 "block": (32, 32),
@@ -106,7 +126,7 @@ def model_config(config: Config) -> Llama2Config | GPT2Config:
 
 
 def rules(config: Config) -> list[Rule]:
-    """The rules of the method. Those of bf16 cast to bfloat16 without noise, and learn no bits."""
+    """The rules of the method. Those of bf16 and ste cast without noise, and learn no bits."""
     cast = {"dtype": "bfloat16"} if config.method == "bf16" else {}
     return _rules(config, noise=METHODS[config.method], **cast)
 
@@ -118,7 +138,8 @@ def quantization_rules(config: Config) -> list[Rule]:
 
 def _rules(config: Config, **special: Any) -> list[Rule]:
     options = {name: config.pqt[name] for name in ("target_bits", "init_bits", "block", "dtype")}
-    return [Rule(config.pqt.pattern, **options | special)]
+    pattern: str = config.pqt.pattern
+    return [Rule(KERNELS.get(pattern, pattern), **options | special)]
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:

@@ -2,8 +2,11 @@
 # Copyright 2026 The pqt_jax Authors
 """Logits and targets → loss: cross-entropy in nats, of every token or as their mean."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 
 def cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
@@ -21,6 +24,40 @@ def cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
       float32 scalar, in nats per token.
     """
     return jnp.mean(token_losses(logits, targets))
+
+
+def chunked_cross_entropy(
+    logits_of: Callable[[jax.Array], jax.Array], x: jax.Array, targets: jax.Array, chunk: int
+) -> jax.Array:
+    """`cross_entropy(logits_of(x), targets)`, of which only a part's logits are ever in memory.
+
+    They are made again in the backward pass: one more product with the output projection.
+
+    Args:
+      logits_of: [batch, chunk, d_model] → float[batch, chunk, vocabulary].
+      x: [batch, T, d_model].
+      targets: int[batch, T].
+      chunk: positions at once, a divisor of T.
+
+    Returns:
+      float32 scalar, in nats per token.
+
+    Raises:
+      ValueError: for a chunk that does not divide T.
+    """
+    length = targets.shape[1]
+    if length % chunk:
+        raise ValueError(f"chunk={chunk}; it must divide the sequence length {length}")
+
+    @jax.checkpoint
+    def body(total, part):
+        x, targets = part
+        return total + jnp.sum(token_losses(logits_of(x), targets)), None
+
+    # Along the sequence: a batch that is sharded stays so.
+    cut = lambda a: jnp.moveaxis(a.reshape(a.shape[0], -1, chunk, *a.shape[2:]), 1, 0)  # noqa: E731
+    total, _ = lax.scan(body, jnp.zeros((), jnp.float32), (cut(x), cut(targets)))
+    return total / targets.size
 
 
 def token_losses(logits: jax.Array, targets: jax.Array) -> jax.Array:

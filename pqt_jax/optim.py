@@ -2,7 +2,7 @@
 # Copyright 2026 The pqt_jax Authors
 """Optimizers: weights and bit-widths as two groups of one optax transformation.
 
-    weights   AdamW or Adam-mini; decay on matrices, none on norms and biases; clipped by their own global norm
+    weights   AdamW or Adam-mini, clipped by their own global norm; decay on matrices alone
     bits      AdamW with a learning rate of their own; decay of b_i towards 0 takes b_t to b_target
 
 Bits are what lies under `pqt_bits` (NNX), and, where the tree's top holds "params", what lies

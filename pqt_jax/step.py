@@ -7,6 +7,7 @@
 Nothing about randomness is in the state: the noise of step t comes from `step_key(key, t)`.
 """
 
+import functools
 import os
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -16,13 +17,13 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from pqt_jax import bitwidth, keys, learned_bits
+from pqt_jax import bitwidth, keys, learned_bits, optim
+from pqt_jax.adam_mini import model_blocks
 from pqt_jax.config import MODELS, Config, model_config, quantization_rules
 from pqt_jax.config import rules as method_rules
 from pqt_jax.errors import InputError
-from pqt_jax.loss import cross_entropy
+from pqt_jax.loss import chunked_cross_entropy, cross_entropy
 from pqt_jax.models.layers import check_rules
-from pqt_jax.optim import adamw
 from pqt_jax.rules import Rule, paths_and_leaves
 
 Metrics = dict[str, jax.Array]
@@ -40,6 +41,25 @@ class TrainState(NamedTuple):
     params: nnx.State
     opt_state: Any
     step: jax.Array
+
+
+class Parts(NamedTuple):
+    """How a step is cut, so that less of it is in memory at once.
+
+    Attributes:
+      microbatches: parts of the batch whose gradients are added up; each has as many sequences.
+      noise_per: "step" for one ŵ, "microbatch" for one each, of `fold_in(step key, part)`.
+      loss_chunk: positions of the sequences whose logits are made at once; 0 for all.
+    """
+
+    microbatches: int = 1
+    noise_per: str = "step"
+    loss_chunk: int = 0
+
+
+def parts_of(config: Config) -> Parts:
+    """Those of a config."""
+    return Parts(config.data.microbatches, config.pqt.noise_per, config.data.loss_chunk)
 
 
 def init_state(
@@ -107,21 +127,24 @@ def check_memory(config: Config, parameters: int) -> None:
 
 
 def make_schedule(config: Config) -> Callable[[Any], Any]:
-    """Step → learning rate: linear warm-up, then a cosine to the final rate."""
+    """Step → learning rate: linear warm-up, then a cosine or a line to the final rate."""
     opt = config.optimizer
+    first = opt.learning_rate / (opt.warmup_steps + 1)  # not 0: the first step should count
+    if opt.schedule == "linear":
+        fall = config.steps - opt.warmup_steps
+        parts = [
+            optax.linear_schedule(first, opt.learning_rate, opt.warmup_steps),
+            optax.linear_schedule(opt.learning_rate, opt.final_learning_rate, fall),
+        ]
+        return optax.join_schedules(parts, [opt.warmup_steps])
     return optax.warmup_cosine_decay_schedule(
-        opt.learning_rate / (opt.warmup_steps + 1),  # not 0: the first step should count
-        opt.learning_rate,
-        opt.warmup_steps,
-        config.steps,
-        opt.final_learning_rate,
+        first, opt.learning_rate, opt.warmup_steps, config.steps, opt.final_learning_rate
     )
 
 
 def make_optimizer(config: Config) -> optax.GradientTransformation:
-    """AdamW with the bit-widths in a group of their own; their rate follows the same schedule.
-
-    Once they have snapped it is 0, and they stay.
+    """That of the config, with the bit-widths in a group of their own; their rate follows the same
+    schedule. Once they have snapped it is 0, and they stay.
     """
     opt, schedule = config.optimizer, make_schedule(config)
     ratio, snap = config.pqt.learning_rate / opt.learning_rate, learned_bits.snap_step(config)
@@ -130,10 +153,15 @@ def make_optimizer(config: Config) -> optax.GradientTransformation:
         rate = ratio * schedule(step)
         return rate if snap is None else jnp.where(step >= snap, 0.0, rate)
 
-    return adamw(
+    make = optim.adamw
+    if opt.name == "adam_mini":
+        blocks = model_blocks(config.model.d_model // config.model.num_heads)
+        make = functools.partial(optim.adam_mini, blocks=blocks)
+    return make(
         schedule,
         b1=opt.b1,
         b2=opt.b2,
+        eps=opt.eps,
         weight_decay=opt.weight_decay,
         clip_norm=opt.clip_norm,
         bits_learning_rate=bits_rate,
@@ -148,6 +176,7 @@ def make_train_step(
     *,
     penalty: learned_bits.Penalty | None = None,
     snap: int | None = None,
+    parts: Parts = Parts(),
 ) -> Callable[[TrainState, jax.Array, jax.Array], tuple[TrainState, Metrics]]:
     """The jitted training step.
 
@@ -157,6 +186,7 @@ def make_train_step(
       rules: those the model was made with.
       penalty: from `learned_bits.make_penalty`.
       snap: from `learned_bits.snap_step`.
+      parts: how a step is cut to fit into memory.
 
     Returns:
       `(state, batch, key) -> (state, metrics)`. The state is donated. batch is uint8 or int
@@ -167,18 +197,16 @@ def make_train_step(
     """
 
     def train_step(state, batch, key):
-        tokens = batch.astype(jnp.int32)
         step_key, params = keys.step_key(key, state.step), state.params
         if snap is not None:
             params = _snap_at(snap, state.step, params, rules)
 
-        def loss_of(params):
-            logits = nnx.merge(graph, params)(tokens[:, :-1], pqt_key=step_key)
-            loss = cross_entropy(logits, tokens[:, 1:])
+        def loss_of(params, tokens, key):
+            loss = _loss(graph, params, tokens, key, parts.loss_chunk)
             extra = penalty(params) if penalty else None
             return loss if extra is None else loss + extra, (loss, extra)
 
-        (_, (loss, extra)), grads = jax.value_and_grad(loss_of, has_aux=True)(params)
+        (loss, extra), grads = _gradients(loss_of, params, batch, step_key, parts)
         metrics = {"loss": loss, "grad_norm": optax.tree.norm(learned_bits.weights(grads))}
         if b_t := learned_bits.bit_widths(params, rules):
             stats = bitwidth.statistics(b_t)
@@ -190,6 +218,42 @@ def make_train_step(
         return state._replace(params=params, opt_state=opt_state, step=state.step + 1), metrics
 
     return jax.jit(train_step, donate_argnums=0)
+
+
+def _loss(
+    graph: nnx.GraphDef, params: nnx.State, tokens: jax.Array, key: jax.Array, chunk: int
+) -> jax.Array:
+    inputs, targets = tokens[:, :-1], tokens[:, 1:]
+    model = nnx.merge(graph, params)
+    if not chunk:
+        return cross_entropy(model(inputs, pqt_key=key), targets)
+    # Merged again inside, since a module belongs to the trace that made it.
+    logits_of = lambda x: nnx.merge(graph, params).logits(x, pqt_key=key)  # noqa: E731
+    return chunked_cross_entropy(logits_of, model.hidden(inputs, pqt_key=key), targets, chunk)
+
+
+def _gradients(
+    loss_of: Callable[..., Any], params: nnx.State, batch: jax.Array, key: jax.Array, parts: Parts
+) -> tuple[Any, Any]:
+    """(what `loss_of` adds, gradients), as means over the microbatches, summed in float32."""
+    gradient, tokens = jax.grad(loss_of, has_aux=True), batch.astype(jnp.int32)
+    if parts.microbatches == 1:
+        grads, aux = gradient(params, tokens, key)
+        return aux, grads
+
+    def add(total, part):
+        index, tokens = part
+        own = jax.random.fold_in(key, index) if parts.noise_per == "microbatch" else key
+        grads, aux = gradient(params, tokens, own)
+        return jax.tree.map(lambda a, b: a + b.astype(a.dtype), total, (aux, grads)), None
+
+    # Sequence i goes to part i mod n: on a mesh every device keeps its share of each part.
+    cut = jnp.moveaxis(tokens.reshape(-1, parts.microbatches, tokens.shape[1]), 1, 0)
+    shapes = jax.eval_shape(gradient, params, cut[0], key)[::-1]
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), shapes)
+    total, _ = jax.lax.scan(add, zeros, (jnp.arange(parts.microbatches), cut))
+    aux, grads = jax.tree.map(lambda x: x / parts.microbatches, total)
+    return aux, jax.tree.map(lambda g, p: g.astype(p.dtype), grads, params)
 
 
 def _snap_at(snap: int, step: jax.Array, params: nnx.State, rules: Sequence[Rule]) -> nnx.State:

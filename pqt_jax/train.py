@@ -130,6 +130,7 @@ def train(
     if signals:
         return _stopped(f"at step {start} of {config.steps}", signals)
     options = {"penalty": learned_bits.make_penalty(config), "snap": learned_bits.snap_step(config)}
+    options["parts"] = steps.parts_of(config)
     train_step = steps.make_train_step(graph, optimizer, rules, **options)
     train_step = train_step.lower(state, shape, key).compile()
     print(f"ready after {timer.seconds():.0f} s", flush=True)

@@ -101,6 +101,14 @@ def test_overrides_take_the_type_of_their_field(override, expected):
         ("optimizer.b2=1", "config.optimizer.b2=1.0; it must be from 0 to below 1"),
         ("optimizer.warmup_steps=60", "warmup_steps=60; it must be less than config.steps=60"),
         ("pqt.weight_decay=-1", "config.pqt.weight_decay=-1.0; it must be finite and 0 or"),
+        ("optimizer.name=lion", "config.optimizer.name='lion'; it must be one of adamw, adam_mini"),
+        ("optimizer.schedule=step", "schedule='step'; it must be one of cosine, linear"),
+        ("data.microbatches=3", "config.data.microbatches=3; it must divide config.data.batch=4"),
+        ("data.microbatches=0", "config.data.microbatches=0; it must be more than 0"),
+        ("data.loss_chunk=3", "config.data.loss_chunk=3; it must divide config.data.length=16"),
+        ("pqt.noise_per=token", "noise_per='token'; it must be step or microbatch"),
+        ("pqt.noise_per=microbatch", "with config.data.microbatches=1 it must be step"),
+        ("method=ste", "config.pqt.dtype='bfloat16'; with config.method='ste' it must be what"),
         ("pqt.pattern=h/(", "config.pqt.pattern='h/('; it does not compile"),
         ("pqt.block=7,7", "config.pqt.block=(7, 7); it must be two integers"),
         ("pqt.block=a,b", "something like (32, 32)"),
@@ -267,6 +275,7 @@ def test_methods_differ_in_their_rules_alone():
         assert configs.quantization_rules(config)[0].spec.target_bits == 3
     # The baseline is BF16, whatever it is to be compared with.
     others = {"gaussws": [("gauss", "E3M2")], "uniform": [("uniform", "E3M2")]}
+    others["ste"] = [("none", "E3M2")]
     assert kinds == {"bf16": [("none", "BF16")], **others}
 
 

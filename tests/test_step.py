@@ -2,9 +2,11 @@
 # Copyright 2026 The pqt_jax Authors
 """The pure training step: against its definition, and against recorded values."""
 
+import dataclasses
 import functools
 import json
 import pathlib
+import re
 
 import jax
 import jax.numpy as jnp
@@ -16,22 +18,28 @@ from flax import nnx
 from pqt_jax import bitwidth, keys, learned_bits, param_transform
 from pqt_jax import config as configs
 from pqt_jax import step as steps
-from pqt_jax.config import MODELS, model_config
+from pqt_jax.config import METHODS, MODELS, model_config
 from pqt_jax.loss import cross_entropy
+from pqt_jax.rules import paths_and_leaves
 
 GOLDEN = pathlib.Path(__file__).parent / "golden" / "train_step.json"
 KEY = jax.random.key(7)
 
 
 @functools.cache
-def setup(method="gaussws"):
+def setup(method="gaussws", **fields):
     """Config, structure, initial state (as numpy: a step donates what it is given) and step."""
-    config = tiny.get_config()
-    config.method = method
+    config = tiny.get_config(tiny.GPT2 if method == "gpt2" else tiny.LLAMA2)
+    config.method = "gaussws" if method == "gpt2" else method
+    config.pqt.dtype = "float6_e3m2fn" if method == "ste" else "bfloat16"
+    for name, value in fields.items():
+        section, _, name = name.partition("__")
+        config[section][name] = value
     optimizer = steps.make_optimizer(config)
     graph, state = steps.init_state(config, optimizer)
     state = jax.tree.map(np.asarray, state)
-    return config, graph, state, steps.make_train_step(graph, optimizer, configs.rules(config))
+    rules, parts = configs.rules(config), steps.parts_of(config)
+    return config, graph, state, steps.make_train_step(graph, optimizer, rules, parts=parts)
 
 
 def batch(i=0):
@@ -88,18 +96,18 @@ def test_weights_of_a_step_are_those_of_its_key(method):
         norm = np.sqrt(sum(float(jnp.sum(g**2)) for g in jax.tree.leaves(gradient)))
         assert float(measured["loss"]) == pytest.approx(float(expected), rel=1e-6)
         assert float(measured["grad_norm"]) == pytest.approx(norm, rel=1e-4)
-        if method != "bf16":
+        if METHODS[method] != "none":
             assert [float(measured[f"bits_{n}"]) for n in ("mean", "min", "max")] == [6.0] * 3
         losses.add(float(expected))
     # Every method sees other weights than the masters; without noise it sees the same each time.
-    assert len(losses) == (2 if method == "bf16" else 3)
+    assert len(losses) == (2 if METHODS[method] == "none" else 3)
 
 
 @pytest.mark.parametrize("method", list(configs.METHODS))
 def test_every_method_learns(method):
     measured = run(60, method)
     assert measured[0]["loss"] > 4.5 and measured[-1]["loss"] < 1.5
-    if method == "bf16":
+    if METHODS[method] == "none":
         assert measured[0].keys() == {"loss", "grad_norm"}
     else:
         assert measured[0]["bits_mean"] == 6.0 and measured[-1]["bits_mean"] < 5.95
@@ -129,3 +137,118 @@ def test_the_optimizer_knows_weights_from_bits():
     b_i = at(new["pqt_bits"], kernel)
     np.testing.assert_allclose(b_i, -config.pqt.learning_rate * config.pqt.weight_decay, rtol=1e-5)
     assert not np.asarray(new["attn_norm"]["scale"]).any()
+
+
+def close(a, b, **tolerance):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **tolerance), a, b)
+
+
+@pytest.mark.parametrize("method", ["gaussws", "gpt2"])
+def test_a_step_in_parts_is_the_step(method):
+    """The same noise, the same loss and gradients; sums in another order.
+
+    ŵ is float32 here: the gradient of a bfloat16 one is rounded in each microbatch.
+    """
+    like = {"pqt__dtype": "float32"}
+    whole, expected = setup(method, **like)[3](setup(method, **like)[2], batch(), KEY)
+    for fields in (
+        {"data__microbatches": 2},
+        {"data__microbatches": 4, "data__loss_chunk": 4},
+        {"data__loss_chunk": 2, "model__remat": True},
+        {"data__loss_chunk": 16},
+    ):
+        _, _, state, train_step = setup(method, **like, **fields)
+        after, measured = train_step(state, batch(), KEY)
+        assert measured.keys() == expected.keys()
+        close(dict(measured), dict(expected), rtol=2e-6)
+        moments = lambda state: jax.tree.leaves(state.opt_state)  # noqa: E731
+        for got, want in zip(moments(after), moments(whole), strict=True):
+            scale = np.abs(np.asarray(want)).max()
+            np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5 * scale)
+
+
+def test_noise_of_a_microbatch_is_that_of_its_key():
+    fields = {"data__microbatches": 2, "pqt__noise_per": "microbatch"}
+    config, graph, state, train_step = setup("gaussws", **fields)
+    _, measured = train_step(state, batch(), KEY)
+    tokens, losses = jnp.asarray(batch(), jnp.int32), []
+    for part in range(2):
+        key = jax.random.fold_in(keys.step_key(KEY, 0), part)
+        own = tokens[part::2]
+        logits = nnx.merge(graph, state.params)(own[:, :-1], pqt_key=key)
+        losses.append(float(cross_entropy(logits, own[:, 1:])))
+    assert float(measured["loss"]) == pytest.approx(np.mean(losses), rel=1e-6)
+    per_step = setup("gaussws", data__microbatches=2)[3](state, batch(), KEY)[1]
+    assert float(per_step["loss"]) != float(measured["loss"])
+
+
+def test_chunks_of_the_loss_and_microbatches_take_less_memory():
+    def peak(**fields):
+        model = dataclasses.replace(tiny.LLAMA2, vocab_size=16384, max_length=512)
+        config = tiny.get_config(model)
+        config.data.batch, config.data.length = 8, 512
+        config.data.update(fields)
+        optimizer = steps.make_optimizer(config)
+        graph, state = steps.init_state(config, optimizer)
+        rules, parts = configs.rules(config), steps.parts_of(config)
+        step = steps.make_train_step(graph, optimizer, rules, parts=parts)
+        shape = jax.ShapeDtypeStruct((8, 513), jnp.int32)
+        return step.lower(state, shape, KEY).compile().memory_analysis().temp_size_in_bytes
+
+    whole = peak()
+    logits = 8 * 512 * 16384 * 4
+    assert whole > logits
+    assert peak(loss_chunk=32) < whole - logits and peak(loss_chunk=32) < whole / 2
+    assert peak(microbatches=8) < whole / 3
+
+
+@pytest.mark.parametrize("schedule", configs.SCHEDULES)
+def test_schedules_warm_up_and_fall_to_the_last_rate(schedule):
+    config = tiny.get_config()
+    config.optimizer.schedule, config.optimizer.warmup_steps = schedule, 9
+    config.steps = 49
+    top, last = config.optimizer.learning_rate, config.optimizer.final_learning_rate
+    rate = steps.make_schedule(config)
+    found = [float(rate(step)) for step in (0, 5, 9, 19, 29, 49)]
+    half = (top + last) / 2
+    at_19 = {"linear": top - (top - last) / 4}.get(
+        schedule, last + (top - last) * (1 + np.cos(np.pi / 4)) / 2
+    )
+    np.testing.assert_allclose(found, [top / 10, top * 6 / 10, top, at_19, half, last], rtol=1e-5)
+
+
+def test_names_of_kernels_mean_what_they_say():
+    parts = {"attn": "q k v out", "mlp": "gate up down"}
+    every = {f"h/{part}/{x}/kernel" for part, names in parts.items() for x in names.split()}
+    expected = {
+        "all": "q k v out gate up down",
+        "attention": "q k v out",
+        "mlp": "gate up down",
+        "qk": "q k",
+        "qkv": "q k v",
+        "out": "out",
+        "up": "gate up",
+        "down": "down",
+        "out_down": "out down",
+    }
+    assert configs.KERNELS.keys() == expected.keys()
+    for name, layers in expected.items():
+        config = tiny.get_config()
+        config.pqt.pattern = name
+        _, state = steps.init_state(config, steps.make_optimizer(config))
+        (rule,) = configs.rules(config)
+        found = {
+            path for path in paths_and_leaves(state.params) if re.fullmatch(rule.pattern, path)
+        }
+        assert found == {path for path in every if path.split("/")[2] in layers.split()}
+        bits = paths_and_leaves(learned_bits.collect_bits(state.params))
+        assert bits.keys() == found
+
+
+def test_adam_mini_learns_and_decays_its_bits():
+    _, _, state, train_step = setup("gaussws", optimizer__name="adam_mini")
+    losses = []
+    for i in range(60):
+        state, measured = train_step(state, batch(i % 3), KEY)
+        losses.append(float(measured["loss"]))
+    assert losses[0] > 4.5 and losses[-1] < 1.5 and float(measured["bits_mean"]) < 5.95

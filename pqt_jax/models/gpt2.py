@@ -155,12 +155,22 @@ class GPT2(nnx.Module):
         Returns:
           float32[batch, T, vocab_size].
         """
+        return self.logits(self.hidden(tokens, pqt_key=pqt_key), pqt_key=pqt_key)
+
+    def hidden(self, tokens: jax.Array, *, pqt_key: jax.Array | None = None) -> jax.Array:
+        """What the last block returns, [batch, T, d_model], of which `logits` makes logits."""
         config = self.config
         layers.check_length(tokens, config)
         x = layers.call(self.embed, tokens, key=pqt_key)
         x = x + layers.call(self.pos, jax.numpy.arange(tokens.shape[1]), key=pqt_key)
-        x = layers.scan(self.h, x, pqt_key, length=config.num_layers, remat=config.remat)
-        return self._logits(x, pqt_key)
+        return layers.scan(self.h, x, pqt_key, length=config.num_layers, remat=config.remat)
+
+    def logits(self, x: jax.Array, *, pqt_key: jax.Array | None = None) -> jax.Array:
+        """float32[batch, T, vocab_size] of what `hidden` returns, or of a part of its T."""
+        x = self.norm(x)
+        if self.config.tie_embeddings:
+            return layers.call(self.embed, x, project=True, key=pqt_key)
+        return layers.call(self.head, x, key=pqt_key)
 
     def init_cache(self, batch: int, capacity: int | None = None) -> Cache:
         """An empty cache for `decode`; capacity in tokens, None for `max_length`."""
@@ -186,10 +196,4 @@ class GPT2(nnx.Module):
         positions = cache.length + jax.numpy.arange(tokens.shape[1])
         x = x + layers.call(self.pos, positions, key=None)
         x, cache = caches.scan(self.h, x, cache)
-        return caches.spoil_overflow(self._logits(x), cache), cache
-
-    def _logits(self, x: jax.Array, key: jax.Array | None = None) -> jax.Array:
-        x = self.norm(x)
-        if self.config.tie_embeddings:
-            return layers.call(self.embed, x, project=True, key=key)
-        return layers.call(self.head, x, key=key)
+        return caches.spoil_overflow(self.logits(x), cache), cache

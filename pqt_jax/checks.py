@@ -191,6 +191,10 @@ def check(config: Config) -> None:
 def _check_parts(config: Config) -> None:
     """Raise InputError for parts of a step that do not make up the whole."""
     data = config.data
+    if data.files and data.tokens:
+        raise InputError(
+            f"config.data.files={data.files!r} and config.data.tokens={data.tokens!r}; give one"
+        )
     if data.batch % data.microbatches:
         raise InputError(
             f"config.data.microbatches={data.microbatches}; it must divide "

@@ -61,6 +61,7 @@ def default(model: Llama2Config | GPT2Config) -> Config:
             "model": {"name": name, **dataclasses.asdict(model)},
             "data": {
                 "files": "",  # glob of text files; empty: the standard library's source
+                "tokens": "",  # instead: folder of `data.prepare`, or glob of .bin files
                 "length": 128,  # tokens in a sequence
                 "batch": 16,  # sequences in a step
                 "microbatches": 1,  # parts of a step, one after the other; they divide the batch

@@ -124,6 +124,10 @@ def _documents(given: Namespace, model: trained.Trained) -> tuple[str, dict[str,
     if given.data is not None:
         return f"--data={given.data}", source.documents(given.data, "--data")
     assert model.run is not None
+    if model.run.data.tokens:
+        raise InputError(
+            f"--data is missing; the run was trained on config.data.tokens={model.run.data.tokens}"
+        )
     documents, fingerprint = source.held_out(model.run.data.files)
     if fingerprint != workdir.read(Path(given.workdir))["data_fingerprint"]:
         name = f"config.data.files={model.run.data.files!r}"

@@ -22,14 +22,13 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from pqt_jax import checkpoint, cli, files, init_from, learned_bits, metrics, plot, table
 from pqt_jax import config as configs
 from pqt_jax import step as steps
 from pqt_jax import workdir as workdirs
 from pqt_jax.config import Config
-from pqt_jax.data import pipeline, source
+from pqt_jax.data import pipeline, source, tokens
 from pqt_jax.errors import InputError, OutputError, escape_output, say
 from pqt_jax.signals import interruptions
 
@@ -56,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(arguments: Sequence[str], signals: Sequence[int]) -> int:
     config, workdir = cli.parse(arguments)
-    text = source.load(config.data.files)
+    text = _text(config)
     pipeline.check_lengths(text.train, text.validation, config.data.length, config.data.batch)
     parameters = steps.count_parameters(config)  # here the rules meet the parameters' paths
     steps.check_memory(config, parameters)
@@ -73,6 +72,12 @@ def _run(arguments: Sequence[str], signals: Sequence[int]) -> int:
         return train(config, workdir, text, meta, signals, start.params)
     finally:
         os.close(lock)
+
+
+def _text(config: Config) -> source.Text:
+    if config.data.tokens:
+        return tokens.load(config.data.tokens, config.model.vocab_size)
+    return source.load(config.data.files)
 
 
 def train(
@@ -126,7 +131,7 @@ def train(
     validation_loss = table.make_loss(graph, validation)
 
     key, schedule = jax.random.key(config.seed), steps.make_schedule(config)
-    shape = jax.ShapeDtypeStruct((config.data.batch, config.data.length + 1), jnp.uint8)
+    shape = jax.ShapeDtypeStruct((config.data.batch, config.data.length + 1), text.train.dtype)
     if signals:
         return _stopped(f"at step {start} of {config.steps}", signals)
     options = {"penalty": learned_bits.make_penalty(config), "snap": learned_bits.snap_step(config)}
@@ -145,7 +150,7 @@ def train(
             warned = True
             say(f"warning: the loss is not finite at step {entry['step']}")
 
-    tokens = math.prod(shape.shape) - config.data.batch  # that a step predicts
+    predicted = config.data.batch * config.data.length  # tokens of a step
     with metrics.progress(start, config.steps) as (advance, report):
         for step in range(start + 1, config.steps + 1):
             last, stop = step == config.steps, bool(signals)
@@ -153,9 +158,9 @@ def train(
             state, measured = train_step(state, next(batches), key)
             if last or stop or any(step % n == 0 for n in waits):
                 jax.block_until_ready(state)  # else the next step is prepared while this one runs
-            timer.stop(tokens)
+            timer.stop(predicted)
             if last or step % log.every == 0:
-                record(_entry(step, tokens, timer, float(schedule(step - 1)), measured))
+                record(_entry(step, predicted, timer, float(schedule(step - 1)), measured))
             if last or step % log.validate_every == 0:
                 record({"step": step, "validation_loss": validation_loss(state.params)})
             if last or stop or step % log.checkpoint_every == 0:

@@ -71,7 +71,8 @@ def check_same(old: Meta, new: Meta, what: str) -> None:
             different.append(f"{name} was {before!s:.12} and is {now!s:.12}")
             if name == "init_fingerprint":
                 different[-1] += " (it is of the weights in config.init_from)"
-            if name == "data_fingerprint" and not new["config"]["data"]["files"]:
+            data = new["config"]["data"]
+            if name == "data_fingerprint" and not (data["files"] or data.get("tokens")):
                 different[-1] += " (it is of this Python's standard library)"
     if different:
         more = f" (and {len(different) - 1} more)" if len(different) > 1 else ""

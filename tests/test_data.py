@@ -137,8 +137,8 @@ def test_windows_overlap_by_one_token():
 @pytest.mark.parametrize(
     "train, validation, message",
     [
-        (4, 50, "length=4: the training text has only 4 bytes, and a sequence needs 5"),
-        (50, 4, "length=4: the validation text has only 4 bytes"),
+        (4, 50, "length=4: the training text has only 4 tokens, and a sequence needs 5"),
+        (50, 4, "length=4: the validation text has only 4 tokens"),
         (9, 50, "batch=3: the training text has only 2 sequences"),
     ],
 )

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright 2026 The pqt_jax Authors
-"""Bytes → batches: windows of a fixed length, shuffled, repeated, batched, and resumable.
+"""Tokens → batches: windows of a fixed length, shuffled, repeated, batched, and resumable.
 
-A token is a byte, so the vocabulary has 256 entries and a loss in nats per token is one per byte.
 Window i holds tokens `i·T … i·T + T`: T inputs, and the same shifted by one as targets.
 
 The iterator's whole state is the number of batches it has given, so that a checkpoint holds it and
@@ -14,9 +13,10 @@ from typing import Any
 import grain
 import numpy as np
 
+from pqt_jax.data.source import Tokens
 from pqt_jax.errors import InputError
 
-VOCAB_SIZE = 256
+VOCAB_SIZE = 256  # of bytes
 
 
 class Windows:
@@ -28,11 +28,11 @@ class Windows:
       (2, [4, 5, 6, 7, 8])
 
     Args:
-      tokens: uint8[n]; may be a memory map.
+      tokens: an array, or what gives slices of one.
       length: T, the number of inputs in a window.
     """
 
-    def __init__(self, tokens: np.ndarray, length: int):
+    def __init__(self, tokens: Tokens, length: int):
         self.tokens, self.length = tokens, length
 
     def __len__(self) -> int:
@@ -40,38 +40,38 @@ class Windows:
         return max(0, (len(self.tokens) - 1) // self.length)
 
     def __getitem__(self, index: int) -> np.ndarray:
-        """Window `index`: uint8[T + 1]."""
+        """Window `index`: [T + 1], in the tokens' dtype."""
         start = int(index) * self.length
         return np.asarray(self.tokens[start : start + self.length + 1])
 
 
-def check_lengths(train: np.ndarray, validation: np.ndarray, length: int, batch: int) -> None:
+def check_lengths(train: Tokens, validation: Tokens, length: int, batch: int) -> None:
     """Raise InputError if a part of the text has no whole window, or training no whole batch."""
     for name, tokens, batches in (("training", train, batch), ("validation", validation, 1)):
         windows = len(Windows(tokens, length))
         if windows < 1:
             raise InputError(
-                f"config.data.length={length}: the {name} text has only {len(tokens)} bytes, and a "
-                f"sequence needs {length + 1}; give more text or a shorter length"
+                f"config.data.length={length}: the {name} text has only {len(tokens)} tokens, and "
+                f"a sequence needs {length + 1}; give more text or a shorter length"
             )
         if windows < batches:
             raise InputError(
                 f"config.data.batch={batch}: the {name} text has only {windows} sequences of "
-                f"{length} bytes; give more text, or a smaller batch or length"
+                f"{length} tokens; give more text, or a smaller batch or length"
             )
 
 
-def train_batches(tokens: np.ndarray, *, length: int, batch: int, seed: int) -> Any:
+def train_batches(tokens: Tokens, *, length: int, batch: int, seed: int) -> Any:
     """An endless iterator over shuffled batches; every epoch has an order of its own.
 
     Args:
-      tokens: uint8[n].
+      tokens: of the training text.
       length: T.
       batch: sequences in a batch.
       seed: of the shuffle.
 
     Returns:
-      A Grain iterator of uint8[batch, T + 1] that Orbax can checkpoint.
+      A Grain iterator of [batch, T + 1] that Orbax can checkpoint.
     """
     # One reading thread and no worker processes: this is faster than a training step needs by far,
     # and the state does not depend on how many there are.
@@ -80,17 +80,17 @@ def train_batches(tokens: np.ndarray, *, length: int, batch: int, seed: int) -> 
     return iter(dataset.batch(batch, drop_remainder=True).to_iter_dataset(options))
 
 
-def validation_batches(tokens: np.ndarray, *, length: int, batch: int, count: int) -> np.ndarray:
+def validation_batches(tokens: Tokens, *, length: int, batch: int, count: int) -> np.ndarray:
     """The fixed batches that every evaluation uses: windows spread evenly over the text.
 
     Args:
-      tokens: uint8[m].
+      tokens: of the validation text.
       length: T.
       batch: sequences in a batch.
       count: number of batches wanted.
 
     Returns:
-      uint8[batches, batch, T + 1]; fewer or smaller batches where the text has too few windows.
+      [batches, batch, T + 1]; fewer or smaller batches where the text has too few windows.
     """
     windows = Windows(tokens, length)
     batch = min(batch, len(windows))

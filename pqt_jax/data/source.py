@@ -14,7 +14,7 @@ import stat
 import sysconfig
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -30,18 +30,36 @@ HELD_OUT = 20  # one file in twenty is for validation; of a single file, its las
 _SKIPPED = {"test", "tests", "idlelib", "lib2to3", "site-packages", "dist-packages", "__pycache__"}
 
 
+class Tokens(Protocol):
+    """Many tokens: an array, or what gives slices of it."""
+
+    @property
+    def dtype(self) -> np.dtype:
+        """uint8, uint16 or uint32."""
+        ...
+
+    def __len__(self) -> int:
+        """Number of tokens."""
+        ...
+
+    def __getitem__(self, at: Any, /) -> Any:
+        """Tokens `start:stop`."""
+        ...
+
+
 class Text(NamedTuple):
     """The text of a run.
 
     Attributes:
-      train: uint8[n], the training files one after the other.
-      validation: uint8[m], the held-out ones.
+      train: the training tokens, one document after the other: uint8[n], each a byte, or
+        `tokens.Stream`.
+      validation: the held-out ones.
       fingerprint: SHA-256 over names, sizes and contents of all files, in hexadecimal.
       description: one line for people.
     """
 
-    train: np.ndarray
-    validation: np.ndarray
+    train: Tokens
+    validation: Tokens
     fingerprint: str
     description: str
 
@@ -59,7 +77,7 @@ def load(files: str = "") -> Text:
     Raises:
       InputError: if nothing matches, or a file is unreadable or empty.
     """
-    root, paths = _matching(files) if files else _standard_library()
+    root, paths = matching(files) if files else _standard_library()
     contents = _contents(root, paths)
     train, validation = _split(contents)
     arrays = [np.frombuffer(b"".join(part.values()), np.uint8) for part in (train, validation)]
@@ -83,7 +101,7 @@ def held_out(files: str = "") -> tuple[dict[str, bytes], str]:
     Raises:
       InputError: as `load` does.
     """
-    contents = _contents(*(_matching(files) if files else _standard_library()))
+    contents = _contents(*(matching(files) if files else _standard_library()))
     return _split(contents)[1], _fingerprint(contents)
 
 
@@ -100,7 +118,7 @@ def documents(pattern: str, argument: str) -> dict[str, bytes]:
     Raises:
       InputError: if nothing matches, or a file is unreadable or empty.
     """
-    return _contents(*_matching(pattern, argument), argument)
+    return _contents(*matching(pattern, argument), argument)
 
 
 def _standard_library() -> tuple[Path, list[Path]]:
@@ -118,7 +136,16 @@ def _standard_library() -> tuple[Path, list[Path]]:
     return root, paths
 
 
-def _matching(pattern: str, argument: str = _FIELD) -> tuple[Path, list[Path]]:
+def matching(pattern: str, argument: str = _FIELD) -> tuple[Path, list[Path]]:
+    """The files that a glob matches, and the folder that holds them all.
+
+    Args:
+      pattern: `**` descends into folders.
+      argument: what the pattern is called in an error.
+
+    Raises:
+      InputError: if nothing matches.
+    """
     expanded = os.path.expanduser(pattern)
     try:
         found = glob.glob(expanded, recursive=True)

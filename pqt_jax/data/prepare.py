@@ -1,0 +1,212 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright 2026 The pqt_jax Authors
+"""Text → tokens: `python -m pqt_jax.data.prepare --tokenizer bytes --input GLOB --out DIR`.
+
+    files → documents → tokens, by many processes → train-00000.bin …, validation-00000.bin …
+                                                  → index.json: counts and digests
+
+Every document ends with the tokenizer's end token. Which are held out depends on their text alone,
+so copies of one stay together. The files written do not depend on the number of processes.
+
+Exit codes: 0 done; 1 the folder cannot be written; 2 the input cannot be used (one line on stderr);
+130 and 141 as of `errors.run`. The folder is made whole or not at all.
+"""
+
+import collections
+import concurrent.futures as futures
+import contextlib
+import hashlib
+import json
+import multiprocessing
+import os
+import shutil
+import sys
+from argparse import Namespace
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from pqt_jax import cli, errors
+from pqt_jax.data import documents, shards, tokenizers, tokens
+from pqt_jax.data.source import matching
+from pqt_jax.errors import InputError
+from pqt_jax.folders import check, whole_folder
+
+_BATCH = 1 << 20  # bytes of text that a process gets at once
+
+
+class Batch(NamedTuple):
+    """Documents for one process: their text, and the file that they are from."""
+
+    texts: list[bytes]
+    path: Path
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Tokenize files into a folder.
+
+    Args:
+      arguments: the command line, without the program.
+
+    Returns:
+      The exit code.
+    """
+    return errors.run(lambda: _run(_parse(sys.argv[1:] if arguments is None else arguments)))
+
+
+def _parse(arguments: Sequence[str]) -> Namespace:
+    parser = cli.Parser(prog="python -m pqt_jax.data.prepare", description="Tokenize text.")
+    above = cli.number(int, lambda n: 0 < n < 2**40, "a whole number from 1 on")
+    share = cli.number(float, lambda x: 0 < x < 1, "above 0 and below 1")
+    add = parser.add_argument
+    add("--tokenizer", required=True, metavar="FILE", help="bytes, *.json, *.model or *.tiktoken")
+    add("--input", required=True, metavar="GLOB", help="text, jsonl(.gz), Parquet or ArrayRecord")
+    add("--out", required=True, metavar="DIR", help="made whole or not at all")
+    add("--field", default=documents.FIELD, help="of JSON and Parquet; default: text")
+    add("--end", default="", metavar="TOKEN", help="that ends a document; default: the tokenizer's")
+    add("--pattern", default="", metavar="REGEX", help="of a tiktoken file; default: GPT-2's")
+    add("--validation", type=share, default=0.005, metavar="S", help="share; default: 0.005")
+    add("--shard", type=above, default=10**8, metavar="N", help="tokens of a file; default: 1e8")
+    add("--processes", type=above, default=os.cpu_count(), metavar="N", help="default: one a core")
+    return parser.parse_args(arguments)
+
+
+def _run(given: Namespace) -> int:
+    check(given.out)
+    tokenizer = tokenizers.load(given.tokenizer, end=given.end, pattern=given.pattern)
+    _, paths = matching(given.input, "--input")
+    paths = sorted(paths)
+    with whole_folder(given.out) as folder:
+        writers = {
+            part: shards.Writer(folder, part, tokenizer.dtype, given.shard) for part in tokens.PARTS
+        }
+        for part, text, found in _tokenized(given, tokenizer, paths):
+            writers[part].add(found, tokenizer.end, len(text))
+        index = _index(given, tokenizer, folder) | {p: writers[p].close() for p in tokens.PARTS}
+        for part in tokens.PARTS:
+            if not index[part]["documents"]:
+                raise InputError(
+                    f"--validation={given.validation}: of the documents none is for {part}; "
+                    "give more of them, or another share"
+                )
+        (folder / tokens.INDEX).write_text(json.dumps(index, indent=2) + "\n")
+    for part in tokens.PARTS:
+        has = index[part]
+        print(
+            f"{part}: {has['documents']:,} documents, {has['bytes']:,} bytes, {has['tokens']:,} "
+            f"tokens in {len(has['shards'])} files"
+        )
+    print(f"written: {given.out}; train with --config.data.tokens={given.out}")
+    return 0
+
+
+def held_out(text: bytes, share: float) -> bool:
+    """Whether a document is for validation, by the SHA-256 of its text."""
+    return int.from_bytes(hashlib.sha256(text).digest()[:8]) < share * 2**64
+
+
+def _tokenized(
+    given: Namespace, tokenizer: tokenizers.Tokenizer, paths: Sequence[Path]
+) -> Iterator[tuple[str, bytes, np.ndarray]]:
+    """(part, text, tokens) of every document, in order, some batches ahead."""
+    options = {"end": given.end, "pattern": given.pattern}
+    context = multiprocessing.get_context("spawn")  # a fork of JAX's threads could hang
+    waiting: collections.deque[tuple[Batch, futures.Future]] = collections.deque()
+    with (
+        _progress(paths) as advance,
+        futures.ProcessPoolExecutor(
+            given.processes, context, _initialize, (given.tokenizer, options)
+        ) as pool,
+    ):
+        try:
+            for batch in _batches(paths, given.field):
+                waiting.append((batch, pool.submit(_encode, batch.texts)))
+                if len(waiting) > 2 * given.processes:
+                    yield from _parts(*waiting.popleft(), given.validation, advance)
+            while waiting:
+                yield from _parts(*waiting.popleft(), given.validation, advance)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _parts(
+    batch: Batch, future: futures.Future, share: float, advance: Any
+) -> Iterator[tuple[str, bytes, np.ndarray]]:
+    try:
+        every = future.result()
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"--input: {batch.path} holds bytes that are no UTF-8 ({error.reason}); leave it out, "
+            "or give --tokenizer=bytes"
+        ) from None
+    for text, found in zip(batch.texts, every, strict=True):
+        yield "validation" if held_out(text, share) else "train", text, found
+    advance(batch)
+
+
+def _batches(paths: Sequence[Path], field: str) -> Iterator[Batch]:
+    for path in paths:
+        batch, size = Batch([], path), 0
+        for text in documents.read(path, field):
+            if not text:
+                continue
+            batch.texts.append(text)
+            size += len(text)
+            if size >= _BATCH:
+                yield batch
+                batch, size = Batch([], path), 0
+        yield batch
+
+
+_encoder: tokenizers.Tokenizer
+
+
+def _initialize(path: str, options: dict[str, str]) -> None:
+    """Load the tokenizer into a process, once."""
+    global _encoder
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are many enough
+    _encoder = tokenizers.load(path, **options)
+
+
+def _encode(texts: Sequence[bytes]) -> list[np.ndarray]:
+    return [np.asarray(_encoder.encode(text), _encoder.dtype) for text in texts]
+
+
+def _index(given: Namespace, tokenizer: tokenizers.Tokenizer, folder: Path) -> dict[str, Any]:
+    """What the index says beside its parts; the tokenizer's file is kept beside it."""
+    about = {"name": tokenizer.name, "fingerprint": tokenizer.fingerprint}
+    if given.tokenizer != "bytes":
+        shutil.copyfile(given.tokenizer, folder / tokenizer.name)
+    return {
+        "version": tokens.VERSION,
+        "dtype": str(tokenizer.dtype),
+        "vocab_size": tokenizer.vocab_size,
+        "end": tokenizer.end,
+        "tokenizer": about | {"end": given.end, "pattern": given.pattern},
+    }
+
+
+@contextlib.contextmanager
+def _progress(paths: Sequence[Path]) -> Iterator[Callable[[Batch], None]]:
+    """A bar of files on a terminal; nothing elsewhere. Yields what is called after each batch."""
+    columns = (TextColumn("files"), MofNCompleteColumn(), BarColumn(bar_width=None))
+    more = (TextColumn("{task.fields[shown]}"), TimeRemainingColumn(compact=True))
+    order, size = {path: i for i, path in enumerate(paths)}, 0
+    with Progress(*columns, *more, disable=not sys.stdout.isatty()) as bar:
+        task = bar.add_task("", total=len(paths), shown="")
+
+        def advance(batch: Batch) -> None:
+            nonlocal size
+            size += sum(map(len, batch.texts))
+            shown = f"{size / 1e6:,.0f} MB of text"
+            bar.update(task, completed=order[batch.path] + 1, shown=shown)
+
+        yield advance
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright 2026 The pqt_jax Authors
+"""Tokenizers of four kinds, made here, against the packages that they are of."""
+
+import base64
+import io
+
+import numpy as np
+import pytest
+
+from pqt_jax.data import tokenizers
+from pqt_jax.errors import InputError
+
+TEXT = "the quick brown fox jumps over the lazy dog; über naïve 東京 \n  indented\n" * 20
+
+
+def make_hugging_face(path, end="<|endoftext|>"):
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    model = Tokenizer(models.BPE())
+    model.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    model.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400, special_tokens=[end], initial_alphabet=alphabet, show_progress=False
+    )
+    model.train_from_iterator([TEXT], trainer)
+    model.save(str(path))
+    return path
+
+
+def make_sentencepiece(path):
+    import sentencepiece
+
+    written = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(TEXT.split("\n")),
+        model_writer=written,
+        vocab_size=330,
+        byte_fallback=True,
+        model_type="bpe",
+        minloglevel=2,
+    )
+    path.write_bytes(written.getvalue())
+    return path
+
+
+def make_tiktoken(path):
+    pieces = [bytes([i]) for i in range(256)] + [b"th", b"the", b" the", b"qu"]
+    lines = [base64.b64encode(x).decode() + f" {i}\n" for i, x in enumerate(pieces)]
+    path.write_text("".join(lines))
+    return path
+
+
+def make(kind, folder):
+    if kind == "bytes":
+        return "bytes"
+    maker = {
+        "json": make_hugging_face,
+        "model": make_sentencepiece,
+        "tiktoken": make_tiktoken,
+    }[kind]
+    return str(maker(folder / f"tokenizer.{kind}"))
+
+
+@pytest.mark.parametrize("kind", ["bytes", "json", "model", "tiktoken"])
+def test_text_comes_back(tmp_path, kind):
+    tokenizer = tokenizers.load(make(kind, tmp_path))
+    for text in ("the fox", "東京 über", "quick", "a\nb"):
+        found = tokenizer.encode(text.encode())
+        assert 0 < len(found) <= len(text.encode()) + 1
+        assert max(found) < tokenizer.vocab_size and tokenizer.end not in list(found)
+        back = tokenizer.decode(found).decode()
+        assert back == text or (kind == "model" and back.split() == text.split())
+    assert tokenizer.end < tokenizer.vocab_size and tokenizer.dtype == np.uint16
+    assert len(tokenizer.encode(TEXT.encode())) < len(TEXT.encode()) or kind == "bytes"
+    # What a text says is text, also where it spells a token that is none of it.
+    assert tokenizer.end not in list(tokenizer.encode(b"a<|endoftext|>b")) or kind == "json"
+
+
+def test_tokens_are_those_of_the_package(tmp_path):
+    import sentencepiece
+    import tokenizers as hugging_face
+
+    text = "the quick brown fox"
+    path = make("json", tmp_path)
+    theirs = hugging_face.Tokenizer.from_file(path).encode(text).ids
+    assert tokenizers.load(path).encode(text.encode()) == theirs
+    path = make("model", tmp_path)
+    model = sentencepiece.SentencePieceProcessor(model_file=path)
+    ours = tokenizers.load(path)
+    assert ours.encode(text.encode()) == model.encode(text) and ours.end == model.eos_id()
+    ours = tokenizers.load(make("tiktoken", tmp_path))
+    assert ours.encode(b"the quit")[:2] == [257, 32] and ours.vocab_size == 261  # "the", " "
+    assert ours.end == 260
+
+
+def test_the_fingerprint_is_of_all_that_decides(tmp_path):
+    path = make("tiktoken", tmp_path)
+    prints = {tokenizers.load(path).fingerprint, tokenizers.load(path, end="<x>").fingerprint}
+    prints.add(tokenizers.load(path, pattern=r"\w+|\W+").fingerprint)
+    assert len(prints) == 3 and tokenizers.load(path).fingerprint in prints
+
+
+@pytest.mark.parametrize(
+    "name, content, options, message",
+    [
+        ("t.json", None, {}, "t.json cannot be read: No such file or directory; give a tok"),
+        ("t.json", b"{}", {}, "t.json is no whole tokenizer: "),
+        ("t.json", b"\xff", {}, "t.json is no whole tokenizer: "),
+        ("t.model", b"abc", {}, "t.model is no whole tokenizer: "),
+        ("t.tiktoken", b"", {}, "t.tiktoken: it holds no ranks"),
+        ("t.tiktoken", b"abc", {}, "t.tiktoken is no whole tokenizer: "),
+        ("t.tiktoken", b"YQ== 0\n", {"pattern": "("}, "t.tiktoken is no whole tokenizer: "),
+        ("t.txt", b"", {}, "t.txt; it must be bytes, a .json file, a .model file, a .tiktoken"),
+        ("t.json", b"", {"pattern": "x"}, "--pattern goes with a .tiktoken file"),
+    ],
+)
+def test_files_that_are_no_tokenizers_are_refused(tmp_path, name, content, options, message):
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError) as caught:
+        tokenizers.load(str(tmp_path / name), **options)
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_token_that_ends_documents_is_needed(tmp_path):
+    path = make_hugging_face(tmp_path / "t.json", end="[STOP]")
+    with pytest.raises(InputError, match=r"it has none of .*; give the token that ends a document"):
+        tokenizers.load(str(path))
+    with pytest.raises(InputError, match="it has no token 'stop'; give another --end"):
+        tokenizers.load(str(path), end="stop")
+    assert tokenizers.load(str(path), end="[STOP]").end == 0
+    with pytest.raises(InputError, match="do not go with --tokenizer=bytes"):
+        tokenizers.load("bytes", end="x")

@@ -19,12 +19,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pqt_jax import cli, errors, files, intervals, learned_bits, score, trained, workdir
-from pqt_jax.data import source
-from pqt_jax.data.pipeline import VOCAB_SIZE
+import numpy as np
+
+from pqt_jax import cli, errors, files, intervals, learned_bits, score, trained, vocabulary, workdir
+from pqt_jax.data import source, tokens
+from pqt_jax.data.tokenizers import Tokenizer
 from pqt_jax.errors import InputError
 from pqt_jax.intervals import Interval
 
+VALIDATION = "the run's validation text"
 TITLES = {
     "loss": "nats/token",
     "perplexity": "perplexity",
@@ -48,6 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parse(arguments: Sequence[str]) -> Namespace:
     parser = cli.Parser(prog="python -m pqt_jax.evaluate", description="Evaluate trained weights.")
     trained.add_arguments(parser)
+    vocabulary.add_argument(parser)
     above = cli.number(int, lambda n: 0 < n < 2**31, "a whole number from 1 on")
     add = parser.add_argument
     add("--data", metavar="GLOB", help="text files; default: the run's own validation text")
@@ -72,8 +76,7 @@ def _parse(arguments: Sequence[str]) -> Namespace:
 
 def _run(given: Namespace) -> int:
     model = trained.from_arguments(given)
-    if model.run is None:  # a run of this trainer reads bytes, whatever its vocabulary
-        trained.check_bytes(model, VOCAB_SIZE)
+    tokenizer = vocabulary.of(given, model)
     default = model.model.max_length if model.run is None else model.run.data.length
     length = default if given.length is None else given.length
     if length > model.model.max_length:
@@ -85,13 +88,13 @@ def _run(given: Namespace) -> int:
         if given.weights != ["all"]:
             raise InputError("--weights: 'mixed', and no bits were learned; give other formats")
         wanted.remove("mixed")
-    text, documents = _documents(given, model)
+    text, documents = _documents(given, model, tokenizer)
     try:
-        windows = score.cut(list(documents.values()), length)
+        windows = score.cut(documents, length)
     except ValueError as error:
         raise InputError(f"{text}: {error}; give more text") from None
     print(f"weights: {model.origin}")
-    print(_describe(text, documents, windows, length), flush=True)
+    print(_describe(text, documents, windows, tokenizer, length), flush=True)
 
     nats_of = score.make_score(model.graph, windows, given.batch)
     print(f"\n{'weights':<20}" + "".join(f"{title:<30}" for title in TITLES.values()).rstrip())
@@ -100,7 +103,7 @@ def _run(given: Namespace) -> int:
         plan = trained.plan_for(model.params, model.rules, name)
         nats = nats_of(trained.weights_as(model.params, plan))
         master = nats if master is None else master
-        results[name] = score.measure(nats, master, windows.scored)
+        results[name] = score.measure(nats, master, windows)
         label = "as packed" if given.packed and name == "master" else trained.LABELS[name]
         print(_row(label, results[name]), flush=True)
     if given.json is not None:
@@ -111,6 +114,8 @@ def _run(given: Namespace) -> int:
             "units": len(windows.scored),
             "units_are": "chunks" if windows.chunks else "documents",
             "scored": int(windows.scored.sum()),
+            "bytes": round(windows.bytes.sum()),
+            "tokenizer": tokenizer.name,
             "length": length,
             "confidence": intervals.CONFIDENCE,
         }
@@ -119,32 +124,69 @@ def _run(given: Namespace) -> int:
     return 0
 
 
-def _documents(given: Namespace, model: trained.Trained) -> tuple[str, dict[str, bytes]]:
+def _documents(
+    given: Namespace, model: trained.Trained, tokenizer: Tokenizer
+) -> tuple[str, list[score.Document]]:
     """(what the text is called, its documents)."""
     if given.data is not None:
-        return f"--data={given.data}", source.documents(given.data, "--data")
+        found = source.documents(given.data, "--data")
+        return f"--data={given.data}", [_document(text, tokenizer, n) for n, text in found.items()]
     assert model.run is not None
-    if model.run.data.tokens:
-        raise InputError(
-            f"--data is missing; the run was trained on config.data.tokens={model.run.data.tokens}"
-        )
-    documents, fingerprint = source.held_out(model.run.data.files)
-    if fingerprint != workdir.read(Path(given.workdir))["data_fingerprint"]:
-        name = f"config.data.files={model.run.data.files!r}"
-        if not model.run.data.files:
-            name += ", the standard library of this Python,"
+    data = model.run.data
+    if data.tokens:
+        return VALIDATION, _prepared(given, data.tokens, model.model.vocab_size, tokenizer)
+    found, fingerprint = source.held_out(data.files)
+    name = f"config.data.files={data.files!r}"
+    if not data.files:
+        name += ", the standard library of this Python,"
+    _check_fingerprint(given, fingerprint, name)
+    return VALIDATION, [_document(text, tokenizer, name) for name, text in found.items()]
+
+
+def _prepared(
+    given: Namespace, folder: str, vocab_size: int, tokenizer: Tokenizer
+) -> list[score.Document]:
+    """The held-out documents of a folder of tokens, each without the token that ends it."""
+    name = f"config.data.tokens={folder!r}"
+    if not Path(folder).is_dir():
+        raise InputError(f"--data is missing; {name} does not say where a document ends")
+    found = tokens.load(folder, vocab_size)
+    _check_fingerprint(given, found.fingerprint, name)
+    every, end = found.validation[:], tokens.read_index(Path(folder)).end
+    parts = np.split(every, np.flatnonzero(every == end) + 1)[:-1]
+    size = lambda part: len(tokenizer.decode(part[1:].tolist()))  # noqa: E731
+    return [score.Document(part[:-1], size(part[:-1])) for part in parts]
+
+
+def _check_fingerprint(given: Namespace, found: str, name: str) -> None:
+    if found != workdir.read(Path(given.workdir))["data_fingerprint"]:
         raise InputError(f"{name} is not the text that the run was trained on; give --data")
-    return "the run's validation text", documents
+
+
+def _document(text: bytes, tokenizer: Tokenizer, name: str) -> score.Document:
+    try:
+        found = np.asarray(tokenizer.encode(text), tokenizer.dtype)
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"--data: {name} holds bytes that are no UTF-8 ({error.reason}); leave it out"
+        ) from None
+    return score.Document(found, len(text) - len(tokenizer.decode(found[:1].tolist())))
 
 
 def _describe(
-    text: str, documents: Mapping[str, bytes], windows: score.Windows, length: int
+    text: str,
+    documents: Sequence[score.Document],
+    windows: score.Windows,
+    tokenizer: Tokenizer,
+    length: int,
 ) -> str:
-    size, scored, units = sum(map(len, documents.values())), windows.scored.sum(), windows.scored
+    scored, units = windows.scored.sum(), windows.scored
     files = "1 document" if len(documents) == 1 else f"{len(documents):,} documents"
+    unit = "byte" if tokenizer.name == "bytes" else "token"
+    total = sum(len(document.tokens) for document in documents)
     lines = [
-        f"data: {text}: {files}, {size:,} bytes, {scored:,.0f} scored once each (the first byte of "
-        f"a document has no context), in windows of {length}"
+        f"data: {text}: {files}, {total:,} {unit}s, {scored:,.0f} scored once each (the first "
+        f"{unit} of a document has no context), in windows of {length}"
     ]
     if len(units) < 2:
         lines.append("no intervals: there is only one document, and only one window in it")

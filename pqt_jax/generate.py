@@ -24,8 +24,8 @@ import numpy as np
 from flax import nnx
 from jax import lax
 
-from pqt_jax import cli, errors, trained
-from pqt_jax.data.pipeline import VOCAB_SIZE
+from pqt_jax import cli, errors, trained, vocabulary
+from pqt_jax.data.tokenizers import Tokenizer
 from pqt_jax.errors import InputError, system_reason
 
 TOKENS = 200  # of a sample, where the model has room for that many
@@ -165,6 +165,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parse(arguments: Sequence[str]) -> Namespace:
     parser = cli.Parser(prog="python -m pqt_jax.generate", description="Sample text from a model.")
     trained.add_arguments(parser)
+    vocabulary.add_argument(parser)
     above = cli.number(int, lambda n: 0 < n < 2**31, "a whole number from 1 on")
     seeds = cli.number(int, lambda n: 0 <= n < 2**32, "a whole number from 0 to 2^32 - 1")
     heat = cli.number(float, lambda t: 1e-3 <= t <= 1e3 or t == 0, "0, or from 0.001 to 1000")
@@ -184,14 +185,16 @@ def _parse(arguments: Sequence[str]) -> Namespace:
 
 
 def _run(given: Namespace) -> int:
-    prompt = _prompt(given)
+    text = _prompt(given)
     model = trained.from_arguments(given)
-    trained.check_bytes(model, VOCAB_SIZE)
+    tokenizer = vocabulary.of(given, model)
+    prompt = _encoded(text, tokenizer)
     room = model.model.max_length - len(prompt)
     if room < 1:
+        unit = "byte" if tokenizer.name == "bytes" else "token"
         name = "--prompt" if given.prompt_file is None else f"--prompt-file={given.prompt_file}"
         raise InputError(
-            f"{name}: {len(prompt)} bytes, and the model sees {model.model.max_length} in all; "
+            f"{name}: {len(prompt)} {unit}s, and the model sees {model.model.max_length} in all; "
             "give a shorter one"
         )
     steps = min(TOKENS, room) if given.tokens is None else given.tokens
@@ -202,7 +205,7 @@ def _run(given: Namespace) -> int:
         )
     plan = trained.plan_for(model.params, model.rules, given.weights)
     weights = trained.weights_as(model.params, plan)
-    tokens = jnp.asarray(np.frombuffer(prompt, np.uint8)[None], jnp.int32)
+    tokens = jnp.asarray(prompt[None], jnp.int32)
     for i in range(given.samples):
         added = generate(
             model.graph,
@@ -211,17 +214,38 @@ def _run(given: Namespace) -> int:
             steps=steps,
             key=jax.random.fold_in(jax.random.key(given.seed), i),
             temperature=given.temperature,
-            top_k=None if given.top_k is None else min(given.top_k, VOCAB_SIZE),
+            top_k=None if given.top_k is None else min(given.top_k, model.model.vocab_size),
             top_p=given.top_p,
         )
         if given.samples > 1:
             print(f"--- sample {i + 1} of {given.samples}")
-        text = prompt + np.asarray(added[0], np.uint8).tobytes()
-        print(text.decode(errors="replace"), flush=True)
+        print(_decoded(np.concatenate([prompt, added[0]]), tokenizer), flush=True)
     return 0
 
 
-def _prompt(given: Namespace) -> bytes:
+def _encoded(text: bytes | None, tokenizer: Tokenizer) -> np.ndarray:
+    """The prompt; without one, what stands before a document: its end token, or a line break."""
+    if text is None and tokenizer.end is not None and tokenizer.name != "bytes":
+        return np.array([tokenizer.end], np.int32)
+    try:
+        return np.asarray(tokenizer.encode(b"\n" if text is None else text), np.int32)
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"the prompt holds bytes that are no UTF-8 ({error.reason}), which tokenizer "
+            f"{tokenizer.name} cannot read; give text"
+        ) from None
+
+
+def _decoded(tokens: np.ndarray, tokenizer: Tokenizer) -> str:
+    """The text up to where its document ends."""
+    if tokenizer.end is not None:
+        begin = int(tokens[0] == tokenizer.end)
+        ends = np.flatnonzero(tokens[begin:] == tokenizer.end)
+        tokens = tokens[begin : begin + int(ends[0]) if len(ends) else None]
+    return tokenizer.decode(tokens.tolist()).decode(errors="replace")
+
+
+def _prompt(given: Namespace) -> bytes | None:
     if given.prompt_file is not None:
         try:
             prompt = Path(given.prompt_file).read_bytes()
@@ -231,8 +255,10 @@ def _prompt(given: Namespace) -> bytes:
                 why = system_reason(error, "give a text file")
             raise InputError(f"--prompt-file={given.prompt_file!r} cannot be read: {why}") from None
         name = f"--prompt-file={given.prompt_file}"
+    elif given.prompt is not None:
+        prompt, name = os.fsencode(given.prompt), "--prompt="
     else:
-        prompt, name = os.fsencode("\n" if given.prompt is None else given.prompt), "--prompt="
+        return None
     if not prompt:
         raise InputError(f"{name} is empty; give at least one byte")
     return prompt

@@ -3,9 +3,9 @@
 """Documents → windows → nats of every document → loss, perplexity and bits per byte.
 
 Window i of a document has the inputs `i·T … i·T + T − 1` and the same shifted by one as targets.
-So each byte is scored once, by those before it in its window; the first byte of a document has none
-and is not scored. A document alone is cut into chunks of consecutive windows, which stand for
-documents.
+So each token is scored once, by those before it in its window; the first of a document has none and
+is not scored, and its bytes are not counted. A document alone is cut into chunks of consecutive
+windows, which stand for documents.
 """
 
 import math
@@ -28,10 +28,11 @@ class Windows(NamedTuple):
     """Documents cut for scoring.
 
     Attributes:
-      tokens: uint8[N, T + 1], zeros behind the end of a document.
+      tokens: [N, T + 1], zeros behind the end of a document.
       counts: int32[N], the targets in each window that are scored.
       units: int32[N], the document, or chunk of the only one, that a window is of.
       scored: float64[units], the targets of each.
+      bytes: float64[units], the bytes of text that they stand for; of chunks, their share.
       chunks: whether units are chunks.
     """
 
@@ -39,39 +40,58 @@ class Windows(NamedTuple):
     counts: np.ndarray
     units: np.ndarray
     scored: np.ndarray
+    bytes: np.ndarray
     chunks: bool
 
 
-def cut(documents: Sequence[bytes], length: int) -> Windows:
+class Document(NamedTuple):
+    """A text as tokens.
+
+    Attributes:
+      tokens: of the whole text.
+      bytes: of text that all tokens but the first stand for.
+    """
+
+    tokens: np.ndarray
+    bytes: int
+
+
+def cut(documents: Sequence[Document], length: int) -> Windows:
     """Cut documents into windows.
 
     Example:
-      >>> windows = cut([b"abcdef", b"xy", b"z"], length=4)
-      >>> [bytes(row) for row in windows.tokens], windows.counts.tolist(), windows.scored.tolist()
-      ([b'abcde', b'ef\\x00\\x00\\x00', b'xy\\x00\\x00\\x00'], [4, 1, 1], [5.0, 1.0])
+      >>> documents = [Document(np.arange(1, n + 1, dtype=np.uint8), n - 1) for n in (6, 2, 1)]
+      >>> windows = cut(documents, length=4)
+      >>> windows.tokens.tolist(), windows.counts.tolist(), windows.scored.tolist()
+      ([[1, 2, 3, 4, 5], [5, 6, 0, 0, 0], [1, 2, 0, 0, 0]], [4, 1, 1], [5.0, 1.0])
 
     Args:
-      documents: those of a single byte are left out, since nothing in them is scored.
+      documents: those of a single token are left out, since nothing in them is scored.
       length: T, the inputs in a window.
 
     Raises:
       ValueError: if nothing can be scored.
     """
-    documents = [document for document in documents if len(document) > 1]
+    documents = [document for document in documents if len(document.tokens) > 1]
     if not documents:
-        raise ValueError("no document has two bytes")
+        raise ValueError("no document has two tokens")
     rows, units = [], []
     for unit, document in enumerate(documents):
-        for start in range(0, len(document) - 1, length):
-            rows.append(document[start : start + length + 1])
+        for start in range(0, len(document.tokens) - 1, length):
+            rows.append(document.tokens[start : start + length + 1])
             units.append(unit)
     counts = np.array([len(row) - 1 for row in rows], np.int32)
-    padded = b"".join(row.ljust(length + 1, b"\0") for row in rows)
-    tokens = np.frombuffer(padded, np.uint8).reshape(len(rows), length + 1)
+    tokens = np.zeros((len(rows), length + 1), documents[0].tokens.dtype)
+    for to, row in zip(tokens, rows, strict=True):
+        to[: len(row)] = row
     if chunks := len(documents) == 1:
         units = np.arange(len(rows)) * min(CHUNKS, len(rows)) // len(rows)
     units = np.asarray(units, np.int32)
-    return Windows(tokens, counts, units, np.bincount(units, counts), chunks)
+    scored = np.bincount(units, counts)
+    sizes = np.array([document.bytes for document in documents], np.float64)
+    if chunks:
+        sizes = sizes * scored / scored.sum()
+    return Windows(tokens, counts, units, scored, sizes, chunks)
 
 
 def make_score(
@@ -110,20 +130,21 @@ def make_score(
     return score
 
 
-def measure(nats: np.ndarray, master: np.ndarray, scored: np.ndarray) -> dict[str, Interval]:
+def measure(nats: np.ndarray, master: np.ndarray, windows: Windows) -> dict[str, Interval]:
     """Loss, perplexity, bits per byte and difference to the master weights, with their intervals.
 
-    Perplexity is exp(loss), and so are its ends. A token is a byte: bits per byte are loss / ln 2.
+    Perplexity is exp(loss), and so are its ends. Bits per byte are nats / (bytes · ln 2), which do
+    not depend on the tokenizer.
 
     Args:
       nats: [units], of the weights in question.
       master: [units], of the master weights on the same units.
-      scored: [units], tokens.
+      windows: that were scored.
     """
-    loss = intervals.ratio(nats, scored)
+    loss, per_byte = (intervals.ratio(nats, n) for n in (windows.scored, windows.bytes))
     return {
         "loss": loss,
         "perplexity": Interval(*(math.exp(min(x, 700)) for x in loss)),
-        "bits_per_byte": Interval(*(x / math.log(2) for x in loss)),
-        "difference": intervals.ratio(nats - master, scored),
+        "bits_per_byte": Interval(*(x / math.log(2) for x in per_byte)),
+        "difference": intervals.ratio(nats - master, windows.scored),
     }

@@ -245,12 +245,3 @@ def from_arguments(given: Namespace) -> Trained:
         if not np.isfinite(np.asarray(leaf)).all():
             raise InputError(f"{trained.origin}: {path} is not finite; its training diverged")
     return trained
-
-
-def check_bytes(trained: Trained, vocab_size: int) -> None:
-    """Raise InputError for a model of other tokens than bytes."""
-    if trained.model.vocab_size != vocab_size:
-        raise InputError(
-            f"{trained.origin}: the model has {trained.model.vocab_size} tokens and this command "
-            f"reads bytes; give a model of {vocab_size}"
-        )

@@ -192,4 +192,6 @@ def test_a_model_of_other_tokens_is_refused(tmp_path, capsys):
     huggingface.save(tmp_path / "m", config, nnx.state(GPT2(config, rngs=nnx.Rngs(0))))
     assert module.main([f"--hf={tmp_path / 'm'}"]) == 2
     err = capsys.readouterr().err
-    assert err.startswith(f"error: {tmp_path}/m: the model has 300 tokens and this command reads")
+    assert err.startswith(
+        f"error: --tokenizer is missing; the model of {tmp_path}/m has 300 tokens"
+    )

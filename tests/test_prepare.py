@@ -10,7 +10,7 @@ import pytest
 import tiny
 from command import refused
 from test_documents import TEXTS, json_lines
-from test_tokenizers import make
+from test_tokenizers import make, make_hugging_face
 
 from pqt_jax import train
 from pqt_jax.data import prepare, tokenizers, tokens
@@ -127,6 +127,16 @@ def test_bad_input_is_one_line_and_leaves_nothing(tmp_path, monkeypatch, capsys,
     given = ["--tokenizer=bytes", "--input=in/*.txt", "--out=out", "--processes=1", argument]
     assert BAD[argument] in refused(prepare.main, given, capsys)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in"]
+
+
+def test_a_token_that_ends_documents_is_needed(tmp_path, capsys):
+    path = make_hugging_face(tmp_path / "t.json", end="[STOP]")
+    given, _ = write_texts(tmp_path / "in")
+    given = [f"--tokenizer={path}", given, f"--out={tmp_path / 'out'}", "--validation=0.2"]
+    message = refused(prepare.main, given, capsys)
+    assert "t.json has none of <|endoftext|>, " in message and message.endswith("by --end\n")
+    run(*given, "--end=[STOP]")
+    assert tokens.read_index(tmp_path / "out").end == 0
 
 
 def test_text_that_is_none_is_named(tmp_path, capsys):

@@ -18,7 +18,7 @@ GRAPH, PARAMS = nnx.split(Llama2(tiny.LLAMA2, rngs=nnx.Rngs(0)))
 
 def texts(*lengths):
     rng = np.random.default_rng(0)
-    return [rng.integers(1, 256, n).astype(np.uint8).tobytes() for n in lengths]
+    return [score.Document(rng.integers(1, 256, n).astype(np.uint8), n - 1) for n in lengths]
 
 
 @pytest.mark.parametrize("lengths", [(1, 2, 8, 9, 10, 17, 100), (33,), (2,)], ids=str)
@@ -29,10 +29,11 @@ def test_every_byte_but_the_first_is_a_target_once(lengths):
     for row, count, unit in zip(windows.tokens, windows.counts, windows.units, strict=True):
         assert 1 <= count <= 8 and not row[count + 1 :].any()
         seen.setdefault(0 if windows.chunks else unit, []).append(row[1 : count + 1].tobytes())
-    longer = [document for document in documents if len(document) > 1]
+    longer = [document.tokens.tobytes() for document in documents if len(document.tokens) > 1]
     assert [b"".join(parts) for parts in seen.values()] == [d[1:] for d in longer]
     assert windows.scored.sum() == sum(len(document) - 1 for document in longer)
     assert windows.chunks == (len(longer) == 1)
+    np.testing.assert_allclose(windows.bytes, windows.scored)  # a token is a byte here
 
 
 def test_one_document_is_cut_into_even_chunks_in_order():
@@ -43,15 +44,15 @@ def test_one_document_is_cut_into_even_chunks_in_order():
 
 
 def test_nothing_to_score_is_refused():
-    with pytest.raises(ValueError, match="no document has two bytes"):
-        score.cut([b"a", b""], 8)
+    with pytest.raises(ValueError, match="no document has two tokens"):
+        score.cut(texts(1, 0), 8)
 
 
 def test_nats_are_those_of_the_model_window_by_window():
     documents = texts(3, 8, 25, 30)
     forward, expected = jax.jit(lambda tokens: nnx.merge(GRAPH, PARAMS)(tokens)), []
     for document in documents:
-        tokens, nats = np.frombuffer(document, np.uint8).astype(int), 0.0
+        tokens, nats = document.tokens.astype(int), 0.0
         for start in range(0, len(tokens) - 1, 8):
             window = tokens[start : start + 9]
             count = len(window) - 1
@@ -71,9 +72,10 @@ def test_nats_are_those_of_the_model_window_by_window():
 def test_measures():
     scored = np.array([100.0, 300.0, 200.0])
     master = np.array([150.0, 400.0, 310.0])
-    found = score.measure(master + 0.01 * scored, master, scored)
+    windows = score.cut(texts(2, 2, 2), 8)._replace(scored=scored, bytes=3 * scored)
+    found = score.measure(master + 0.01 * scored, master, windows)
     loss = found["loss"]
     assert loss.value == pytest.approx(860 / 600 + 0.01) and loss.low < loss.value < loss.high
     assert found["perplexity"] == pytest.approx([math.exp(x) for x in loss])
-    assert found["bits_per_byte"] == pytest.approx([x / math.log(2) for x in loss])
+    assert found["bits_per_byte"] == pytest.approx([x / 3 / math.log(2) for x in loss])
     assert found["difference"] == pytest.approx([0.01] * 3)  # it is the same for every document

@@ -16,8 +16,6 @@ import numpy as np
 from pqt_jax.data.source import Tokens
 from pqt_jax.errors import InputError
 
-VOCAB_SIZE = 256  # of bytes
-
 
 class Windows:
     """Random access to the windows of an array of tokens.

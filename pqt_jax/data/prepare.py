@@ -77,6 +77,12 @@ def _parse(arguments: Sequence[str]) -> Namespace:
 def _run(given: Namespace) -> int:
     check(given.out)
     tokenizer = tokenizers.load(given.tokenizer, end=given.end, pattern=given.pattern)
+    if tokenizer.end is None:
+        ends = ", ".join(tokenizers.ENDS)
+        raise InputError(
+            f"--tokenizer={given.tokenizer} has none of {ends}; give the token that ends a "
+            "document by --end"
+        )
     _, paths = matching(given.input, "--input")
     paths = sorted(paths)
     with whole_folder(given.out) as folder:

@@ -29,7 +29,7 @@ class Tokenizer(NamedTuple):
     Attributes:
       name: "bytes", or the name of its file.
       vocab_size: tokens are below it.
-      end: the token that ends a document.
+      end: the token that ends a document; None where none is known.
       fingerprint: SHA-256 of what decides about the tokens.
       encode: UTF-8 text → tokens, none of which stands for more than that text; UnicodeDecodeError
         for what is no text.
@@ -38,7 +38,7 @@ class Tokenizer(NamedTuple):
 
     name: str
     vocab_size: int
-    end: int
+    end: int | None
     fingerprint: str
     encode: Callable[[bytes], Sequence[int] | np.ndarray]
     decode: Callable[[Sequence[int]], bytes]
@@ -98,7 +98,7 @@ def load(path: str, *, end: str = "", pattern: str = "") -> Tokenizer:
     return Tokenizer(os.path.basename(path), vocab_size, end_token, digest, encode, decode)
 
 
-Loaded = tuple[int, int, Callable[[bytes], Any], Callable[[Sequence[int]], bytes]]
+Loaded = tuple[int, int | None, Callable[[bytes], Any], Callable[[Sequence[int]], bytes]]
 
 
 def _bytes() -> Tokenizer:
@@ -161,13 +161,11 @@ def _tiktoken(path: str, content: bytes, end: str, pattern: str) -> Loaded:
     return last + 1, last, encode, decode
 
 
-def _end(given: str, find: Callable[[str], int | None]) -> int:
+def _end(given: str, find: Callable[[str], int | None]) -> int | None:
     for token in (given,) if given else ENDS:
         found = find(token)
         if found is not None:
             return found
     if given:
         raise InputError(f"it has no token {given!r}; give another --end")
-    raise InputError(
-        f"it has none of {', '.join(ENDS)}; give the token that ends a document, --end"
-    )
+    return None

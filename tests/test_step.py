@@ -143,7 +143,7 @@ def close(a, b, **tolerance):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **tolerance), a, b)
 
 
-@pytest.mark.parametrize("method", ["gaussws", "gpt2"])
+@pytest.mark.parametrize("method", ["gaussws", pytest.param("gpt2", marks=pytest.mark.slow)])
 def test_a_step_in_parts_is_the_step(method):
     """The same noise, the same loss and gradients; sums in another order.
 
@@ -182,6 +182,7 @@ def test_noise_of_a_microbatch_is_that_of_its_key():
     assert float(per_step["loss"]) != float(measured["loss"])
 
 
+@pytest.mark.slow
 def test_chunks_of_the_loss_and_microbatches_take_less_memory():
     def peak(**fields):
         model = dataclasses.replace(tiny.LLAMA2, vocab_size=16384, max_length=512)

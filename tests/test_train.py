@@ -129,7 +129,7 @@ def test_short_and_empty_text_in_a_process_of_its_own(tmp_path):
     run = f"--workdir={tmp_path / 'run'}"
     processes = {
         "is empty": start(run, f"--config.data.files={tmp_path / 'empty.txt'}"),
-        "the validation text has only 5 bytes": start(
+        "the validation text has only 5 tokens": start(
             run, f"--config.data.files={tmp_path / 'short.txt'}"
         ),
     }

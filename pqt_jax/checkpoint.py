@@ -222,7 +222,8 @@ def _read_step(folder: Path, like: Any, meta: Meta) -> Any:
 
 def _placed(like: Any) -> Any:
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), like)
+    where = lambda x: getattr(x, "sharding", None) or device  # noqa: E731
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where(x)), like)
 
 
 def _folder(manager: ocp.CheckpointManager, step: int) -> Path:

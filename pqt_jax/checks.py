@@ -53,8 +53,16 @@ _CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
 }
 _MAY_BE_ZERO = {"optimizer.final_learning_rate", "optimizer.warmup_steps", "model.num_kv_heads"}
 _MAY_BE_ZERO |= {"optimizer.weight_decay", "pqt.learning_rate", "pqt.weight_decay"}
-_MAY_BE_ZERO |= {"pqt.penalty_weight", "data.loss_chunk"}
-_SECTIONS = ("", "model", "data", "optimizer", "pqt", "log")  # the likelier meant, the earlier
+_MAY_BE_ZERO |= {"pqt.penalty_weight", "data.loss_chunk", "mesh.data"}
+_SECTIONS = (
+    "",
+    "model",
+    "data",
+    "mesh",
+    "optimizer",
+    "pqt",
+    "log",
+)  # the likelier meant, the earlier
 _PQT_CHECKS = {"pattern": re.compile, "block": blocks.check_block, "dtype": as_format}
 
 

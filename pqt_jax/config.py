@@ -36,7 +36,7 @@ KERNELS = {  # names that config.pqt.pattern may have, after what they are of a 
     "out_down": "h/(attn/out|mlp/down)/kernel",
 }
 MODELS = {"llama2": (Llama2Config, Llama2), "gpt2": (GPT2Config, GPT2)}
-MAY_CHANGE = ("log.",)  # fields that a resumed run may set anew: they do not touch the training
+MAY_CHANGE = ("log.", "mesh.")  # what a resumed run may set anew: it is the same training
 
 
 def default(model: Llama2Config | GPT2Config) -> Config:
@@ -67,6 +67,7 @@ def default(model: Llama2Config | GPT2Config) -> Config:
                 "microbatches": 1,  # parts of a step, one after the other; they divide the batch
                 "loss_chunk": 0,  # positions whose logits are made at once; 0: all
             },
+            "mesh": {"data": 0, "fsdp": 1, "tensor": 1},  # devices; data=0: all that are left
             "optimizer": {
                 "name": "adamw",  # or adam_mini
                 "schedule": "cosine",  # of the fall after a linear warm-up; or linear

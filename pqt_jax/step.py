@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from pqt_jax import bitwidth, keys, learned_bits, optim
+from pqt_jax import bitwidth, keys, learned_bits, mesh, optim
 from pqt_jax.adam_mini import model_blocks
 from pqt_jax.config import MODELS, Config, model_config, quantization_rules
 from pqt_jax.config import rules as method_rules
@@ -84,7 +84,8 @@ def init_state(
         params = nnx.state(build())
         if start is not None:
             params = _replaced(params, start)
-        return TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32))
+        state = TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32))
+        return mesh.held(state)
 
     graph = nnx.split(nnx.eval_shape(build))[0]
     return graph, jax.jit(init)(start)
@@ -116,13 +117,15 @@ def count_parameters(config: Config) -> int:
 
 def check_memory(config: Config, parameters: int) -> None:
     """Raise InputError if weights, gradients and the optimizer's two moments cannot fit."""
-    needed = 4 * parameters * jnp.dtype(config.model.param_dtype).itemsize
+    shards = config.mesh.fsdp * config.mesh.tensor
+    needed = 4 * parameters * jnp.dtype(config.model.param_dtype).itemsize / shards
     stats = jax.devices()[0].memory_stats() or {}  # None on CPU, which has the machine's memory
     there = stats.get("bytes_limit", os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
     if needed > there:
         raise InputError(
             f"config.model: {parameters:,} parameters, with gradients and moments, take "
-            f"{needed / 1e9:,.0f} GB, and there are {there / 1e9:,.0f} GB; give a smaller model"
+            f"{needed / 1e9:,.0f} GB on each device, and there are {there / 1e9:,.0f} GB; give a "
+            "smaller model, or a larger config.mesh.fsdp"
         )
 
 
@@ -214,8 +217,8 @@ def make_train_step(
         if extra is not None:
             metrics["penalty"] = extra
         updates, opt_state = optimizer.update(grads, state.opt_state, params)
-        params = optax.apply_updates(params, updates)
-        return state._replace(params=params, opt_state=opt_state, step=state.step + 1), metrics
+        params: Any = optax.apply_updates(params, updates)
+        return mesh.held(TrainState(params, opt_state, state.step + 1)), metrics
 
     return jax.jit(train_step, donate_argnums=0)
 

@@ -22,9 +22,12 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
+from jax.sharding import Mesh
 
 from pqt_jax import checkpoint, cli, files, init_from, learned_bits, metrics, plot, table
 from pqt_jax import config as configs
+from pqt_jax import mesh as meshes
 from pqt_jax import step as steps
 from pqt_jax import workdir as workdirs
 from pqt_jax.config import Config
@@ -59,6 +62,8 @@ def _run(arguments: Sequence[str], signals: Sequence[int]) -> int:
     pipeline.check_lengths(text.train, text.validation, config.data.length, config.data.batch)
     parameters = steps.count_parameters(config)  # here the rules meet the parameters' paths
     steps.check_memory(config, parameters)
+    mesh = meshes.make(config.mesh)
+    meshes.check(mesh, config)
     start = init_from.read(config)
     meta = workdirs.describe(config, text, start.fingerprint)
     lock = workdirs.claim(workdir, meta)
@@ -69,7 +74,8 @@ def _run(arguments: Sequence[str], signals: Sequence[int]) -> int:
         print(f"data: {text.description}")
         print(f"model: {config.model.name}, {parameters:,} parameters")
         print(f"workdir: {workdir}", flush=True)
-        return train(config, workdir, text, meta, signals, start.params)
+        with meshes.entered(mesh):
+            return train(config, workdir, text, meta, mesh, signals, start.params)
     finally:
         os.close(lock)
 
@@ -85,6 +91,7 @@ def train(
     workdir: Path,
     text: source.Text,
     meta: workdirs.Meta,
+    mesh: Mesh | None = None,
     signals: Sequence[int] = (),
     start_params: Any = None,
 ) -> int:
@@ -95,6 +102,7 @@ def train(
       workdir: claimed for this run.
       text: its training and validation bytes.
       meta: from `workdir.describe`; saved with every checkpoint.
+      mesh: that is entered; None for one device.
       signals: from `interruptions`; looked at before compilation and at every step.
       start_params: the weights before the first step; None for new ones.
 
@@ -131,7 +139,9 @@ def train(
     validation_loss = table.make_loss(graph, validation)
 
     key, schedule = jax.random.key(config.seed), steps.make_schedule(config)
-    shape = jax.ShapeDtypeStruct((config.data.batch, config.data.length + 1), text.train.dtype)
+    shape = meshes.put(
+        np.zeros((config.data.batch, config.data.length + 1), text.train.dtype), mesh
+    )
     if signals:
         return _stopped(f"at step {start} of {config.steps}", signals)
     options = {"penalty": learned_bits.make_penalty(config), "snap": learned_bits.snap_step(config)}
@@ -155,7 +165,7 @@ def train(
         for step in range(start + 1, config.steps + 1):
             last, stop = step == config.steps, bool(signals)
             timer.start()
-            state, measured = train_step(state, next(batches), key)
+            state, measured = train_step(state, meshes.put(next(batches), mesh), key)
             if last or stop or any(step % n == 0 for n in waits):
                 jax.block_until_ready(state)  # else the next step is prepared while this one runs
             timer.stop(predicted)

@@ -18,6 +18,7 @@ def get_config(model=LLAMA2):
     config.steps = 60
     config.data.length = 16
     config.data.batch = 4
+    config.mesh.data = 1  # tests have eight fake devices
     config.optimizer.warmup_steps = 2
     config.optimizer.learning_rate = 1e-2
     config.optimizer.final_learning_rate = 1e-3

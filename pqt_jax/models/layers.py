@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
+from pqt_jax import mesh
 from pqt_jax.models.cache import Cache
 from pqt_jax.rules import BITS, Rule, first_match, paths_and_leaves, resolve
 from pqt_jax.transform import pqt_transform
@@ -56,7 +57,7 @@ class Embed(nnx.Module):
         if project:
             table = table.astype(self.dtype)
             return jnp.einsum("...d,vd->...v", x, table, preferred_element_type=jnp.float32)
-        return jnp.take(table, x, axis=0).astype(self.dtype)
+        return jnp.take(mesh.gathered(table), x, axis=0).astype(self.dtype)
 
 
 class Head(nnx.Module):
@@ -249,12 +250,12 @@ def scan(
 
     def body(x, layer):
         index, state = layer
-        return call(nnx.merge(graph, state), x, key=key, lead=index), None
+        return mesh.on_batch(call(nnx.merge(graph, state), x, key=key, lead=index)), None
 
     policies = jax.checkpoint_policies
     policy = policies.nothing_saveable if remat else policies.dots_saveable
     body = jax.checkpoint(body, prevent_cse=False, policy=policy)  # a scan is barrier enough
-    return lax.scan(body, x, (jnp.arange(length), state))[0]
+    return lax.scan(body, mesh.on_batch(x), (jnp.arange(length), state))[0]
 
 
 def check_rules(model: nnx.Module, rules: Sequence[Rule]) -> None:

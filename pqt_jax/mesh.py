@@ -92,8 +92,8 @@ def spec(path: str, shape: tuple[int, ...], mesh: Any) -> P:
 
     Example:
       >>> mesh = jax.sharding.AbstractMesh((1, 4, 2), AXES)
-      >>> spec("h/attn/q/kernel", (12, 768, 768), mesh)
-      PartitionSpec(None, 'fsdp', 'tensor')
+      >>> tuple(spec("h/attn/q/kernel", (12, 768, 768), mesh))
+      (None, 'fsdp', 'tensor')
 
     Args:
       path: ends as a parameter's does.
@@ -124,6 +124,17 @@ def held(tree: Any) -> Any:
     return map_paths(place, tree)
 
 
+def places(shapes: Any) -> Any:
+    """`ShapeDtypeStruct`s of a state with the shardings that `held` gives, on the entered mesh."""
+    if _mesh() is None:
+        return shapes
+    mesh = jax.sharding.get_mesh()
+    place = lambda path, x: jax.ShapeDtypeStruct(  # noqa: E731
+        x.shape, x.dtype, sharding=NamedSharding(mesh, spec(path, x.shape, mesh))
+    )
+    return map_paths(place, shapes)
+
+
 def on_batch(x: jax.Array) -> jax.Array:
     """Activations [batch, …] split by the batch alone, where such a mesh is entered.
 
@@ -149,7 +160,12 @@ def gathered(table: jax.Array) -> jax.Array:
 
 def put(batch: np.ndarray, mesh: Mesh | None) -> Any:
     """Tokens [batch, T + 1] on their devices."""
-    return batch if mesh is None else jax.device_put(batch, NamedSharding(mesh, P(BATCH, None)))
+    return batch if mesh is None else jax.device_put(batch, batch_sharding(mesh))
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Of tokens [batch, T + 1]."""
+    return NamedSharding(mesh, P(BATCH, None))
 
 
 def _mesh() -> Any:

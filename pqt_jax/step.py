@@ -75,6 +75,26 @@ def init_state(
     Returns:
       (structure, state); new weights are a function of `config.seed`. Bit-widths are always new.
     """
+    graph, init = _initializer(config, optimizer)
+    return graph, jax.jit(init)(start)
+
+
+def abstract_state(
+    config: Config, optimizer: optax.GradientTransformation
+) -> tuple[nnx.GraphDef, TrainState]:
+    """What `init_state` would return, as shapes, dtypes and places: to compile without the memory.
+
+    Args:
+      config: a checked configuration.
+      optimizer: what `make_optimizer` returned.
+    """
+    graph, init = _initializer(config, optimizer)
+    return graph, mesh.places(jax.eval_shape(init, None))
+
+
+def _initializer(
+    config: Config, optimizer: optax.GradientTransformation
+) -> tuple[nnx.GraphDef, Callable[[Any], TrainState]]:
     _, cls = MODELS[config.model.name]
 
     def build():
@@ -87,8 +107,7 @@ def init_state(
         state = TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32))
         return mesh.held(state)
 
-    graph = nnx.split(nnx.eval_shape(build))[0]
-    return graph, jax.jit(init)(start)
+    return nnx.split(nnx.eval_shape(build))[0], init
 
 
 def _replaced(params: nnx.State, start: Any) -> nnx.State:

@@ -11,7 +11,7 @@ import pytest
 import tiny
 from ml_collections import ConfigDict
 
-from pqt_jax import checks, cli
+from pqt_jax import checks, cli, step
 from pqt_jax import config as configs
 from pqt_jax.errors import InputError
 from pqt_jax.models import GPT2Config, Llama2Config
@@ -289,3 +289,28 @@ def test_differences_name_fields_and_pass_over_logging():
     ]
     assert configs.digest(load()) == configs.digest(load("log.every=7"))
     assert configs.digest(load()) != configs.digest(load("seed=5"))
+
+
+PARAMETERS = {
+    "gpt2_124m": (50304 + 1024 + 1) * 768 + 12 * (12 * 768**2 + 2 * 768),
+    "llama2_134m": 134_105_856,
+    "llama2_1b": 1_055_991_808,
+    "quickstart": 918_656,
+}
+
+
+def test_every_config_says_what_it_is_and_passes_its_checks():
+    folder = pathlib.Path(QUICKSTART).parent
+    assert {path.stem for path in folder.glob("*.py")} == set(PARAMETERS)
+    for name, parameters in PARAMETERS.items():
+        path = folder / f"{name}.py"
+        config = cli.load(str(path))
+        assert step.count_parameters(config) == parameters
+        about = path.read_text().split('"""')[1]
+        for word in ("Paper ", "Command ", "Text ", "Expect ", f"--config configs/{name}.py"):
+            assert word in about, (name, word)
+        if name != "quickstart":
+            assert "Hours " in about and "not run here yet" in about
+            assert config.data.tokens in ("data/openwebtext", "data/c4")
+    config = cli.load(str(folder / "llama2_1b.py"))
+    assert (config.data.batch // config.data.microbatches) % config.mesh.fsdp == 0

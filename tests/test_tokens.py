@@ -89,7 +89,9 @@ def test_files_that_cannot_be_trained_on_are_named(tmp_path, kind):
 def test_files_that_do_not_go_together_are_refused(tmp_path):
     with pytest.raises(InputError, match=r"config.data.tokens='.*bin' matches no file"):
         tokens.load(f"{tmp_path}/*.bin", 256)
-    with pytest.raises(InputError, match=r"holds no index.json; give what pqt_jax.data.prepare"):
+    with pytest.raises(
+        InputError, match=r"holds no index.json; give a folder that pqt_jax.data.pre"
+    ):
         tokens.load(str(tmp_path), 256)
     np.arange(50, dtype=np.uint16).tofile(tmp_path / "val.bin")
     with pytest.raises(InputError, match="matches validation files alone; give training files"):

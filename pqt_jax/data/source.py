@@ -136,12 +136,13 @@ def _standard_library() -> tuple[Path, list[Path]]:
     return root, paths
 
 
-def matching(pattern: str, argument: str = _FIELD) -> tuple[Path, list[Path]]:
+def matching(pattern: str, argument: str = _FIELD, give: str = _GIVE) -> tuple[Path, list[Path]]:
     """The files that a glob matches, and the folder that holds them all.
 
     Args:
       pattern: `**` descends into folders.
       argument: what the pattern is called in an error.
+      give: what would be right, in one.
 
     Raises:
       InputError: if nothing matches.
@@ -150,15 +151,15 @@ def matching(pattern: str, argument: str = _FIELD) -> tuple[Path, list[Path]]:
     try:
         found = glob.glob(expanded, recursive=True)
         paths = [Path(name) for name in found if not os.path.isdir(name)]
-        missing = f"matches {'only folders' if found else 'no file'}; {_GIVE}"
+        missing = f"matches {'only folders' if found else 'no file'}; {give}"
         if not found and not glob.has_magic(pattern):
             os.stat(expanded)
     except FileNotFoundError:
-        paths, missing = [], f"does not exist; {_GIVE}"
+        paths, missing = [], f"does not exist; {give}"
     except OSError as error:
-        paths, missing = [], f"cannot be read: {system_reason(error, _GIVE)}"
+        paths, missing = [], f"cannot be read: {system_reason(error, give)}"
     except ValueError as error:  # a NUL byte
-        paths, missing = [], f"cannot be read: {error}; {_GIVE}"
+        paths, missing = [], f"cannot be read: {error}; {give}"
     if not paths:
         raise InputError(f"{argument}={pattern!r} {missing}")
     root = Path(os.path.commonpath([path.absolute().parent for path in paths]))

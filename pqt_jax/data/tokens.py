@@ -23,6 +23,7 @@ INDEX = "index.json"
 VERSION = 1
 PARTS = ("train", "validation")
 _FIELD = "config.data.tokens"
+_GIVE = "give a folder that pqt_jax.data.prepare made, or a glob of .bin files"
 _HEADER = 1024  # bytes, of llm.c: int32 magic, version, count of tokens, zeros
 _MAGIC = {(20240520, 1): np.uint16, (20240801, 7): np.uint32}  # of GPT-2's and Llama 3's
 _CHUNK = 1 << 24  # tokens looked at at once
@@ -131,10 +132,7 @@ def read_index(folder: Path) -> Index:
     """
     path = folder / INDEX
     if not path.exists():
-        raise InputError(
-            f"{_FIELD}={str(folder)!r} holds no {INDEX}; give what pqt_jax.data.prepare made, or a "
-            "glob of .bin files"
-        )
+        raise InputError(f"{_FIELD}={str(folder)!r} holds no {INDEX}; {_GIVE}")
     try:
         index = json.loads(path.read_text())
         if (version := index["version"]) == VERSION:
@@ -175,7 +173,7 @@ def _prepared(folder: Path, vocab_size: int) -> Text:
 
 
 def _binary(pattern: str, vocab_size: int) -> Text:
-    root, paths = matching(pattern, _FIELD)
+    root, paths = matching(pattern, _FIELD, _GIVE)
     shards = {path: _shard(path) for path in sorted(paths)}
     if len(kinds := {shard.dtype for shard in shards.values()}) > 1:
         raise InputError(f"{_FIELD}={pattern!r} has files of {' and of '.join(map(str, kinds))}")

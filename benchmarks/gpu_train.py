@@ -38,7 +38,7 @@ def run(smoke: bool) -> dict[str, Any]:
         while name not in table:
             model = dataclasses.replace(model, attention="cudnn" if fused else "xla")
             try:
-                table[name] = _measure(name, model, batch, length, rounds, steps)
+                table[name] = measure(name, model, batch, length, rounds, steps)
             except Exception as error:  # out of memory, or a driver without this attention
                 what = f"{type(error).__name__}: {str(error)[:300]}"
                 print(f"{name}: batch {batch}, attention {model.attention}: {what}", flush=True)
@@ -51,9 +51,10 @@ def run(smoke: bool) -> dict[str, Any]:
     return table
 
 
-def _measure(
+def measure(
     name: str, model: Llama2Config, batch: int, length: int, rounds: int, steps: int
 ) -> dict[str, Any]:
+    """`{method: {"tokens_per_second", "overhead", "quartiles", "memory_bytes"}}` of one model."""
     tokens = np.random.default_rng(0).integers(0, model.vocab_size, (batch, length + 1), np.int32)
     key, data = jax.random.key(0), jax.device_put(tokens)
     compiled, states, times = {}, {}, {method: [] for method in METHODS}

@@ -72,10 +72,13 @@ def perturb(
     w = jnp.asarray(w)
     if spec.encoded:
         raise ValueError("encoded=True; codes come from `perturb_encoded`")
+    chosen = pallas.choose(implementation, spec)
     if spec.noise == "none":
         return jnp.reshape(_straight_through(spec, _matrices(w, spec)), w.shape)
     operands = _operands(w, b_i, key, spec, lead)
-    outputs: Any = _sample(spec, pallas.choose(implementation, spec), *operands)
+    if not w.size:  # no block to launch anything for
+        return w.astype(spec.storage)
+    outputs: Any = _sample(spec, chosen, *operands)
     return jnp.reshape(outputs[0], w.shape)
 
 
@@ -116,7 +119,8 @@ def perturb_encoded(
     w = jnp.asarray(w)
     spec = dataclasses.replace(spec, encoded=True)
     matrices, step, *place = _operands(w, b_i, key, spec, lead)
-    forward, _ = pallas.functions(pallas.choose(implementation, spec))
+    chosen = pallas.choose(implementation, spec)
+    forward, _ = pallas.functions(chosen if w.size else "xla")
     codes, absmax = forward(spec, _undifferentiable(matrices), _undifferentiable(step), *place)
     codes = jax.lax.bitcast_convert_type(codes.reshape(w.shape), spec.dtype.dtype)
     return codes, cast.block_scale(absmax, spec.dtype, spec.scale).reshape(jnp.shape(b_i))

@@ -19,6 +19,7 @@ from jax.sharding import PartitionSpec as P
 from pqt_jax import pallas, perturb, reference
 from pqt_jax.formats import BF16, E2M1, E2M3, E3M2, E4M3, E4M7, E5M2, FP32, FloatFormat
 from pqt_jax.pallas import launch
+from pqt_jax.perturb import perturb_encoded
 from pqt_jax.spec import Spec
 
 FORMATS = [BF16, FP32, E4M7, E4M3, E5M2, E3M2, E2M3, E2M1, FloatFormat(8, 3)]
@@ -132,6 +133,22 @@ class KernelTests:
     def test_any_shape(self, shape):
         operands = parameters(shape)
         check(sample(self.name, *operands), sample("xla", *operands))
+
+    @pytest.mark.parametrize("shape", [(0, 32), (32, 0), (0, 0), (2, 0, 5), (0, 32, 32)])
+    def test_nothing_is_sampled_of_nothing(self, shape):
+        operands = parameters(shape)
+        found = sample(self.name, *operands)
+        assert [x.shape for x in found] == [shape, shape, operands[1].shape]
+        assert not found[2].any() and found[0].dtype == jnp.bfloat16
+        spec = Spec(dtype=E4M3)
+        codes, scale = perturb_encoded(*operands[:2], KEY, spec, implementation=self.name)
+        assert codes.shape == shape and scale.shape == operands[1].shape
+
+    def test_a_cast_alone_is_none_of_its_work(self):
+        spec = Spec(noise="none")
+        assert not pallas.is_supported(self.name, spec)[0]
+        with pytest.raises(ValueError, match="noise='none' is a cast alone, which XLA does"):
+            perturb(parameters((32, 32))[0], None, None, spec, implementation=self.name)
 
     def test_a_slice_knows_its_lead(self):
         w, b_i, _ = parameters((3, 32, 128))

@@ -63,6 +63,8 @@ def is_supported(implementation: Implementation, spec: Spec = Spec()) -> tuple[b
     if implementation not in KERNELS:
         names = ", ".join((*KERNELS, "xla"))
         raise ValueError(f"implementation={implementation!r}; it must be one of {names}, or None")
+    if spec.noise == "none":
+        return False, "noise='none' is a cast alone, which XLA does"
     if spec.block != BLOCK:
         sides = "x".join(map(str, spec.block))
         return False, f"blocks are {sides}, and the kernels take 32x32 alone"

@@ -146,12 +146,14 @@ def _operands(w: jax.Array, b_i: jax.Array | None, key: jax.Array | None, spec: 
     """Checked, and as an implementation takes them: matrices, step, words, offset."""
     matrices = _matrices(w, spec)
     blocks.check_grid(b_i, w, spec.block, spec.matrix_axes)
-    if not jnp.issubdtype(jnp.result_type(lead), jnp.integer):
+    if isinstance(lead, str) or not jnp.issubdtype(jnp.result_type(lead), jnp.integer):
         raise TypeError(f"lead={lead!r}; it must be the index of a matrix, an integer")
+    if jnp.shape(lead) or isinstance(lead, int) and not 0 <= lead < 2**32:
+        raise ValueError(f"lead={lead!r}; it must be one index of a matrix, from 0")
     b_t = bitwidth.bit_width(jnp.asarray(b_i, jnp.float32), spec.target_bits, spec.init_bits)
     step = bitwidth.step_size(b_t).reshape(matrices.shape[0], *b_t.shape[-2:])
     step = sharding.beside(step, matrices, spec.block)  # as its gradient will be
-    offset = jnp.stack([jnp.asarray(lead).astype(jnp.uint32), jnp.uint32(0), jnp.uint32(0)])
+    offset = jnp.stack([jnp.uint32(lead), jnp.uint32(0), jnp.uint32(0)])
     return matrices, step, keys.key_words(key), offset
 
 

@@ -240,8 +240,12 @@ def test_perturb_refuses():
 
 def test_the_lead_is_an_index():
     w, b_i = jnp.ones((32, 32)), jnp.ones((1, 1))
-    with pytest.raises(TypeError, match="lead=1.5; it must be the index"):
-        perturb(w, b_i, jax.random.key(0), lead=1.5)
+    for lead in (1.5, "1"):
+        with pytest.raises(TypeError, match=f"lead={lead!r}; it must be the index"):
+            perturb(w, b_i, jax.random.key(0), lead=lead)
+    for lead in (-1, 2**32, np.arange(2)):
+        with pytest.raises(ValueError, match="it must be one index of a matrix, from 0"):
+            perturb(w, b_i, jax.random.key(0), lead=lead)
 
 
 @pytest.mark.parametrize("scale", ["ceil", "floor"])

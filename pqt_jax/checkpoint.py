@@ -1,19 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright 2026 The pqt_jax Authors
-"""Checkpoints: state, position in the data and metadata of one step, by Orbax.
+"""Checkpoints: state and metadata of one step, by Orbax.
 
-    save:    state, data, metadata → step directory → digests.json
-    restore: digests → metadata, compared with this run's → state and data
+    save:    state, metadata with the digest of every array → step directory, in the background
+    restore: metadata, compared with this run's → state, compared with its digests
 
 The metadata says what made the checkpoint (`workdir.describe`). A run goes on from a checkpoint
-only if all of it is its own. Saving is synchronous, so that whatever fails in it fails here.
+only if all of it is its own. The position in the data is the step (`pipeline.train_batches`).
+
+A save returns when the state is copied, and writes while training goes on. A step directory gets
+its name when all of it is written, so a run that is killed leaves whole ones. What fails in the
+background is raised by the next `save`, `check` or `close`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import grain
 import jax
 import orbax.checkpoint as ocp
 
@@ -22,64 +25,81 @@ from pqt_jax.errors import InputError, OutputError, say
 from pqt_jax.workdir import Meta
 
 
-def open_manager(run: Path) -> ocp.CheckpointManager:
-    """The checkpoints of a run's directory; the newest two are kept.
+def open_manager(run: Path, keep: int = 2, keep_every: int = 0) -> ocp.CheckpointManager:
+    """The checkpoints of a run's directory.
+
+    Args:
+      run: the directory.
+      keep: how many of the newest are kept.
+      keep_every: those of multiples of so many steps are kept for good; 0: none.
 
     Raises:
       OutputError: if their folder cannot be made.
     """
     options = ocp.CheckpointManagerOptions(
-        max_to_keep=2, cleanup_tmp_directories=True, enable_async_checkpointing=False
+        max_to_keep=keep, keep_period=keep_every or None, cleanup_tmp_directories=True
     )
     folder = (run / workdir.CHECKPOINTS).absolute()
-    try:
-        return quiet.call(ocp.CheckpointManager, folder, options=options)
-    except quiet.OrbaxError as error:
-        raise OutputError(folder, str(error)) from None
+    return _written(folder, ocp.CheckpointManager, folder, options=options)
 
 
-def save(
-    manager: ocp.CheckpointManager, step: int, state: Any, data: Any, meta: Mapping[str, Any]
-) -> None:
-    """Save one step.
+def save(manager: ocp.CheckpointManager, step: int, state: Any, meta: Mapping[str, Any]) -> None:
+    """Begin to save one step; its arrays may be given away when this returns.
 
     Args:
       manager: from `open_manager`.
       step: must be beyond the newest saved one.
       state: NamedTuple of pytrees of arrays.
-      data: the Grain iterator.
       meta: anything JSON can hold.
 
     Raises:
-      OutputError: if it cannot be written.
+      OutputError: if it, or the one before, cannot be written.
       RuntimeError: if Orbax declines to save; it says so by a return value alone.
     """
+    tree = state._asdict()
+    whole = {**meta, "step": step, "digests": digests.of(tree)}
     items = ocp.args.Composite(
-        state=ocp.args.StandardSave(state._asdict()),
-        data=grain.checkpoint.CheckpointSave(data),
-        meta=ocp.args.JsonSave({**meta, "step": step}),
+        state=ocp.args.StandardSave(tree),
+        meta=ocp.args.JsonSave({**whole, "digest": digests.of_json(whole)}),
     )
-    folder = _folder(manager, step)
-    try:
-        saved = quiet.call(manager.save, step, args=items)
-    except quiet.OrbaxError as error:
-        raise OutputError(folder, str(error)) from None
-    if not saved:
+    if not _written(_folder(manager, step), manager.save, step, args=items):
         newest = manager.latest_step()
         raise RuntimeError(f"checkpoint of step {step} was not saved; the newest is {newest}")
-    digests.write(folder)
 
 
-def restore(
-    manager: ocp.CheckpointManager, step: int, like: Any, data: Any, meta: Meta
-) -> tuple[Any, Meta]:
+def check(manager: ocp.CheckpointManager) -> None:
+    """Raise OutputError if a save has failed in the background."""
+    if not manager.is_saving_in_progress():
+        # Not `check_for_errors`: Orbax's own thread calls it, and what it raises is raised once.
+        _written(Path(manager.directory), manager.wait_until_finished)
+
+
+def close(manager: ocp.CheckpointManager) -> None:
+    """Wait until all is written.
+
+    Raises:
+      OutputError: if it cannot be.
+    """
+    try:
+        _written(Path(manager.directory), manager.wait_until_finished)
+    finally:
+        quiet.call(manager.close)
+
+
+def _written(path: Path, function: Callable[..., Any], *args: Any, **options: Any) -> Any:
+    try:
+        return quiet.call(function, *args, **options)
+    except quiet.OrbaxError as error:
+        raise OutputError(path, str(error)) from None
+
+
+def restore(manager: ocp.CheckpointManager, step: int, like: Any, meta: Meta) -> tuple[Any, Meta]:
     """Restore one step.
 
     Args:
       manager: from `open_manager`.
       step: a saved one.
       like: state of the shapes, dtypes and placement wanted, NamedTuple of pytrees.
-      data: Grain iterator over the same data; it is moved to the saved position.
       meta: of this run.
 
     Returns:
@@ -90,42 +110,46 @@ def restore(
       InputError: if another run saved it.
     """
     folder = _folder(manager, step)
-    if reason := digests.damage(folder):
-        raise DamagedError(reason)
     shapes = _placed(like._asdict())
     try:
         items = ocp.args.Composite(meta=ocp.args.JsonRestore())
         saved = quiet.call(manager.restore, step, args=items)["meta"]
         _check_meta(saved, meta, folder)
-        items = ocp.args.Composite(
-            state=ocp.args.StandardRestore(shapes), data=grain.checkpoint.CheckpointRestore(data)
-        )
-        restored = quiet.call(manager.restore, step, args=items)
+        items = ocp.args.Composite(state=ocp.args.StandardRestore(shapes))
+        state = quiet.call(manager.restore, step, args=items)["state"]
     except quiet.OrbaxError as error:
         raise DamagedError(str(error)) from None
-    return type(like)(**restored["state"]), saved
+    _check_digests(state, saved)
+    return type(like)(**state), saved
 
 
 def _check_meta(saved: Any, meta: Meta, folder: Path) -> None:
-    if not workdir.is_whole(saved) or not {"step", "time"} <= saved.keys():
+    if not workdir.is_whole(saved) or not {"step", "time", "digests", "digest"} <= saved.keys():
         raise DamagedError("its metadata is not whole")
+    digest = digests.of_json({name: x for name, x in saved.items() if name != "digest"})
+    if digest != saved["digest"]:
+        raise DamagedError("its metadata is not what was written")
     workdir.check_same(saved, meta, f"checkpoint {folder}")
     if str(saved["step"]) != folder.name:
         raise DamagedError(f"it holds step {saved['step']}")
+
+
+def _check_digests(tree: Any, saved: Meta) -> None:
+    for path, digest in digests.of(tree).items():
+        if digest != saved["digests"].get(path):
+            raise DamagedError(f"{path} holds other values than were written")
 
 
 class DamagedError(Exception):
     """A checkpoint is not what was saved; the message says where."""
 
 
-def restore_newest(
-    manager: ocp.CheckpointManager, like: Any, data: Any, meta: Meta
-) -> tuple[int, Any, Meta]:
+def restore_newest(manager: ocp.CheckpointManager, like: Any, meta: Meta) -> tuple[int, Any, Meta]:
     """Restore the newest step that can be read, and delete those beyond it, which cannot.
 
     Args:
       manager: from `open_manager`, with at least one saved step.
-      like, data, meta: as for `restore`.
+      like, meta: as for `restore`.
 
     Returns:
       (step, state, saved metadata).
@@ -137,15 +161,13 @@ def restore_newest(
     damaged: dict[int, str] = {}
     for step in sorted(manager.all_steps(), reverse=True):
         try:
-            state, saved = restore(manager, step, like, data, meta)
+            state, saved = restore(manager, step, like, meta)
         except DamagedError as error:
             damaged[step] = str(error)
             continue
         for other, reason in damaged.items():
-            try:
-                quiet.call(manager.delete, other)  # else its number could not be saved again
-            except quiet.OrbaxError as error:
-                raise OutputError(_folder(manager, other), str(error)) from None
+            # else its number could not be saved again
+            _written(_folder(manager, other), manager.delete, other)
             say(
                 f"checkpoint of step {other} was damaged ({reason}) and is deleted; "
                 f"going on from step {step}"
@@ -202,8 +224,6 @@ def _saved_steps(folder: Path) -> set[int]:
 
 
 def _read_step(folder: Path, like: Any, meta: Meta) -> Any:
-    if reason := digests.damage(folder):
-        raise DamagedError(reason)
     wanted = {"params": _placed(like)}
     only = ocp.args.PyTreeRestore(
         item=wanted,
@@ -215,9 +235,11 @@ def _read_step(folder: Path, like: Any, meta: Meta) -> Any:
             saved = quiet.call(reader.restore, folder / "meta")
         _check_meta(saved, meta, folder)
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-            return quiet.call(reader.restore, folder / "state", args=only)["params"]
+            found = quiet.call(reader.restore, folder / "state", args=only)
     except quiet.OrbaxError as error:
         raise DamagedError(str(error)) from None
+    _check_digests(found, saved)
+    return found["params"]
 
 
 def _placed(like: Any) -> Any:

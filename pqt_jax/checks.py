@@ -53,7 +53,7 @@ _CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
 }
 _MAY_BE_ZERO = {"optimizer.final_learning_rate", "optimizer.warmup_steps", "model.num_kv_heads"}
 _MAY_BE_ZERO |= {"optimizer.weight_decay", "pqt.learning_rate", "pqt.weight_decay"}
-_MAY_BE_ZERO |= {"pqt.penalty_weight", "data.loss_chunk", "mesh.data"}
+_MAY_BE_ZERO |= {"pqt.penalty_weight", "data.loss_chunk", "mesh.data", "log.keep_every"}
 _SECTIONS = (
     "",
     "model",

@@ -99,6 +99,8 @@ def default(model: Llama2Config | GPT2Config) -> Config:
                 "validate_every": 100,
                 "validation_batches": 32,
                 "checkpoint_every": 100,
+                "keep": 2,  # newest checkpoints that are kept
+                "keep_every": 0,  # and those of multiples of so many steps, for good; 0: none
             },
         },
         type_safe=False,  # `checks` names the field and what it takes

@@ -52,6 +52,14 @@ def call(function: Callable[..., Any], *args: Any, **options: Any) -> Any:
     raise OrbaxError(reason)
 
 
+def _not_of_orbax(record: logging.LogRecord) -> bool:
+    return record.levelno >= logging.CRITICAL or "/orbax/" not in record.pathname
+
+
+# What it logs from its threads is raised by a later call.
+logging.getLogger("absl").addFilter(_not_of_orbax)
+
+
 def _let_go(patience: float = 5.0) -> None:
     """Collect what a failed call left, its frames being gone, and wait for its threads.
 

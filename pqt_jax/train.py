@@ -113,7 +113,8 @@ def train(
       InputError: if there are checkpoints and none can be read, or another run's is the newest.
       OutputError: if something cannot be written.
     """
-    manager = checkpoint.open_manager(workdir)
+    log = config.log
+    manager = checkpoint.open_manager(workdir, log.keep, log.keep_every)
     newest, summary = manager.latest_step(), _read_summary(workdir, config)
     if newest == config.steps and summary is not None:
         print(f"finished: all {config.steps} steps are done\n")
@@ -124,13 +125,13 @@ def train(
     optimizer, rules = steps.make_optimizer(config), configs.rules(config)
     graph, state = steps.init_state(config, optimizer, start_params)
     size = {"length": config.data.length, "batch": config.data.batch}
-    batches = pipeline.train_batches(text.train, seed=config.seed, **size)
     if newest is not None:
-        newest, state, saved = checkpoint.restore_newest(manager, state, batches, meta)
+        newest, state, saved = checkpoint.restore_newest(manager, state, meta)
         timer = metrics.Timer(**saved["time"])
         print(f"resumed from step {newest} of {config.steps}", flush=True)
         _compare_versions(saved["versions"], meta["versions"])
-    start, log = int(state.step), config.log
+    start = int(state.step)
+    batches = pipeline.train_batches(text.train, seed=config.seed, first=start, **size)
     waits = (log.every, log.validate_every, log.checkpoint_every)
     if broken := metrics.truncate(workdir / workdirs.METRICS, start):
         lines = "1 broken line was" if broken == 1 else f"{broken} broken lines were"
@@ -174,11 +175,13 @@ def train(
             if last or step % log.validate_every == 0:
                 record({"step": step, "validation_loss": validation_loss(state.params)})
             if last or stop or step % log.checkpoint_every == 0:
-                checkpoint.save(manager, step, state, batches, {**meta, "time": timer.state()})
+                checkpoint.save(manager, step, state, {**meta, "time": timer.state()})
+            checkpoint.check(manager)
             advance(step)
             if stop and not last:
+                checkpoint.close(manager)
                 return _stopped(f"at step {step} of {config.steps}", signals)
-    manager.close()
+    checkpoint.close(manager)
     finish(config, workdir, state.params, validation_loss, timer)
     return DONE
 

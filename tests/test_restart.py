@@ -30,9 +30,8 @@ def saved_leaves(workdir):
         step = manager.latest_step()
         items = ocp.args.Composite(state=ocp.args.StandardRestore())
         state = manager.restore(step, args=items)["state"]
-    position = next((workdir / "checkpoints" / str(step) / "data").iterdir()).read_text()
     leaves = {jax.tree_util.keystr(k): v for k, v in jax.tree_util.tree_leaves_with_path(state)}
-    return step, leaves, json.loads(position)
+    return step, leaves
 
 
 def timeless(records):
@@ -68,9 +67,9 @@ def test_interrupted_and_killed_runs_end_where_a_straight_run_does(tmp_path):
     assert stopped <= resumed <= killed
 
     whole_out, _ = end(whole)
-    step, leaves, position = saved_leaves(straight)
-    other_step, other_leaves, other_position = saved_leaves(broken)
-    assert step == other_step == 40 and position == other_position
+    step, leaves = saved_leaves(straight)
+    other_step, other_leaves = saved_leaves(broken)
+    assert step == other_step == 40
     assert leaves.keys() == other_leaves.keys() and len(leaves) > 40
     for path, leaf in leaves.items():
         np.testing.assert_array_equal(leaf, other_leaves[path], err_msg=path)

@@ -52,20 +52,17 @@ def test_a_run_is_read_while_it_is_locked_and_nothing_changes(trained_run):
 
 def damage(folder):
     largest = max((p for p in folder.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
-    largest.write_bytes(largest.read_bytes()[:-1])
+    largest.write_bytes(largest.read_bytes()[: largest.stat().st_size // 2])
 
 
 def test_a_damaged_checkpoint_gives_way_and_stays(run_copy, capsys):
     checkpoints = run_copy / "checkpoints"
-    digests = (checkpoints / "4" / "digests.json").read_bytes()
-    (checkpoints / "4" / "digests.json").unlink()  # as if killed before they were written
     damage(checkpoints / "8")
     before = listing(run_copy)
     assert trained.load_run(run_copy).step == 4
     err = capsys.readouterr().err
-    assert err.startswith("checkpoint of step 8 is damaged (state/") and err.count("\n") == 1
+    assert err.startswith("checkpoint of step 8 is damaged (") and err.count("\n") == 1
     assert "reading step 4" in err and listing(run_copy) == before
-    (checkpoints / "4" / "digests.json").write_bytes(digests)
     damage(checkpoints / "4")
     every = "no checkpoint in .* can be read .step 8: .*; step 4: "
     with pytest.raises(InputError, match=every):

@@ -59,7 +59,7 @@ def check_lengths(train: Tokens, validation: Tokens, length: int, batch: int) ->
             )
 
 
-def train_batches(tokens: Tokens, *, length: int, batch: int, seed: int) -> Any:
+def train_batches(tokens: Tokens, *, length: int, batch: int, seed: int, first: int = 0) -> Any:
     """An endless iterator over shuffled batches; every epoch has an order of its own.
 
     Args:
@@ -67,15 +67,16 @@ def train_batches(tokens: Tokens, *, length: int, batch: int, seed: int) -> Any:
       length: T.
       batch: sequences in a batch.
       seed: of the shuffle.
+      first: number of the batch to begin with: the position in the data is the step alone.
 
     Returns:
-      A Grain iterator of [batch, T + 1] that Orbax can checkpoint.
+      A Grain iterator of [batch, T + 1].
     """
-    # One reading thread and no worker processes: this is faster than a training step needs by far,
-    # and the state does not depend on how many there are.
+    # One reading thread and no worker processes: this is faster than a training step needs by far.
     options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=16)
     dataset = grain.MapDataset.source(Windows(tokens, length)).shuffle(seed=seed).repeat()
-    return iter(dataset.batch(batch, drop_remainder=True).to_iter_dataset(options))
+    batches = dataset.batch(batch, drop_remainder=True)[first:]
+    return iter(batches.to_iter_dataset(options))
 
 
 def validation_batches(tokens: Tokens, *, length: int, batch: int, count: int) -> np.ndarray:

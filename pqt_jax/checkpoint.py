@@ -62,7 +62,7 @@ def save(manager: ocp.CheckpointManager, step: int, state: Any, meta: Mapping[st
         state=ocp.args.StandardSave(tree),
         meta=ocp.args.JsonSave({**whole, "digest": digests.of_json(whole)}),
     )
-    if not _written(_folder(manager, step), manager.save, step, args=items):
+    if not _written(Path(manager.directory), manager.save, step, args=items):
         newest = manager.latest_step()
         raise RuntimeError(f"checkpoint of step {step} was not saved; the newest is {newest}")
 

@@ -26,7 +26,7 @@ def of(tree: Any) -> dict[str, str]:
 
     Example:
       >>> of({"a": np.arange(3)})
-      {"['a']": 'a1105fba4b8fef86'}
+      {"['a']": '06ee268d8337cb6e'}
 
     Args:
       tree: of arrays of at most 32 bits an element.

@@ -56,8 +56,26 @@ def _not_of_orbax(record: logging.LogRecord) -> bool:
     return record.levelno >= logging.CRITICAL or "/orbax/" not in record.pathname
 
 
+def _not_of_a_future(record: logging.LogRecord) -> bool:
+    return "exception was never retrieved" not in record.getMessage()
+
+
 # What it logs from its threads is raised by a later call.
 logging.getLogger("absl").addFilter(_not_of_orbax)
+logging.getLogger("asyncio").addFilter(_not_of_a_future)
+warnings.filterwarnings("ignore", r"coroutine '.*serialize.*' was never awaited", RuntimeWarning)
+
+
+def _not_of_a_closed_loop(hook: Callable[[Any], Any]) -> Callable[[Any], None]:
+    def report(unraisable: Any) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            hook(unraisable)
+
+    return report
+
+
+# What TensorStore's threads report to a loop that has failed and closed, its error being raised.
+sys.unraisablehook = _not_of_a_closed_loop(sys.unraisablehook)
 
 
 def _let_go(patience: float = 5.0) -> None:

@@ -196,14 +196,14 @@ def _read(workdir: Path) -> Meta:
 def _check_checkpoints(workdir: Path, old: Meta, meta: Meta) -> None:
     """Raise InputError if checkpoints must have been there and none is: they cannot be made anew.
 
-    A run that was killed before its first checkpoint has metrics up to that step at most.
+    The first is whole when the second begins: without any, metrics go up to the second at most.
     """
     folder = workdir / CHECKPOINTS
     if folder.is_dir() and any(path.name.isdecimal() for path in folder.iterdir()):
         return
     recorded = max((r["step"] for r in metrics.read(workdir / METRICS)), default=0)
     first = max(run["config"]["log"]["checkpoint_every"] for run in (old, meta))
-    if (workdir / SUMMARY).exists() or recorded > first:
+    if (workdir / SUMMARY).exists() or recorded > 2 * first:
         raise InputError(
             f"--workdir={workdir} holds metrics up to step {recorded} but no checkpoint; "
             f"put {CHECKPOINTS}/ back, or give a new directory"

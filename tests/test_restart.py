@@ -143,7 +143,7 @@ def test_a_disk_that_refuses_is_one_line_and_the_run_goes_on_later(tmp_path, mon
     resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (20_000, 20_000))
     out, err = end(process, 1)
     assert re.fullmatch(
-        "error: cannot write .*run/checkpoints/4: file too large; mend that and run .*\n", err
+        "error: cannot write .*run/checkpoints: file too large; mend that and run .*\n", err
     )
     assert "Traceback" not in out
     assert main(tmp_path, "--config.steps=8") == 0

@@ -114,16 +114,16 @@ def record(workdir, *steps):
 def test_a_run_without_its_checkpoints_is_not_started_over(tmp_path):
     claim(tmp_path)
     (tmp_path / "checkpoints").mkdir()
-    record(tmp_path, 1, 4)  # killed in its first saving, of step 4
+    record(tmp_path, 1, 8)  # killed while the first of its savings, of step 4, was not done
     claim(tmp_path)
-    record(tmp_path, 5)
+    record(tmp_path, 9)
     more = tiny.get_config()
     more.log.checkpoint_every = 100
     claim(tmp_path, more)  # which may not have been saved yet
     before = (tmp_path / "metrics.jsonl").read_bytes()
     for remove in (lambda: None, (tmp_path / "checkpoints").rmdir):
         remove()
-        with pytest.raises(InputError, match="metrics up to step 5 but no checkpoint; put check"):
+        with pytest.raises(InputError, match="metrics up to step 9 but no checkpoint; put check"):
             claim(tmp_path)
     assert (tmp_path / "metrics.jsonl").read_bytes() == before
     assert not (tmp_path / "checkpoints").exists()

@@ -11,8 +11,12 @@ only if all of it is its own. The position in the data is the step (`pipeline.tr
 A save returns when the state is copied, and writes while training goes on. A step directory gets
 its name when all of it is written, so a run that is killed leaves whole ones. What fails in the
 background is raised by the next `save`, `check` or `close`.
+
+Several processes save together, each its own part, and read each by itself: what one of them cannot
+read is damaged for all.
 """
 
+import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,7 +24,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from pqt_jax import digests, quiet, workdir
+from pqt_jax import digests, processes, quiet, workdir
 from pqt_jax.errors import InputError, OutputError, say
 from pqt_jax.workdir import Meta
 
@@ -109,18 +113,40 @@ def restore(manager: ocp.CheckpointManager, step: int, like: Any, meta: Meta) ->
       DamagedError: if it is not what was saved.
       InputError: if another run saved it.
     """
-    folder = _folder(manager, step)
-    shapes = _placed(like._asdict())
+    _written(Path(manager.directory), manager.wait_until_finished)
+    found: Any = None
+    reason = ""
     try:
-        items = ocp.args.Composite(meta=ocp.args.JsonRestore())
-        saved = quiet.call(manager.restore, step, args=items)["meta"]
-        _check_meta(saved, meta, folder)
-        items = ocp.args.Composite(state=ocp.args.StandardRestore(shapes))
-        state = quiet.call(manager.restore, step, args=items)["state"]
-    except quiet.OrbaxError as error:
-        raise DamagedError(str(error)) from None
+        found = _read(_folder(manager, step), like._asdict(), meta)
+    except DamagedError as error:
+        reason = str(error)
+    damaged = processes.every(bool(reason))
+    if any(damaged):
+        raise DamagedError(reason or f"process {damaged.index(1)} cannot read it")
+    state, saved = found
     _check_digests(state, saved)
     return type(like)(**state), saved
+
+
+def _read(folder: Path, like: Any, meta: Meta) -> tuple[Any, Meta]:
+    """(what a step holds under the names of a tree, its metadata), read by this process alone."""
+    wanted = _placed(like)
+    only = ocp.args.PyTreeRestore(
+        item=wanted,
+        restore_args=ocp.checkpoint_utils.construct_restore_args(wanted),
+        partial_restore=True,  # whoever wants weights does not wait for the moments
+    )
+    me = jax.process_index()
+    alone = ocp.options.MultiprocessingOptions(primary_host=me, active_processes={me})
+    reader = functools.partial(ocp.Checkpointer, multiprocessing_options=alone)
+    try:
+        with reader(ocp.JsonCheckpointHandler()) as read:
+            saved = quiet.call(read.restore, folder / "meta")
+        _check_meta(saved, meta, folder)
+        with reader(ocp.PyTreeCheckpointHandler()) as read:
+            return quiet.call(read.restore, folder / "state", args=only), saved
+    except quiet.OrbaxError as error:
+        raise DamagedError(str(error)) from None
 
 
 def _check_meta(saved: Any, meta: Meta, folder: Path) -> None:
@@ -168,10 +194,11 @@ def restore_newest(manager: ocp.CheckpointManager, like: Any, meta: Meta) -> tup
         for other, reason in damaged.items():
             # else its number could not be saved again
             _written(_folder(manager, other), manager.delete, other)
-            say(
-                f"checkpoint of step {other} was damaged ({reason}) and is deleted; "
-                f"going on from step {step}"
-            )
+            if processes.is_first():
+                say(
+                    f"checkpoint of step {other} was damaged ({reason}) and is deleted; "
+                    f"going on from step {step}"
+                )
         return step, state, saved
     every = "; ".join(f"step {step}: {reason}" for step, reason in damaged.items())
     raise InputError(
@@ -202,14 +229,15 @@ def read_params(run: Path, like: Any, meta: Meta) -> tuple[int, Any]:
     while left := set(_saved_steps(folder)) - damaged.keys():
         step = max(left)
         try:
-            params = _read_step(folder / str(step), like, meta)
+            found, saved = _read(folder / str(step), {"params": like}, meta)
+            _check_digests(found, saved)
         except DamagedError as error:
             damaged[step] = str(error)
             continue
         there = _saved_steps(folder)
         for other in sorted(damaged.keys() & there, reverse=True):
             say(f"checkpoint of step {other} is damaged ({damaged[other]}); reading step {step}")
-        return step, params
+        return step, found["params"]
     if not damaged:
         raise InputError(f"--workdir={run} holds no checkpoint; train first, or give another")
     every = "; ".join(f"step {step}: {reason}" for step, reason in damaged.items())
@@ -223,27 +251,8 @@ def _saved_steps(folder: Path) -> set[int]:
         return set()
 
 
-def _read_step(folder: Path, like: Any, meta: Meta) -> Any:
-    wanted = {"params": _placed(like)}
-    only = ocp.args.PyTreeRestore(
-        item=wanted,
-        restore_args=ocp.checkpoint_utils.construct_restore_args(wanted),
-        partial_restore=True,  # the moments of the optimizer are twice as much again
-    )
-    try:
-        with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
-            saved = quiet.call(reader.restore, folder / "meta")
-        _check_meta(saved, meta, folder)
-        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-            found = quiet.call(reader.restore, folder / "state", args=only)
-    except quiet.OrbaxError as error:
-        raise DamagedError(str(error)) from None
-    _check_digests(found, saved)
-    return found["params"]
-
-
 def _placed(like: Any) -> Any:
-    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     where = lambda x: getattr(x, "sharding", None) or device  # noqa: E731
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where(x)), like)
 

@@ -61,6 +61,7 @@ _SECTIONS = (
     "mesh",
     "optimizer",
     "pqt",
+    "watch",
     "log",
 )  # the likelier meant, the earlier
 _PQT_CHECKS = {"pattern": re.compile, "block": blocks.check_block, "dtype": as_format}

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright 2026 The pqt_jax Authors
-"""The command line → configuration and workdir.
+"""The command line → what is to be run.
 
-    --config FILE [--workdir DIR] [--config.field=value …]
+    --config FILE [--workdir DIR] [--distributed] [--profile] [--config.field=value …]
 
 Everything wrong with it is an `InputError` that names the field, its value and what would be right.
 """
@@ -11,7 +11,7 @@ import argparse
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from pqt_jax import checks, config_file
 from pqt_jax import config as configs
@@ -49,11 +49,24 @@ def number(kind: type, good: Callable[[Any], bool], wanted: str) -> Callable[[st
     return read
 
 
-def parse(arguments: Sequence[str]) -> tuple[Config, Path]:
-    """Read the command line and the config file that it names.
+class Given(NamedTuple):
+    """What a command line asks for.
 
-    Returns:
-      (locked configuration, workdir).
+    Attributes:
+      config: checked and locked.
+      workdir: of the run.
+      distributed: whether this is one of several processes.
+      profile: whether to trace a few steps.
+    """
+
+    config: Config
+    workdir: Path
+    distributed: bool
+    profile: bool
+
+
+def parse(arguments: Sequence[str]) -> Given:
+    """Read the command line and the config file that it names.
 
     Raises:
       InputError: for anything wrong with either.
@@ -69,6 +82,12 @@ def parse(arguments: Sequence[str]) -> tuple[Config, Path]:
     )
     parser.add_argument("--config", metavar="FILE", help="config file, e.g. configs/quickstart.py")
     parser.add_argument("--workdir", metavar="DIR", help="default: runs/CONFIG-METHOD")
+    parser.add_argument(
+        "--distributed", action="store_true", help="one of several processes: docs/scaling.md"
+    )
+    parser.add_argument(
+        "--profile", action="store_true", help="write a trace of five steps to DIR/profile"
+    )
     parser.add_argument("-h", "--help", action="store_true", help="show this and the fields")
     try:
         known, rest = parser.parse_known_args(arguments)
@@ -85,7 +104,8 @@ def parse(arguments: Sequence[str]) -> tuple[Config, Path]:
         raise InputError("--workdir= is empty; give a directory")
     config = load(known.config, _overrides(rest))
     default = Path("runs") / f"{Path(known.config).stem}-{config.method}"
-    return config, Path(known.workdir) if known.workdir else default
+    workdir = Path(known.workdir) if known.workdir else default
+    return Given(config, workdir, known.distributed, known.profile)
 
 
 def _overrides(rest: Sequence[str]) -> list[tuple[str, str]]:

@@ -36,7 +36,7 @@ KERNELS = {  # names that config.pqt.pattern may have, after what they are of a 
     "out_down": "h/(attn/out|mlp/down)/kernel",
 }
 MODELS = {"llama2": (Llama2Config, Llama2), "gpt2": (GPT2Config, GPT2)}
-MAY_CHANGE = ("log.", "mesh.")  # what a resumed run may set anew: it is the same training
+MAY_CHANGE = ("log.", "mesh.", "watch.")  # what a resumed run may set anew: it is the same training
 
 
 def default(model: Llama2Config | GPT2Config) -> Config:
@@ -93,6 +93,11 @@ def default(model: Llama2Config | GPT2Config) -> Config:
                 "penalty_weight": 0.1,
                 "average_bits": 4.5,  # that penalty "average" draws the mean of all blocks to
                 "snap_at": 1.0,  # share of the steps after which bits snap to formats; 1: never
+            },
+            "watch": {
+                "skips": 10,  # steps in a row without a finite loss and gradient that end the run
+                "window": 100,  # steps before one, whose losses say what a spike is
+                "spike_score": 6.0,  # standard deviations above their median, see `watch`
             },
             "log": {
                 "every": 10,  # steps between lines

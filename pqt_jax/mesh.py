@@ -11,10 +11,11 @@ Moments and bit-widths lie as the weights do that they belong to, and ŵ as its 
 adds no communication. What an axis does not divide is whole on every device of it.
 """
 
+import bisect
 import contextlib
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -158,9 +159,52 @@ def gathered(table: jax.Array) -> jax.Array:
     return lax.with_sharding_constraint(table, P(rows, None))
 
 
-def put(batch: np.ndarray, mesh: Mesh | None) -> Any:
-    """Tokens [batch, T + 1] on their devices."""
-    return batch if mesh is None else jax.device_put(batch, batch_sharding(mesh))
+def rows(mesh: Mesh | None, batch: int) -> Sequence[int]:
+    """Which sequences of a batch the devices of this process hold, in order."""
+    if mesh is None:
+        return range(batch)
+    held = batch_sharding(mesh).addressable_devices_indices_map((batch, 1))
+    return sorted({row for at in held.values() if at for row in range(batch)[at[0]]})
+
+
+def put(own: np.ndarray, mesh: Mesh | None, batch: int | None = None) -> Any:
+    """Tokens on their devices.
+
+    Args:
+      own: [rows, T + 1], those of `rows`.
+      mesh: as there.
+      batch: sequences in all processes together; None if these are all.
+
+    Returns:
+      [batch, T + 1].
+    """
+    if mesh is None:
+        return own
+    batch = batch or len(own)
+    here, shape = rows(mesh, batch), (batch, *own.shape[1:])
+
+    def part(at: Any) -> np.ndarray:
+        wanted = range(batch)[at[0]]
+        start = bisect.bisect(here, wanted[0] - 1)
+        return own[start : start + len(wanted)]
+
+    return jax.make_array_from_callback(shape, batch_sharding(mesh), part)
+
+
+def put_many(batches: np.ndarray, mesh: Mesh | None) -> Any:
+    """Batches [N, batch, T + 1], known to every process, on their devices; split if they can be."""
+    if mesh is None:
+        return batches
+    fits = batches.shape[1] % math.prod(mesh.shape[name] for name in BATCH) == 0
+    sharding = NamedSharding(mesh, P(None, BATCH if fits else None, None))
+    return jax.make_array_from_callback(batches.shape, sharding, lambda at: batches[at])
+
+
+def whole(tree: Any, mesh: Mesh | None) -> Any:
+    """Arrays as numpy, all of them in every process; for small ones."""
+    if mesh is not None:
+        tree = jax.jit(lambda x: x, out_shardings=NamedSharding(mesh, P()))(tree)
+    return jax.device_get(tree)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

@@ -94,17 +94,23 @@ def format_line(record: Mapping[str, Any]) -> str:
 
 
 @contextlib.contextmanager
-def progress(start: int, total: int) -> Iterator[tuple[Callable[[int], None], Report]]:
+def progress(
+    start: int, total: int, shown: bool = True
+) -> Iterator[tuple[Callable[[int], None], Report]]:
     """Show how training goes.
 
     Args:
       start: steps already taken.
       total: steps in all.
+      shown: whether to show anything.
 
     Yields:
       `(advance, report)`: call `advance(step)` after each step and `report(record)` with each
       record of metrics. On a terminal they move a bar; elsewhere records become plain lines.
     """
+    if not shown:
+        yield (lambda step: None), (lambda record: None)
+        return
     if not sys.stdout.isatty():
         yield (lambda step: None), (lambda record: print(format_line(record), flush=True))
         return
@@ -118,19 +124,19 @@ def progress(start: int, total: int) -> Iterator[tuple[Callable[[int], None], Re
     wide = console.width >= 60  # else the bar gives way to the loss
     columns = (*counter, BarColumn(bar_width=None), numbers, left) if wide else (*counter, numbers)
     taken = 2 * digits + (30 if wide else 7)  # by all but the text, the bar being eight wide
-    shown: Record = {}
+    last: Record = {}
     with Progress(*columns, console=console) as bar:
         task = bar.add_task("train", total=total, completed=start, shown="")
 
         def report(record: Record) -> None:
-            shown.update(record)
+            last.update(record)
             names = ("loss", "validation_loss", "bits_mean", "tokens_per_s")
             labels = ("loss", "validation", "bits", "tokens/s")
             formats = (".3f", ".3f", ".2f", ",.0f")
             text = [
-                f"{label} {shown[name]:{form}}"
+                f"{label} {last[name]:{form}}"
                 for name, label, form in zip(names, labels, formats, strict=True)
-                if shown.get(name) is not None
+                if last.get(name) is not None
             ]
             while text and len("  ".join(text)) > console.width - taken:
                 text.pop()  # the last is the least important

@@ -35,12 +35,17 @@ class TrainState(NamedTuple):
     Attributes:
       params: weights and `BitParam`s of the model.
       opt_state: of the optimizer.
-      step: int32 scalar, the number of steps taken.
+      step: int32 scalar, the number of steps taken, skipped ones among them.
+      skipped: int32 scalar, the number of steps that changed neither weights nor optimizer, since
+        loss or gradient was not finite.
+      in_a_row: int32 scalar, how many of them were the last steps.
     """
 
     params: nnx.State
     opt_state: Any
     step: jax.Array
+    skipped: jax.Array
+    in_a_row: jax.Array
 
 
 class Parts(NamedTuple):
@@ -104,8 +109,8 @@ def _initializer(
         params = nnx.state(build())
         if start is not None:
             params = _replaced(params, start)
-        state = TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32))
-        return mesh.held(state)
+        none = jnp.zeros((), jnp.int32)
+        return mesh.held(TrainState(params, optimizer.init(params), none, none, none))
 
     return nnx.split(nnx.eval_shape(build))[0], init
 
@@ -138,7 +143,9 @@ def check_memory(config: Config, parameters: int) -> None:
     """Raise InputError if weights, gradients and the optimizer's two moments cannot fit."""
     shards = config.mesh.fsdp * config.mesh.tensor
     needed = 4 * parameters * jnp.dtype(config.model.param_dtype).itemsize / shards
-    stats = jax.devices()[0].memory_stats() or {}  # None on CPU, which has the machine's memory
+    stats = (
+        jax.local_devices()[0].memory_stats() or {}
+    )  # None on CPU, which has the machine's memory
     there = stats.get("bytes_limit", os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
     if needed > there:
         raise InputError(
@@ -212,16 +219,18 @@ def make_train_step(
 
     Returns:
       `(state, batch, key) -> (state, metrics)`. The state is donated. batch is uint8 or int
-      [B, T + 1]; key is the run's, and not consumed. Metrics are float32 scalars: loss (nats per
-      token, under the sampled weights, without the penalty), grad_norm (of the weights, before
-      clipping), bits_mean, bits_min, bits_max (of the bit-widths that were used; absent where there
-      are none) and penalty (likewise).
+      [B, T + 1]; key is the run's, and not consumed. A step whose loss or gradient is not finite is
+      skipped: it is counted, and changes nothing else; schedules go by the steps that were not.
+      Metrics are float32 scalars: loss (nats per token, under the sampled weights, without the
+      penalty), grad_norm (of the weights, before clipping), bits_mean, bits_min, bits_max (of the
+      bit-widths that were used; absent where there are none) and penalty (likewise); and the int32
+      scalars skipped and in_a_row of the new state.
     """
 
     def train_step(state, batch, key):
         step_key, params = keys.step_key(key, state.step), state.params
         if snap is not None:
-            params = _snap_at(snap, state.step, params, rules)
+            params = _snap_at(snap, state.step - state.skipped, params, rules)
 
         def loss_of(params, tokens, key):
             loss = _loss(graph, params, tokens, key, parts.loss_chunk)
@@ -236,8 +245,16 @@ def make_train_step(
         if extra is not None:
             metrics["penalty"] = extra
         updates, opt_state = optimizer.update(grads, state.opt_state, params)
-        params: Any = optax.apply_updates(params, updates)
-        return mesh.held(TrainState(params, opt_state, state.step + 1)), metrics
+        new: Any = optax.apply_updates(params, updates)
+        # The norm of everything: a bit-width that is NaN would spoil the loss of the next step.
+        good = jnp.isfinite(loss) & jnp.isfinite(optax.tree.norm(grads))
+        keep = lambda new, old: jnp.where(good, new, old)  # noqa: E731
+        params, opt_state = jax.tree.map(keep, (new, opt_state), (params, state.opt_state))
+        bad = 1 - good.astype(jnp.int32)
+        skipped, in_a_row = state.skipped + bad, (state.in_a_row + 1) * bad
+        metrics |= {"skipped": skipped, "in_a_row": in_a_row}
+        new_state = TrainState(params, opt_state, state.step + 1, skipped, in_a_row)
+        return mesh.held(new_state), metrics
 
     return jax.jit(train_step, donate_argnums=0)
 

@@ -11,12 +11,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jax import lax
+from jax.sharding import Mesh
 
 from pqt_jax import bitwidth, sizes, trained
 from pqt_jax import config as configs
+from pqt_jax import mesh as meshes
 from pqt_jax.config import Config
 from pqt_jax.learned_bits import bit_widths, collect_bits, weights
 from pqt_jax.loss import cross_entropy
@@ -29,12 +30,12 @@ LABELS = {name: trained.LABELS[name] for name in ROWS}
 Loss = Callable[[nnx.State], float]
 
 
-def make_loss(graph: nnx.GraphDef, batches: np.ndarray) -> Loss:
+def make_loss(graph: nnx.GraphDef, batches: Any) -> Loss:
     """The validation loss as a function of the parameters.
 
     Args:
       graph: the model's structure.
-      batches: uint8[N, B, T + 1], fixed.
+      batches: int[N, B, T + 1], fixed.
 
     Returns:
       `params -> nats per token` of the bare model; compiled once, at the first call.
@@ -54,13 +55,16 @@ def make_loss(graph: nnx.GraphDef, batches: np.ndarray) -> Loss:
     return lambda params: float(mean_loss(params, batches))
 
 
-def table(config: Config, loss: Loss, params: nnx.State) -> dict[str, Any]:
+def table(
+    config: Config, loss: Loss, params: nnx.State, mesh: Mesh | None = None
+) -> dict[str, Any]:
     """The validation loss of the weights in each format.
 
     Args:
       config: its rules say which parameters are quantized, whatever the method of training.
       loss: from `make_loss`.
       params: the trained parameters.
+      mesh: where they are.
 
     Returns:
       Nats per token under the keys of `LABELS`; "mean_bits", the mean b_t; "formats", from
@@ -78,10 +82,13 @@ def table(config: Config, loss: Loss, params: nnx.State) -> dict[str, Any]:
     losses |= {name: loss_of(name) if name != "mixed" or learned else None for name in ROWS}
     losses |= {"mean_bits": None, "formats": None}
     if learned:
-        mean = bitwidth.statistics(bit_widths(params, configs.rules(config)))["mean"]
-        if np.isfinite(mean):  # a bit-width that is NaN has no format
-            losses["mean_bits"] = float(mean)
-            losses["formats"] = format_shares(trained.plan_for(params, rules, "mixed"), params)
+        mean = float(bitwidth.statistics(bit_widths(params, configs.rules(config)))["mean"])
+        if math.isfinite(mean):  # a bit-width that is NaN has no format
+            losses["mean_bits"] = mean
+            plan = trained.plan_for(params, rules, "mixed")
+            index = meshes.whole({path: assigned.index for path, assigned in plan.items()}, mesh)
+            here = {path: a._replace(index=index[path]) for path, a in plan.items()}
+            losses["formats"] = format_shares(here, params)
     return losses
 
 

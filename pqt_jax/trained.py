@@ -209,7 +209,12 @@ def weights_as(params: nnx.State, plan: Plan) -> nnx.State:
       The weights alone, without bits, as the bare model takes them.
     """
     weights = learned_bits.weights(params)
-    rounded = jax.jit(lambda w: apply(plan, w))(weights) if plan else weights
+    index = {path: assigned.index for path, assigned in plan.items()}
+
+    def round_by(weights, index):  # an argument, since it may be spread over several processes
+        return apply({path: a._replace(index=index[path]) for path, a in plan.items()}, weights)
+
+    rounded = jax.jit(round_by)(weights, index) if plan else weights
     # Back to the parameters' dtype, which holds every format: one compiled model serves all.
     return jax.tree.map(lambda q, w: q.astype(w.dtype), rounded, weights)
 

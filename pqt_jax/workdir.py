@@ -5,7 +5,7 @@
     run.json         what made the run: configuration, fingerprints of text and starting weights,
                      noise stream
     run.lock         held while a process uses it
-    checkpoints/     metrics.jsonl     summary.json     loss.png     bits.png
+    checkpoints/     metrics.jsonl     summary.json     loss.png     bits.png     profile/
 
 Only the run that `run.json` describes uses it, and one process at a time. What would stop the run
 later, or lose what is there, is refused here, before anything is changed.
@@ -29,7 +29,7 @@ from pqt_jax.data.source import Text
 from pqt_jax.errors import InputError, OutputError, system_reason
 
 RUN, LOCK, METRICS, SUMMARY = "run.json", "run.lock", "metrics.jsonl", "summary.json"
-LOSS, BITS, CHECKPOINTS = "loss.png", "bits.png", "checkpoints"
+LOSS, BITS, CHECKPOINTS, PROFILE = "loss.png", "bits.png", "checkpoints", "profile"
 _FILES = (METRICS, SUMMARY, LOSS, BITS)
 _LONGEST = 3840  # bytes; with the names of a checkpoint's files Linux takes 4096
 _PACKAGES = ("pqt_jax", "jax", "flax", "optax", "grain", "orbax-checkpoint")

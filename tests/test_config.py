@@ -130,9 +130,12 @@ def test_a_bad_field_is_named_with_what_would_be_right(override, message):
 
 
 def test_the_command_line():
-    config, workdir = cli.parse(["--config", TINY, "--config.steps", "1e2", "--config.seed=3"])
+    config, workdir, *flags = cli.parse(
+        ["--config", TINY, "--config.steps", "1e2", "--config.seed=3"]
+    )
     assert (config.steps, config.seed, str(workdir)) == (100, 3, "runs/tiny-gaussws")
-    assert str(cli.parse(["--config", TINY, "--workdir=x/y"])[1]) == "x/y"
+    assert flags == [False, False]
+    assert str(cli.parse(["--config", TINY, "--workdir=x/y"]).workdir) == "x/y"
     with pytest.raises(AttributeError):
         config.stepps = 1  # locked
     wrong = str(pathlib.Path(TINY).parent / "tyni.py")

@@ -4,11 +4,11 @@
 
 Window i holds tokens `i·T … i·T + T`: T inputs, and the same shifted by one as targets.
 
-The iterator's whole state is the number of batches it has given, so that a checkpoint holds it and
-a resumed run sees the batches that an uninterrupted one would have seen.
+The position in the data is the number of the step, so that a resumed run sees the batches that an
+uninterrupted one would have seen, on however many processes.
 """
 
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 import grain
 import numpy as np
@@ -59,8 +59,40 @@ def check_lengths(train: Tokens, validation: Tokens, length: int, batch: int) ->
             )
 
 
-def train_batches(tokens: Tokens, *, length: int, batch: int, seed: int, first: int = 0) -> Any:
+class _Rows:
+    """Random access to batches, of which only some rows are read.
+
+    Args:
+      windows: what the rows are, in the order of training.
+      batch: rows of a whole batch.
+      rows: those wanted.
+    """
+
+    def __init__(self, windows: grain.MapDataset, batch: int, rows: Sequence[int]):
+        self.windows, self.batch, self.rows = windows, batch, rows
+
+    def __len__(self) -> int:
+        """Number of batches: of all epochs."""
+        return len(self.windows) // self.batch
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        """Batch `index`: [rows, T + 1]."""
+        first = index * self.batch
+        return np.stack([np.asarray(self.windows[first + row]) for row in self.rows])
+
+
+def train_batches(
+    tokens: Tokens,
+    *,
+    length: int,
+    batch: int,
+    seed: int,
+    first: int = 0,
+    rows: Sequence[int] | None = None,
+) -> Iterator[np.ndarray]:
     """An endless iterator over shuffled batches; every epoch has an order of its own.
+
+    The order is that of whole batches, whichever process reads which rows of them.
 
     Args:
       tokens: of the training text.
@@ -68,15 +100,16 @@ def train_batches(tokens: Tokens, *, length: int, batch: int, seed: int, first: 
       batch: sequences in a batch.
       seed: of the shuffle.
       first: number of the batch to begin with: the position in the data is the step alone.
+      rows: those of the batch that are wanted here; None for all.
 
     Returns:
-      A Grain iterator of [batch, T + 1].
+      A Grain iterator of [rows, T + 1].
     """
     # One reading thread and no worker processes: this is faster than a training step needs by far.
     options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=16)
-    dataset = grain.MapDataset.source(Windows(tokens, length)).shuffle(seed=seed).repeat()
-    batches = dataset.batch(batch, drop_remainder=True)[first:]
-    return iter(batches.to_iter_dataset(options))
+    windows = grain.MapDataset.source(Windows(tokens, length)).shuffle(seed=seed).repeat()
+    batches = _Rows(windows, batch, range(batch) if rows is None else rows)
+    return iter(grain.MapDataset.source(batches)[first:].to_iter_dataset(options))
 
 
 def validation_batches(tokens: Tokens, *, length: int, batch: int, count: int) -> np.ndarray:

@@ -1,0 +1,207 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright 2026 The pqt_jax Authors
+"""The loop: the newest checkpoint, or new weights → steps (log, validate, save) → the end.
+
+With several processes each runs this loop, on the same steps; the first of them prints and writes
+files, checkpoints apart, of which each writes its own part.
+"""
+
+from collections import deque
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from pqt_jax import checkpoint, learned_bits, metrics, processes, summary, table
+from pqt_jax import config as configs
+from pqt_jax import mesh as meshes
+from pqt_jax import step as steps
+from pqt_jax import workdir as workdirs
+from pqt_jax.config import Config
+from pqt_jax.data import pipeline, source
+from pqt_jax.errors import say
+from pqt_jax.watch import SkipError, Watch
+
+DONE = 0
+_PROFILED = (10, 15)  # steps after the first, when all is compiled and warm
+
+
+def train(
+    config: Config,
+    workdir: Path,
+    text: source.Text,
+    meta: workdirs.Meta,
+    *,
+    mesh: Mesh | None = None,
+    signals: Sequence[int] = (),
+    start_params: Any = None,
+    profile: bool = False,
+) -> int:
+    """Train from the newest checkpoint, or from the start, to the end.
+
+    Args:
+      config: checked and locked.
+      workdir: claimed for this run.
+      text: its training and validation tokens.
+      meta: from `workdir.describe`; saved with every checkpoint.
+      mesh: that is entered; None for one device.
+      signals: from `interruptions`; looked at before compilation and at every step.
+      start_params: the weights before the first step; None for new ones.
+      profile: whether to write a trace of a few steps to `workdir/profile`.
+
+    Returns:
+      The exit code.
+
+    Raises:
+      InputError: if there are checkpoints and none can be read, or another run's is the newest.
+      OutputError: if something cannot be written.
+      SkipError: if too many steps in a row were skipped.
+    """
+    log, first = config.log, processes.is_first()
+    manager = checkpoint.open_manager(workdir, log.keep, log.keep_every)
+    newest, finished = manager.latest_step(), summary.read(workdir, config)
+    if newest == config.steps and finished is not None:
+        _print(f"finished: all {config.steps} steps are done\n\n{table.format_table(finished)}")
+        return DONE
+
+    timer, watch = metrics.Timer(), Watch(config.watch)
+    optimizer, rules = steps.make_optimizer(config), configs.rules(config)
+    graph, state = steps.init_state(config, optimizer, start_params)
+    if newest is not None:
+        newest, state, saved = checkpoint.restore_newest(manager, state, meta)
+        timer, watch = metrics.Timer(**saved["time"]), Watch(config.watch, saved["losses"])
+        _print(f"resumed from step {newest} of {config.steps}")
+        _compare_versions(saved["versions"], meta["versions"])
+    start, records = int(state.step), workdir / workdirs.METRICS
+    if first and (broken := metrics.truncate(records, start)):
+        lines = "1 broken line was" if broken == 1 else f"{broken} broken lines were"
+        say(f"{records}: {lines} dropped")
+
+    length, batch = config.data.length, config.data.batch
+    rows = meshes.rows(mesh, batch)
+    batches = pipeline.train_batches(
+        text.train, length=length, batch=batch, seed=config.seed, first=start, rows=rows
+    )
+    validation = pipeline.validation_batches(
+        text.validation, length=length, batch=batch, count=log.validation_batches
+    )
+    validation_loss = table.make_loss(graph, meshes.put_many(validation, mesh))
+
+    key, schedule = jax.random.key(config.seed), steps.make_schedule(config)
+    if number := max(processes.every(signals[0] if signals else 0)):
+        return stopped(f"at step {start} of {config.steps}", number)
+    options = {"penalty": learned_bits.make_penalty(config), "snap": learned_bits.snap_step(config)}
+    options["parts"] = steps.parts_of(config)
+    train_step = steps.make_train_step(graph, optimizer, rules, **options)
+    like = meshes.put(np.zeros((len(rows), length + 1), text.train.dtype), mesh, batch)
+    train_step = train_step.lower(state, like, key).compile()
+    _print(f"ready after {timer.seconds():.0f} s")
+
+    predicted = batch * length  # tokens of a step
+    waits = (log.every, log.validate_every, log.checkpoint_every)
+    stop_of, unseen = processes.stops(signals, mesh), deque[tuple[int, steps.Metrics]]()
+    with metrics.progress(start, config.steps, first) as (advance, report):
+
+        def record(entry: metrics.Record) -> None:
+            if first:
+                metrics.append(records, entry)
+                report(entry)
+
+        for step in range(start + 1, config.steps + 1):
+            last, stop = step == config.steps, stop_of()
+            if profile and step - start in _PROFILED:
+                _trace(workdir, begins=step - start == _PROFILED[0])
+            timer.start()
+            state, measured = train_step(state, meshes.put(next(batches), mesh, batch), key)
+            waited = bool(last or stop or any(step % n == 0 for n in waits))
+            if waited:
+                jax.block_until_ready(state)  # else the next step is prepared while this one runs
+            timer.stop(predicted)
+            unseen.append((step, measured))
+            while len(unseen) > (not waited):
+                entry = _seen(watch, *unseen.popleft())
+                if entry:
+                    record(entry)
+                if watch.in_a_row >= config.watch.skips:
+                    checkpoint.close(manager)
+                    raise SkipError(watch.in_a_row, step, manager.latest_step())
+            if last or step % log.every == 0:
+                rate = float(schedule(step - 1 - watch.skipped))
+                record(_entry(step, predicted, timer, rate, measured))
+            if last or step % log.validate_every == 0:
+                record({"step": step, "validation_loss": validation_loss(state.params)})
+            # Not among skipped steps: what made them so may be in the weights already.
+            if last or stop or (step % log.checkpoint_every == 0 and not watch.in_a_row):
+                more = {"time": timer.state(), "losses": watch.state()}
+                checkpoint.save(manager, step, state, {**meta, **more})
+            checkpoint.check(manager)
+            advance(step)
+            if stop and not last:
+                checkpoint.close(manager)
+                return stopped(f"at step {step} of {config.steps}", stop)
+    checkpoint.close(manager)
+    summary.finish(config, workdir, state.params, validation_loss, timer, mesh)
+    return DONE
+
+
+def stopped(when: str, number: int) -> int:
+    """Say that a signal ended the run, and how; the exit code."""
+    _print(f"stopped {when}; run the command again to go on")
+    return 128 + number
+
+
+def _print(text: str) -> None:
+    if processes.is_first():
+        print(text, flush=True)
+
+
+def _compare_versions(old: dict[str, str], new: dict[str, str]) -> None:
+    """Say so if a checkpoint was written under other versions."""
+    if changed := [name for name in new if old.get(name) != new[name]]:
+        now = ", ".join(f"{name} {new[name]}" for name in changed)
+        before = ", ".join(f"{old.get(name)}" for name in changed)
+        _print(
+            f"resumed under {now}; the checkpoint was written under {before}, "
+            "so results may differ in the last digits"
+        )
+
+
+def _trace(workdir: Path, begins: bool) -> None:
+    if not processes.is_first():
+        return
+    if begins:
+        jax.profiler.start_trace(str(workdir / workdirs.PROFILE))
+    else:
+        jax.profiler.stop_trace()
+        _print(f"wrote a trace of {_PROFILED[1] - _PROFILED[0]} steps to {workdirs.PROFILE}/")
+
+
+def _seen(watch: Watch, step: int, measured: steps.Metrics) -> metrics.Record | None:
+    """What there is to record of a step, and on stderr a line about it."""
+    entry = watch.see(step, *(measured[name].item() for name in ("loss", "skipped", "in_a_row")))
+    if entry and processes.is_first():
+        if "spike" in entry:
+            say(f"step {step}: the loss of {entry['spike_loss']:.4f} is a spike")
+        elif entry["in_a_row"] == 1:
+            say(f"step {step} is skipped: its loss or gradient is not finite")
+    return entry
+
+
+def _entry(
+    step: int, tokens: int, timer: metrics.Timer, learning_rate: float, measured: steps.Metrics
+) -> metrics.Record:
+    """What `metrics.jsonl` says about a step."""
+    values = {name: float(value) for name, value in measured.items()}
+    return {
+        "step": step,
+        "loss": values["loss"],
+        "tokens": step * tokens,
+        "tokens_per_s": round(timer.lap(), 1),
+        "lr": learning_rate,
+        "grad_norm": values["grad_norm"],
+        **{name: values.get(name) for name in ("bits_mean", "bits_min", "bits_max")},
+        **{name: values[name] for name in ("penalty",) if name in values},
+    }

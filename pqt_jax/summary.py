@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright 2026 The pqt_jax Authors
+"""The end of a run: trained weights → table, pictures, `summary.json`."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from jax.sharding import Mesh
+
+from pqt_jax import config as configs
+from pqt_jax import files, learned_bits, metrics, plot, processes, table
+from pqt_jax import mesh as meshes
+from pqt_jax import workdir as workdirs
+from pqt_jax.config import Config
+
+
+def read(workdir: Path, config: Config) -> dict[str, Any] | None:
+    """The summary of a finished run; None if it is missing, another's, or cannot be used."""
+    try:
+        summary = json.loads((workdir / workdirs.SUMMARY).read_text())
+        table.format_table(summary)
+        return summary if summary["config"] == configs.digest(config) else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return None
+
+
+def finish(
+    config: Config,
+    workdir: Path,
+    params: Any,
+    validation_loss: table.Loss,
+    timer: metrics.Timer,
+    mesh: Mesh | None = None,
+) -> None:
+    """Write the summary and the pictures of a trained model, and print the table.
+
+    Args:
+      config, workdir: of the run.
+      params: its trained parameters.
+      validation_loss: from `table.make_loss`.
+      timer: of the run.
+      mesh: where the parameters are.
+
+    Raises:
+      OutputError: if something cannot be written.
+    """
+    losses = table.table(config, validation_loss, params, mesh)
+    b_t = meshes.whole(learned_bits.bit_widths(params, configs.rules(config)), mesh)
+    if not processes.is_first():
+        return
+    summary = {
+        **losses,
+        "steps": config.steps,
+        "seconds": round(timer.seconds(), 1),
+        "tokens_per_s": round(timer.rate(), 1),
+        "config": configs.digest(config),
+    }
+    records = metrics.read(workdir / workdirs.METRICS)
+    title = f"{config.model.name}, {config.method}, seed {config.seed}"
+    plot.loss(workdir / workdirs.LOSS, records, title)
+    if b_t:
+        plot.bits(workdir / workdirs.BITS, records, b_t, title)
+    # Last, for it is what says that the run is finished.
+    finite = {name: metrics.finite(value) for name, value in summary.items()}
+    files.write(workdir / workdirs.SUMMARY, json.dumps(finite, indent=2) + "\n")
+    print(f"\n{table.format_table(losses)}")
+    print(f"\n{timer.seconds():.0f} s in all; see {workdir}")

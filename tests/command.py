@@ -18,10 +18,11 @@ from pqt_jax import metrics, train
 ROOT = pathlib.Path(__file__).parents[1]
 
 
-def start(*arguments):
-    """Run the command in a process of its own."""
+def start(*arguments, **variables):
+    """Run the command in a process of its own, with some environment variables more."""
     env = {
         **os.environ,
+        **variables,
         "PYTHONPATH": str(ROOT / "tests"),
         "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".cache" / "jax"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",

@@ -20,7 +20,8 @@ from pqt_jax import config as configs
 from pqt_jax import step as steps
 from pqt_jax.config import METHODS, MODELS, model_config
 from pqt_jax.loss import cross_entropy
-from pqt_jax.rules import paths_and_leaves
+from pqt_jax.rules import map_paths, paths_and_leaves
+from pqt_jax.wrap_nnx import BitParam
 
 GOLDEN = pathlib.Path(__file__).parent / "golden" / "train_step.json"
 KEY = jax.random.key(7)
@@ -253,3 +254,69 @@ def test_adam_mini_learns_and_decays_its_bits():
         state, measured = train_step(state, batch(i % 3), KEY)
         losses.append(float(measured["loss"]))
     assert losses[0] > 4.5 and losses[-1] < 1.5 and float(measured["bits_mean"]) < 5.95
+
+
+UNKNOWN = 200  # a token whose vector is not finite: batches with it have no finite loss
+
+
+def spoiled(state):
+    def spoil(path, leaf):
+        if path != "embed/embedding":
+            return leaf
+        leaf = leaf.copy()
+        leaf[UNKNOWN] = np.nan
+        return leaf
+
+    return state._replace(params=map_paths(spoil, state.params))
+
+
+def test_a_step_that_is_not_finite_changes_nothing_but_counts():
+    _, _, state, train_step = setup()
+    bad = batch()
+    bad[0, 3] = UNKNOWN
+    state, _ = train_step(spoiled(state), batch(), KEY)
+    before = jax.tree.map(np.asarray, state)
+    for count in (1, 2):
+        state, measured = train_step(state, bad, KEY)
+        assert not np.isfinite(measured["loss"])
+        assert (measured["skipped"], measured["in_a_row"]) == (count, count)
+    assert (state.step, state.skipped, state.in_a_row) == (3, 2, 2)
+    jax.tree.map(np.testing.assert_array_equal, state.params, before.params)
+    jax.tree.map(np.testing.assert_array_equal, state.opt_state, before.opt_state)
+    # Then as if they had not been: the next step is that of the same state at step 3.
+    other = before._replace(step=np.int32(3))
+    state, measured = train_step(state, batch(1), KEY)
+    other, _ = train_step(other, batch(1), KEY)
+    assert (measured["skipped"], measured["in_a_row"]) == (2, 0)
+    jax.tree.map(np.testing.assert_array_equal, state.params, other.params)
+    jax.tree.map(np.testing.assert_array_equal, state.opt_state, other.opt_state)
+
+
+def test_a_bit_width_that_is_not_finite_is_skipped_too():
+    """Its weights and loss may still be finite for one step, its gradient is not."""
+    config, graph, state, _ = setup()
+    optimizer = steps.make_optimizer(config)
+
+    def penalty(params):
+        b_i = jax.tree.leaves(nnx.filter_state(params, BitParam))[0]
+        return jnp.sum(jnp.sqrt(b_i - b_i))  # 0, of infinite slope
+
+    train_step = steps.make_train_step(graph, optimizer, configs.rules(config), penalty=penalty)
+    state, measured = train_step(state, batch(), KEY)
+    assert np.isfinite(measured["loss"]) and measured["skipped"] == 1
+
+
+def test_bits_snap_at_the_same_update_after_skipped_steps():
+    config, graph, state, _ = setup(pqt__snap_at=0.05)
+    snap = learned_bits.snap_step(config)
+    assert snap == 3
+    optimizer, rules = steps.make_optimizer(config), configs.rules(config)
+    train_step = steps.make_train_step(graph, optimizer, rules, snap=snap)
+    bad = batch()
+    bad[0, 3] = UNKNOWN
+    state, means = spoiled(state), []
+    for tokens in (batch(), bad, batch(), bad, batch(), bad, batch(), batch()):
+        state, measured = train_step(state, tokens, KEY)
+        means.append(float(measured["bits_mean"]))
+    assert 5.8 < means[4] < 6 and means[5] > 8.9  # to E4M7, after three updates
+    assert means[5] == means[6] == means[7]

@@ -1,0 +1,173 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright 2026 The pqt_jax Authors
+"""Several real processes on one machine: the training of one, and what ends them."""
+
+import json
+import re
+import signal
+import socket
+import time
+
+import numpy as np
+import pytest
+import tiny
+from command import end, start, wait_for
+
+from pqt_jax import metrics, processes
+from pqt_jax.errors import InputError
+
+QUIET = re.compile(r"\[Gloo\] .*\n")  # what the transport between CPUs prints
+
+
+@pytest.fixture
+def text(tmp_path):
+    return f"--config.data.files={tiny.write_text(tmp_path / 'text.txt')}"
+
+
+def start_all(*arguments, count=2, own=None, **variables):
+    """So many processes, with four devices in all."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    given = ["--distributed", "--config.mesh.data=0", *arguments]
+    return [
+        start(
+            *given,
+            *(own or {}).get(index, ()),
+            JAX_COORDINATOR_ADDRESS=f"127.0.0.1:{port}",
+            JAX_NUM_PROCESSES=str(count),
+            JAX_PROCESS_ID=str(index),
+            JAX_NUM_CPU_DEVICES=str(4 // count),
+            **{"PQT_JAX_WAIT": "60"} | variables,
+        )
+        for index in range(count)
+    ]
+
+
+def losses(folder):
+    records = metrics.read(folder / "metrics.jsonl")
+    names = ("loss", "validation_loss", "grad_norm", "bits_mean")
+    return [[r["step"], *(r[name] for name in names if name in r)] for r in records]
+
+
+def same(folder, other):
+    found, wanted = losses(folder), losses(other)
+    assert len(found) == len(wanted)
+    for a, b in zip(found, wanted, strict=True):
+        np.testing.assert_allclose(a, b, rtol=2e-5)
+    found, wanted = (json.loads((f / "summary.json").read_text()) for f in (folder, other))
+    for name in ("master", "fp8_e4m3", "fp4_e2m1", "mixed", "mean_bits"):
+        assert found[name] == pytest.approx(wanted[name], rel=1e-4), name
+    assert found["formats"] == wanted["formats"]
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one_also_after_a_signal_to_one_of_them(tmp_path, text):
+    """2 × 2 devices, stopped by a signal to the second process, ended by one process of one."""
+    fields = [text, "--config.steps=24", "--config.mesh.fsdp=2"]
+    both = start_all(f"--workdir={tmp_path / 'two'}", *fields)
+    wait_for(both[0], "step=6 ")
+    both[1].send_signal(signal.SIGTERM)
+    (out, err), (other, other_err) = (end(p, 128 + signal.SIGTERM) for p in both)
+    assert re.search(r"stopped at step \d+ of 24; run the command again", out)
+    assert QUIET.sub("", other) == "" and err == other_err == ""
+    alone = start(
+        f"--workdir={tmp_path / 'two'}", text, "--config.steps=24", JAX_NUM_CPU_DEVICES="1"
+    )
+    out, err = end(alone)
+    assert "resumed from step" in out and err == ""
+    end(start(f"--workdir={tmp_path / 'one'}", *fields[:2], JAX_NUM_CPU_DEVICES="1"))
+    same(tmp_path / "two", tmp_path / "one")
+
+
+@pytest.mark.slow
+def test_two_processes_finish_with_files_pictures_and_a_table(tmp_path, text):
+    given = [f"--workdir={tmp_path / 'run'}", text, "--config.steps=8", "--config.mesh.tensor=2"]
+    (out, err), (other, other_err) = (end(p) for p in start_all(*given))
+    assert "learned mixed bits" in out and QUIET.sub("", other) == "" and err == other_err == ""
+    names = {p.name for p in (tmp_path / "run").iterdir()}
+    assert {"loss.png", "bits.png", "summary.json", "metrics.jsonl"} <= names
+    (out, err), (other, other_err) = (end(p) for p in start_all(*given))
+    assert "finished: all 8 steps are done" in out and err == other_err == ""
+    end(start(f"--workdir={tmp_path / 'one'}", text, "--config.steps=8", JAX_NUM_CPU_DEVICES="1"))
+    same(tmp_path / "run", tmp_path / "one")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("killed", [0, 1])
+def test_a_process_that_is_killed_ends_the_other_and_loses_nothing(tmp_path, text, killed):
+    given = [f"--workdir={tmp_path / 'run'}", text, "--config.steps=2000"]
+    both = start_all(*given, PQT_JAX_WAIT="10")
+    wait_for(both[0], "step=10 ")
+    both[killed].kill()
+    began = time.monotonic()
+    left = both[1 - killed]
+    out, err = left.communicate(timeout=120)
+    assert time.monotonic() - began < 60
+    assert left.returncode not in (0, 2, 3)
+    if left.returncode == processes.LOST:
+        assert re.search("^error: another process was lost; start all of them again", err, re.M)
+    both[killed].communicate()
+    alone = start(*given, JAX_NUM_CPU_DEVICES="1")
+    wait_for(alone, "resumed from step")
+    alone.kill()
+    alone.communicate()
+
+
+@pytest.mark.slow
+def test_what_is_wrong_in_one_process_ends_all_before_compilation(tmp_path, text):
+    run = f"--workdir={tmp_path / 'run'}"
+    both = start_all(run, text, own={1: [f"--config.data.files={tmp_path / 'nowhere'}"]})
+    out, err = end(both[1], 2)
+    assert err.startswith("error: config.data.files=") and err.count("\n") == 1
+    out, err = end(both[0], 2)
+    assert err == "error: process 1 cannot go on\n" and "ready" not in out
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+@pytest.mark.slow
+def test_a_process_without_the_others_waits_and_says_so(tmp_path, text):
+    alone = start_all(f"--workdir={tmp_path / 'run'}", text, count=1)
+    end(alone[0], 0) if False else alone[0].kill()
+    alone[0].communicate()
+    missing = start(
+        f"--workdir={tmp_path / 'run'}",
+        text,
+        "--distributed",
+        JAX_COORDINATOR_ADDRESS="127.0.0.1:1",
+        JAX_NUM_PROCESSES="2",
+        JAX_PROCESS_ID="1",
+        PQT_JAX_WAIT="5",
+    )
+    out, err = missing.communicate(timeout=120)
+    assert missing.returncode not in (0, 2) and not (tmp_path / "run").exists(), out + err
+
+
+BAD = {
+    "the others": (("", "2", "0"), "JAX_COORDINATOR_ADDRESS is not set, and the others are"),
+    "no index": (("a:1", "2", ""), "JAX_PROCESS_ID is not set, and the others are"),
+    "too large": (("a:1", "2", "2"), "JAX_NUM_PROCESSES=2, JAX_PROCESS_ID=2; the second counts"),
+    "text": (("a:1", "two", "0"), "JAX_NUM_PROCESSES=two, JAX_PROCESS_ID=0; the second counts"),
+    "no port": (("a", "2", "0"), "JAX_COORDINATOR_ADDRESS='a'; it must be HOST:PORT"),
+    "nothing": (("", "", ""), "no other process can be found; set JAX_COORDINATOR_ADDRESS, "),
+}
+
+
+@pytest.mark.parametrize("values, message", BAD.values(), ids=BAD)
+def test_an_environment_that_does_not_say_it_is_refused(monkeypatch, values, message):
+    for name, value in zip(processes.VARIABLES, values, strict=True):
+        monkeypatch.setenv(name, value)
+    with pytest.raises(InputError, match=re.escape(message)):
+        processes.join()
+
+
+def test_one_process_agrees_with_itself():
+    assert processes.every(7) == [7] and processes.is_first()
+    assert processes.together(lambda: "x") == "x"
+    with pytest.raises(InputError, match="mine"):
+        processes.together(lambda: (_ for _ in ()).throw(InputError("mine")))
+    signals = []
+    stop = processes.stops(signals, None)
+    assert stop() == 0
+    signals.append(signal.SIGINT)
+    assert stop() == signal.SIGINT

@@ -31,7 +31,7 @@ from pqt_jax import mesh as meshes
 from pqt_jax import step as steps
 from pqt_jax import workdir as workdirs
 from pqt_jax.config import Config
-from pqt_jax.data import pipeline, source, tokens
+from pqt_jax.data import boundaries, pipeline, source, tokens
 from pqt_jax.errors import InputError, OutputError, escape_output, say
 from pqt_jax.signals import interruptions
 
@@ -81,9 +81,12 @@ def _run(arguments: Sequence[str], signals: Sequence[int]) -> int:
 
 
 def _text(config: Config) -> source.Text:
-    if config.data.tokens:
-        return tokens.load(config.data.tokens, config.model.vocab_size)
-    return source.load(config.data.files)
+    data = config.data
+    if data.tokens:
+        text = tokens.load(data.tokens, config.model.vocab_size)
+    else:
+        text = source.load(data.files)
+    return boundaries.with_end(text, data.end_token, needed=data.boundaries == "mask")
 
 
 def train(
@@ -137,7 +140,8 @@ def train(
         lines = "1 broken line was" if broken == 1 else f"{broken} broken lines were"
         say(f"{workdir / workdirs.METRICS}: {lines} dropped")
     validation = pipeline.validation_batches(text.validation, count=log.validation_batches, **size)
-    validation_loss = table.make_loss(graph, validation)
+    end = text.end if config.data.boundaries == "mask" else None
+    validation_loss = table.make_loss(graph, validation, end=end)
 
     key, schedule = jax.random.key(config.seed), steps.make_schedule(config)
     shape = meshes.put(
@@ -146,7 +150,7 @@ def train(
     if signals:
         return _stopped(f"at step {start} of {config.steps}", signals)
     options = {"penalty": learned_bits.make_penalty(config), "snap": learned_bits.snap_step(config)}
-    options["parts"] = steps.parts_of(config)
+    options |= {"parts": steps.parts_of(config), "end": end}
     train_step = steps.make_train_step(graph, optimizer, rules, **options)
     train_step = train_step.lower(state, shape, key).compile()
     print(f"ready after {timer.seconds():.0f} s", flush=True)

@@ -147,7 +147,8 @@ def test_microbatches_and_chunks_go_with_a_mesh():
     assert float(measured["loss"]) == pytest.approx(run("llama2", (1, 1, 1))[0][0, 0], rel=2e-6)
 
 
-@pytest.mark.parametrize("name", ["gpt2", pytest.param("llama2", marks=SLOW)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["gpt2", "llama2"])
 def test_documents_are_apart_on_every_mesh(name):
     model, found = {"gpt2": tiny.GPT2, "llama2": tiny.LLAMA2}[name], []
     assert 0 < np.sum(batch() == 3) < batch().size / 8

@@ -45,6 +45,8 @@ _CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
         lambda v: 256 <= v < 2**31,
         "at least 256, one for each byte, and below 2^31",
     ),
+    "data.boundaries": (lambda v: v in ("token", "mask"), "token or mask"),
+    "data.end_token": (lambda v: -1 <= v < 2**31, "a token, or -1 for what the index says"),
     "pqt.penalty": (lambda v: v in configs.PENALTIES, f"one of {', '.join(configs.PENALTIES)}"),
     "pqt.average_bits": _BITS,
     "pqt.snap_at": (lambda v: 0 <= v <= 1, "from 0 to 1, a share of the steps; 1 for never"),
@@ -173,6 +175,11 @@ def check(config: Config) -> None:
             f"config.data.length={config.data.length}; it must be at most "
             f"config.model.max_length={model.max_length}"
         )
+    if config.data.end_token >= model.vocab_size:
+        raise InputError(
+            f"config.data.end_token={config.data.end_token}; it must be below "
+            f"config.model.vocab_size={model.vocab_size}"
+        )
     width, rest = divmod(model.d_model, model.num_heads)
     even = isinstance(model, Llama2Config)  # rotary positions turn components in pairs
     if rest or (even and width % 2):
@@ -188,6 +195,11 @@ def check(config: Config) -> None:
     if model.attention == "cudnn" and jax.default_backend() != "gpu":
         raise InputError(
             "config.model.attention='cudnn'; it needs a GPU, and JAX finds none; give xla"
+        )
+    if model.attention == "cudnn" and config.data.boundaries == "mask" and config.data.length % 2:
+        raise InputError(
+            f"config.data.length={config.data.length}; with config.model.attention='cudnn' and "
+            "config.data.boundaries='mask' it must be even"
         )
     _check_pqt(config.pqt)
     if config.method == "ste" and as_format(config.pqt.dtype) == BF16:

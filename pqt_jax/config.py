@@ -62,6 +62,8 @@ def default(model: Llama2Config | GPT2Config) -> Config:
             "data": {
                 "files": "",  # glob of text files; empty: the standard library's source
                 "tokens": "",  # instead: folder of `data.prepare`, or glob of .bin files
+                "boundaries": "token",  # sequences run on; mask: seen and predicted inside documents
+                "end_token": -1,  # that ends a document; -1: what the index of `tokens` says
                 "length": 128,  # tokens in a sequence
                 "batch": 16,  # sequences in a step
                 "microbatches": 1,  # parts of a step, one after the other; they divide the batch

@@ -188,7 +188,8 @@ def _run(given: Namespace) -> int:
     text = _prompt(given)
     model = trained.from_arguments(given)
     tokenizer = vocabulary.of(given, model)
-    prompt = _encoded(text, tokenizer)
+    masked = model.run is not None and model.run.data.boundaries == "mask"
+    prompt = _encoded(text, tokenizer, masked)
     room = model.model.max_length - len(prompt)
     if room < 1:
         unit = "byte" if tokenizer.name == "bytes" else "token"
@@ -223,9 +224,12 @@ def _run(given: Namespace) -> int:
     return 0
 
 
-def _encoded(text: bytes | None, tokenizer: Tokenizer) -> np.ndarray:
-    """The prompt; without one, what stands before a document: its end token, or a line break."""
-    if text is None and tokenizer.end is not None and tokenizer.name != "bytes":
+def _encoded(text: bytes | None, tokenizer: Tokenizer, masked: bool) -> np.ndarray:
+    """The prompt; without one, what stands before a document: its end token, or a line break.
+
+    One that was trained with masked boundaries has never had to predict what is behind that token.
+    """
+    if text is None and not masked and tokenizer.end is not None and tokenizer.name != "bytes":
         return np.array([tokenizer.end], np.int32)
     try:
         return np.asarray(tokenizer.encode(b"\n" if text is None else text), np.int32)

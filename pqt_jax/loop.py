@@ -88,13 +88,14 @@ def train(
     validation = pipeline.validation_batches(
         text.validation, length=length, batch=batch, count=log.validation_batches
     )
-    validation_loss = table.make_loss(graph, meshes.put_many(validation, mesh))
+    end = text.end if config.data.boundaries == "mask" else None
+    validation_loss = table.make_loss(graph, meshes.put_many(validation, mesh), end)
 
     key, schedule = jax.random.key(config.seed), steps.make_schedule(config)
     if number := max(processes.every(signals[0] if signals else 0)):
         return stopped(f"at step {start} of {config.steps}", number)
     options = {"penalty": learned_bits.make_penalty(config), "snap": learned_bits.snap_step(config)}
-    options["parts"] = steps.parts_of(config)
+    options |= {"parts": steps.parts_of(config), "end": end}
     train_step = steps.make_train_step(graph, optimizer, rules, **options)
     like = meshes.put(np.zeros((len(rows), length + 1), text.train.dtype), mesh, batch)
     train_step = train_step.lower(state, like, key).compile()

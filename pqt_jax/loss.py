@@ -9,8 +9,13 @@ import jax.numpy as jnp
 from jax import lax
 
 
-def cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
-    """Mean cross-entropy, `mean(log Σ exp(logits) − logits[target])`, computed in float32.
+def cross_entropy(
+    logits: jax.Array,
+    targets: jax.Array,
+    weights: jax.Array | None = None,
+    total: jax.Array | None = None,
+) -> jax.Array:
+    """Mean cross-entropy, `Σ w · (log Σ exp(logits) − logits[target]) / Σ w`, computed in float32.
 
     Example:
       >>> cross_entropy(jnp.zeros((1, 3, 256)), jnp.zeros((1, 3), jnp.int32)).round(4).item()
@@ -19,17 +24,27 @@ def cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
     Args:
       logits: float[..., vocabulary].
       targets: int[...].
+      weights: bool or float[...], how much each target counts; None for all alike.
+      total: what stands for `Σ w`, where these targets are a part of those that the mean is over.
 
     Returns:
-      float32 scalar, in nats per token.
+      float32 scalar, in nats per token; 0 where nothing counts.
     """
-    return jnp.mean(token_losses(logits, targets))
+    losses = token_losses(logits, targets)
+    if weights is None:
+        return jnp.mean(losses)
+    return _ratio(_weighted_sum(losses, weights), weights, total)
 
 
 def chunked_cross_entropy(
-    logits_of: Callable[[jax.Array], jax.Array], x: jax.Array, targets: jax.Array, chunk: int
+    logits_of: Callable[[jax.Array], jax.Array],
+    x: jax.Array,
+    targets: jax.Array,
+    chunk: int,
+    weights: jax.Array | None = None,
+    total: jax.Array | None = None,
 ) -> jax.Array:
-    """`cross_entropy(logits_of(x), targets)`, of which only a part's logits are ever in memory.
+    """`cross_entropy(logits_of(x), targets, …)`, of which only a part's logits are ever in memory.
 
     They are made again in the backward pass: one more product with the output projection.
 
@@ -38,6 +53,7 @@ def chunked_cross_entropy(
       x: [batch, T, d_model].
       targets: int[batch, T].
       chunk: positions at once, a divisor of T.
+      weights, total: as for `cross_entropy`.
 
     Returns:
       float32 scalar, in nats per token.
@@ -50,14 +66,15 @@ def chunked_cross_entropy(
         raise ValueError(f"chunk={chunk}; it must divide the sequence length {length}")
 
     @jax.checkpoint
-    def body(total, part):
-        x, targets = part
-        return total + jnp.sum(token_losses(logits_of(x), targets)), None
+    def body(so_far, part):
+        x, targets, weights = part
+        return so_far + _weighted_sum(token_losses(logits_of(x), targets), weights), None
 
     # Along the sequence: a batch that is sharded stays so.
     cut = lambda a: jnp.moveaxis(a.reshape(a.shape[0], -1, chunk, *a.shape[2:]), 1, 0)  # noqa: E731
-    total, _ = lax.scan(body, jnp.zeros((), jnp.float32), (cut(x), cut(targets)))
-    return total / targets.size
+    parts = jax.tree.map(cut, (x, targets, weights))
+    found, _ = lax.scan(body, jnp.zeros((), jnp.float32), parts)
+    return found / targets.size if weights is None else _ratio(found, weights, total)
 
 
 def token_losses(logits: jax.Array, targets: jax.Array) -> jax.Array:
@@ -73,3 +90,12 @@ def token_losses(logits: jax.Array, targets: jax.Array) -> jax.Array:
     logits = logits.astype(jnp.float32)
     chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
     return jax.nn.logsumexp(logits, axis=-1) - chosen
+
+
+def _weighted_sum(losses: jax.Array, weights: jax.Array | None) -> jax.Array:
+    return jnp.sum(losses if weights is None else losses * weights.astype(jnp.float32))
+
+
+def _ratio(found: jax.Array, weights: jax.Array, total: jax.Array | None) -> jax.Array:
+    total = jnp.sum(weights, dtype=jnp.float32) if total is None else total
+    return found / jnp.where(total > 0, total, 1)

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from pqt_jax import bitwidth, keys, learned_bits, mesh, optim
+from pqt_jax import bitwidth, keys, learned_bits, mesh, optim, segments
 from pqt_jax.adam_mini import model_blocks
 from pqt_jax.config import MODELS, Config, model_config, quantization_rules
 from pqt_jax.config import rules as method_rules
@@ -206,6 +206,7 @@ def make_train_step(
     penalty: learned_bits.Penalty | None = None,
     snap: int | None = None,
     parts: Parts = Parts(),
+    end: int | None = None,
 ) -> Callable[[TrainState, jax.Array, jax.Array], tuple[TrainState, Metrics]]:
     """The jitted training step.
 
@@ -216,15 +217,18 @@ def make_train_step(
       penalty: from `learned_bits.make_penalty`.
       snap: from `learned_bits.snap_step`.
       parts: how a step is cut to fit into memory.
+      end: the token that ends a document, beyond which nothing is seen, and behind which no target
+        counts (`segments.window`); None for windows that run on across documents.
 
     Returns:
       `(state, batch, key) -> (state, metrics)`. The state is donated. batch is uint8 or int
       [B, T + 1]; key is the run's, and not consumed. A step whose loss or gradient is not finite is
       skipped: it is counted, and changes nothing else; schedules go by the steps that were not.
       Metrics are float32 scalars: loss (nats per token, under the sampled weights, without the
-      penalty), grad_norm (of the weights, before clipping), bits_mean, bits_min, bits_max (of the
-      bit-widths that were used; absent where there are none) and penalty (likewise); and the int32
-      scalars skipped and in_a_row of the new state.
+      penalty: the mean over all targets of the batch that count, however they fall on its
+      microbatches), grad_norm (of the weights, before clipping), bits_mean, bits_min, bits_max (of
+      the bit-widths that were used; absent where there are none) and penalty (likewise); and the
+      int32 scalars skipped and in_a_row of the new state.
     """
 
     def train_step(state, batch, key):
@@ -232,8 +236,10 @@ def make_train_step(
         if snap is not None:
             params = _snap_at(snap, state.step - state.skipped, params, rules)
 
+        each = segments.count(batch, end, parts.microbatches)
+
         def loss_of(params, tokens, key):
-            loss = _loss(graph, params, tokens, key, parts.loss_chunk)
+            loss = _loss(graph, params, tokens, key, parts.loss_chunk, end, each)
             extra = penalty(params) if penalty else None
             return loss if extra is None else loss + extra, (loss, extra)
 
@@ -260,15 +266,23 @@ def make_train_step(
 
 
 def _loss(
-    graph: nnx.GraphDef, params: nnx.State, tokens: jax.Array, key: jax.Array, chunk: int
+    graph: nnx.GraphDef,
+    params: nnx.State,
+    tokens: jax.Array,
+    key: jax.Array,
+    chunk: int,
+    end: int | None,
+    each: jax.Array | None,
 ) -> jax.Array:
-    inputs, targets = tokens[:, :-1], tokens[:, 1:]
+    """Of a microbatch; `each` is how many targets count in one on average."""
+    inputs, targets, of, counted = segments.window(tokens, end)
     model = nnx.merge(graph, params)
     if not chunk:
-        return cross_entropy(model(inputs, pqt_key=key), targets)
+        return cross_entropy(model(inputs, of, pqt_key=key), targets, counted, each)
     # Merged again inside, since a module belongs to the trace that made it.
     logits_of = lambda x: nnx.merge(graph, params).logits(x, pqt_key=key)  # noqa: E731
-    return chunked_cross_entropy(logits_of, model.hidden(inputs, pqt_key=key), targets, chunk)
+    x = model.hidden(inputs, of, pqt_key=key)
+    return chunked_cross_entropy(logits_of, x, targets, chunk, counted, each)
 
 
 def _gradients(

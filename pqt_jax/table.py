@@ -15,7 +15,7 @@ from flax import nnx
 from jax import lax
 from jax.sharding import Mesh
 
-from pqt_jax import bitwidth, sizes, trained
+from pqt_jax import bitwidth, segments, sizes, trained
 from pqt_jax import config as configs
 from pqt_jax import mesh as meshes
 from pqt_jax.config import Config
@@ -30,24 +30,27 @@ LABELS = {name: trained.LABELS[name] for name in ROWS}
 Loss = Callable[[nnx.State], float]
 
 
-def make_loss(graph: nnx.GraphDef, batches: Any) -> Loss:
+def make_loss(graph: nnx.GraphDef, batches: Any, end: int | None = None) -> Loss:
     """The validation loss as a function of the parameters.
 
     Args:
       graph: the model's structure.
       batches: int[N, B, T + 1], fixed.
+      end: as for `step.make_train_step`.
 
     Returns:
-      `params -> nats per token` of the bare model; compiled once, at the first call.
+      `params -> nats per token` of the bare model, the mean over all targets that count in any of
+      the batches; compiled once, at the first call.
     """
 
     @jax.jit
     def mean_loss(params, batches):
         model = nnx.merge(graph, params)
+        each = segments.count(batches, end, batches.shape[0])
 
         def add(total, batch):
-            tokens = batch.astype(jnp.int32)
-            return total + cross_entropy(model(tokens[:, :-1]), tokens[:, 1:]), None
+            inputs, targets, of, counted = segments.window(batch.astype(jnp.int32), end)
+            return total + cross_entropy(model(inputs, of), targets, counted, each), None
 
         total, _ = lax.scan(add, jnp.float32(0), batches)
         return total / batches.shape[0]

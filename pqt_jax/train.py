@@ -29,7 +29,7 @@ from pqt_jax import mesh as meshes
 from pqt_jax import step as steps
 from pqt_jax import workdir as workdirs
 from pqt_jax.config import Config
-from pqt_jax.data import pipeline, source, tokens
+from pqt_jax.data import boundaries, pipeline, source, tokens
 from pqt_jax.errors import InputError, OutputError, escape_output, say
 from pqt_jax.processes import ProcessError
 from pqt_jax.signals import interruptions
@@ -113,9 +113,12 @@ def _prepare(config: Config, workdir: Path) -> _Ready:
 
 
 def _text(config: Config) -> source.Text:
-    if config.data.tokens:
-        return tokens.load(config.data.tokens, config.model.vocab_size)
-    return source.load(config.data.files)
+    data = config.data
+    if data.tokens:
+        text = tokens.load(data.tokens, config.model.vocab_size)
+    else:
+        text = source.load(data.files)
+    return boundaries.with_end(text, data.end_token, needed=data.boundaries == "mask")
 
 
 if __name__ == "__main__":

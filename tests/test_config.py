@@ -61,7 +61,10 @@ def test_overrides_take_the_type_of_their_field(override, expected):
         ("stepps=1", "--config.stepps: no such field; did you mean config.steps?"),
         ("optimizer.learnin_rate=1", "did you mean config.optimizer.learning_rate?"),
         ("lerning_rate=1", "did you mean config."),
-        ("zzzz=1", "--config.zzzz: no such field; there are data.batch, data.files, data.length"),
+        (
+            "zzzz=1",
+            "--config.zzzz: no such field; there are data.batch, data.boundaries, data.end_",
+        ),
         ("model=3", "--config.model=3: a section; its fields are model.attention, model.d_ff"),
         ("pqt=1", "--config.pqt=1: a section; its fields are pqt.average_bits, pqt.block"),
         ("optimizer.lr=1", "--config.optimizer.lr: no such field; there are optimizer.b1, opt"),
@@ -106,6 +109,9 @@ def test_overrides_take_the_type_of_their_field(override, expected):
         ("data.microbatches=3", "config.data.microbatches=3; it must divide config.data.batch=4"),
         ("data.microbatches=0", "config.data.microbatches=0; it must be more than 0"),
         ("data.loss_chunk=3", "config.data.loss_chunk=3; it must divide config.data.length=16"),
+        ("data.boundaries=both", "config.data.boundaries='both'; it must be token or mask"),
+        ("data.end_token=-2", "config.data.end_token=-2; it must be a token, or -1 for what the"),
+        ("data.end_token=256", "end_token=256; it must be below config.model.vocab_size=256"),
         ("pqt.noise_per=token", "noise_per='token'; it must be step or microbatch"),
         ("pqt.noise_per=microbatch", "with config.data.microbatches=1 it must be step"),
         ("method=ste", "config.pqt.dtype='bfloat16'; with config.method='ste' it must be what"),
@@ -127,6 +133,15 @@ def test_a_bad_field_is_named_with_what_would_be_right(override, message):
     with pytest.raises(InputError, match=re.escape(message)) as caught:
         load(override)
     assert "\n" not in str(caught.value)
+
+
+def test_cudnn_masks_windows_of_even_length(monkeypatch):
+    monkeypatch.setattr(checks.jax, "default_backend", lambda: "gpu")
+    given = ("model.attention=cudnn", "data.boundaries=mask")
+    load(*given)
+    load("model.attention=cudnn", "data.length=15")
+    with pytest.raises(InputError, match="config.data.length=15; with .*='mask' it must be even"):
+        load(*given, "data.length=15")
 
 
 def test_the_command_line():

@@ -37,14 +37,14 @@ def make(sizes):
     return meshes.make(dict(zip(meshes.AXES, sizes, strict=True)))
 
 
-def setup(model, method="gaussws", **fields):
+def setup(model, method="gaussws", end=None, **fields):
     config = tiny.get_config(model)
     config.method, config.data.batch = method, 8
     config.data.update(fields)
     optimizer = steps.make_optimizer(config)
     graph, state = steps.init_state(config, optimizer)
     rules, parts = configs.rules(config), steps.parts_of(config)
-    return config, state, steps.make_train_step(graph, optimizer, rules, parts=parts)
+    return config, state, steps.make_train_step(graph, optimizer, rules, parts=parts, end=end)
 
 
 def batch(i=0):
@@ -145,6 +145,21 @@ def test_microbatches_and_chunks_go_with_a_mesh():
         _, state, train_step = setup(tiny.LLAMA2, microbatches=2, loss_chunk=4)
         _, measured = train_step(state, meshes.put(batch(), mesh), KEY)
     assert float(measured["loss"]) == pytest.approx(run("llama2", (1, 1, 1))[0][0, 0], rel=2e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["gpt2", "llama2"])
+def test_documents_are_apart_on_every_mesh(name):
+    model, found = {"gpt2": tiny.GPT2, "llama2": tiny.LLAMA2}[name], []
+    assert 0 < np.sum(batch() == 3) < batch().size / 8
+    for sizes in ((1, 1, 1), (2, 2, 2)):
+        mesh = make(sizes)
+        with meshes.entered(mesh):
+            _, state, train_step = setup(model, end=3, microbatches=2, loss_chunk=4)
+            measured = train_step(state, meshes.put(batch(), mesh), KEY)[1]
+            found.append([float(measured[x]) for x in ("loss", "grad_norm")])
+    np.testing.assert_allclose(*found, rtol=2e-6)
+    assert abs(found[0][0] - run(name, (1, 1, 1))[0][0, 0]) > 1e-3
 
 
 @pytest.mark.slow

@@ -56,12 +56,14 @@ class Text(NamedTuple):
       validation: the held-out ones.
       fingerprint: SHA-256 over names, sizes and contents of all files, in hexadecimal.
       description: one line for people.
+      end: the token that ends a document, if one is known; see `boundaries.with_end`.
     """
 
     train: Tokens
     validation: Tokens
     fingerprint: str
     description: str
+    end: int | None = None
 
 
 def load(files: str = "") -> Text:

@@ -169,7 +169,8 @@ def _prepared(folder: Path, vocab_size: int) -> Text:
             _check_digest(shard)
             digest.update(f"{part} {shard.count} {shard.digest}\n".encode())
         streams.append(Stream([shard.tokens() for shard in shards]))
-    return _text(streams, digest.hexdigest(), f"{folder}, tokenizer {index.tokenizer['name']}")
+    where = f"{folder}, tokenizer {index.tokenizer['name']}"
+    return _text(streams, digest.hexdigest(), where, index.end)
 
 
 def _binary(pattern: str, vocab_size: int) -> Text:
@@ -203,13 +204,13 @@ def _binary(pattern: str, vocab_size: int) -> Text:
     return _text([Stream(rest), Stream(held)], digest.hexdigest(), str(root))
 
 
-def _text(streams: Sequence[Stream], digest: str, where: str) -> Text:
+def _text(streams: Sequence[Stream], digest: str, where: str, end: int | None = None) -> Text:
     train, validation = streams
     description = (
         f"{len(train) + len(validation):,} tokens under {where}, {len(validation):,} of them held "
         f"out, fingerprint {digest[:12]}"
     )
-    return Text(train, validation, digest, description)
+    return Text(train, validation, digest, description, end)
 
 
 def _shard(path: Path) -> Shard:

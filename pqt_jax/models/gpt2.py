@@ -2,7 +2,7 @@
 # Copyright 2026 The pqt_jax Authors
 """GPT-2: LayerNorm before each part, GELU, learned positions, a head tied to the embedding.
 
-    x = embed(tokens) + pos(0 … T − 1)
+    x = embed(tokens) + pos(0 … T − 1)                           again from 0 in each segment
     x = x + attn(attn_norm(x));  x = x + mlp(mlp_norm(x))        num_layers times
     logits = norm(x) · embeddingᵀ
 
@@ -22,6 +22,7 @@ from pqt_jax.models import cache as caches
 from pqt_jax.models import layers
 from pqt_jax.models.cache import Cache
 from pqt_jax.rules import Rule
+from pqt_jax.segments import positions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,9 +89,9 @@ class Block(nnx.Module):
         self.mlp_norm = norm(config, rngs)
         self.mlp = MLP(config, out_init, rngs=rngs)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """[batch, T, d_model] → the same."""
-        x = x + self.attn(self.attn_norm(x))
+    def __call__(self, x: jax.Array, segments: jax.Array | None = None) -> jax.Array:
+        """[batch, T, d_model] → the same; segments as in `layers.Attention`."""
+        x = x + self.attn(self.attn_norm(x), segments)
         return x + self.mlp(self.mlp_norm(x))
 
     def decode(self, x: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
@@ -144,26 +145,42 @@ class GPT2(nnx.Module):
         self.config = config
         layers.check_rules(self, rules)
 
-    def __call__(self, tokens: jax.Array, *, pqt_key: jax.Array | None = None) -> jax.Array:
+    def __call__(
+        self,
+        tokens: jax.Array,
+        segments: jax.Array | None = None,
+        *,
+        pqt_key: jax.Array | None = None,
+    ) -> jax.Array:
         """Logits of the next token at every position.
 
         Args:
           tokens: int[batch, T], T at most `max_length`.
+          segments: int[batch, T], the document that a token is of, as `segments.window` numbers
+            them: each is read as if it were alone; None for one in every row.
           pqt_key: the step's key (`keys.step_key`), which samples the weights; None for the bare
             model.
 
         Returns:
           float32[batch, T, vocab_size].
         """
-        return self.logits(self.hidden(tokens, pqt_key=pqt_key), pqt_key=pqt_key)
+        return self.logits(self.hidden(tokens, segments, pqt_key=pqt_key), pqt_key=pqt_key)
 
-    def hidden(self, tokens: jax.Array, *, pqt_key: jax.Array | None = None) -> jax.Array:
+    def hidden(
+        self,
+        tokens: jax.Array,
+        segments: jax.Array | None = None,
+        *,
+        pqt_key: jax.Array | None = None,
+    ) -> jax.Array:
         """What the last block returns, [batch, T, d_model], of which `logits` makes logits."""
         config = self.config
         layers.check_length(tokens, config)
         x = layers.call(self.embed, tokens, key=pqt_key)
-        x = x + layers.call(self.pos, jax.numpy.arange(tokens.shape[1]), key=pqt_key)
-        return layers.scan(self.h, x, pqt_key, length=config.num_layers, remat=config.remat)
+        at = jax.numpy.arange(tokens.shape[1]) if segments is None else positions(segments)
+        x = x + layers.call(self.pos, at, key=pqt_key)
+        options = {"length": config.num_layers, "remat": config.remat}
+        return layers.scan(self.h, x, pqt_key, segments, **options)
 
     def logits(self, x: jax.Array, *, pqt_key: jax.Array | None = None) -> jax.Array:
         """float32[batch, T, vocab_size] of what `hidden` returns, or of a part of its T."""

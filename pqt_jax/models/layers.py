@@ -19,6 +19,7 @@ from flax import nnx
 from jax import lax
 
 from pqt_jax import mesh
+from pqt_jax import segments as documents
 from pqt_jax.models.cache import Cache
 from pqt_jax.rules import BITS, Rule, first_match, paths_and_leaves, resolve
 from pqt_jax.transform import pqt_transform
@@ -142,13 +143,27 @@ class Attention(nnx.Module):
         self.head_width = width // config.num_heads
         self.attention = config.attention
 
-    def __call__(self, x: jax.Array, *, rope_theta: float | None = None) -> jax.Array:
-        """[batch, T, d_model] → the same; softmax in float32."""
+    def __call__(
+        self,
+        x: jax.Array,
+        segments: jax.Array | None = None,
+        *,
+        rope_theta: float | None = None,
+    ) -> jax.Array:
+        """[batch, T, d_model] → the same; softmax in float32.
+
+        With segments, int[batch, T], tokens see those of their own alone. Rotary positions go on
+        through all of them: only distances count, and these are the same. cuDNN takes the mask
+        as a bias that it reads, [batch, 1, T, T] in the dtype of x, one layer's at a time.
+        """
         q, k, v = self._heads(x)
         if rope_theta is not None:
             q, k = rotary(q, rope_theta), rotary(k, rope_theta)
+        mask = None if segments is None else documents.mask(segments)
         # An explicit implementation: None would fall back to XLA without a word.
-        y = jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation=self.attention)
+        y = jax.nn.dot_product_attention(
+            q, k, v, mask=mask, is_causal=True, implementation=self.attention
+        )
         return self.out(y.reshape(x.shape))
 
     def decode(
@@ -229,7 +244,13 @@ def call(module: Any, *args: Any, key: jax.Array | None, lead: Any = 0, **option
 
 
 def scan(
-    blocks: Any, x: jax.Array, key: jax.Array | None, *, length: int, remat: bool
+    blocks: Any,
+    x: jax.Array,
+    key: jax.Array | None,
+    segments: jax.Array | None = None,
+    *,
+    length: int,
+    remat: bool,
 ) -> jax.Array:
     """Call stacked blocks one after the other, each with its own slice of the parameters.
 
@@ -240,6 +261,7 @@ def scan(
       blocks: what `stack` returned.
       x: [batch, T, d_model].
       key: the step's key, or None for the bare blocks.
+      segments: int[batch, T] for every block, or None; see `Attention`.
       length: number of blocks.
       remat: recompute whole blocks in the backward pass.
 
@@ -250,7 +272,7 @@ def scan(
 
     def body(x, layer):
         index, state = layer
-        return mesh.on_batch(call(nnx.merge(graph, state), x, key=key, lead=index)), None
+        return mesh.on_batch(call(nnx.merge(graph, state), x, segments, key=key, lead=index)), None
 
     policies = jax.checkpoint_policies
     policy = policies.nothing_saveable if remat else policies.dots_saveable

@@ -95,9 +95,9 @@ class Block(nnx.Module):
         self.mlp = MLP(config, depth_init, rngs=rngs)
         self.rope_theta = config.rope_theta
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """[batch, T, d_model] → the same."""
-        x = x + self.attn(self.attn_norm(x), rope_theta=self.rope_theta)
+    def __call__(self, x: jax.Array, segments: jax.Array | None = None) -> jax.Array:
+        """[batch, T, d_model] → the same; segments as in `layers.Attention`."""
+        x = x + self.attn(self.attn_norm(x), segments, rope_theta=self.rope_theta)
         return x + self.mlp(self.mlp_norm(x))
 
     def decode(self, x: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
@@ -152,25 +152,40 @@ class Llama2(nnx.Module):
         self.config = config
         layers.check_rules(self, rules)
 
-    def __call__(self, tokens: jax.Array, *, pqt_key: jax.Array | None = None) -> jax.Array:
+    def __call__(
+        self,
+        tokens: jax.Array,
+        segments: jax.Array | None = None,
+        *,
+        pqt_key: jax.Array | None = None,
+    ) -> jax.Array:
         """Logits of the next token at every position.
 
         Args:
           tokens: int[batch, T], T at most `max_length`.
+          segments: int[batch, T], the document that a token is of, as `segments.window` numbers
+            them: each is read as if it were alone; None for one in every row.
           pqt_key: the step's key (`keys.step_key`), which samples the weights; None for the bare
             model.
 
         Returns:
           float32[batch, T, vocab_size].
         """
-        return self.logits(self.hidden(tokens, pqt_key=pqt_key), pqt_key=pqt_key)
+        return self.logits(self.hidden(tokens, segments, pqt_key=pqt_key), pqt_key=pqt_key)
 
-    def hidden(self, tokens: jax.Array, *, pqt_key: jax.Array | None = None) -> jax.Array:
+    def hidden(
+        self,
+        tokens: jax.Array,
+        segments: jax.Array | None = None,
+        *,
+        pqt_key: jax.Array | None = None,
+    ) -> jax.Array:
         """What the last block returns, [batch, T, d_model], of which `logits` makes logits."""
         config = self.config
         layers.check_length(tokens, config)
         x = layers.call(self.embed, tokens, key=pqt_key)
-        return layers.scan(self.h, x, pqt_key, length=config.num_layers, remat=config.remat)
+        options = {"length": config.num_layers, "remat": config.remat}
+        return layers.scan(self.h, x, pqt_key, segments, **options)
 
     def logits(self, x: jax.Array, *, pqt_key: jax.Array | None = None) -> jax.Array:
         """float32[batch, T, vocab_size] of what `hidden` returns, or of a part of its T."""

@@ -15,10 +15,10 @@ import numpy as np
 from flax import nnx
 from jax import lax
 
-from pqt_jax import bitwidth, sizes, trained
+from pqt_jax import bitwidth, diffq, sizes, trained
 from pqt_jax import config as configs
 from pqt_jax.config import Config
-from pqt_jax.learned_bits import bit_widths, collect_bits, weights
+from pqt_jax.learned_bits import are_learned, diffq_options, logits_of, method_widths, weights
 from pqt_jax.loss import cross_entropy
 from pqt_jax.quantize import LADDER, Plan
 from pqt_jax.rules import paths_and_leaves
@@ -65,23 +65,30 @@ def table(config: Config, loss: Loss, params: nnx.State) -> dict[str, Any]:
     Returns:
       Nats per token under the keys of `LABELS`; "mean_bits", the mean b_t; "formats", from
       `format_shares`; and "method". "mixed", "mean_bits" and "formats" are None where no bits were
-      learned, the latter two also where a bit-width is not finite.
+      learned, the latter two also where a bit-width is not finite. For DiffQ "mixed" is its own
+      quantization, and "size_mb", what that takes (`diffq.sizes_of`), stands for "formats".
     """
     rules = configs.quantization_rules(config)
 
     def loss_of(name: str) -> float:
-        rounded = trained.weights_as(params, trained.plan_for(params, rules, name))
+        rounded = trained.weights_in(config, params, rules, name)
         return loss(nnx.merge_state(params, rounded))
 
-    learned = bool(collect_bits(params))
+    learned = are_learned(params)
     losses: dict[str, Any] = {"method": config.method}
     losses |= {name: loss_of(name) if name != "mixed" or learned else None for name in ROWS}
     losses |= {"mean_bits": None, "formats": None}
+    if config.method == "diffq":
+        losses["size_mb"] = None
     if learned:
-        mean = bitwidth.statistics(bit_widths(params, configs.rules(config)))["mean"]
+        mean = bitwidth.statistics(method_widths(config, params))["mean"]
         if np.isfinite(mean):  # a bit-width that is NaN has no format
             losses["mean_bits"] = float(mean)
-            losses["formats"] = format_shares(trained.plan_for(params, rules, "mixed"), params)
+            if config.method == "diffq":
+                own = weights(params), logits_of(params), diffq_options(config)
+                losses["size_mb"] = sizes.total(diffq.sizes_of(*own)).bits / diffq.MB
+            else:
+                losses["formats"] = format_shares(trained.plan_for(params, rules, "mixed"), params)
     return losses
 
 
@@ -108,9 +115,11 @@ def format_table(losses: Mapping[str, Any]) -> str:
       losses: from `table`, or from `summary.json`, where null stands for what is not a number.
     """
     number = lambda name: math.nan if losses[name] is None else losses[name]  # noqa: E731
-    labels = dict(LABELS)
+    labels = {name: trained.label(losses["method"], name) for name in ROWS}
     if configs.METHODS[losses["method"]] == "none":
         del labels["mixed"]
+    elif losses.get("size_mb") is not None:
+        labels["mixed"] += f" ({number('mean_bits'):.2f}: {losses['size_mb']:.4g} MB)"
     elif losses["formats"] is not None:
         shares = ", ".join(f"{name} {share:.0%}" for name, share in losses["formats"].items())
         labels["mixed"] += f" ({number('mean_bits'):.2f}: {shares.replace('%', ' %')})"

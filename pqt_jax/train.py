@@ -146,7 +146,7 @@ def train(
     if signals:
         return _stopped(f"at step {start} of {config.steps}", signals)
     options = {"penalty": learned_bits.make_penalty(config), "snap": learned_bits.snap_step(config)}
-    options["parts"] = steps.parts_of(config)
+    options |= {"parts": steps.parts_of(config), "outside": learned_bits.outside(config)}
     train_step = steps.make_train_step(graph, optimizer, rules, **options)
     train_step = train_step.lower(state, shape, key).compile()
     print(f"ready after {timer.seconds():.0f} s", flush=True)
@@ -231,7 +231,7 @@ def finish(
     records = metrics.read(workdir / workdirs.METRICS)
     title = f"{config.model.name}, {config.method}, seed {config.seed}"
     plot.loss(workdir / workdirs.LOSS, records, title)
-    if b_t := jax.device_get(learned_bits.bit_widths(params, configs.rules(config))):
+    if b_t := jax.device_get(learned_bits.method_widths(config, params)):
         plot.bits(workdir / workdirs.BITS, records, b_t, title)
     # Last, for it is what says that the run is finished.
     finite = {name: metrics.finite(value) for name, value in summary.items()}

@@ -220,7 +220,6 @@ def make_train_step(
       clipping), bits_mean, bits_min, bits_max (of the bit-widths that were used; absent where there
       are none) and penalty (likewise).
     """
-
     inside = lambda params: learned_bits.bit_widths(params, rules)  # noqa: E731
     widths = outside.bit_widths if outside else inside
 

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from pqt_jax import bitwidth, blocks
+from pqt_jax import bitwidth, blocks, diffq
 from pqt_jax import config as configs
 from pqt_jax.config import Config, fields
 from pqt_jax.errors import InputError
@@ -52,10 +52,14 @@ _CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "pqt.snap_at": (lambda v: 0 <= v <= 1, "from 0 to 1, a share of the steps; 1 for never"),
     "pqt.target_bits": _BITS,
     "pqt.init_bits": _BITS,
+    "diffq.min_bits": _BITS,
+    "diffq.max_bits": _BITS,
+    "diffq.noise": (lambda v: v in diffq.NOISES, f"one of {', '.join(diffq.NOISES)}"),
 }
 _MAY_BE_ZERO = {"optimizer.final_learning_rate", "optimizer.warmup_steps", "model.num_kv_heads"}
 _MAY_BE_ZERO |= {"optimizer.weight_decay", "pqt.learning_rate", "pqt.weight_decay"}
 _MAY_BE_ZERO |= {"pqt.penalty_weight", "data.loss_chunk", "mesh.data", "log.keep_every"}
+_MAY_BE_ZERO |= {"diffq.penalty", "diffq.learning_rate"}
 _SECTIONS = (
     "",
     "model",
@@ -63,6 +67,7 @@ _SECTIONS = (
     "mesh",
     "optimizer",
     "pqt",
+    "diffq",
     "watch",
     "log",
 )  # the likelier meant, the earlier
@@ -207,6 +212,26 @@ def check(config: Config) -> None:
             f"config.pqt.dtype={config.pqt.dtype!r}; with config.method='ste' it must be what "
             "weights are rounded to, such as float6_e3m2fn"
         )
+    _check_diffq(config)
+
+
+def _check_diffq(config: Config) -> None:
+    own = config.diffq
+    if not own.min_bits < own.init_bits < own.max_bits:
+        raise InputError(
+            f"config.diffq.init_bits={own.init_bits}; it must be between "
+            f"config.diffq.min_bits={own.min_bits} and config.diffq.max_bits={own.max_bits}"
+        )
+    if config.method != "diffq":
+        return
+    instead = {"penalty": "give config.diffq.penalty", "snap_at": "its bits are no formats'"}
+    instead["dtype"] = "it casts nothing"
+    for (name, why), none in zip(instead.items(), ("none", 1.0, "bfloat16"), strict=True):
+        if config.pqt[name] != none:
+            raise InputError(
+                f"config.pqt.{name}={config.pqt[name]!r}; with config.method='diffq' it must be "
+                f"{none}: {why}"
+            )
 
 
 def _check_parts(config: Config) -> None:

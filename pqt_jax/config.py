@@ -22,7 +22,8 @@ from pqt_jax.rules import Rule
 Config = Any  # a ConfigDict; its fields are not known to type checkers
 
 PENALTIES = ("none", "layer", "average", "size")
-METHODS = {"bf16": "none", "gaussws": "gauss", "uniform": "uniform", "ste": "none"}  # → noise
+# → noise of the rules; None: it has none, and samples outside the model
+METHODS = {"bf16": "none", "gaussws": "gauss", "uniform": "uniform", "ste": "none", "diffq": None}
 OPTIMIZERS, SCHEDULES = ("adamw", "adam_mini"), ("cosine", "linear")
 KERNELS = {  # names that config.pqt.pattern may have, after what they are of a layer
     "all": "h/.*/kernel",
@@ -53,7 +54,7 @@ def default(model: Llama2Config | GPT2Config) -> Config:
     return ConfigDict(
         {
             # bf16: the cast alone; gaussws: rounded normal R; uniform: U(±½); ste: rounding to
-            # pqt.dtype, gradients straight through
+            # pqt.dtype, gradients straight through; diffq: DiffQ as published, by its own section
             "method": "gaussws",
             "seed": 0,  # of initial values, noise and order of the data
             "steps": 1000,
@@ -62,7 +63,7 @@ def default(model: Llama2Config | GPT2Config) -> Config:
             "data": {
                 "files": "",  # glob of text files; empty: the standard library's source
                 "tokens": "",  # instead: folder of `data.prepare`, or glob of .bin files
-                "boundaries": "token",  # sequences run on; mask: seen and predicted inside documents
+                "boundaries": "token",  # sequences run on; or mask: each document by itself
                 "end_token": -1,  # that ends a document; -1: what the index of `tokens` says
                 "length": 128,  # tokens in a sequence
                 "batch": 16,  # sequences in a step
@@ -101,6 +102,18 @@ def default(model: Llama2Config | GPT2Config) -> Config:
                 "window": 100,  # steps before one, whose losses say what a spike is
                 "spike_score": 6.0,  # standard deviations above their median, see `watch`
             },
+            # Of method diffq alone, where of pqt only pattern, noise_per and, for the table, block
+            # count: its bits have no target, no decay and no schedule, and nothing is cast.
+            "diffq": {
+                "group": 8,  # weights that share a bit-width
+                "init_bits": 8.0,
+                "min_bits": 2.0,
+                "max_bits": 15.0,
+                "noise": "normal",  # N(0, 1)/2; or uniform: U(±½)
+                # Nats per MB of the model, added to the loss; ours, to be set by size of the model.
+                "penalty": 1e-3,
+                "learning_rate": 1e-3,  # of the logits' own Adam; constant
+            },
             "log": {
                 "every": 10,  # steps between lines
                 "validate_every": 100,
@@ -138,6 +151,8 @@ def model_config(config: Config) -> Llama2Config | GPT2Config:
 
 def rules(config: Config) -> list[Rule]:
     """The rules of the method. Those of bf16 and ste cast without noise, and learn no bits."""
+    if METHODS[config.method] is None:
+        return []
     cast = {"dtype": "bfloat16"} if config.method == "bf16" else {}
     return _rules(config, noise=METHODS[config.method], **cast)
 

@@ -81,7 +81,7 @@ def _run(given: Namespace) -> int:
     length = default if given.length is None else given.length
     if length > model.model.max_length:
         raise InputError(f"--length={length}; it must be at most {model.model.max_length}")
-    learned = bool(learned_bits.collect_bits(model.params))
+    learned = learned_bits.are_learned(model.params)
     every = ["master"] if given.packed else list(trained.LABELS)  # those are rounded already
     wanted = every if given.weights == ["all"] else given.weights
     if not learned and "mixed" in wanted:
@@ -100,11 +100,11 @@ def _run(given: Namespace) -> int:
     print(f"\n{'weights':<20}" + "".join(f"{title:<30}" for title in TITLES.values()).rstrip())
     results, master = {}, None
     for name in dict.fromkeys(["master", *wanted]):  # the others are compared with it
-        plan = trained.plan_for(model.params, model.rules, name)
-        nats = nats_of(trained.weights_as(model.params, plan))
+        nats = nats_of(trained.weights_in(model.run, model.params, model.rules, name))
         master = nats if master is None else master
         results[name] = score.measure(nats, master, windows)
-        label = "as packed" if given.packed and name == "master" else trained.LABELS[name]
+        label = trained.label(model.run and model.run.method, name)
+        label = "as packed" if given.packed and name == "master" else label
         print(_row(label, results[name]), flush=True)
     if given.json is not None:
         about = {

@@ -111,6 +111,11 @@ def _run(given: Namespace) -> int:
         if parent.name == workdir.CHECKPOINTS and (parent.parent / workdir.RUN).exists():
             raise InputError(f"--out={given.out} is among a run's checkpoints; give another folder")
     model = trained.from_arguments(given)
+    if given.format == "mixed" and model.run is not None and model.run.method == "diffq":
+        raise InputError(
+            "--format=mixed: DiffQ's own bits are levels between a matrix's ends, which no format "
+            "holds; give another format, or --weights=mixed to pqt_jax.evaluate"
+        )
     if given.format == "mixed" and not learned_bits.collect_bits(model.params):
         raise InputError("--format=mixed: no bits were learned; give another format")
     names = ("block", "scale", "granularity", "share")

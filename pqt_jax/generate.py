@@ -204,8 +204,7 @@ def _run(given: Namespace) -> int:
             f"--tokens={steps}; it must be at most {room}: the model sees "
             f"{model.model.max_length} tokens in all, and the prompt has {len(prompt)}"
         )
-    plan = trained.plan_for(model.params, model.rules, given.weights)
-    weights = trained.weights_as(model.params, plan)
+    weights = trained.weights_in(model.run, model.params, model.rules, given.weights)
     tokens = jnp.asarray(prompt[None], jnp.int32)
     for i in range(given.samples):
         added = generate(

@@ -95,8 +95,8 @@ def train(
     if number := max(processes.every(signals[0] if signals else 0)):
         return stopped(f"at step {start} of {config.steps}", number)
     options = {"penalty": learned_bits.make_penalty(config), "snap": learned_bits.snap_step(config)}
-    options |= {"parts": steps.parts_of(config), "end": end}
-    train_step = steps.make_train_step(graph, optimizer, rules, **options)
+    options |= {"parts": steps.parts_of(config), "outside": learned_bits.outside(config)}
+    train_step = steps.make_train_step(graph, optimizer, rules, end=end, **options)
     like = meshes.put(np.zeros((len(rows), length + 1), text.train.dtype), mesh, batch)
     train_step = train_step.lower(state, like, key).compile()
     _print(f"ready after {timer.seconds():.0f} s")

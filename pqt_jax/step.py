@@ -20,7 +20,6 @@ from flax import nnx
 from pqt_jax import bitwidth, keys, learned_bits, mesh, optim, segments
 from pqt_jax.adam_mini import model_blocks
 from pqt_jax.config import MODELS, Config, model_config, quantization_rules
-from pqt_jax.config import rules as method_rules
 from pqt_jax.errors import InputError
 from pqt_jax.loss import chunked_cross_entropy, cross_entropy
 from pqt_jax.models.layers import check_rules
@@ -100,10 +99,8 @@ def abstract_state(
 def _initializer(
     config: Config, optimizer: optax.GradientTransformation
 ) -> tuple[nnx.GraphDef, Callable[[Any], TrainState]]:
-    _, cls = MODELS[config.model.name]
-
     def build():
-        return cls(model_config(config), method_rules(config), rngs=nnx.Rngs(config.seed))
+        return learned_bits.make_model(config, nnx.Rngs(config.seed))
 
     def init(start):
         params = nnx.state(build())
@@ -174,9 +171,13 @@ def make_schedule(config: Config) -> Callable[[Any], Any]:
 def make_optimizer(config: Config) -> optax.GradientTransformation:
     """That of the config, with the bit-widths in a group of their own; their rate follows the same
     schedule. Once they have snapped it is 0, and they stay.
+
+    DiffQ's logits have an Adam of their own: its rate follows no schedule, which would be that of
+    the weights' optimizer, and nothing decays.
     """
     opt, schedule = config.optimizer, make_schedule(config)
     ratio, snap = config.pqt.learning_rate / opt.learning_rate, learned_bits.snap_step(config)
+    own = config.method == "diffq"
 
     def bits_rate(step):
         rate = ratio * schedule(step)
@@ -193,8 +194,8 @@ def make_optimizer(config: Config) -> optax.GradientTransformation:
         eps=opt.eps,
         weight_decay=opt.weight_decay,
         clip_norm=opt.clip_norm,
-        bits_learning_rate=bits_rate,
-        bits_weight_decay=config.pqt.weight_decay,
+        bits_learning_rate=config.diffq.learning_rate if own else bits_rate,
+        bits_weight_decay=0.0 if own else config.pqt.weight_decay,
     )
 
 
@@ -207,6 +208,7 @@ def make_train_step(
     snap: int | None = None,
     parts: Parts = Parts(),
     end: int | None = None,
+    outside: learned_bits.Outside | None = None,
 ) -> Callable[[TrainState, jax.Array, jax.Array], tuple[TrainState, Metrics]]:
     """The jitted training step.
 
@@ -219,6 +221,7 @@ def make_train_step(
       parts: how a step is cut to fit into memory.
       end: the token that ends a document, beyond which nothing is seen, and behind which no target
         counts (`segments.window`); None for windows that run on across documents.
+      outside: from `learned_bits.outside`, for a method that samples outside the model.
 
     Returns:
       `(state, batch, key) -> (state, metrics)`. The state is donated. batch is uint8 or int
@@ -230,6 +233,8 @@ def make_train_step(
       the bit-widths that were used; absent where there are none) and penalty (likewise); and the
       int32 scalars skipped and in_a_row of the new state.
     """
+    inside = lambda params: learned_bits.bit_widths(params, rules)  # noqa: E731
+    widths = outside.bit_widths if outside else inside
 
     def train_step(state, batch, key):
         step_key, params = keys.step_key(key, state.step), state.params
@@ -239,13 +244,14 @@ def make_train_step(
         each = segments.count(batch, end, parts.microbatches)
 
         def loss_of(params, tokens, key):
-            loss = _loss(graph, params, tokens, key, parts.loss_chunk, end, each)
+            weights = outside.sample(params, key) if outside else params
+            loss = _loss(graph, weights, tokens, key, parts.loss_chunk, end, each)
             extra = penalty(params) if penalty else None
             return loss if extra is None else loss + extra, (loss, extra)
 
         (loss, extra), grads = _gradients(loss_of, params, batch, step_key, parts)
         metrics = {"loss": loss, "grad_norm": optax.tree.norm(learned_bits.weights(grads))}
-        if b_t := learned_bits.bit_widths(params, rules):
+        if b_t := widths(params):
             stats = bitwidth.statistics(b_t)
             metrics |= {f"bits_{name}": value for name, value in stats.items()}
         if extra is not None:

@@ -46,7 +46,7 @@ def finish(
       OutputError: if something cannot be written.
     """
     losses = table.table(config, validation_loss, params, mesh)
-    b_t = meshes.whole(learned_bits.bit_widths(params, configs.rules(config)), mesh)
+    b_t = meshes.whole(learned_bits.method_widths(config, params), mesh)
     if not processes.is_first():
         return
     summary = {

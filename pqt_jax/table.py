@@ -15,11 +15,11 @@ from flax import nnx
 from jax import lax
 from jax.sharding import Mesh
 
-from pqt_jax import bitwidth, segments, sizes, trained
+from pqt_jax import bitwidth, diffq, segments, sizes, trained
 from pqt_jax import config as configs
 from pqt_jax import mesh as meshes
 from pqt_jax.config import Config
-from pqt_jax.learned_bits import bit_widths, collect_bits, weights
+from pqt_jax.learned_bits import are_learned, diffq_options, logits_of, method_widths, weights
 from pqt_jax.loss import cross_entropy
 from pqt_jax.quantize import LADDER, Plan
 from pqt_jax.rules import paths_and_leaves
@@ -72,26 +72,34 @@ def table(
     Returns:
       Nats per token under the keys of `LABELS`; "mean_bits", the mean b_t; "formats", from
       `format_shares`; and "method". "mixed", "mean_bits" and "formats" are None where no bits were
-      learned, the latter two also where a bit-width is not finite.
+      learned, the latter two also where a bit-width is not finite. For DiffQ "mixed" is its own
+      quantization, and "size_mb", what that takes (`diffq.sizes_of`), stands for "formats".
     """
     rules = configs.quantization_rules(config)
 
     def loss_of(name: str) -> float:
-        rounded = trained.weights_as(params, trained.plan_for(params, rules, name))
+        rounded = trained.weights_in(config, params, rules, name)
         return loss(nnx.merge_state(params, rounded))
 
-    learned = bool(collect_bits(params))
+    learned = are_learned(params)
     losses: dict[str, Any] = {"method": config.method}
     losses |= {name: loss_of(name) if name != "mixed" or learned else None for name in ROWS}
     losses |= {"mean_bits": None, "formats": None}
+    if config.method == "diffq":
+        losses["size_mb"] = None
     if learned:
-        mean = float(bitwidth.statistics(bit_widths(params, configs.rules(config)))["mean"])
+        mean = float(bitwidth.statistics(method_widths(config, params))["mean"])
         if math.isfinite(mean):  # a bit-width that is NaN has no format
             losses["mean_bits"] = mean
-            plan = trained.plan_for(params, rules, "mixed")
-            index = meshes.whole({path: assigned.index for path, assigned in plan.items()}, mesh)
-            here = {path: a._replace(index=index[path]) for path, a in plan.items()}
-            losses["formats"] = format_shares(here, params)
+            if config.method == "diffq":
+                logits = meshes.whole(logits_of(params), mesh)
+                held = diffq.sizes_of(weights(params), logits, diffq_options(config))
+                losses["size_mb"] = sizes.total(held).bits / diffq.MB
+            else:
+                plan = trained.plan_for(params, rules, "mixed")
+                index = meshes.whole({path: given.index for path, given in plan.items()}, mesh)
+                here = {path: given._replace(index=index[path]) for path, given in plan.items()}
+                losses["formats"] = format_shares(here, params)
     return losses
 
 
@@ -118,9 +126,11 @@ def format_table(losses: Mapping[str, Any]) -> str:
       losses: from `table`, or from `summary.json`, where null stands for what is not a number.
     """
     number = lambda name: math.nan if losses[name] is None else losses[name]  # noqa: E731
-    labels = dict(LABELS)
+    labels = {name: trained.label(losses["method"], name) for name in ROWS}
     if configs.METHODS[losses["method"]] == "none":
         del labels["mixed"]
+    elif losses.get("size_mb") is not None:
+        labels["mixed"] += f" ({number('mean_bits'):.2f}: {losses['size_mb']:.4g} MB)"
     elif losses["formats"] is not None:
         shares = ", ".join(f"{name} {share:.0%}" for name, share in losses["formats"].items())
         labels["mixed"] += f" ({number('mean_bits'):.2f}: {shares.replace('%', ' %')})"

@@ -6,7 +6,7 @@
 """
 
 from argparse import Namespace
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +16,7 @@ import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
 
-from pqt_jax import checkpoint, checks, cli, huggingface, learned_bits, packed, workdir
+from pqt_jax import checkpoint, checks, cli, diffq, huggingface, learned_bits, packed, workdir
 from pqt_jax import config as configs
 from pqt_jax.config import Config
 from pqt_jax.errors import InputError
@@ -43,6 +43,7 @@ LABELS = {
     "fp4_e2m1": "FP4 E2M1",
     "mixed": "learned mixed bits",
 }
+DIFFQ_LABEL = "DiffQ's own bits"
 HF_RULES = (Rule("h/.*/kernel"),)  # what is quantized of a model that was trained elsewhere
 ModelConfig = Llama2Config | GPT2Config
 
@@ -104,7 +105,7 @@ def load_run(path: Path) -> Run:
         ) from None
     _, cls = configs.MODELS[config.model.name]
     model = configs.model_config(config)
-    like = nnx.eval_shape(lambda: cls(model, configs.rules(config), rngs=nnx.Rngs(0)))
+    like = nnx.eval_shape(lambda: learned_bits.make_model(config, nnx.Rngs(0)))
     step, params = checkpoint.read_params(path, nnx.state(like), meta)
     return Run(config.lock(), _structure(cls, model)[0], params, step)
 
@@ -217,6 +218,33 @@ def weights_as(params: nnx.State, plan: Plan) -> nnx.State:
     rounded = jax.jit(round_by)(weights, index) if plan else weights
     # Back to the parameters' dtype, which holds every format: one compiled model serves all.
     return jax.tree.map(lambda q, w: q.astype(w.dtype), rounded, weights)
+
+
+def weights_in(
+    config: Config | None, params: nnx.State, rules: Sequence[Rule], name: str
+) -> nnx.State:
+    """The weights in a format; "mixed" of a DiffQ run is DiffQ's own quantization.
+
+    Args:
+      config: of the run; None for a model that was trained elsewhere.
+      params, rules, name: as for `plan_for`.
+
+    Returns:
+      As `weights_as`.
+
+    Raises:
+      InputError: as `plan_for`.
+    """
+    if name == "mixed" and config is not None and config.method == "diffq":
+        options = learned_bits.diffq_options(config)
+        round_all = jax.jit(lambda w, logits: diffq.quantize_all(w, logits, options))
+        return round_all(learned_bits.weights(params), learned_bits.logits_of(params))
+    return weights_as(params, plan_for(params, rules, name))
+
+
+def label(method: str | None, name: str) -> str:
+    """What weights in a format are called, by the method that they were trained with."""
+    return DIFFQ_LABEL if (method, name) == ("diffq", "mixed") else LABELS[name]
 
 
 def add_arguments(parser: cli.Parser) -> None:

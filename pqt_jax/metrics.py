@@ -5,9 +5,10 @@
 import contextlib
 import json
 import math
+import resource
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +140,24 @@ def progress(start: int, total: int) -> Iterator[tuple[Callable[[int], None], Re
         yield (lambda step: bar.update(task, completed=step)), report
 
 
+def peak_memory(devices: Sequence[Any]) -> dict[str, float]:
+    """The most memory that was ever in use, in GB of 10⁹ bytes, as a field of a record.
+
+    Args:
+      devices: of this process.
+
+    Returns:
+      `device_peak_gb`, of the fullest device; where devices do not say, as CPUs, `process_peak_gb`,
+      what the operating system counts for this process.
+    """
+    stats = [device.memory_stats() or {} for device in devices]
+    if all("peak_bytes_in_use" in own for own in stats):
+        return {"device_peak_gb": round(max(s["peak_bytes_in_use"] for s in stats) / 1e9, 3)}
+    unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss, in bytes
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return {"process_peak_gb": round(peak * unit / 1e9, 3)}
+
+
 class Timer:
     """Seconds of the whole run and tokens per second of its steps, over all its parts.
 
@@ -175,6 +194,10 @@ class Timer:
         seconds, tokens = self.lapped
         self.lapped = (self.stepping, self.tokens)
         return (self.tokens - tokens) / (self.stepping - seconds)
+
+    def hours(self, tokens: int) -> float:
+        """Hours that so many tokens take at the rate of the whole run, in steps alone."""
+        return tokens / self.rate() / 3600
 
     def state(self) -> dict[str, float]:
         """What a later part needs to go on counting: arguments of a new timer."""

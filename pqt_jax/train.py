@@ -25,7 +25,19 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from pqt_jax import checkpoint, cli, files, init_from, learned_bits, metrics, plot, table
+from pqt_jax import (
+    checkpoint,
+    cli,
+    costs,
+    files,
+    init_from,
+    learned_bits,
+    metrics,
+    page,
+    plot,
+    sinks,
+    table,
+)
 from pqt_jax import config as configs
 from pqt_jax import mesh as meshes
 from pqt_jax import step as steps
@@ -58,6 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(arguments: Sequence[str], signals: Sequence[int]) -> int:
     config, workdir = cli.parse(arguments)
+    sinks.check(config.log)
     text = _text(config)
     pipeline.check_lengths(text.train, text.validation, config.data.length, config.data.batch)
     parameters = steps.count_parameters(config)  # here the rules meet the parameters' paths
@@ -71,11 +84,10 @@ def _run(arguments: Sequence[str], signals: Sequence[int]) -> int:
         if signals:
             return _stopped("before training", signals)
         print(configs.describe(config))
-        print(f"data: {text.description}")
-        print(f"model: {config.model.name}, {parameters:,} parameters")
-        print(f"workdir: {workdir}", flush=True)
-        with meshes.entered(mesh):
-            return train(config, workdir, text, meta, mesh, signals, start.params)
+        with meshes.entered(mesh), sinks.opened() as others:
+            facts = page.gather(config, mesh, text.description, workdir)
+            print(page.before(config, facts), flush=True)
+            return train(config, workdir, text, meta, others, mesh, signals, start.params)
     finally:
         os.close(lock)
 
@@ -91,6 +103,7 @@ def train(
     workdir: Path,
     text: source.Text,
     meta: workdirs.Meta,
+    others: list[sinks.Sink],
     mesh: Mesh | None = None,
     signals: Sequence[int] = (),
     start_params: Any = None,
@@ -102,6 +115,7 @@ def train(
       workdir: claimed for this run.
       text: its training and validation bytes.
       meta: from `workdir.describe`; saved with every checkpoint.
+      others: from `sinks.opened`; what the config asks for is added.
       mesh: that is entered; None for one device.
       signals: from `interruptions`; looked at before compilation and at every step.
       start_params: the weights before the first step; None for new ones.
@@ -131,6 +145,7 @@ def train(
         print(f"resumed from step {newest} of {config.steps}", flush=True)
         _compare_versions(saved["versions"], meta["versions"])
     start = int(state.step)
+    print(page.to_go(config, start, timer.rate()), flush=True)
     batches = pipeline.train_batches(text.train, seed=config.seed, first=start, **size)
     waits = (log.every, log.validate_every, log.checkpoint_every)
     if broken := metrics.truncate(workdir / workdirs.METRICS, start):
@@ -145,10 +160,13 @@ def train(
     )
     if signals:
         return _stopped(f"at step {start} of {config.steps}", signals)
+    others += sinks.start(config, workdir, start)
     options = {"penalty": learned_bits.make_penalty(config), "snap": learned_bits.snap_step(config)}
     options["parts"] = steps.parts_of(config)
     train_step = steps.make_train_step(graph, optimizer, rules, **options)
     train_step = train_step.lower(state, shape, key).compile()
+    limit = costs.device_memory(jax.local_devices()[0])
+    print(page.compiled(train_step.memory_analysis(), limit))
     print(f"ready after {timer.seconds():.0f} s", flush=True)
 
     warned = False
@@ -157,6 +175,7 @@ def train(
         nonlocal warned
         metrics.append(workdir / workdirs.METRICS, entry)
         report(entry)
+        sinks.send(others, entry)
         if not (warned or math.isfinite(entry["loss" if "loss" in entry else "validation_loss"])):
             warned = True
             say(f"warning: the loss is not finite at step {entry['step']}")
@@ -171,7 +190,7 @@ def train(
                 jax.block_until_ready(state)  # else the next step is prepared while this one runs
             timer.stop(predicted)
             if last or step % log.every == 0:
-                record(_entry(step, predicted, timer, float(schedule(step - 1)), measured))
+                record(_entry(config, step, mesh, timer, float(schedule(step - 1)), measured))
             if last or step % log.validate_every == 0:
                 record({"step": step, "validation_loss": validation_loss(state.params)})
             if last or stop or step % log.checkpoint_every == 0:
@@ -240,14 +259,20 @@ def finish(
     print(f"\n{timer.seconds():.0f} s in all; see {workdir}")
 
 
-def _entry(step, tokens, timer, learning_rate, measured) -> metrics.Record:
+def _entry(config, step, mesh, timer, learning_rate, measured) -> metrics.Record:
     """What `metrics.jsonl` says about a step."""
     values = {name: float(value) for name, value in measured.items()}
+    tokens, rate = config.data.batch * config.data.length, timer.lap()
+    flops = costs.training_flops(configs.model_config(config), config.data.length)
+    kind = jax.devices()[0].device_kind
     return {
         "step": step,
         "loss": values["loss"],
         "tokens": step * tokens,
-        "tokens_per_s": round(timer.lap(), 1),
+        "tokens_per_s": round(rate, 1),
+        **costs.speed(rate, flops, 1 if mesh is None else mesh.size, kind),
+        **metrics.peak_memory(jax.local_devices()),
+        "hours_left": round(timer.hours((config.steps - step) * tokens), 3),
         "lr": learning_rate,
         "grad_norm": values["grad_norm"],
         **{name: values.get(name) for name in ("bits_mean", "bits_min", "bits_max")},

@@ -81,7 +81,7 @@ def test_models_resolve_auto_and_hand_jax_a_name(monkeypatch, cls, config):
         return attend(*arguments, implementation=implementation, **options)
 
     monkeypatch.setattr(jax.nn, "dot_product_attention", spy)
-    tokens = jax.ShapeDtypeStruct((1, 8), int)
+    tokens = jax.ShapeDtypeStruct((1, 8), "int32")
     for asked, found in (("auto", "xla"), ("xla", "xla")):
         model = nnx.eval_shape(
             lambda a=asked: cls(dataclasses.replace(config, attention=a), rngs=nnx.Rngs(0))

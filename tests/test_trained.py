@@ -106,7 +106,7 @@ def test_a_checkpoint_that_the_trainer_deletes_gives_way_to_its_next(run_copy, m
         (None, "holds no run.json; give the workdir of a training run"),
         ("{", "run.json in it is damaged"),
         ("[1]", "run.json in it is damaged"),
-        ("no width", "another version: config.model.name='llama2', yet config.model.d_model is no"),
+        ("no width", "damaged or of another version: config.model.d_model is missing"),
         ("no steps", "checkpoints/8 belongs to another run: config.steps was 8 and is 1000"),
         ("no model", "run.json in it is damaged or of another version: config.model.name=None"),
         ("odd model", "run.json in it is damaged or of another version: config.model"),

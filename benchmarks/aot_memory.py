@@ -21,6 +21,7 @@ import jax
 import numpy as np
 
 from pqt_jax import config as configs
+from pqt_jax import costs
 from pqt_jax import mesh as meshes
 from pqt_jax import step as steps
 from pqt_jax.models.llama2 import LLAMA2_1B, Llama2Config
@@ -86,14 +87,10 @@ def measure(
         traced = time.perf_counter()
         memory = lowered.compile().memory_analysis()
         compiled = time.perf_counter()
-    held = sum(
-        int(np.prod(leaf.sharding.shard_shape(leaf.shape))) * leaf.dtype.itemsize
-        for leaf in jax.tree.leaves(state)
-    )
     return {
         "devices": count,
         "method": method,
-        "state_bytes": held,
+        "state_bytes": costs.device_bytes(state),
         "argument_bytes": memory.argument_size_in_bytes,
         "temporary_bytes": memory.temp_size_in_bytes,
         "peak_bytes": memory.peak_memory_in_bytes,

@@ -2,7 +2,6 @@
 # Copyright 2026 The pqt_jax Authors
 """What the fields of a configuration can be: their types, their ranges, and what fits together."""
 
-import dataclasses
 import difflib
 import math
 import re
@@ -17,7 +16,7 @@ from pqt_jax import config as configs
 from pqt_jax.config import Config, fields
 from pqt_jax.errors import InputError
 from pqt_jax.formats import BF16, as_format
-from pqt_jax.models import Llama2Config
+from pqt_jax.models import Llama2Config, attention
 
 _BITS = (
     lambda v: bitwidth.MIN_BITS <= v <= bitwidth.MAX_BITS,
@@ -40,7 +39,7 @@ _CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "model.name": (lambda v: v in configs.MODELS, f"one of {', '.join(configs.MODELS)}"),
     "model.dtype": (lambda v: v in ("float32", "bfloat16"), "float32 or bfloat16"),
     "model.param_dtype": (lambda v: v in ("float32", "bfloat16"), "float32 or bfloat16"),
-    "model.attention": (lambda v: v in ("xla", "cudnn"), "xla or cudnn"),
+    "model.attention": (lambda v: v in ("auto", "xla", "cudnn"), "auto, xla or cudnn"),
     "model.vocab_size": (
         lambda v: 256 <= v < 2**31,
         "at least 256, one for each byte, and below 2^31",
@@ -91,8 +90,7 @@ def check_types(config: Config) -> dict[str, Any]:
             f"config.model.name={name!r}; it must be one of {', '.join(configs.MODELS)}"
         )
     cls, _ = configs.MODELS[name]
-    shape = [f for f in dataclasses.fields(cls) if f.default is dataclasses.MISSING]
-    known = dict(fields(configs.default(cls(**{field.name: 1 for field in shape}))))
+    known = dict(fields(configs.default(cls(**dict.fromkeys(configs.shape_fields(cls), 1)))))
     for field in found:
         if field not in known and not any(other.startswith(f"{field}.") for other in known):
             raise InputError(f"config.{field}: no such field; {hint(field, list(known))}")
@@ -197,14 +195,11 @@ def check(config: Config) -> None:
             f"config.model.num_kv_heads={model.num_kv_heads}; it must divide "
             f"config.model.num_heads={model.num_heads}"
         )
-    if model.attention == "cudnn" and jax.default_backend() != "gpu":
+    chosen = attention.choose(model, jax.devices()).implementation
+    if chosen == "cudnn" and config.data.boundaries == "mask" and config.data.length % 2:
         raise InputError(
-            "config.model.attention='cudnn'; it needs a GPU, and JAX finds none; give xla"
-        )
-    if model.attention == "cudnn" and config.data.boundaries == "mask" and config.data.length % 2:
-        raise InputError(
-            f"config.data.length={config.data.length}; with config.model.attention='cudnn' and "
-            "config.data.boundaries='mask' it must be even"
+            f"config.data.length={config.data.length}; with cuDNN's attention and "
+            "config.data.boundaries='mask' it must be even, or config.model.attention xla"
         )
     _check_pqt(config.pqt)
     if config.method == "ste" and as_format(config.pqt.dtype) == BF16:

@@ -37,7 +37,8 @@ KERNELS = {  # names that config.pqt.pattern may have, after what they are of a 
     "out_down": "h/(attn/out|mlp/down)/kernel",
 }
 MODELS = {"llama2": (Llama2Config, Llama2), "gpt2": (GPT2Config, GPT2)}
-MAY_CHANGE = ("log.", "mesh.", "watch.")  # what a resumed run may set anew: it is the same training
+# What a resumed run may set anew, since it is the same training, up to the order of sums.
+MAY_CHANGE = ("log.", "mesh.", "watch.", "model.attention")
 
 
 def default(model: Llama2Config | GPT2Config) -> Config:
@@ -121,6 +122,8 @@ def default(model: Llama2Config | GPT2Config) -> Config:
                 "checkpoint_every": 100,
                 "keep": 2,  # newest checkpoints that are kept
                 "keep_every": 0,  # and those of multiples of so many steps, for good; 0: none
+                "tensorboard": False,  # also to WORKDIR/tensorboard
+                "wandb": "",  # also to this project of Weights & Biases; empty: to none
             },
         },
         type_safe=False,  # `checks` names the field and what it takes
@@ -168,9 +171,51 @@ def _rules(config: Config, **special: Any) -> list[Rule]:
     return [Rule(KERNELS.get(pattern, pattern), **options | special)]
 
 
+def shape_fields(cls: type[Llama2Config] | type[GPT2Config]) -> list[str]:
+    """The fields of a model's configuration that have no default."""
+    return [f.name for f in dataclasses.fields(cls) if f.default is dataclasses.MISSING]
+
+
+def completed(saved: dict[str, Any]) -> dict[str, Any]:
+    """A saved configuration with the default of every field that is younger than it.
+
+    Example:
+      >>> saved = default(Llama2Config(256, 64, 2, 4, 128)).to_dict()
+      >>> del saved["model"]["remat"], saved["mesh"]
+      >>> completed(saved)["model"]["remat"], completed(saved)["mesh"]["data"]
+      (False, 0)
+
+    Args:
+      saved: what was read from JSON.
+
+    Returns:
+      The same with more fields, as JSON would have them; as it was if it names no model's shape.
+    """
+    model = saved.get("model")
+    if not isinstance(model, dict) or model.get("name") not in tuple(MODELS):
+        return saved
+    cls, _ = MODELS[model["name"]]
+    if not (shape := set(shape_fields(cls))) <= model.keys():
+        return saved
+    like = default(cls(**{name: model[name] for name in shape}))
+    return _over(json.loads(as_json(like)), saved)
+
+
+def _over(defaults: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
+    """The values by name, in sections, and the defaults where there are none."""
+    merged = {**defaults, **values}
+    for name, value in defaults.items():
+        if isinstance(value, dict) and isinstance(merged[name], dict):
+            merged[name] = _over(value, merged[name])
+    return merged
+
+
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """Fields that differ between two saved configurations, one description each."""
-    old, new = dict(fields(old)), dict(fields(new))
+    """Fields that differ between two saved configurations, one description each.
+
+    One that an older version has saved without a field is taken to have its default.
+    """
+    old, new = dict(fields(completed(old))), dict(fields(completed(new)))
     return [
         f"config.{name} was {old.get(name)!r} and is {new.get(name)!r}"
         for name in dict.fromkeys([*new, *old])
@@ -184,7 +229,7 @@ def as_json(config: Config) -> str:
 
 
 def digest(config: Config) -> str:
-    """Twelve hexadecimal digits that stand for the configuration, fields of `log` left out."""
+    """Twelve hexadecimal digits that stand for the configuration without `MAY_CHANGE`."""
     relevant = {k: v for k, v in fields(config) if not k.startswith(MAY_CHANGE)}
     return hashlib.sha256(json.dumps(relevant, sort_keys=True).encode()).hexdigest()[:12]
 

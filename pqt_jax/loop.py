@@ -15,14 +15,23 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from pqt_jax import checkpoint, learned_bits, metrics, processes, summary, table
+from pqt_jax import (
+    checkpoint,
+    costs,
+    learned_bits,
+    metrics,
+    page,
+    processes,
+    records,
+    summary,
+    table,
+)
 from pqt_jax import config as configs
 from pqt_jax import mesh as meshes
 from pqt_jax import step as steps
 from pqt_jax import workdir as workdirs
 from pqt_jax.config import Config
 from pqt_jax.data import pipeline, source
-from pqt_jax.errors import say
 from pqt_jax.watch import SkipError, Watch
 
 DONE = 0
@@ -60,7 +69,7 @@ def train(
       OutputError: if something cannot be written.
       SkipError: if too many steps in a row were skipped.
     """
-    log, first = config.log, processes.is_first()
+    log = config.log
     manager = checkpoint.open_manager(workdir, log.keep, log.keep_every)
     newest, finished = manager.latest_step(), summary.read(workdir, config)
     if newest == config.steps and finished is not None:
@@ -75,10 +84,8 @@ def train(
         timer, watch = metrics.Timer(**saved["time"]), Watch(config.watch, saved["losses"])
         _print(f"resumed from step {newest} of {config.steps}")
         _compare_versions(saved["versions"], meta["versions"])
-    start, records = int(state.step), workdir / workdirs.METRICS
-    if first and (broken := metrics.truncate(records, start)):
-        lines = "1 broken line was" if broken == 1 else f"{broken} broken lines were"
-        say(f"{records}: {lines} dropped")
+    start = int(state.step)
+    _print(page.to_go(config, start, timer.rate()))
 
     length, batch = config.data.length, config.data.batch
     rows = meshes.rows(mesh, batch)
@@ -94,23 +101,19 @@ def train(
     key, schedule = jax.random.key(config.seed), steps.make_schedule(config)
     if number := max(processes.every(signals[0] if signals else 0)):
         return stopped(f"at step {start} of {config.steps}", number)
+
     options = {"penalty": learned_bits.make_penalty(config), "snap": learned_bits.snap_step(config)}
     options |= {"parts": steps.parts_of(config), "outside": learned_bits.outside(config)}
     train_step = steps.make_train_step(graph, optimizer, rules, end=end, **options)
     like = meshes.put(np.zeros((len(rows), length + 1), text.train.dtype), mesh, batch)
-    train_step = train_step.lower(state, like, key).compile()
-    _print(f"ready after {timer.seconds():.0f} s")
-
     predicted = batch * length  # tokens of a step
     waits = (log.every, log.validate_every, log.checkpoint_every)
     stop_of, unseen = processes.stops(signals, mesh), deque[tuple[int, steps.Metrics]]()
-    with metrics.progress(start, config.steps, first) as (advance, report):
-
-        def record(entry: metrics.Record) -> None:
-            if first:
-                metrics.append(records, entry)
-                report(entry)
-
+    with records.opened(config, workdir, start) as (advance, record):
+        train_step = train_step.lower(state, like, key).compile()
+        limit = costs.device_memory(jax.local_devices()[0])
+        _print(page.compiled(train_step.memory_analysis(), limit))
+        _print(f"ready after {timer.seconds():.0f} s")
         for step in range(start + 1, config.steps + 1):
             last, stop = step == config.steps, stop_of()
             if profile and step - start in _PROFILED:
@@ -123,15 +126,14 @@ def train(
             timer.stop(predicted)
             unseen.append((step, measured))
             while len(unseen) > (not waited):
-                entry = _seen(watch, *unseen.popleft())
-                if entry:
+                if entry := records.of_watch(watch, *unseen.popleft()):
                     record(entry)
                 if watch.in_a_row >= config.watch.skips:
                     checkpoint.close(manager)
                     raise SkipError(watch.in_a_row, step, manager.latest_step())
             if last or step % log.every == 0:
                 rate = float(schedule(step - 1 - watch.skipped))
-                record(_entry(step, predicted, timer, rate, measured))
+                record(records.of_step(config, step, mesh, timer, rate, measured))
             if last or step % log.validate_every == 0:
                 record({"step": step, "validation_loss": validation_loss(state.params)})
             # Not among skipped steps: what made them so may be in the weights already.
@@ -178,31 +180,3 @@ def _trace(workdir: Path, begins: bool) -> None:
     else:
         jax.profiler.stop_trace()
         _print(f"wrote a trace of {_PROFILED[1] - _PROFILED[0]} steps to {workdirs.PROFILE}/")
-
-
-def _seen(watch: Watch, step: int, measured: steps.Metrics) -> metrics.Record | None:
-    """What there is to record of a step, and on stderr a line about it."""
-    entry = watch.see(step, *(measured[name].item() for name in ("loss", "skipped", "in_a_row")))
-    if entry and processes.is_first():
-        if "spike" in entry:
-            say(f"step {step}: the loss of {entry['spike_loss']:.4f} is a spike")
-        elif entry["in_a_row"] == 1:
-            say(f"step {step} is skipped: its loss or gradient is not finite")
-    return entry
-
-
-def _entry(
-    step: int, tokens: int, timer: metrics.Timer, learning_rate: float, measured: steps.Metrics
-) -> metrics.Record:
-    """What `metrics.jsonl` says about a step."""
-    values = {name: float(value) for name, value in measured.items()}
-    return {
-        "step": step,
-        "loss": values["loss"],
-        "tokens": step * tokens,
-        "tokens_per_s": round(timer.lap(), 1),
-        "lr": learning_rate,
-        "grad_norm": values["grad_norm"],
-        **{name: values.get(name) for name in ("bits_mean", "bits_min", "bits_max")},
-        **{name: values[name] for name in ("penalty",) if name in values},
-    }

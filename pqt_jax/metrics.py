@@ -5,9 +5,10 @@
 import contextlib
 import json
 import math
+import resource
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -94,23 +95,17 @@ def format_line(record: Mapping[str, Any]) -> str:
 
 
 @contextlib.contextmanager
-def progress(
-    start: int, total: int, shown: bool = True
-) -> Iterator[tuple[Callable[[int], None], Report]]:
+def progress(start: int, total: int) -> Iterator[tuple[Callable[[int], None], Report]]:
     """Show how training goes.
 
     Args:
       start: steps already taken.
       total: steps in all.
-      shown: whether to show anything.
 
     Yields:
       `(advance, report)`: call `advance(step)` after each step and `report(record)` with each
       record of metrics. On a terminal they move a bar; elsewhere records become plain lines.
     """
-    if not shown:
-        yield (lambda step: None), (lambda record: None)
-        return
     if not sys.stdout.isatty():
         yield (lambda step: None), (lambda record: print(format_line(record), flush=True))
         return
@@ -143,6 +138,24 @@ def progress(
             bar.update(task, completed=record["step"], shown="  ".join(text))
 
         yield (lambda step: bar.update(task, completed=step)), report
+
+
+def peak_memory(devices: Sequence[Any]) -> dict[str, float]:
+    """The most memory that was ever in use, in GB of 10⁹ bytes, as a field of a record.
+
+    Args:
+      devices: of this process.
+
+    Returns:
+      `device_peak_gb`, of the fullest device; where devices do not say, as CPUs, `process_peak_gb`,
+      what the operating system counts for this process.
+    """
+    stats = [device.memory_stats() or {} for device in devices]
+    if all("peak_bytes_in_use" in own for own in stats):
+        return {"device_peak_gb": round(max(s["peak_bytes_in_use"] for s in stats) / 1e9, 3)}
+    unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss, in bytes
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return {"process_peak_gb": round(peak * unit / 1e9, 3)}
 
 
 class Timer:
@@ -181,6 +194,10 @@ class Timer:
         seconds, tokens = self.lapped
         self.lapped = (self.stepping, self.tokens)
         return (self.tokens - tokens) / (self.stepping - seconds)
+
+    def hours(self, tokens: int) -> float:
+        """Hours that so many tokens take at the rate of the whole run, in steps alone."""
+        return tokens / self.rate() / 3600
 
     def state(self) -> dict[str, float]:
         """What a later part needs to go on counting: arguments of a new timer."""

@@ -8,7 +8,6 @@ Nothing about randomness is in the state: the noise of step t comes from `step_k
 """
 
 import functools
-import os
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -17,7 +16,7 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from pqt_jax import bitwidth, keys, learned_bits, mesh, optim, segments
+from pqt_jax import bitwidth, costs, keys, learned_bits, mesh, optim, segments
 from pqt_jax.adam_mini import model_blocks
 from pqt_jax.config import MODELS, Config, model_config, quantization_rules
 from pqt_jax.errors import InputError
@@ -140,10 +139,7 @@ def check_memory(config: Config, parameters: int) -> None:
     """Raise InputError if weights, gradients and the optimizer's two moments cannot fit."""
     shards = config.mesh.fsdp * config.mesh.tensor
     needed = 4 * parameters * jnp.dtype(config.model.param_dtype).itemsize / shards
-    stats = (
-        jax.local_devices()[0].memory_stats() or {}
-    )  # None on CPU, which has the machine's memory
-    there = stats.get("bytes_limit", os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    there = costs.device_memory(jax.local_devices()[0])
     if needed > there:
         raise InputError(
             f"config.model: {parameters:,} parameters, with gradients and moments, take "

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import jax
 from jax.sharding import Mesh
 
-from pqt_jax import cli, init_from, loop, processes
+from pqt_jax import cli, init_from, loop, page, processes, sinks
 from pqt_jax import config as configs
 from pqt_jax import mesh as meshes
 from pqt_jax import step as steps
@@ -68,12 +68,11 @@ def _run(arguments: Sequence[str], signals: Sequence[int]) -> int:
     try:
         if number := max(processes.every(signals[0] if signals else 0)):
             return loop.stopped("before training", number)
-        if processes.is_first():
-            print(configs.describe(given.config))
-            print(f"data: {ready.text.description}")
-            print(f"model: {given.config.model.name}, {ready.parameters:,} parameters")
-            print(f"workdir: {given.workdir}", flush=True)
         with meshes.entered(ready.mesh):
+            if processes.is_first():
+                facts = page.gather(given.config, ready.mesh, ready.text.description, given.workdir)
+                print(configs.describe(given.config))
+                print(page.before(given.config, facts), flush=True)
             return loop.train(
                 given.config,
                 given.workdir,
@@ -91,7 +90,6 @@ def _run(arguments: Sequence[str], signals: Sequence[int]) -> int:
 
 class _Ready(NamedTuple):
     text: source.Text
-    parameters: int
     mesh: Mesh | None
     start_params: Any
     meta: workdirs.Meta
@@ -100,6 +98,7 @@ class _Ready(NamedTuple):
 
 def _prepare(config: Config, workdir: Path) -> _Ready:
     """Everything that can be wrong with the input, before anything is compiled."""
+    sinks.check(config.log)
     text = _text(config)
     pipeline.check_lengths(text.train, text.validation, config.data.length, config.data.batch)
     parameters = steps.count_parameters(config)  # here the rules meet the parameters' paths
@@ -109,7 +108,7 @@ def _prepare(config: Config, workdir: Path) -> _Ready:
     start = init_from.read(config)
     meta = workdirs.describe(config, text, start.fingerprint)
     lock = workdirs.claim(workdir, meta) if processes.is_first() else None
-    return _Ready(text, parameters, mesh, start.params, meta, lock)
+    return _Ready(text, mesh, start.params, meta, lock)
 
 
 def _text(config: Config) -> source.Text:

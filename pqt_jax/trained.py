@@ -52,7 +52,8 @@ class Run(NamedTuple):
     """What `load_run` reads.
 
     Attributes:
-      config: of the run, as it was trained; `model.attention` is "xla" where there is no GPU.
+      config: of the run, as it was trained, but for `model.attention`, which is "auto": this may
+        be another machine.
       graph: structure of the bare model.
       params: its parameters, and the `BitParam`s if bits were learned.
       step: of the checkpoint.
@@ -93,10 +94,11 @@ def load_run(path: Path) -> Run:
       InputError: if it is not a run's, or nothing in it can be read.
     """
     meta = workdir.read(path)
-    config: Config = ConfigDict(_with_tuples(meta["config"]), type_safe=False)
+    saved = configs.completed(meta["config"])
+    config: Config = ConfigDict(_with_tuples(saved), type_safe=False)
     try:
-        if isinstance(config.get("model"), ConfigDict) and jax.default_backend() != "gpu":
-            config.model.attention = "xla"
+        if isinstance(config.get("model"), ConfigDict):
+            config.model.attention = "auto"
         cli.set_types(config)
         checks.check(config)
     except (InputError, TypeError) as error:
@@ -142,10 +144,8 @@ def load_packed(folder: Path) -> tuple[ModelConfig, nnx.GraphDef, nnx.State]:
     path = folder / packed.FILE
     found = packed.read(path)
     try:
-        options = dict(found.model)
+        options = {**found.model, "attention": "auto"}  # this may be another machine
         jnp.dtype(options["dtype"])
-        if jax.default_backend() != "gpu":
-            options["attention"] = "xla"
         model = configs.MODELS[options.pop("name")][0](**options)
         return model, *_filled(model, found.params, folder)
     except InputError:

@@ -65,7 +65,11 @@ def check_outputs(workdir, out, count):
     logged = [r for r in records if "loss" in r]
     assert [r["step"] for r in logged] == list(range(1, count + 1))
     names = "step loss tokens tokens_per_s lr grad_norm bits_mean bits_min bits_max"
+    names += " tokens_per_s_per_device process_peak_gb hours_left"  # no MFU of a CPU
     assert all(set(r) == set(names.split()) for r in logged)
+    assert all(r["tokens_per_s_per_device"] == r["tokens_per_s"] > 0 for r in logged)
+    assert all(0.05 < r["process_peak_gb"] < 100 for r in logged)
+    assert logged[0]["hours_left"] > logged[-1]["hours_left"] == 0
     assert [r["tokens"] for r in logged] == [64 * i for i in range(1, count + 1)]
     assert logged[0]["lr"] == pytest.approx(1e-2 / 3)
     assert max(r["lr"] for r in logged) == pytest.approx(1e-2)

@@ -95,6 +95,11 @@ def test_overrides_take_the_type_of_their_field(override, expected):
         ("model.name=llama3", "config.model.name='llama3'; it must be one of llama2, gpt2"),
         ("model.name=gpt2", "is no field of it"),
         ("model.remat=maybe", "config.model.remat='maybe'; it must be true or false"),
+        ("model.attention=flash", "config.model.attention='flash'; it must be auto, xla or cudnn"),
+        (
+            "model.attention=cudnn",
+            "attention='cudnn'; it needs a GPU, and JAX finds none; give auto",
+        ),
         ("model.dtype=float8", "config.model.dtype='float8'; it must be float32 or bfloat16"),
         ("model.vocab_size=100", "at least 256, one for each byte"),
         ("model.num_heads=5", "config.model.num_heads=5; it must divide config.model.d_model=32"),
@@ -308,6 +313,32 @@ def test_differences_name_fields_and_pass_over_logging():
     ]
     assert configs.digest(load()) == configs.digest(load("log.every=7"))
     assert configs.digest(load()) != configs.digest(load("seed=5"))
+
+
+def test_a_field_that_an_older_version_did_not_have_has_its_default():
+    new = json.loads(configs.as_json(load()))
+    old = json.loads(configs.as_json(load()))
+    for section, name in (("data", "tokens"), ("pqt", "noise_per"), ("model", "num_kv_heads")):
+        del old[section][name]
+    del old["init_from"]
+    assert configs.differences(old, new) == configs.differences(new, old) == []
+    changed = json.loads(configs.as_json(load("model.num_kv_heads=1", "init_from=folder")))
+    assert configs.differences(old, changed) == [
+        "config.init_from was '' and is 'folder'",
+        "config.model.num_kv_heads was 0 and is 1",
+    ]
+    del old["optimizer"]  # whose defaults are not those of the test
+    assert configs.differences(old, new)[0].startswith("config.optimizer.final_learning_rate was")
+    del new["model"]["d_model"]  # which has none
+    assert "config.model.d_model was 32 and is None" in configs.differences(old, new)
+    for damaged in ({"model": 3}, {"model": {"name": ["llama2"]}}, {}):
+        assert configs.completed(damaged) == damaged
+
+
+def test_attention_may_change_when_a_run_is_resumed():
+    old, new = load("model.attention=xla"), load()
+    assert new.model.attention == "auto" and configs.digest(old) == configs.digest(new)
+    assert configs.differences(old.to_dict(), new.to_dict()) == []
 
 
 PARAMETERS = {

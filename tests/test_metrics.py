@@ -5,7 +5,9 @@
 import json
 import re
 import sys
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from pqt_jax import metrics
@@ -111,3 +113,18 @@ def test_a_narrow_terminal_keeps_the_counter_whole(capsys, monkeypatch, width):
     assert "loss 2.250" in shown
     assert ("loss 2.250  validation 2.500" in shown) == (width >= 80)
     assert ("tokens/s" in shown.rpartition("step")[2]) == (width == 120)
+
+
+def test_the_peak_of_memory_says_whose_it_is():
+    device = lambda **stats: SimpleNamespace(memory_stats=lambda: stats or None)  # noqa: E731
+    gpus = [device(peak_bytes_in_use=n, bytes_limit=9) for n in (2_000_000_000, 3_500_000_000)]
+    assert metrics.peak_memory(gpus) == {"device_peak_gb": 3.5}
+    found = metrics.peak_memory([device()])
+    assert found.keys() == {"process_peak_gb"}
+    held = np.ones(int((found["process_peak_gb"] + 0.2) * 1e9 / 8))  # more than ever before
+    assert metrics.peak_memory([device()])["process_peak_gb"] >= held.nbytes / 1e9 > 0.2
+
+
+def test_hours_are_those_of_the_steps():
+    timer = metrics.Timer(before=50.0, stepping=10.0, tokens=1000)
+    assert timer.hours(360_000) == pytest.approx(1.0)

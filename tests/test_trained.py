@@ -15,7 +15,17 @@ import pytest
 import tiny
 from flax import nnx
 
-from pqt_jax import BitParam, checkpoint, cli, huggingface, param_transform, trained
+from pqt_jax import (
+    BitParam,
+    checkpoint,
+    cli,
+    evaluate,
+    export,
+    generate,
+    huggingface,
+    param_transform,
+    trained,
+)
 from pqt_jax import config as configs
 from pqt_jax.errors import InputError
 from pqt_jax.learned_bits import collect_bits, weights
@@ -96,7 +106,8 @@ def test_a_checkpoint_that_the_trainer_deletes_gives_way_to_its_next(run_copy, m
         (None, "holds no run.json; give the workdir of a training run"),
         ("{", "run.json in it is damaged"),
         ("[1]", "run.json in it is damaged"),
-        ("no steps", "run.json in it is damaged or of another version: config.steps is missing"),
+        ("no width", "damaged or of another version: config.model.d_model is missing"),
+        ("no steps", "checkpoints/8 belongs to another run: config.steps was 8 and is 1000"),
         ("no model", "run.json in it is damaged or of another version: config.model.name=None"),
         ("odd model", "run.json in it is damaged or of another version: config.model"),
         ("other seed", "checkpoints/8 belongs to another run: config.seed was 0 and is 1"),
@@ -109,7 +120,8 @@ def test_run_json_that_does_not_fit_is_one_line(run_copy, content, message):
         path.unlink()
     else:
         changes = {
-            "no steps": lambda config: config.pop("steps"),
+            "no width": lambda config: config["model"].pop("d_model"),
+            "no steps": lambda config: config.pop("steps"),  # and so the default
             "no model": lambda config: config.pop("model"),
             "odd model": lambda config: config.update(model=3),
             "other seed": lambda config: config.update(seed=1),
@@ -121,6 +133,28 @@ def test_run_json_that_does_not_fit_is_one_line(run_copy, content, message):
     with pytest.raises(InputError, match=message) as caught:
         trained.load_run(run_copy)
     assert "\n" not in str(caught.value)
+
+
+def test_a_run_of_an_older_version_is_read(run_copy, capsys):
+    """Its run.json lacks fields that exist now, which then have their defaults."""
+    expected = trained.load_run(run_copy).config.to_dict()
+    path = run_copy / "run.json"
+    meta = json.loads(path.read_text())
+    for section, name in (("model", "remat"), ("pqt", "noise_per"), ("data", "tokens")):
+        del meta["config"][section][name]
+    del meta["config"]["init_from"]
+    meta["config"]["model"]["attention"] = "xla"  # once the default
+    path.write_text(json.dumps(meta))
+    run = trained.load_run(run_copy)
+    assert run.step == 8 and run.config.to_dict() == expected
+    text = tiny.write_text(run_copy.parent / "other.txt", 200)
+    out = run_copy.parent / "packed"
+    for command, options in (
+        (export, ["--format=fp8_e4m3", f"--out={out}"]),
+        (evaluate, [f"--data={text}", "--weights=fp8_e4m3"]),
+        (generate, ["--prompt=the ", "--tokens=4"]),
+    ):
+        assert command.main([f"--workdir={run_copy}", *options]) == 0, capsys.readouterr().err
 
 
 def test_what_is_no_workdir_is_refused(tmp_path):

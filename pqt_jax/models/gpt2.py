@@ -20,6 +20,7 @@ from flax import nnx
 
 from pqt_jax.models import cache as caches
 from pqt_jax.models import layers
+from pqt_jax.models.attention import Attend, resolved
 from pqt_jax.models.cache import Cache
 from pqt_jax.rules import Rule
 from pqt_jax.segments import positions
@@ -37,7 +38,7 @@ class GPT2Config:
       tie_embeddings: use the embedding as the head, too.
       dtype: of activations and products ("float32" or "bfloat16").
       param_dtype: of the parameters.
-      attention: implementation of the attention, "xla" or "cudnn".
+      attention: implementation of the attention, "auto", "xla" or "cudnn"; see `attention`.
       remat: recompute blocks in the backward pass, to save memory.
     """
 
@@ -52,7 +53,7 @@ class GPT2Config:
     tie_embeddings: bool = True
     dtype: str = "bfloat16"
     param_dtype: str = "float32"
-    attention: layers.Attend = "xla"
+    attention: Attend = "auto"
     remat: bool = False
 
 
@@ -136,7 +137,8 @@ class GPT2(nnx.Module):
         self.embed = layers.sampled(embed, rules, "embed")
         pos = layers.Embed(config.max_length, d, init, config, rngs=rngs)
         self.pos = layers.sampled(pos, rules, "pos")
-        make = lambda _, rngs: Block(config, rngs=rngs)  # noqa: E731
+        own = resolved(config)
+        make = lambda _, rngs: Block(own, rngs=rngs)  # noqa: E731
         self.h = layers.stack(make, config.num_layers, rules, rngs)
         self.norm = norm(config, rngs)
         if not config.tie_embeddings:

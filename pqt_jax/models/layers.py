@@ -11,7 +11,7 @@ where everything under `h` has a leading axis that numbers the layers.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +24,6 @@ from pqt_jax.models.cache import Cache
 from pqt_jax.rules import BITS, Rule, first_match, paths_and_leaves, resolve
 from pqt_jax.transform import pqt_transform
 
-Attend = Literal["xla", "cudnn"]
 Initializer = Callable[[jax.Array, Sequence[int], Any], jax.Array]
 
 
@@ -160,7 +159,7 @@ class Attention(nnx.Module):
         if rope_theta is not None:
             q, k = rotary(q, rope_theta), rotary(k, rope_theta)
         mask = None if segments is None else documents.mask(segments)
-        # An explicit implementation: None would fall back to XLA without a word.
+        # Never None, with which JAX would fall back to XLA without a word: see `attention`.
         y = jax.nn.dot_product_attention(
             q, k, v, mask=mask, is_causal=True, implementation=self.attention
         )

@@ -19,6 +19,7 @@ from flax import nnx
 
 from pqt_jax.models import cache as caches
 from pqt_jax.models import layers
+from pqt_jax.models.attention import Attend, resolved
 from pqt_jax.models.cache import Cache
 from pqt_jax.rules import Rule
 
@@ -37,7 +38,7 @@ class Llama2Config:
       tie_embeddings: use the embedding as the head, too.
       dtype: of activations and products ("float32" or "bfloat16").
       param_dtype: of the parameters.
-      attention: implementation of the attention, "xla" or "cudnn".
+      attention: implementation of the attention, "auto", "xla" or "cudnn"; see `attention`.
       remat: recompute blocks in the backward pass, to save memory.
     """
 
@@ -53,7 +54,7 @@ class Llama2Config:
     tie_embeddings: bool = False
     dtype: str = "bfloat16"
     param_dtype: str = "float32"
-    attention: layers.Attend = "xla"
+    attention: Attend = "auto"
     remat: bool = False
 
 
@@ -143,7 +144,8 @@ class Llama2(nnx.Module):
         d, vocab = config.d_model, config.vocab_size
         embed = layers.Embed(vocab, d, layers.normal(1.0), config, rngs=rngs)
         self.embed = layers.sampled(embed, rules, "embed")
-        make = lambda index, rngs: Block(config, index, rngs=rngs)  # noqa: E731
+        own = resolved(config)
+        make = lambda index, rngs: Block(own, index, rngs=rngs)  # noqa: E731
         self.h = layers.stack(make, config.num_layers, rules, rngs)
         self.norm = norm(config, rngs)
         if not config.tie_embeddings:

@@ -25,7 +25,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from pqt_jax import checkpoint, cli, files, init_from, learned_bits, metrics, plot, table
+from pqt_jax import checkpoint, cli, files, init_from, learned_bits, metrics, pictures, table
 from pqt_jax import config as configs
 from pqt_jax import mesh as meshes
 from pqt_jax import step as steps
@@ -230,9 +230,9 @@ def finish(
     }
     records = metrics.read(workdir / workdirs.METRICS)
     title = f"{config.model.name}, {config.method}, seed {config.seed}"
-    plot.loss(workdir / workdirs.LOSS, records, title)
+    pictures.loss(workdir / workdirs.LOSS, records, title)
     if b_t := jax.device_get(learned_bits.bit_widths(params, configs.rules(config))):
-        plot.bits(workdir / workdirs.BITS, records, b_t, title)
+        pictures.bits(workdir / workdirs.BITS, records, b_t, title)
     # Last, for it is what says that the run is finished.
     finite = {name: metrics.finite(value) for name, value in summary.items()}
     files.write(workdir / workdirs.SUMMARY, json.dumps(finite, indent=2) + "\n")

@@ -18,11 +18,11 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from pqt_jax import cli, errors, folders, overlay, page, pictures, recorded, tabulate, workdir
+from pqt_jax import cli, errors, folders, overlay, pictures, recorded, tabulate, web_page, workdir
 from pqt_jax.errors import InputError
 from pqt_jax.looks import Runs
-from pqt_jax.page import Picture
 from pqt_jax.recorded import Recorded
+from pqt_jax.web_page import Picture
 
 PAGE = "report.html"
 # File → (title, caption, what draws it, which runs it is of).
@@ -125,15 +125,17 @@ def compose(runs: Runs, drawn: Sequence[Picture]) -> str:
     now = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
     state = f"{finished} of {len(runs)} finished" if len(runs) > 1 else ""
     state = state or ("finished" if finished else "still training, or stopped")
-    overview = page.section("Results", tabulate.overview(runs), page.paragraph(tabulate.ABOUT))
-    parts = [overview, tabulate.fields(runs), *map(page.picture, drawn)]
+    overview = web_page.section(
+        "Results", tabulate.overview(runs), web_page.paragraph(tabulate.ABOUT)
+    )
+    parts = [overview, tabulate.fields(runs), *map(web_page.picture, drawn)]
     learning = [run for run in runs.values() if recorded.learns_bits(run)]
     if not learning:
-        parts.append(page.paragraph("No learned bit-widths are recorded here."))
+        parts.append(web_page.paragraph("No learned bit-widths are recorded here."))
     if bare := [run.name for run in learning if not run.bits]:
         missing = f"Without {workdir.HISTORY}, and so without bit-widths by layer: "
-        parts.append(page.paragraph(missing + ", ".join(bare) + "."))
-    return page.page(title, f"As of {now}; {state}.", parts)
+        parts.append(web_page.paragraph(missing + ", ".join(bare) + "."))
+    return web_page.page(title, f"As of {now}; {state}.", parts)
 
 
 if __name__ == "__main__":

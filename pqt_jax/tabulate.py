@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 
 from pqt_jax import config as configs
-from pqt_jax import looks, metrics, page, recorded, trained
+from pqt_jax import looks, metrics, recorded, trained, web_page
 from pqt_jax.looks import Runs
-from pqt_jax.page import text
 from pqt_jax.recorded import Recorded
+from pqt_jax.web_page import text
 
 NOTHING = "–"
 ABOUT = (
@@ -26,7 +26,7 @@ def names(runs: Runs) -> list[str]:
     swatches = []
     for i, run in runs.items():
         color, dash, _ = looks.look(i)
-        swatches.append(page.swatch(color, _STROKES[dash], f"{i + 1} {run.name}"))
+        swatches.append(web_page.swatch(color, _STROKES[dash], f"{i + 1} {run.name}"))
     return swatches
 
 
@@ -43,7 +43,7 @@ def overview(runs: Runs) -> str:
         events = [_happened(run, kind) or NOTHING for kind in kinds]
         losses = [_loss(run, summary, fmt) for fmt in formats]
         rows.append([name, *_about(run), *losses, _mean_bits(run), _speed(run, summary), *events])
-    return page.table(head, rows, "numbers")
+    return web_page.table(head, rows, "numbers")
 
 
 def _happened(run: Recorded, kind: str) -> str:
@@ -109,14 +109,14 @@ def _speed(run: Recorded, summary: metrics.Record) -> str:
 def fields(runs: Runs) -> str:
     """The fields of `run.json` that differ, and those that do not, folded."""
     different, same = recorded.compare(list(runs.values()))
-    folded = page.folded(f"{len(same)} fields that all have in common", same)
+    folded = web_page.folded(f"{len(same)} fields that all have in common", same)
     if len(runs) == 1:
-        return page.section("Configuration", page.folded(f"{len(same)} fields", same))
+        return web_page.section("Configuration", web_page.folded(f"{len(same)} fields", same))
     if not different:
-        return page.section("Configuration", page.paragraph("No field differs."), folded)
+        return web_page.section("Configuration", web_page.paragraph("No field differs."), folded)
     rows = [[_code(name), *map(_code, values)] for name, values in different.items()]
-    own = page.table(["field", *names(runs)], rows)
-    return page.section("Where the configurations differ", own, folded)
+    own = web_page.table(["field", *names(runs)], rows)
+    return web_page.section("Where the configurations differ", own, folded)
 
 
 def _code(value: Any) -> str:

@@ -107,9 +107,7 @@ def _check(given: Namespace) -> None:
 
 
 def _run(given: Namespace) -> int:
-    for parent in folders.check(given.out, given.overwrite).parents:
-        if parent.name == workdir.CHECKPOINTS and (parent.parent / workdir.RUN).exists():
-            raise InputError(f"--out={given.out} is among a run's checkpoints; give another folder")
+    workdir.refuse_checkpoints(folders.check(given.out, given.overwrite), given.out)
     model = trained.from_arguments(given)
     if given.format == "mixed" and model.run is not None and model.run.method == "diffq":
         raise InputError(

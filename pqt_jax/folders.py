@@ -25,10 +25,11 @@ _WRITTEN = re.compile(
     r"config\.json|report\.(txt|json|png)|weights\.safetensors"
     r"|model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json"
 )
+Overwrite = bool | re.Pattern[str]
 
 
 @contextlib.contextmanager
-def whole_folder(out: str | os.PathLike[str], overwrite: bool = False) -> Iterator[Path]:
+def whole_folder(out: str | os.PathLike[str], overwrite: Overwrite = False) -> Iterator[Path]:
     """A temporary folder that becomes `out` where the body ends well, and vanishes elsewhere.
 
     Example:
@@ -43,8 +44,8 @@ def whole_folder(out: str | os.PathLike[str], overwrite: bool = False) -> Iterat
 
     Args:
       out: the folder to be. Its parents are made; a link to a folder is followed.
-      overwrite: replace what is there, once the new folder is whole; only if this package may
-        have written it.
+      overwrite: replace what is there, once the new folder is whole; only if an export may have
+        written it, or, of a pattern, if every name in it matches.
 
     Yields:
       The temporary folder, beside `out`. An OSError of the body counts as a failure to write it.
@@ -72,7 +73,7 @@ def whole_folder(out: str | os.PathLike[str], overwrite: bool = False) -> Iterat
         os.close(descriptor)
 
 
-def check(out: str | os.PathLike[str], overwrite: bool = False) -> Path:
+def check(out: str | os.PathLike[str], overwrite: Overwrite = False) -> Path:
     """Raise what `whole_folder` would for what is there now, before any work is done for it.
 
     Returns:
@@ -91,7 +92,7 @@ def check(out: str | os.PathLike[str], overwrite: bool = False) -> Path:
         raise InputError(f"{str(given)!r} cannot be a folder: {error}; give another") from None
 
 
-def _check(given: Path, out: Path, overwrite: bool) -> None:
+def _check(given: Path, out: Path, overwrite: Overwrite) -> None:
     """Raise InputError unless `out` is missing, empty, or may be replaced."""
     if not out.is_dir():
         if out.exists() or out.is_symlink():
@@ -102,15 +103,16 @@ def _check(given: Path, out: Path, overwrite: bool) -> None:
         raise InputError(
             f"{given} exists and holds {entries[0].name}; give another folder, or ask to overwrite"
         )
-    foreign = [path.name for path in entries if path.is_dir() or not _WRITTEN.fullmatch(path.name)]
+    ours = overwrite if isinstance(overwrite, re.Pattern) else _WRITTEN
+    foreign = [path.name for path in entries if path.is_dir() or not ours.fullmatch(path.name)]
     if foreign:  # somebody's home, or their thesis
         raise InputError(
-            f"{given} holds {foreign[0]}, which is no export's, so it is not overwritten; "
-            "give another folder"
+            f"{given} holds {foreign[0]}, which no such command writes, so it is not "
+            "overwritten; give another folder"
         )
 
 
-def _begin(given: Path, out: Path, overwrite: bool) -> tuple[Path, int]:
+def _begin(given: Path, out: Path, overwrite: Overwrite) -> tuple[Path, int]:
     """(new temporary folder, descriptor that locks it); what dead writers left is removed."""
     with _locked(out.parent):
         _clean(out)
@@ -120,7 +122,7 @@ def _begin(given: Path, out: Path, overwrite: bool) -> tuple[Path, int]:
         return temporary, _lock(temporary, fcntl.LOCK_EX)
 
 
-def _finish(given: Path, temporary: Path, out: Path, overwrite: bool) -> None:
+def _finish(given: Path, temporary: Path, out: Path, overwrite: Overwrite) -> None:
     with _locked(out.parent):
         _check(given, out, overwrite)  # again: another process may have written it since
         old = temporary.with_suffix(_OLD)

@@ -18,6 +18,7 @@ from jax.sharding import Mesh
 from pqt_jax import (
     checkpoint,
     costs,
+    history,
     learned_bits,
     metrics,
     page,
@@ -136,6 +137,9 @@ def train(
                 record(records.of_step(config, step, mesh, timer, rate, measured))
             if last or step % log.validate_every == 0:
                 record({"step": step, "validation_loss": validation_loss(state.params)})
+                learned = history.measure(state.params, rules)
+                if processes.is_first():
+                    history.append(workdir / workdirs.HISTORY, step, step * predicted, learned)
             # Not among skipped steps: what made them so may be in the weights already.
             if last or stop or (step % log.checkpoint_every == 0 and not watch.in_a_row):
                 more = {"time": timer.state(), "losses": watch.state()}

@@ -42,7 +42,17 @@ def finite(value: Any) -> Any:
 
 def read(path: Path) -> list[Record]:
     """The records of a file, in order; what is broken or no number, or no file, is nothing."""
+    return [numbers(record) for record in read_json(path)]
+
+
+def read_json(path: Path) -> list[Record]:
+    """The lines of a file that are JSON of a step, in order, whatever else is in them."""
     return [record for line in _lines(path) if (record := _parse(line)) is not None]
+
+
+def numbers(record: Mapping[str, Any]) -> Record:
+    """The fields of a record that are a number, or null for one that was not finite."""
+    return {name: value for name, value in record.items() if value is None or _is_number(value)}
 
 
 def _lines(path: Path) -> list[str]:
@@ -57,9 +67,7 @@ def _parse(line: str) -> Record | None:
     except (ValueError, RecursionError):
         return None
     step = record.get("step") if isinstance(record, dict) else None
-    if type(step) is not int or not _is_number(step):
-        return None
-    return {name: value for name, value in record.items() if value is None or _is_number(value)}
+    return record if type(step) is int and _is_number(step) else None
 
 
 def _is_number(value: Any) -> bool:
@@ -70,9 +78,15 @@ def _is_number(value: Any) -> bool:
 def truncate(path: Path, step: int) -> int:
     """Drop the records beyond a step, which a resumed run will write again, and broken lines.
 
+    Args:
+      path: of metrics, or of any file with a JSON record of a step on each line.
+      step: the last to keep.
+
     Returns:
       How many lines were broken.
     """
+    if not path.exists():
+        return 0
     records = [(line, _parse(line)) for line in _lines(path)]
     kept = [line for line, record in records if record and record["step"] <= step]
     files.write(path, "".join(f"{line}\n" for line in kept))

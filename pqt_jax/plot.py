@@ -1,147 +1,142 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright 2026 The pqt_jax Authors
-"""Pictures of a run: `loss.png` and `bits.png`."""
+"""Compare runs: `python -m pqt_jax.plot runs/quickstart runs/other`.
 
-import io
-from collections.abc import Mapping, Sequence
+    runs, finished or still training → pictures, and one HTML page that holds them all
+
+The folder that is written appears whole and replaces one that an earlier call has written. Runs are
+read without their lock. Exit codes: 0 done; 1 the folder cannot be written; 2 the input cannot be
+used (one line on stderr); 130 and 141 as of `errors.run`.
+"""
+
+import re
+import sys
+import time
+from argparse import Namespace
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
-from pqt_jax import files
-from pqt_jax.rules import paths_and_leaves
+from pqt_jax import cli, errors, folders, overlay, pictures, recorded, tabulate, web_page, workdir
+from pqt_jax.errors import InputError
+from pqt_jax.looks import Runs
+from pqt_jax.recorded import Recorded
+from pqt_jax.web_page import Picture
 
-BLUE, ORANGE, GREY = "#2f6db3", "#d9822b", "#8a8a8a"
+PAGE = "report.html"
+# File → (title, caption, what draws it, which runs it is of).
+PICTURES: dict[str, tuple[str, str, Callable[[Runs], Figure], Callable[[Recorded], bool]]] = {
+    "loss.png": (
+        "Loss",
+        "Scales leave out the first fifth of each run, and spikes; × marks a loss that is no "
+        "number from there on.",
+        overlay.losses,
+        lambda run: True,
+    ),
+    "bits.png": (
+        "Bit-widths by layer and kernel",
+        "Mean over the blocks of each matrix in the newest record, and of the whole model over "
+        "training.",
+        overlay.bits,
+        recorded.learns_bits,
+    ),
+    "bits_over_training.png": (
+        "Bit-widths by layer over training",
+        "Mean over the kernels of each layer; each record stands for the tokens since the last.",
+        overlay.bits_over_training,
+        lambda run: bool(run.bits),
+    ),
+    "formats.png": (
+        "Formats",
+        "The smallest format that carries the learned bit-width of each block, in the newest "
+        "record.",
+        overlay.formats,
+        lambda run: bool(recorded.formats(run)),
+    ),
+    "formats_over_training.png": (
+        "Formats over training",
+        "The same for every record, each of which stands for the tokens since the last.",
+        overlay.formats_over_training,
+        lambda run: bool(run.bits),
+    ),
+}
+_WRITTEN = re.compile("|".join(map(re.escape, (PAGE, *PICTURES))))
 
 
-def loss(path: Path, records: Sequence[Mapping[str, Any]], title: str) -> None:
-    """Training loss, raw and smoothed, and validation losses by step.
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Read runs, and write pictures and page.
 
     Args:
-      path: of the PNG to write.
-      records: of `metrics.jsonl`.
-      title: one line.
+      arguments: the command line, without the program.
+
+    Returns:
+      The exit code.
     """
-    steps, losses = _series(records, "loss")
-    figure = Figure(figsize=(7, 4.2), dpi=150, layout="constrained")
-    axes = figure.subplots()
-    axes.set(xlabel="step", ylabel="loss (nats per token)", title=title)
-    axes.plot(steps, losses, color=BLUE, lw=0.7, alpha=0.45, label="training, one step")
-    axes.plot(steps, _smoothed(losses), color=BLUE, lw=2, label="training, smoothed")
-    at, validation = _series(records, "validation_loss")
-    if len(at):
-        label = f"validation, master weights ({validation[-1]:.3f} at the end)"
-        axes.plot(at, validation, "o", color=ORANGE, ms=5, label=label)
-    axes.legend(frameon=False)
-    _finish(axes)
-    _say_where_it_ends(axes, records, "loss")
-    _save(figure, path)
+    return errors.run(lambda: _run(_parse(sys.argv[1:] if arguments is None else arguments)))
 
 
-def bits(
-    path: Path, records: Sequence[Mapping[str, Any]], b_t: Mapping[str, Any], title: str
-) -> None:
-    """Bit-widths: by step, over all blocks at the end, and by layer and kernel at the end.
+def _parse(arguments: Sequence[str]) -> Namespace:
+    parser = cli.Parser(
+        prog="python -m pqt_jax.plot",
+        description="Compare runs: pictures by tokens, and a page with them all, report.html.",
+    )
+    parser.add_argument("runs", metavar="RUN", nargs="+", help="workdir of a run, also one at work")
+    where = "default: RUN/plot of one run, and plot of several; replaces what plot has written"
+    parser.add_argument("--out", metavar="DIR", help=where)
+    given = parser.parse_args(arguments)
+    if given.out == "":
+        raise InputError("--out= is empty; give a folder")
+    return given
+
+
+def _run(given: Namespace) -> int:
+    runs = dict(enumerate(recorded.read(given.runs)))
+    out = given.out or str(Path(given.runs[0]) / "plot" if len(runs) == 1 else "plot")
+    workdir.refuse_checkpoints(folders.check(out, _WRITTEN), out)
+    drawn = {
+        name: Picture(title, caption, pictures.png(draw(chosen)))
+        for name, (title, caption, draw, shows) in PICTURES.items()
+        if (chosen := {i: run for i, run in runs.items() if shows(run)})
+    }
+    content = compose(runs, list(drawn.values()))
+    with folders.whole_folder(out, _WRITTEN) as folder:
+        for name, picture in drawn.items():
+            (folder / name).write_bytes(picture.content)
+        (folder / PAGE).write_text(content, encoding="utf-8")
+    print(f"written: {Path(out) / PAGE}")
+    return 0
+
+
+def compose(runs: Runs, drawn: Sequence[Picture]) -> str:
+    """The page.
 
     Args:
-      path: of the PNG to write.
-      records: of `metrics.jsonl`.
-      b_t: the final bit-widths, a nested dict; stacked parameters have the layer as first axis.
-        What is not finite is left out.
-      title: one line.
+      runs: by their numbers.
+      drawn: pictures of them, in their order.
+
+    Returns:
+      HTML.
     """
-    figure = Figure(figsize=(12, 4), dpi=150, layout="constrained")
-    over_steps, histogram, by_layer = figure.subplots(1, 3, width_ratios=(1.1, 1, 1.1))
-    figure.suptitle(title)
-
-    names = ("bits_mean", "bits_min", "bits_max")
-    whole = [r for r in records if all(len(_series([r], name)[0]) for name in names)]
-    (steps, mean), (_, low), (_, high) = (_series(whole, name) for name in names)
-    over_steps.fill_between(steps, low, high, color=BLUE, alpha=0.2, lw=0, label="min to max")
-    over_steps.plot(steps, mean, color=BLUE, lw=2, label="mean")
-    over_steps.set(xlabel="step", ylabel="bit-width $b_t$ (bits)", title="all blocks, by step")
-    over_steps.legend(frameon=False)
-    _finish(over_steps)
-    _say_where_it_ends(over_steps, records, "bits_mean")
-
-    leaves = {path: np.asarray(leaf) for path, leaf in paths_and_leaves(b_t).items()}
-    every = np.concatenate([np.empty(0), *(leaf.ravel() for leaf in leaves.values())])
-    every = every[np.isfinite(every)]
-    if not len(every):  # a run that diverged may have no bit-width left
-        _leave_empty(histogram, "no finite bit-width")
-    else:
-        histogram.hist(every, bins=40, color=BLUE)
-        histogram.axvline(every.mean(), color=ORANGE, lw=1.5, label=f"mean {every.mean():.2f}")
-        histogram.legend(frameon=False, loc="upper right")
-        histogram.margins(y=0.25)  # room for the legend
-        histogram.yaxis.set_major_locator(MaxNLocator(integer=True))
-    histogram.set(xlabel="bit-width $b_t$ (bits)", ylabel="blocks", title="all blocks, at the end")
-    _finish(histogram)
-
-    rows = {name: leaf.reshape(-1, *leaf.shape[-2:]).mean((1, 2)) for name, leaf in leaves.items()}
-    widest = max(map(len, rows.values()), default=1)
-    grid = np.full((len(rows), widest), np.nan)
-    for i, row in enumerate(rows.values()):
-        grid[i, : len(row)] = row
-    if np.isfinite(grid).any():
-        image = by_layer.imshow(grid, aspect="auto", cmap="viridis", interpolation="nearest")
-        figure.colorbar(image, ax=by_layer, label="mean bit-width $b_t$ (bits)")
-        names = [name.removeprefix("h/").removesuffix("/kernel") for name in rows]
-        by_layer.set_yticks(range(len(names)), names)
-        by_layer.xaxis.set_major_locator(MaxNLocator(integer=True))
-    else:
-        _leave_empty(by_layer, "no finite bit-width")
-    by_layer.set(xlabel="layer", title="mean by layer and kernel, at the end")
-    _save(figure, path)
+    names = ", ".join(run.name for run in runs.values())
+    title = f"Run {names}" if len(runs) == 1 else f"{len(runs)} runs"
+    title += f": {names}" if len(runs) > 1 and len(names) < 80 else ""
+    finished = sum(run.summary is not None for run in runs.values())
+    now = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
+    state = f"{finished} of {len(runs)} finished" if len(runs) > 1 else ""
+    state = state or ("finished" if finished else "still training, or stopped")
+    overview = web_page.section(
+        "Results", tabulate.overview(runs), web_page.paragraph(tabulate.ABOUT)
+    )
+    parts = [overview, tabulate.fields(runs), *map(web_page.picture, drawn)]
+    learning = [run for run in runs.values() if recorded.learns_bits(run)]
+    if not learning:
+        parts.append(web_page.paragraph("No learned bit-widths are recorded here."))
+    if bare := [run.name for run in learning if not run.bits]:
+        missing = f"Without {workdir.HISTORY}, and so without bit-widths by layer: "
+        parts.append(web_page.paragraph(missing + ", ".join(bare) + "."))
+    return web_page.page(title, f"As of {now}; {state}.", parts)
 
 
-def _series(records: Sequence[Mapping[str, Any]], name: str) -> tuple[np.ndarray, np.ndarray]:
-    chosen = [(r["step"], r[name]) for r in records if r.get(name) is not None]
-    steps, values = zip(*chosen, strict=True) if chosen else ((), ())
-    return np.array(steps), np.array(values, float)
-
-
-def _smoothed(values: np.ndarray) -> np.ndarray:
-    """Centred mean over about a tenth of the points, over fewer towards both ends."""
-    index = np.arange(len(values))
-    half = np.minimum(np.minimum(index, index[::-1]), len(values) // 20)
-    total = np.concatenate([[0.0], np.cumsum(values)])
-    return (total[index + half + 1] - total[index - half]) / (2 * half + 1)
-
-
-def _say_where_it_ends(axes: Axes, records: Sequence[Mapping[str, Any]], name: str) -> None:
-    """Write the step from which a value is not finite on axes that show it by step."""
-    finite, _ = _series(records, name)
-    last = max(finite, default=-1)
-    if after := [r["step"] for r in records if name in r and r["step"] > last]:
-        text = f"not finite from step {after[0]}"
-        if not len(finite):
-            return _leave_empty(axes, text)
-        axes.set_xlim(right=after[-1])
-        axes.text(0.98, 0.5, text, transform=axes.transAxes, ha="right", color=GREY)
-    elif not len(finite):
-        _leave_empty(axes, "nothing recorded")
-
-
-def _leave_empty(axes: Axes, reason: str) -> None:
-    """Axes without a scale, since there is nothing to show."""
-    if legend := axes.get_legend():
-        legend.remove()
-    axes.set(xticks=[], yticks=[])
-    axes.text(0.5, 0.5, reason, transform=axes.transAxes, ha="center", va="center", color=GREY)
-
-
-def _save(figure: Figure, path: Path) -> None:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    files.write(path, buffer.getvalue())
-
-
-def _finish(axes: Axes) -> None:
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(color="#dddddd", lw=0.6)
-    axes.set_axisbelow(True)
+if __name__ == "__main__":
+    sys.exit(main())

@@ -40,9 +40,10 @@ def opened(
         yield (lambda step: None), (lambda record: None)
         return
     path = workdir / workdirs.METRICS
-    if broken := metrics.truncate(path, start):
-        lines = "1 broken line was" if broken == 1 else f"{broken} broken lines were"
-        say(f"{path}: {lines} dropped")
+    for old in (path, workdir / workdirs.HISTORY):
+        if broken := metrics.truncate(old, start):
+            lines = "1 broken line was" if broken == 1 else f"{broken} broken lines were"
+            say(f"{old}: {lines} dropped")
     with sinks.opened() as others:
         others += sinks.start(config, workdir, start)
         with metrics.progress(start, config.steps) as (advance, report):

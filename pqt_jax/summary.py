@@ -9,7 +9,7 @@ from typing import Any
 from jax.sharding import Mesh
 
 from pqt_jax import config as configs
-from pqt_jax import files, learned_bits, metrics, plot, processes, table
+from pqt_jax import files, learned_bits, metrics, pictures, processes, table
 from pqt_jax import mesh as meshes
 from pqt_jax import workdir as workdirs
 from pqt_jax.config import Config
@@ -58,9 +58,9 @@ def finish(
     }
     records = metrics.read(workdir / workdirs.METRICS)
     title = f"{config.model.name}, {config.method}, seed {config.seed}"
-    plot.loss(workdir / workdirs.LOSS, records, title)
+    pictures.loss(workdir / workdirs.LOSS, records, title)
     if b_t:
-        plot.bits(workdir / workdirs.BITS, records, b_t, title)
+        pictures.bits(workdir / workdirs.BITS, records, b_t, title)
     # Last, for it is what says that the run is finished.
     finite = {name: metrics.finite(value) for name, value in summary.items()}
     files.write(workdir / workdirs.SUMMARY, json.dumps(finite, indent=2) + "\n")

@@ -5,7 +5,8 @@
     run.json         what made the run: configuration, fingerprints of text and starting weights,
                      noise stream
     run.lock         held while a process uses it
-    checkpoints/     metrics.jsonl     summary.json     loss.png     bits.png     profile/
+    checkpoints/     metrics.jsonl     bits.jsonl     summary.json     loss.png     bits.png
+    profile/
 
 Only the run that `run.json` describes uses it, and one process at a time. What would stop the run
 later, or lose what is there, is refused here, before anything is changed.
@@ -29,8 +30,9 @@ from pqt_jax.data.source import Text
 from pqt_jax.errors import InputError, OutputError, system_reason
 
 RUN, LOCK, METRICS, SUMMARY = "run.json", "run.lock", "metrics.jsonl", "summary.json"
-LOSS, BITS, CHECKPOINTS, PROFILE = "loss.png", "bits.png", "checkpoints", "profile"
-_FILES = (METRICS, SUMMARY, LOSS, BITS)
+HISTORY, LOSS, BITS, CHECKPOINTS = "bits.jsonl", "loss.png", "bits.png", "checkpoints"
+PROFILE = "profile"
+_FILES = (METRICS, HISTORY, SUMMARY, LOSS, BITS)
 _LONGEST = 3840  # bytes; with the names of a checkpoint's files Linux takes 4096
 _PACKAGES = ("pqt_jax", "jax", "flax", "optax", "grain", "orbax-checkpoint")
 
@@ -159,38 +161,50 @@ def _check_owner(workdir: Path, meta: Meta) -> bool:
     return True
 
 
-def read(workdir: Path) -> Meta:
+def read(workdir: Path, option: str = "--workdir=") -> Meta:
     """The metadata of a run, for those who only look.
+
+    Args:
+      workdir: of the run.
+      option: that it was given by, for messages.
 
     Raises:
       InputError: if it is not a run's directory, or cannot be read.
     """
+    given = f"{option}{workdir}"
     try:
         if not workdir.is_dir():
             what = "is not a directory" if workdir.exists() else "does not exist"
-            raise InputError(f"--workdir={workdir} {what}; give the workdir of a training run")
-        return _read(workdir)
+            raise InputError(f"{given} {what}; give the workdir of a training run")
+        return _read(workdir, option)
     except FileNotFoundError:
         what = f"holds no {RUN}; give the workdir of a training run"
-        raise InputError(f"--workdir={workdir} {what}") from None
+        raise InputError(f"{given} {what}") from None
     except OSError as error:
         why = system_reason(error, "give the workdir of a training run")
-        raise InputError(f"--workdir={workdir} cannot be read: {why}") from None
+        raise InputError(f"{given} cannot be read: {why}") from None
     except ValueError as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(f"--workdir={workdir!s}: {error}; give another") from None  # a NUL byte
+        raise InputError(f"{given}: {error}; give another") from None  # a NUL byte
 
 
-def _read(workdir: Path) -> Meta:
+def _read(workdir: Path, option: str = "--workdir=") -> Meta:
     meta: Any = None
     with contextlib.suppress(ValueError, RecursionError):
         meta = json.loads((workdir / RUN).read_text())
     if not is_whole(meta):
         raise InputError(
-            f"--workdir={workdir}: {RUN} in it is damaged; put a copy back, or give a new directory"
+            f"{option}{workdir}: {RUN} in it is damaged; put a copy back, or give a new directory"
         )
     return meta
+
+
+def refuse_checkpoints(out: Path, given: str) -> None:
+    """Raise InputError for a folder to write that is a run's checkpoints, or among them."""
+    for folder in (out, *out.parents):
+        if folder.name == CHECKPOINTS and (folder.parent / RUN).exists():
+            raise InputError(f"--out={given} is among a run's checkpoints; give another folder")
 
 
 def _check_checkpoints(workdir: Path, old: Meta, meta: Meta) -> None:

@@ -167,7 +167,7 @@ def test_a_run_does_not_lose_its_checkpoints(run_copy, capsys):
     before = sorted(run_copy.rglob("*"))
     step = max((run_copy / "checkpoints").iterdir())
     for folder, words in (
-        (step / "state", "which is no export's, so it is not overwritten"),
+        (step / "state", "which no such command writes, so it is not overwritten"),
         (step.parent / "900", "is among a run's checkpoints; give another folder"),
         (step / "export", "is among a run's checkpoints; give another folder"),
     ):

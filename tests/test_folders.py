@@ -87,7 +87,8 @@ def test_what_is_there_is_replaced_only_when_asked(tmp_path):
 def test_a_folder_with_folders_is_never_replaced(tmp_path):
     (tmp_path / "home" / "documents").mkdir(parents=True)
     with pytest.raises(
-        InputError, match="home holds documents, which is no export's, so it is not overwritt"
+        InputError,
+        match="home holds documents, which no such command writes, so it is not overwritt",
     ):
         write(tmp_path / "home", "new", overwrite=True)
     assert (tmp_path / "home" / "documents").is_dir()
@@ -97,7 +98,7 @@ def test_a_folder_of_other_files_is_never_replaced(tmp_path):
     write(tmp_path / "export", "old")
     (tmp_path / "export" / "thesis.tex").write_text("mine")
     for check in (folders.check, lambda out, _: write(out, "new", overwrite=True)):
-        with pytest.raises(InputError, match="holds thesis.tex, which is no export's"):
+        with pytest.raises(InputError, match="holds thesis.tex, which no such command writes"):
             check(tmp_path / "export", True)
     assert content(tmp_path / "export") == {"config.json": "old", "thesis.tex": "mine"}
 

@@ -17,7 +17,7 @@ import pytest
 import tiny
 from command import check_outputs, end, main, start, wait_for
 
-from pqt_jax import metrics, plot
+from pqt_jax import metrics, pictures
 from pqt_jax import step as steps
 from pqt_jax import workdir as workdirs
 from pqt_jax.data import source
@@ -159,7 +159,7 @@ def test_a_summary_comes_last(tmp_path, monkeypatch):
         raise OutputError(tmp_path, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patch:
-        patch.setattr(plot, "bits", fail)
+        patch.setattr(pictures, "bits", fail)
         assert main(tmp_path, "--config.steps=4") == 1
     assert not (tmp_path / "run" / "summary.json").exists()
     assert main(tmp_path, "--config.steps=4") == 0

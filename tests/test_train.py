@@ -11,7 +11,7 @@ import pytest
 import tiny
 from command import end, main, start
 
-from pqt_jax import metrics, plot
+from pqt_jax import metrics, pictures
 
 
 def test_bf16_and_gpt2_run_to_the_end_in_process(tmp_path, capsys):
@@ -55,21 +55,21 @@ def test_pictures_say_where_a_run_diverged(tmp_path, monkeypatch):
         axes.extend(figure.axes)
         texts.extend(text.get_text() for a in figure.axes for text in a.texts)
 
-    monkeypatch.setattr(plot, "_save", keep)
+    monkeypatch.setattr(pictures, "_save", keep)
     records = [{"step": i, "loss": 1.0 if i < 3 else None, "bits_mean": None} for i in range(1, 6)]
-    plot.loss(tmp_path / "loss.png", records, "title")
+    pictures.loss(tmp_path / "loss.png", records, "title")
     assert texts == ["not finite from step 3"] and axes[0].get_xlim()[1] == 5
-    plot.bits(tmp_path / "bits.png", records, {"a": np.full((1, 2, 2), np.nan)}, "title")
+    pictures.bits(tmp_path / "bits.png", records, {"a": np.full((1, 2, 2), np.nan)}, "title")
     assert texts[1:] == ["not finite from step 1", *["no finite bit-width"] * 2]
     assert not any(len(a.get_xticks()) or len(a.get_yticks()) for a in axes[1:])
     axes.clear()
-    plot.bits(tmp_path / "bits.png", records, {"a": np.array([[[4.0, 5.0]]])}, "title")
+    pictures.bits(tmp_path / "bits.png", records, {"a": np.array([[[4.0, 5.0]]])}, "title")
     assert all(tick % 1 == 0 for tick in axes[1].get_yticks())
 
 
 def test_pictures_of_nothing(tmp_path):
-    plot.loss(tmp_path / "loss.png", [], "nothing")
-    plot.bits(tmp_path / "bits.png", [{"step": 1, "bits_mean": 4.0}], {}, "nothing")
+    pictures.loss(tmp_path / "loss.png", [], "nothing")
+    pictures.bits(tmp_path / "bits.png", [{"step": 1, "bits_mean": 4.0}], {}, "nothing")
     assert all((tmp_path / n).read_bytes().startswith(b"\x89PNG") for n in ("loss.png", "bits.png"))
 
 

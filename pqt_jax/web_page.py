@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright 2026 The pqt_jax Authors
+"""One HTML page that needs nothing else: no script, no address, every picture inside it."""
+
+import base64
+import html
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from pqt_jax.errors import escaped
+
+# Nothing may be fetched, whatever text of a run should find its way into the page.
+_HEAD = """<!DOCTYPE html>
+<html lang="en">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy"
+ content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
+<title>{title}</title>
+<style>
+body {{ font: 15px/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff;
+ max-width: 1360px; margin: 2em auto; padding: 0 1.2em; }}
+h1 {{ font-size: 1.6em; margin: 0; overflow-wrap: anywhere; }}
+h2 {{ font-size: 1.2em; margin: 2em 0 .4em; }}
+p, figcaption, summary {{ color: #444; max-width: 75em; }}
+.wide {{ overflow-x: auto; }}
+table {{ border-collapse: collapse; font-size: 13px; font-variant-numeric: tabular-nums; }}
+th, td {{ padding: .3em .6em; text-align: left; vertical-align: top; }}
+thead th {{ border-bottom: 2px solid #888; vertical-align: bottom; }}
+tbody tr {{ border-bottom: 1px solid #ddd; }}
+tbody th {{ font-weight: normal; }}
+.numbers td {{ text-align: right; white-space: nowrap; }}
+.numbers thead th + th {{ text-align: right; }}
+.numbers th:first-child {{ min-width: 11em; overflow-wrap: anywhere; }}
+td small {{ color: #666; display: block; }}
+code {{ font-size: 12.5px; overflow-wrap: anywhere; }}
+tbody th code {{ white-space: nowrap; }}
+i {{ display: inline-block; width: 1.6em; margin-right: .4em; vertical-align: middle; }}
+figure {{ margin: 0 0 1.5em; }}
+img {{ max-width: 100%; height: auto; }}
+@page {{ size: landscape; margin: 1cm; }}
+@media print {{ body {{ margin: 0; max-width: none; }} figure {{ break-inside: avoid; }}
+ table, code {{ font-size: 8px; }} h2 {{ break-after: avoid; }} }}
+</style>
+"""
+
+
+class Picture(NamedTuple):
+    """A PNG with what is said of it."""
+
+    title: str
+    caption: str
+    content: bytes
+
+
+def text(value: Any) -> str:
+    """A value as text of HTML, with nothing in it that a browser would act on.
+
+    Example:
+      >>> text("<b> & 'c'")
+      '&lt;b&gt; &amp; &#x27;c&#x27;'
+    """
+    return html.escape(escaped(str(value)))
+
+
+def page(title: str, introduction: str, sections: Sequence[str]) -> str:
+    """A whole page.
+
+    Args:
+      title, introduction: plain text.
+      sections: HTML, from `section`, `table` and `picture`.
+    """
+    head = _HEAD.format(title=text(title))
+    return f"{head}<h1>{text(title)}</h1>\n<p>{text(introduction)}</p>\n" + "\n".join(sections)
+
+
+def section(title: str, *content: str) -> str:
+    """A heading and the HTML below it."""
+    return "\n".join([f"<h2>{text(title)}</h2>", *content])
+
+
+def paragraph(words: str) -> str:
+    """A paragraph of plain text."""
+    return f"<p>{text(words)}</p>"
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]], kind: str = "") -> str:
+    """A table, which scrolls where it is wider than the page.
+
+    Args:
+      head: a cell for each column, HTML.
+      rows: as many cells each, HTML; the first is what the row is about.
+      kind: "numbers" to set all but the first column to the right.
+    """
+    top = "".join(f'<th scope="col">{cell}</th>' for cell in head)
+    lines = [
+        f'<tr><th scope="row">{first}</th>{"".join(f"<td>{cell}</td>" for cell in cells)}</tr>'
+        for first, *cells in rows
+    ]
+    body = "\n".join(lines)
+    return (
+        f'<div class="wide"><table class="{kind}"><thead><tr>{top}</tr></thead>\n'
+        f"<tbody>\n{body}\n</tbody></table></div>"
+    )
+
+
+def folded(title: str, fields: Mapping[str, Any]) -> str:
+    """Names and values that are shown on demand."""
+    rows = [[f"<code>{text(name)}</code>", f"<code>{text(v)}</code>"] for name, v in fields.items()]
+    inside = table(["field", "value"], rows)
+    return f"<details><summary>{text(title)}</summary>\n{inside}\n</details>"
+
+
+def swatch(color: str, style: str, label: str) -> str:
+    """A stroke as a run has it in the pictures, and a label.
+
+    Args:
+      color: as CSS writes it.
+      style: of the stroke, as CSS names it.
+      label: plain text.
+    """
+    return f'<i style="border-top: 3px {style} {color}"></i>{text(label)}'
+
+
+def picture(own: Picture) -> str:
+    """A picture inside the page, under its title, with its caption."""
+    width = int.from_bytes(own.content[16:20]) * 2 // 3  # that of the PNG; sharp on fine screens
+    data = base64.b64encode(own.content).decode()
+    return section(
+        own.title,
+        f'<figure><img alt="{text(own.title)}" width="{width}" src="data:image/png;base64,{data}">',
+        f"<figcaption>{text(own.caption)}</figcaption></figure>",
+    )

@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright 2026 The pqt_jax Authors
+"""Bits over training: what is measured on any mesh, and the file that holds it."""
+
+import dataclasses
+import json
+import os
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+from flax import nnx
+
+from pqt_jax import config as configs
+from pqt_jax import history, learned_bits, metrics, table, trained
+from pqt_jax import mesh as meshes
+from pqt_jax import step as steps
+from pqt_jax.rules import BITS, map_paths, paths_and_leaves
+from pqt_jax.wrap_nnx import BitParam
+
+# Ragged at the edges: 80 = 2·32 + 16 and 48 = 32 + 16.
+RAGGED = dataclasses.replace(tiny.LLAMA2, d_model=80, d_ff=48, num_layers=3)
+
+
+def make_params(model=RAGGED, **pqt):
+    """Parameters of which every block has a bit-width of its own, and the rules."""
+    config = tiny.get_config(model)
+    config.pqt.update(pqt)
+    _, state = steps.init_state(config, steps.make_optimizer(config))
+    rng = np.random.default_rng(0)
+    draw = lambda x: jnp.asarray(rng.uniform(-1.5, 3, x.shape), jnp.float32)  # noqa: E731
+    bits = jax.tree.map(draw, nnx.filter_state(state.params, BitParam))
+    return config, nnx.merge_state(state.params, bits)
+
+
+def test_layers_and_formats_are_those_of_every_block():
+    config, params = make_params()
+    rules = configs.rules(config)
+    found = history.measure(params, rules)
+    b_t = paths_and_leaves(learned_bits.bit_widths(params, rules))
+    assert list(found["layers"]) == list(b_t) and len(b_t) == 7
+    for path, means in found["layers"].items():
+        by_hand = [np.asarray(layer, np.float64).mean() for layer in b_t[path]]
+        assert len(means) == 3
+        np.testing.assert_allclose(means, by_hand, rtol=1e-6)
+    # Exactly the shares of the table at the end, though that counts on the host.
+    plan = trained.plan_for(params, configs.quantization_rules(config), "mixed")
+    assert found["formats"] == table.format_shares(plan, params)
+    assert len(found["formats"]) == 5
+
+
+def test_a_bit_width_that_is_nan_has_no_format_and_spoils_its_layer_alone():
+    config, params = make_params(tiny.LLAMA2)  # matrices of 1·1 or 1·2 blocks
+    whole = history.measure(params, configs.rules(config))
+
+    def spoil(path, leaf):
+        return leaf.at[1].set(jnp.nan) if re.search(f"{BITS}/(.*/)?q/kernel$", path) else leaf
+
+    params = map_paths(spoil, params)
+    found = history.measure(params, configs.rules(config))
+    first, second = found["layers"].pop("h/attn/q/kernel")
+    assert first == whole["layers"].pop("h/attn/q/kernel")[0] and np.isnan(second)
+    assert found["layers"] == whole["layers"]
+    lost = 32 * 32 / (2 * (4 * 32 * 32 + 3 * 32 * 64))
+    assert sum(found["formats"].values()) == pytest.approx(1 - lost)
+
+
+def test_every_mesh_measures_the_same_and_hands_out_whole_results():
+    wide = dataclasses.replace(tiny.LLAMA2, d_model=256, num_heads=8, d_ff=512)
+    config, params = make_params(wide)
+    rules = tuple(configs.rules(config))
+    alone = history.measure(params, rules)
+    mesh = meshes.make({"data": 1, "fsdp": 4, "tensor": 2})
+    with meshes.entered(mesh):
+        placed = jax.jit(meshes.held)(params)
+        reduced = jax.jit(history.reduce, static_argnums=1)(placed, rules)
+        found = history.measure(placed, rules)
+    assert not any(leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(placed)[:1])
+    assert all(leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(reduced))
+    assert sum(leaf.size for leaf in jax.tree.leaves(reduced)) == 14 + 14 * 6
+    assert found["formats"] == alone["formats"]
+    for path, means in found["layers"].items():
+        np.testing.assert_allclose(means, alone["layers"][path], rtol=1e-6)
+
+
+def test_records_come_back(tmp_path):
+    path = tmp_path / "bits.jsonl"
+    assert history.read(path) == []
+    config, params = make_params()
+    measured = history.measure(params, configs.rules(config))
+    measured["layers"]["h/attn/q/kernel"][1] = float("nan")
+    for step in (4, 8):
+        history.append(path, step, 64 * step, measured)
+    json.loads(path.read_text().splitlines()[0], parse_constant=pytest.fail)  # strict JSON
+    first, second = history.read(path)
+    assert (first.step, first.tokens, second.step, second.tokens) == (4, 256, 8, 512)
+    for name, means in measured["layers"].items():
+        np.testing.assert_allclose(first.layers[name], means, atol=5.1e-5)
+    assert first.formats == pytest.approx(measured["formats"], abs=5.1e-5)
+    assert list(first.formats) == list(measured["formats"])
+    assert len(path.read_text()) < 1400
+
+
+def test_methods_without_bits_write_nothing(tmp_path):
+    config = tiny.get_config()
+    config.method = "bf16"
+    _, state = steps.init_state(config, steps.make_optimizer(config))
+    measured = history.measure(state.params, configs.rules(config))
+    assert measured == {}
+    history.append(tmp_path / "bits.jsonl", 1, 64, measured)
+    assert metrics.truncate(tmp_path / "bits.jsonl", 1) == 0
+    assert os.listdir(tmp_path) == []
+
+
+def test_what_is_no_record_is_passed_over_and_later_steps_are_dropped(tmp_path):
+    path = tmp_path / "bits.jsonl"
+    good = (
+        '{"step": 4, "layers": {"w": [1, null]}, "formats": {"E4M3": 1, "other": 2, "BF16": "x"}}'
+    )
+    bad = ('{"step": 5, "layers": [1], "formats": {}}', '{"step": 5, "layers": {"w": ["x"]}}')
+    bad += ('{"step": 5, "layers": {"w": [[1]]}, "formats": {}}', '{"step": 5, "formats": {}}')
+    bad += ('{"step": 5, "layers": {"w": 1}, "formats": {}}', '{"step": 5, "layers": {"w": [1]}}')
+    bad += ('{"step": 5, "layers": {"w": [1' + 400 * "0" + ']}, "formats": {}}', "3", "\x00")
+    later, torn = '{"step": 6, "layers": {}, "formats": {}}', '{"step": 8, "layers": {"w": [1.'
+    path.write_text("\n".join((good, *bad, later, torn)))
+    first, last = history.read(path)
+    assert first.tokens is None and first.formats == {"E4M3": 1} and last.step == 6
+    np.testing.assert_array_equal(first.layers["w"], [1, np.nan])
+    assert metrics.truncate(path, 5) == 3
+    assert [record.step for record in history.read(path)] == [4]

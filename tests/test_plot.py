@@ -60,6 +60,9 @@ def page_of(folder):
 
 
 def test_a_real_run_by_default_in_its_own_folder(run_copy, capsys):
+    record = run_copy / "bits.jsonl"
+    taken = record.read_bytes()
+    record.unlink()  # as in a run of an older version
     before = state_of(run_copy)
     assert plot.main([str(run_copy)]) == 0
     out = run_copy / "plot"
@@ -74,9 +77,11 @@ def test_a_real_run_by_default_in_its_own_folder(run_copy, capsys):
     assert "<h1>Run run</h1>" in text and "Without bits.jsonl" in text
     assert {"config.data.batch", "config.optimizer.learning_rate"} <= set(cells)
     # With the record of its bits there is everything; and what was written is replaced.
+    record.write_bytes(taken)
     run = trained.load_run(run_copy)
     measured = history.measure(run.params, configs.rules(run.config))
-    history.append(run_copy / "bits.jsonl", 8, 512, measured)
+    last = history.read(record)[-1]
+    assert (last.step, last.tokens, last.formats) == (8, 512, measured["formats"])
     assert plot.main([str(run_copy)]) == 0
     assert set(os.listdir(out)) == {"report.html", *plot.PICTURES}
     assert all((out / name).read_bytes().startswith(PNG) for name in plot.PICTURES)

@@ -195,12 +195,6 @@ def check(config: Config) -> None:
             f"config.model.num_kv_heads={model.num_kv_heads}; it must divide "
             f"config.model.num_heads={model.num_heads}"
         )
-    chosen = attention.choose(model, jax.devices()).implementation
-    if chosen == "cudnn" and config.data.boundaries == "mask" and config.data.length % 2:
-        raise InputError(
-            f"config.data.length={config.data.length}; with cuDNN's attention and "
-            "config.data.boundaries='mask' it must be even, or config.model.attention xla"
-        )
     _check_pqt(config.pqt)
     if config.method == "ste" and as_format(config.pqt.dtype) == BF16:
         raise InputError(
@@ -208,6 +202,16 @@ def check(config: Config) -> None:
             "weights are rounded to, such as float6_e3m2fn"
         )
     _check_diffq(config)
+
+
+def check_devices(config: Config) -> None:
+    """Raise InputError for what the devices at hand cannot do; apart, since it starts them."""
+    chosen = attention.choose(configs.model_config(config), jax.devices()).implementation
+    if chosen == "cudnn" and config.data.boundaries == "mask" and config.data.length % 2:
+        raise InputError(
+            f"config.data.length={config.data.length}; with cuDNN's attention and "
+            "config.data.boundaries='mask' it must be even, or config.model.attention xla"
+        )
 
 
 def _check_diffq(config: Config) -> None:

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import jax
 from jax.sharding import Mesh
 
-from pqt_jax import cli, init_from, loop, page, processes, sinks
+from pqt_jax import checks, cli, init_from, loop, page, processes, sinks
 from pqt_jax import config as configs
 from pqt_jax import mesh as meshes
 from pqt_jax import step as steps
@@ -98,6 +98,7 @@ class _Ready(NamedTuple):
 
 def _prepare(config: Config, workdir: Path) -> _Ready:
     """Everything that can be wrong with the input, before anything is compiled."""
+    checks.check_devices(config)
     sinks.check(config.log)
     text = _text(config)
     pipeline.check_lengths(text.train, text.validation, config.data.length, config.data.batch)

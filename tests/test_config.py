@@ -21,7 +21,9 @@ QUICKSTART = str(pathlib.Path(__file__).parents[1] / "configs" / "quickstart.py"
 
 
 def load(*overrides):
-    return cli.load(TINY, [tuple(item.split("=", 1)) for item in overrides])
+    config = cli.load(TINY, [tuple(item.split("=", 1)) for item in overrides])
+    checks.check_devices(config)
+    return config
 
 
 def test_the_quick_start_is_sound():

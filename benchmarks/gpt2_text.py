@@ -3,7 +3,7 @@
 """GPT2-124M on real text with bf16, gaussws and uniform noise: the study for a machine with a GPU.
 
     python benchmarks/gpt2_text.py --runs DIR --markdown docs/results.md [--minutes 10 | --steps N]
-    python benchmarks/gpt2_text.py --runs DIR --smoke                       a minute on a CPU
+    python benchmarks/gpt2_text.py --runs DIR --smoke                       minutes, on a CPU
 
     Python sources at hand → text.jsonl → pqt_jax.data.prepare → tokens
       → a short run of bf16, whose rate gives the steps that all three methods take

@@ -4,24 +4,32 @@
 
     python benchmarks/train_step.py --out benchmarks/results/train_step.json     a Llama on a CPU
     python benchmarks/train_step.py --device gpu                                 gpu.py's models
+    python benchmarks/train_step.py --memory --out FILE      on a CPU, compiled alone: see `memory`
 
 On a CPU: six layers of width 256, 8192 tokens in a step. Every round runs each method in turn; the
 figure is the median of the rounds' ratios, with their quartiles.
 """
 
 import argparse
+import dataclasses
+import itertools
 import json
 import os
 import platform
 import sys
+from typing import Any
 
 import gpu_train
 import jax
+import numpy as np
 
+from pqt_jax.config import default, rules
 from pqt_jax.models.llama2 import Llama2Config
+from pqt_jax.step import abstract_state, make_optimizer, make_train_step
 
 MODEL = Llama2Config(4096, d_model=256, num_layers=6, num_heads=4, d_ff=704, dtype="float32")
 TINY = Llama2Config(256, d_model=32, num_layers=2, num_heads=2, d_ff=64, dtype="float32")
+SCHEDULES = ("MEMORY_OPTIMIZED", "DEFAULT")  # the step's own, and XLA's
 
 
 def main() -> int:
@@ -29,6 +37,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Time and memory of a training step.")
     parser.add_argument("--device", choices=["cpu", "gpu"], default="cpu")
     parser.add_argument("--rounds", type=int, default=15, metavar="N")
+    parser.add_argument("--memory", action="store_true", help="no time; every dtype, remat or not")
     parser.add_argument("--smoke", action="store_true", help="a tiny model, two rounds")
     parser.add_argument("--out", metavar="FILE", help="JSON")
     given = parser.parse_args()
@@ -39,7 +48,10 @@ def main() -> int:
     else:
         model, batch, length = (TINY, 2, 32) if given.smoke else (MODEL, 16, 512)
         rounds = 2 if given.smoke else given.rounds
-        models = {"llama": gpu_train.measure("llama", model, batch, length, rounds, 1)}
+        if given.memory:
+            models = {"llama": memory(model, batch, length)}
+        else:
+            models = {"llama": gpu_train.measure("llama", model, batch, length, rounds, 1)}
     result = {
         "command": "python " + " ".join(sys.argv),
         "jax": jax.__version__,
@@ -52,6 +64,29 @@ def main() -> int:
         with open(given.out, "w") as file:
             file.write(json.dumps(result, indent=2) + "\n")
     return 0
+
+
+def memory(model: Llama2Config, batch: int, length: int) -> list[dict[str, Any]]:
+    """What the step takes for each dtype, with and without remat, by schedule and method."""
+    rows, base, tokens = [], {}, jax.ShapeDtypeStruct((batch, length + 1), np.int32)
+    for dtype, remat in itertools.product(("float32", "bfloat16"), (False, True)):
+        lowered = {}
+        for method in gpu_train.METHODS:
+            config = default(dataclasses.replace(model, dtype=dtype, remat=remat))
+            config.method = method
+            optimizer = make_optimizer(config)
+            graph, state = abstract_state(config, optimizer)
+            step = make_train_step(graph, optimizer, rules(config))
+            lowered[method] = step.lower(state, tokens, jax.random.key(0))
+        for schedule, method in itertools.product(SCHEDULES, gpu_train.METHODS):
+            options = {"xla_cpu_scheduler_type": f"CPU_SCHEDULER_TYPE_{schedule}"}
+            row = {"dtype": dtype, "remat": remat, "schedule": schedule, "method": method}
+            row |= gpu_train.memory(lowered[method].compile(compiler_options=options))
+            base = row if method == "bf16" else base
+            row["over_bf16"] = row["memory_bytes"] / base["memory_bytes"] - 1
+            print(row, flush=True)
+            rows.append(row)
+    return rows
 
 
 if __name__ == "__main__":

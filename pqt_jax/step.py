@@ -26,6 +26,10 @@ from pqt_jax.rules import Rule, paths_and_leaves
 
 Metrics = dict[str, jax.Array]
 
+# XLA's CPU compiler else starts whatever can start, breadth first, and holds it until it is wanted:
+# in the backward pass a layer's attention, while the MLP waits for its ŵ (LOG.md). Same bits.
+_CPU_OPTIONS = {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
+
 
 class TrainState(NamedTuple):
     """Everything that a step changes.
@@ -264,7 +268,8 @@ def make_train_step(
         new_state = TrainState(params, opt_state, state.step + 1, skipped, in_a_row)
         return mesh.held(new_state), metrics
 
-    return jax.jit(train_step, donate_argnums=0)
+    options = _CPU_OPTIONS if jax.default_backend() == "cpu" else None
+    return jax.jit(train_step, donate_argnums=0, compiler_options=options)
 
 
 def _loss(

@@ -1,0 +1,177 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright 2026 The pqt_jax Authors
+"""GPT2-124M on real text with bf16, gaussws and uniform noise: the study for a machine with a GPU.
+
+    python benchmarks/gpt2_text.py --runs DIR --markdown docs/results.md [--minutes 10 | --steps N]
+    python benchmarks/gpt2_text.py --runs DIR --smoke                       minutes, on a CPU
+
+    Python sources at hand → text.jsonl → pqt_jax.data.prepare → tokens
+      → a short run of bf16, whose rate gives the steps that all three methods take
+      → pqt_jax.train by method, one after the other, same seed and so same order of the data
+      → pqt_jax.evaluate --weights all → the compiled step's memory → DIR/results.json, a table
+
+All by the commands that everyone uses. What is in DIR is not done again, and a training run that
+was interrupted goes on from its checkpoint. One batch size, and no noise of a neighbour's: use a
+GPU that does nothing else. cuDNN's attention unless `--attention xla`, which needs a smaller batch.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import gpt2_text_report as reports
+import python_text
+
+from pqt_jax import files, metrics
+
+ROOT = Path(__file__).resolve().parent.parent
+METHODS = ("bf16", "gaussws", "uniform")
+LEAST = 60_000_000  # bytes of text
+RATE_STEPS = 60
+SMOKE = {"d_model": 32, "num_layers": 2, "num_heads": 2, "d_ff": 64, "vocab_size": 257}
+
+
+def main() -> int:
+    """Do what is not done yet, and write the record."""
+    parser = argparse.ArgumentParser(description="GPT2-124M on Python sources, three methods.")
+    add = parser.add_argument
+    add("--runs", type=Path, required=True, metavar="DIR", help="all that is made; begun or new")
+    length = parser.add_mutually_exclusive_group()
+    length.add_argument("--minutes", type=float, help="of training bf16; default: 10")
+    length.add_argument("--steps", type=int, help="of every method, instead")
+    add("--tokenizer", default="bytes", metavar="FILE", help="as for data.prepare; default: bytes")
+    add("--batch", type=int, default=64, help="sequences of 1024 tokens in a step; default: 64")
+    add("--attention", choices=["cudnn", "xla"], default="cudnn")
+    add("--markdown", type=Path, metavar="FILE", help="put the table into this file")
+    add("--smoke", action="store_true", help="a tiny model on 100 kB of text, on any device")
+    given = parser.parse_args()
+    runs = given.runs.resolve()
+    runs.mkdir(parents=True, exist_ok=True)
+    request = {"smoke": given.smoke, "tokenizer": given.tokenizer, "batch": given.batch}
+    request |= {"attention": given.attention, "steps": given.steps, "minutes": given.minutes}
+    if once(runs / "request.json", lambda: request) != request:
+        parser.error(f"--runs={given.runs} was begun with other options; give them, or another DIR")
+    study = Study(runs, given)
+    record = study.run()
+    (runs / "results.json").write_text(json.dumps(record, indent=1) + "\n")
+    table = reports.markdown(record)
+    print(f"\n{table}")
+    if given.markdown:
+        reports.insert(given.markdown, table)
+    return 0
+
+
+def once(path: Path, make: Any) -> Any:
+    """What a JSON file holds, made first if it is not there."""
+    if not path.exists():
+        files.write(path, json.dumps(make(), indent=1) + "\n")
+    return json.loads(path.read_text())
+
+
+class Study:
+    """The steps of the study in one folder.
+
+    Args:
+      runs: the folder, absolute.
+      given: the command line.
+    """
+
+    def __init__(self, runs: Path, given: argparse.Namespace):
+        self.runs, self.given = runs, given
+        self.commands: list[str] = []
+
+    def run(self) -> dict[str, Any]:
+        """All of it: the record."""
+        text = once(self.runs / "text.json", self._text)
+        share = "0.3" if self.given.smoke else "0.02"
+        self._command(
+            self.runs / "tokens/index.json",
+            *("-m", "pqt_jax.data.prepare", "--tokenizer", self.given.tokenizer),
+            *("--input", str(self.runs / "text.jsonl"), "--out", str(self.runs / "tokens")),
+            *("--validation", share),
+        )
+        plan = once(self.runs / "plan.json", self._plan)
+        methods = {}
+        for method in METHODS:
+            workdir = self.runs / method
+            self._train(workdir, method, plan["steps"])
+            scores = workdir / "evaluation.json"
+            self._command(
+                scores,
+                *("-m", "pqt_jax.evaluate", "--workdir", str(workdir), "--weights", "all"),
+                *("--json", str(scores)),
+            )
+            methods[method] = reports.read_run(workdir)
+        reports.check_paired(methods, plan["steps"])
+        memory = self.runs / "memory.json"
+        self._command(
+            memory,
+            *("benchmarks/step_memory.py", f"--out={memory}"),
+            *self._arguments("bf16", plan["steps"]),
+        )
+        found = json.loads(memory.read_text())
+        for method in METHODS:
+            methods[method]["memory"] = found["methods"].pop(method)
+        about = {"command": "python " + " ".join(sys.argv), "commands": self.commands}
+        return about | found | {"smoke": self.given.smoke, "text": text} | plan | {"runs": methods}
+
+    def _text(self) -> dict[str, Any]:
+        limit = 100_000 if self.given.smoke else None
+        found = python_text.write(self.runs / "text.jsonl", limit)
+        if limit is None and found["bytes"] < LEAST:
+            raise SystemExit(
+                f"the Python sources at hand are {found['bytes']:,} bytes, and {LEAST:,} are "
+                "needed; install more packages"
+            )
+        return found
+
+    def _plan(self) -> dict[str, Any]:
+        """Steps of every method, and the rate of bf16 that they come from."""
+        if self.given.steps is not None:
+            return {"steps": self.given.steps, "rate": None}
+        workdir = self.runs / "rate"
+        self._train(workdir, "bf16", RATE_STEPS)
+        records = [r for r in metrics.read(workdir / "metrics.jsonl") if "loss" in r]
+        rate = statistics.median(record["tokens_per_s"] for record in records[len(records) // 3 :])
+        minutes = self.given.minutes or (0.005 if self.given.smoke else 10)
+        steps = round(minutes * 60 * rate * records[-1]["step"] / records[-1]["tokens"])
+        return {"steps": max(steps, 20), "rate": rate}
+
+    def _arguments(self, method: str, steps: int) -> list[str]:
+        """The trainer's, without its workdir."""
+        fields: dict[str, Any] = {"method": method, "steps": steps}
+        fields |= {"data.tokens": self.runs / "tokens", "data.batch": self.given.batch}
+        fields |= {"mesh.data": 1, "model.attention": self.given.attention}
+        fields |= {"optimizer.warmup_steps": steps // 20, "log.every": max(1, min(steps // 10, 25))}
+        fields |= {"log.validate_every": max(1, steps // 10), "log.validation_batches": 8}
+        fields |= {"log.checkpoint_every": max(1, steps // 4), "log.keep": 1}
+        if self.given.smoke:
+            fields |= {f"model.{name}": value for name, value in SMOKE.items()}
+            fields |= {"model.attention": "xla", "data.length": 64, "data.batch": 4}
+            fields |= {"data.loss_chunk": 0}
+        command = ["--config", "configs/gpt2_124m.py"]
+        return command + [f"--config.{name}={value}" for name, value in fields.items()]
+
+    def _train(self, workdir: Path, method: str, steps: int) -> None:
+        options = (f"--workdir={workdir}", *self._arguments(method, steps))
+        self._command(workdir / "summary.json", "-m", "pqt_jax.train", *options)
+
+    def _command(self, product: Path, *arguments: str) -> None:
+        """Run Python on arguments, unless what it makes is there."""
+        self.commands.append("python " + " ".join(arguments).replace(str(self.runs), "DIR"))
+        if product.exists():
+            return
+        print(f"\n$ {self.commands[-1]}", flush=True)
+        environment = os.environ | {"PYTHONPATH": str(ROOT)}
+        done = subprocess.run([sys.executable, *arguments], cwd=ROOT, env=environment)
+        if done.returncode:
+            raise SystemExit(f"exit code {done.returncode}; mend it, and run the command again")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

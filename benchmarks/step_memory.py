@@ -1,0 +1,45 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright 2026 The pqt_jax Authors
+"""Memory of the compiled training step with each method, as `python -m pqt_jax.train` compiles it.
+
+    python benchmarks/step_memory.py --out FILE --config FILE --config.field=value …
+
+Nothing is allocated and nothing runs; the compiler is that of the default device.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import gpu
+import gpu_train
+import jax
+import numpy as np
+
+from pqt_jax import cli
+from pqt_jax.config import rules
+from pqt_jax.step import abstract_state, make_optimizer, make_train_step, parts_of
+
+
+def main() -> int:
+    """Compile, and write what the compiler says."""
+    parser = argparse.ArgumentParser(description="Memory of the compiled training step.")
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="JSON")
+    given, rest = parser.parse_known_args()
+    config, _ = cli.parse(rest)
+    batch = jax.ShapeDtypeStruct((config.data.batch, config.data.length + 1), np.uint16)
+    methods = {}
+    for method in gpu_train.METHODS:
+        config.method = method
+        optimizer = make_optimizer(config)
+        graph, state = abstract_state(config, optimizer)
+        step = make_train_step(graph, optimizer, rules(config), parts=parts_of(config))
+        compiled = step.lower(state, batch, jax.random.key(0)).compile()
+        methods[method] = gpu_train.memory(compiled)
+    given.out.write_text(json.dumps({**gpu.versions(), "methods": methods}, indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

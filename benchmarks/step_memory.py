@@ -27,7 +27,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Memory of the compiled training step.")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="JSON")
     given, rest = parser.parse_known_args()
-    config, _ = cli.parse(rest)
+    config = cli.parse(rest).config
     batch = jax.ShapeDtypeStruct((config.data.batch, config.data.length + 1), np.uint16)
     methods = {}
     for method in gpu_train.METHODS:

@@ -55,7 +55,8 @@ def default(model: Llama2Config | GPT2Config) -> Config:
     return ConfigDict(
         {
             # bf16: the cast alone; gaussws: rounded normal R; uniform: U(±½); ste: rounding to
-            # pqt.dtype, gradients straight through; diffq: DiffQ as published, by its own section
+            # pqt.dtype (give it one, such as float6_e3m2fn), gradients straight through; diffq:
+            # DiffQ as published, by its own section
             "method": "gaussws",
             "seed": 0,  # of initial values, noise and order of the data
             "steps": 1000,

@@ -98,6 +98,17 @@ def say(message: str) -> None:
     print(cut(line, 2000), file=sys.stderr, flush=True)
 
 
+def tell(text: str) -> None:
+    """Print on stdout; where nobody reads it any more, go on without it, and say so once."""
+    try:
+        print(text, flush=True)
+    except OSError as error:
+        # What is buffered would fail again, at exit at the latest.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        reason = (error.strerror or str(error)).lower()
+        say(f"warning: standard output cannot be written ({reason}); going on without it")
+
+
 def cut(text: str, length: int) -> str:
     """The text, without its middle if it is longer.
 

@@ -23,6 +23,7 @@ from pqt_jax import (
     metrics,
     page,
     processes,
+    profiling,
     records,
     summary,
     table,
@@ -33,10 +34,10 @@ from pqt_jax import step as steps
 from pqt_jax import workdir as workdirs
 from pqt_jax.config import Config
 from pqt_jax.data import pipeline, source
+from pqt_jax.errors import tell
 from pqt_jax.watch import SkipError, Watch
 
 DONE = 0
-_PROFILED = (10, 15)  # steps after the first, when all is compiled and warm
 
 
 def train(
@@ -97,7 +98,7 @@ def train(
         text.validation, length=length, batch=batch, count=log.validation_batches
     )
     end = text.end if config.data.boundaries == "mask" else None
-    validation_loss = table.make_loss(graph, meshes.put_many(validation, mesh), end)
+    validation_loss = table.make_loss(graph, meshes.put_many(validation, mesh), end=end)
 
     key, schedule = jax.random.key(config.seed), steps.make_schedule(config)
     if number := max(processes.every(signals[0] if signals else 0)):
@@ -110,15 +111,18 @@ def train(
     predicted = batch * length  # tokens of a step
     waits = (log.every, log.validate_every, log.checkpoint_every)
     stop_of, unseen = processes.stops(signals, mesh), deque[tuple[int, steps.Metrics]]()
-    with records.opened(config, workdir, start) as (advance, record):
+    folder = workdir / workdirs.PROFILE if profile else None
+    with (
+        records.opened(config, workdir, start) as (advance, record),
+        profiling.of_steps(folder, config.steps - start) as profiled,
+    ):
         train_step = train_step.lower(state, like, key).compile()
         limit = costs.device_memory(jax.local_devices()[0])
         _print(page.compiled(train_step.memory_analysis(), limit))
         _print(f"ready after {timer.seconds():.0f} s")
         for step in range(start + 1, config.steps + 1):
             last, stop = step == config.steps, stop_of()
-            if profile and step - start in _PROFILED:
-                _trace(workdir, begins=step - start == _PROFILED[0])
+            profiled(step - start)
             timer.start()
             state, measured = train_step(state, meshes.put(next(batches), mesh, batch), key)
             waited = bool(last or stop or any(step % n == 0 for n in waits))
@@ -162,7 +166,7 @@ def stopped(when: str, number: int) -> int:
 
 def _print(text: str) -> None:
     if processes.is_first():
-        print(text, flush=True)
+        tell(text)
 
 
 def _compare_versions(old: dict[str, str], new: dict[str, str]) -> None:
@@ -174,13 +178,3 @@ def _compare_versions(old: dict[str, str], new: dict[str, str]) -> None:
             f"resumed under {now}; the checkpoint was written under {before}, "
             "so results may differ in the last digits"
         )
-
-
-def _trace(workdir: Path, begins: bool) -> None:
-    if not processes.is_first():
-        return
-    if begins:
-        jax.profiler.start_trace(str(workdir / workdirs.PROFILE))
-    else:
-        jax.profiler.stop_trace()
-        _print(f"wrote a trace of {_PROFILED[1] - _PROFILED[0]} steps to {workdirs.PROFILE}/")

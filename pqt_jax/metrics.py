@@ -17,6 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Column
 
 from pqt_jax import files
+from pqt_jax.errors import tell
 
 Record = dict[str, Any]
 Report = Callable[[Record], None]
@@ -120,8 +121,8 @@ def progress(start: int, total: int) -> Iterator[tuple[Callable[[int], None], Re
       `(advance, report)`: call `advance(step)` after each step and `report(record)` with each
       record of metrics. On a terminal they move a bar; elsewhere records become plain lines.
     """
-    if not sys.stdout.isatty():
-        yield (lambda step: None), (lambda record: print(format_line(record), flush=True))
+    if sys.stdout is None or not sys.stdout.isatty():
+        yield (lambda step: None), (lambda record: tell(format_line(record)))
         return
     digits, console = len(str(total)), Console()
     counter = (

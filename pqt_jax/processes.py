@@ -82,6 +82,19 @@ def every(code: int) -> list[int]:
     return np.ravel(multihost_utils.process_allgather(np.int32(code))).tolist()
 
 
+def of_first(text: str) -> str:
+    """What the first process says, in every process; a call that all of them must make."""
+    if jax.process_count() == 1:
+        return text
+    content = np.frombuffer(text.encode(), np.uint8)
+    length = int(multihost_utils.broadcast_one_to_all(np.int32(len(content))))
+    padded = np.zeros(length, np.uint8)
+    padded[: len(content)] = content[:length]
+    return (
+        np.asarray(multihost_utils.broadcast_one_to_all(padded)).astype(np.uint8).tobytes().decode()
+    )
+
+
 def together(function: Callable[[], T]) -> T:
     """Call a function in every process; where it fails in one, none goes on.
 

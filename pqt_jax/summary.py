@@ -13,6 +13,7 @@ from pqt_jax import files, learned_bits, metrics, pictures, processes, table
 from pqt_jax import mesh as meshes
 from pqt_jax import workdir as workdirs
 from pqt_jax.config import Config
+from pqt_jax.errors import tell
 
 
 def read(workdir: Path, config: Config) -> dict[str, Any] | None:
@@ -64,5 +65,4 @@ def finish(
     # Last, for it is what says that the run is finished.
     finite = {name: metrics.finite(value) for name, value in summary.items()}
     files.write(workdir / workdirs.SUMMARY, json.dumps(finite, indent=2) + "\n")
-    print(f"\n{table.format_table(losses)}")
-    print(f"\n{timer.seconds():.0f} s in all; see {workdir}")
+    tell(f"\n{table.format_table(losses)}\n\n{timer.seconds():.0f} s in all; see {workdir}")

@@ -14,10 +14,10 @@ be used (one line on stderr, nothing compiled); 3 loss or gradient was not finit
 in a row; 4 another process was lost; 128 + number of the signal that interrupted it.
 """
 
+import json
 import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -30,7 +30,7 @@ from pqt_jax import step as steps
 from pqt_jax import workdir as workdirs
 from pqt_jax.config import Config
 from pqt_jax.data import boundaries, pipeline, source, tokens
-from pqt_jax.errors import InputError, OutputError, escape_output, say
+from pqt_jax.errors import InputError, OutputError, escape_output, say, tell
 from pqt_jax.processes import ProcessError
 from pqt_jax.signals import interruptions
 from pqt_jax.watch import SkipError
@@ -64,15 +64,15 @@ def _run(arguments: Sequence[str], signals: Sequence[int]) -> int:
     given = cli.parse(arguments)
     if given.distributed:
         processes.join()
-    ready = processes.together(lambda: _prepare(given.config, given.workdir))
+    ready = processes.together(lambda: _prepare(given))
+    lock = _claimed(given, ready.meta)
     try:
         if number := max(processes.every(signals[0] if signals else 0)):
             return loop.stopped("before training", number)
         with meshes.entered(ready.mesh):
             if processes.is_first():
                 facts = page.gather(given.config, ready.mesh, ready.text.description, given.workdir)
-                print(configs.describe(given.config))
-                print(page.before(given.config, facts), flush=True)
+                tell(f"{configs.describe(given.config)}\n{page.before(given.config, facts)}")
             return loop.train(
                 given.config,
                 given.workdir,
@@ -84,8 +84,8 @@ def _run(arguments: Sequence[str], signals: Sequence[int]) -> int:
                 profile=given.profile,
             )
     finally:
-        if ready.lock is not None:
-            os.close(ready.lock)
+        if lock is not None:
+            os.close(lock)
 
 
 class _Ready(NamedTuple):
@@ -93,11 +93,13 @@ class _Ready(NamedTuple):
     mesh: Mesh | None
     start_params: Any
     meta: workdirs.Meta
-    lock: int | None  # of the first process
 
 
-def _prepare(config: Config, workdir: Path) -> _Ready:
+def _prepare(given: cli.Given) -> _Ready:
     """Everything that can be wrong with the input, before anything is compiled."""
+    config, profile = given.config, given.workdir / workdirs.PROFILE
+    if given.profile and profile.exists() and not profile.is_dir():
+        raise InputError(f"--profile: {profile} is not a directory; move it away")
     checks.check_devices(config)
     sinks.check(config.log)
     text = _text(config)
@@ -108,8 +110,33 @@ def _prepare(config: Config, workdir: Path) -> _Ready:
     meshes.check(mesh, config)
     start = init_from.read(config)
     meta = workdirs.describe(config, text, start.fingerprint)
-    lock = workdirs.claim(workdir, meta) if processes.is_first() else None
-    return _Ready(text, mesh, start.params, meta, lock)
+    return _Ready(text, mesh, start.params, meta)
+
+
+def _claimed(given: cli.Given, meta: workdirs.Meta) -> int | None:
+    """Claim the workdir for all processes, which must be of one run; the lock, in the first."""
+    run = {"--workdir": str(given.workdir.absolute()), **meta}
+    first = json.loads(processes.of_first(json.dumps(run)))
+    processes.together(lambda: _check_one_run(first, run))
+    own = processes.is_first()
+    lock = processes.together(lambda: workdirs.claim(given.workdir, meta) if own else None)
+    processes.together(lambda: workdirs.check_shared(given.workdir))
+    return lock
+
+
+def _check_one_run(first: workdirs.Meta, run: workdirs.Meta) -> None:
+    """Raise InputError, naming the field, if a process is of another run than the first."""
+    before, now = (
+        {name: value for name, value in meta.items() if name not in ("config", "versions")}
+        | {f"config.{name}": value for name, value in configs.fields(meta["config"])}
+        for meta in (first, json.loads(json.dumps(run)))
+    )
+    for name in before | now:
+        if before.get(name) != now.get(name):
+            raise InputError(
+                f"process {jax.process_index()}: {name} is {now.get(name)!r}, and "
+                f"{before.get(name)!r} in the first process; give all of them the same"
+            )
 
 
 def _text(config: Config) -> source.Text:

@@ -138,6 +138,15 @@ def claim(workdir: Path, meta: Meta) -> int:
     return descriptor
 
 
+def check_shared(workdir: Path) -> None:
+    """Raise InputError if the workdir that the first process has claimed is not to be seen here."""
+    if not (workdir / RUN).exists():
+        raise InputError(
+            f"--workdir={workdir} is not the folder of the first process; give one on a disk that "
+            "all processes share"
+        )
+
+
 def _check_owner(workdir: Path, meta: Meta) -> bool:
     """Whether the workdir is this run's; InputError if it is another's, or cannot be used."""
     for name in (RUN, LOCK, *_FILES):

@@ -266,6 +266,7 @@ def test_logits_move_by_an_adam_of_their_own():
         np.testing.assert_allclose(leaf, before[path] - 0.25, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_it_learns_and_a_penalty_drives_its_bits_down():
     ends = {}
     for penalty in (0.0, 100.0):
@@ -308,7 +309,7 @@ def test_logits_are_no_bits_of_blocks():
     assert not jax.tree.leaves(nnx.filter_state(learned_bits.weights(state.params), BitParam))
 
 
-SIZES = [*(pytest.param(n, marks=SLOW) for n in [(8, 1, 1), (2, 2, 2)]), (1, 4, 2)]
+SIZES = [pytest.param(n, marks=SLOW) for n in [(8, 1, 1), (2, 2, 2), (1, 4, 2)]]
 WIDE = dataclasses.replace(tiny.LLAMA2, d_model=64, num_heads=4, d_ff=128, vocab_size=512)
 
 
@@ -356,6 +357,7 @@ def test_logits_are_split_as_their_weights():
 DIFFQ = ("--config.method=diffq", "--config.diffq.penalty=100", "--config.diffq.learning_rate=0.1")
 
 
+@pytest.mark.slow
 def test_the_command_trains_resumes_and_prints_its_table(tmp_path, capsys):
     assert main(tmp_path, *DIFFQ, "--config.steps=12", "--config.diffq.group=5") == 0
     out = capsys.readouterr().out
@@ -399,12 +401,14 @@ def test_the_command_trains_resumes_and_prints_its_table(tmp_path, capsys):
     assert export.main([f"--workdir={run}", "--format=fp6_e3m2", f"--out={tmp_path}/out"]) == 0
 
 
+@pytest.mark.slow
 def test_a_run_that_diverged_ends_with_a_table(tmp_path, capsys):
     wild = ("--config.optimizer.learning_rate=1e30", "--config.diffq.learning_rate=1e30")
     assert main(tmp_path, *DIFFQ, "--config.steps=6", *wild) == 0
-    assert "DiffQ's own bits  " in capsys.readouterr().out
+    out, err = capsys.readouterr()
+    assert "DiffQ's own bits (" in out and "step 2 is skipped" in err
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
-    assert summary["mean_bits"] is summary["size_mb"] is None
+    assert 2 <= summary["mean_bits"] <= 15 and summary["size_mb"] > 0
 
 
 @pytest.mark.parametrize(

@@ -113,14 +113,16 @@ def test_weights_have_the_same_bits_on_every_mesh(sizes):
 
 @functools.cache
 def collectives(sizes, method):
-    """How often each collective of each shape is in the compiled step."""
+    """How often each collective of each shape is in the compiled step; combined ones apart."""
     mesh = make(sizes)
     with meshes.entered(mesh):
         model = dataclasses.replace(tiny.LLAMA2, **WIDE, dtype="bfloat16")
         _, state, train_step = setup(model, method)
         text = train_step.lower(state, meshes.put(batch(), mesh), KEY).compile().as_text()
     kinds = "all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter"
-    return collections.Counter(re.findall(rf"= (\S+|\(.*?\)) ({kinds})(?:-start)?\(", text))
+    found = re.findall(rf"= (\S+|\(.*?\)) ({kinds})(?:-start)?\(", text)
+    parts = [(part, kind) for shape, kind in found for part in re.findall(r"\w+\[[\d,]*\]", shape)]
+    return collections.Counter(parts)
 
 
 def size(shape):
@@ -136,6 +138,8 @@ def test_sampling_moves_nothing_but_bits(sizes):
     assert not bare - sampled and sum(bare.values()) >= 1
     blocks = 2 * (512 // 32) * (256 // 32)  # of the largest kernel, in both layers
     for shape, kind in sampled - bare:
+        if (shape, kind) == ("f32[]", "all-reduce"):
+            continue  # whether the gradients of bits are finite: a sum for each kernel's
         assert kind == "all-gather" and shape.startswith("f32") and size(shape) <= blocks, shape
 
 

@@ -127,6 +127,26 @@ def test_what_is_wrong_in_one_process_ends_all_before_compilation(tmp_path, text
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    "name, value, message",
+    [
+        ("--config.seed", "1", "config.seed is 1, and 0 in the first process"),
+        ("--config.data.files", "{}/other.txt", "data_fingerprint is '"),
+        ("--workdir", "{}/elsewhere", "--workdir is '"),
+    ],
+)
+def test_processes_of_different_runs_are_refused(tmp_path, text, name, value, message):
+    tiny.write_text(tmp_path / "other.txt", 5000)
+    own = {1: [f"{name}={value.format(tmp_path)}"]}
+    both = start_all(f"--workdir={tmp_path / 'run'}", text, own=own)
+    _, err = end(both[1], 2)
+    assert err.startswith("error: process 1: ") and message in err and err.count("\n") == 1
+    _, err = end(both[0], 2)
+    assert err == "error: process 1 cannot go on\n"
+    assert not (tmp_path / "run").exists() and not (tmp_path / "elsewhere").exists()
+
+
+@pytest.mark.slow
 def test_a_process_without_the_others_waits_and_says_so(tmp_path, text):
     missing = start(
         f"--workdir={tmp_path / 'run'}",
@@ -148,7 +168,6 @@ BAD = {
     "too large": (("a:1", "2", "2"), "JAX_NUM_PROCESSES=2, JAX_PROCESS_ID=2; the second counts"),
     "text": (("a:1", "two", "0"), "JAX_NUM_PROCESSES=two, JAX_PROCESS_ID=0; the second counts"),
     "no port": (("a", "2", "0"), "JAX_COORDINATOR_ADDRESS='a'; it must be HOST:PORT"),
-    "nothing": (("", "", ""), "no other process can be found; set JAX_COORDINATOR_ADDRESS, "),
 }
 
 
@@ -158,6 +177,13 @@ def test_an_environment_that_does_not_say_it_is_refused(monkeypatch, values, mes
         monkeypatch.setenv(name, value)
     with pytest.raises(InputError, match=re.escape(message)):
         processes.join()
+
+
+@pytest.mark.slow
+def test_no_environment_at_all_is_refused(tmp_path, text):
+    out, err = end(start(f"--workdir={tmp_path / 'run'}", text, "--distributed"), 2)
+    assert out == "" and err.count("\n") == 1
+    assert "--distributed: no other process can be found; set JAX_COORDINATOR_ADDRESS, " in err
 
 
 def test_one_process_agrees_with_itself():

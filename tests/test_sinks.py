@@ -15,7 +15,7 @@ from command import main, refused
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from wandb.proto.wandb_internal_pb2 import Record
 
-from pqt_jax import metrics, sinks, train
+from pqt_jax import metrics, sinks, summary, train
 from pqt_jax.errors import InputError, OutputError
 
 
@@ -78,7 +78,7 @@ def test_a_resumed_run_goes_on_in_both(tmp_path, monkeypatch, capfd):
         raise OutputError(run, "no space")
 
     with monkeypatch.context() as patch:  # steps 7 and 8 are recorded, and not saved
-        patch.setattr(train, "finish", full)
+        patch.setattr(summary, "finish", full)
         assert main(tmp_path, *options, *stopped) == 1
     shutil.rmtree(run / "checkpoints" / "8")
     assert scalars(run / "tensorboard").keys() == expected(run).keys()

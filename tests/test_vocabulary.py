@@ -14,7 +14,7 @@ from command import refused
 from flax import nnx
 from test_tokenizers import make
 
-from pqt_jax import evaluate, generate, huggingface, train
+from pqt_jax import evaluate, generate, huggingface, train, trained
 from pqt_jax.data import prepare, tokenizers, tokens
 from pqt_jax.loss import token_losses
 from pqt_jax.models import Llama2
@@ -114,6 +114,7 @@ def test_files_without_a_tokenizer_need_one(made, tmp_path, capsys):
     assert train.main([*run, files, "--config.model.vocab_size=400"]) == 0
     capsys.readouterr()
     given = [f"--workdir={tmp_path / 'run'}"]
+    trained.load_run(tmp_path / "run")  # compiles the sums that a checkpoint is verified by
     for command in (evaluate, generate):
         message = refused(command.main, given, capsys)
         assert "--tokenizer is missing; config.data.tokens=" in message

@@ -37,6 +37,7 @@ def test_a_trace_that_cannot_be_written_is_a_warning(tmp_path, monkeypatch, caps
     assert capsys.readouterr().err == f"warning: no trace is written to {tmp_path}: no\n"
 
 
+@pytest.mark.slow
 def test_the_command_writes_a_trace(tmp_path):
     assert main(tmp_path, "--config.steps=3", "--profile") == 0
     assert list((tmp_path / "run" / "profile").rglob("*.xplane.pb"))

@@ -131,11 +131,12 @@ def train(
             timer.stop(predicted)
             unseen.append((step, measured))
             while len(unseen) > (not waited):
-                if entry := records.of_watch(watch, *unseen.popleft()):
+                seen = unseen.popleft()
+                if entry := records.of_watch(watch, *seen):
                     record(entry)
                 if watch.in_a_row >= config.watch.skips:
                     checkpoint.close(manager)
-                    raise SkipError(watch.in_a_row, step, manager.latest_step())
+                    raise SkipError(watch.in_a_row, seen[0], manager.latest_step())
             if last or step % log.every == 0:
                 rate = float(schedule(step - 1 - watch.skipped))
                 record(records.of_step(config, step, mesh, timer, rate, measured))

@@ -72,11 +72,13 @@ def test_a_resumed_watch_sees_what_an_uninterrupted_one_does():
     assert entry is not None and entry == second.see(25, 4.0, 0, 0)
 
 
-def test_a_run_that_only_skips_ends_and_keeps_what_was_good(tmp_path, capsys):
+@pytest.mark.parametrize("every", [1, 50])  # of log lines; a step is else seen one later
+def test_a_run_that_only_skips_ends_and_keeps_what_was_good(tmp_path, capsys, every):
     """Weights do not survive the first update, and no checkpoint is made after it."""
     diverge = ["--config.optimizer.learning_rate=1e36", "--config.pqt.learning_rate=1e36"]
     diverge += ["--config.optimizer.final_learning_rate=1e30", "--config.watch.skips=4"]
-    diverge += ["--config.log.checkpoint_every=1"]
+    diverge += [f"--config.log.{name}={every}" for name in ("every", "validate_every")]
+    diverge += [f"--config.log.checkpoint_every={every}"]
     assert main(tmp_path, *diverge) == 3
     out, err = capsys.readouterr()
     skipped, error = err.splitlines()[-2:]
@@ -85,10 +87,10 @@ def test_a_run_that_only_skips_ends_and_keeps_what_was_good(tmp_path, capsys):
     assert rows == [(1, 1), (2, 2), (3, 3), (4, 4)]
     at = next(r["step"] for r in records if "skipped" in r)
     assert skipped == f"step {at} is skipped: its loss or gradient is not finite"
-    newest = max(int(p.name) for p in (tmp_path / "run" / "checkpoints").iterdir())
-    assert newest == at - 1
+    saved = [int(p.name) for p in (tmp_path / "run" / "checkpoints").iterdir()]
+    assert saved == ([at - 1] if every == 1 else [])
     assert error.startswith(
         f"error: loss or gradient was not finite in 4 steps in a row, up to step {at + 3}; "
-        f"the newest checkpoint is of step {newest}; "
+        f"{'the newest checkpoint is of step 1' if saved else 'there is no checkpoint'}; "
     )
     assert "Traceback" not in out

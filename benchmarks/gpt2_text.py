@@ -8,7 +8,8 @@
     Python sources at hand → text.jsonl → pqt_jax.data.prepare → tokens
       → a short run of bf16, whose rate gives the steps that all three methods take
       → pqt_jax.train by method, one after the other, same seed and so same order of the data
-      → pqt_jax.evaluate --weights all → the compiled step's memory → DIR/results.json, a table
+      → at once: pqt_jax.evaluate --weights all by method, the compiled step's memory
+      → DIR/results.json, a table
 
 All by the commands that everyone uses. What is in DIR is not done again, and a training run that
 was interrupted goes on from its checkpoint. One batch size, and no noise of a neighbour's: use a
@@ -21,6 +22,7 @@ import os
 import statistics
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -96,24 +98,20 @@ class Study:
             *("--validation", share),
         )
         plan = once(self.runs / "plan.json", self._plan)
-        methods = {}
+        for method in METHODS:
+            self._train(self.runs / method, method, plan["steps"])
+        memory = self.runs / "memory.json"
+        scoring: list[tuple[Path, tuple[str, ...]]] = []
         for method in METHODS:
             workdir = self.runs / method
-            self._train(workdir, method, plan["steps"])
             scores = workdir / "evaluation.json"
-            self._command(
-                scores,
-                *("-m", "pqt_jax.evaluate", "--workdir", str(workdir), "--weights", "all"),
-                *("--json", str(scores)),
-            )
-            methods[method] = reports.read_run(workdir)
+            what = ("-m", "pqt_jax.evaluate", "--workdir", str(workdir), "--weights", "all")
+            scoring.append((scores, (*what, "--json", str(scores))))
+        what = ("benchmarks/step_memory.py", f"--out={memory}")
+        scoring.append((memory, (*what, *self._arguments("bf16", plan["steps"]))))
+        self._commands(scoring)
+        methods = {method: reports.read_run(self.runs / method) for method in METHODS}
         reports.check_paired(methods, plan["steps"])
-        memory = self.runs / "memory.json"
-        self._command(
-            memory,
-            *("benchmarks/step_memory.py", f"--out={memory}"),
-            *self._arguments("bf16", plan["steps"]),
-        )
         found = json.loads(memory.read_text())
         for method in METHODS:
             methods[method]["memory"] = found["methods"].pop(method)
@@ -163,14 +161,23 @@ class Study:
 
     def _command(self, product: Path, *arguments: str) -> None:
         """Run Python on arguments, unless what it makes is there."""
-        self.commands.append("python " + " ".join(arguments).replace(str(self.runs), "DIR"))
-        if product.exists():
-            return
-        print(f"\n$ {self.commands[-1]}", flush=True)
-        environment = os.environ | {"PYTHONPATH": str(ROOT)}
-        done = subprocess.run([sys.executable, *arguments], cwd=ROOT, env=environment)
-        if done.returncode:
-            raise SystemExit(f"exit code {done.returncode}; mend it, and run the command again")
+        self._commands([(product, arguments)])
+
+    def _commands(self, several: Sequence[tuple[Path, tuple[str, ...]]]) -> None:
+        """Run Python on the arguments of each whose product is not there, all at once."""
+        environment = dict(os.environ)
+        if len(several) > 1:  # nobody takes the whole of the GPU's memory
+            environment["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
+        running = []
+        for product, arguments in several:
+            self.commands.append("python " + " ".join(arguments).replace(str(self.runs), "DIR"))
+            if not product.exists():
+                print(f"\n$ {self.commands[-1]}", flush=True)
+                command = [sys.executable, *arguments]
+                running.append(subprocess.Popen(command, cwd=ROOT, env=environment))
+        codes = [process.wait() for process in running]
+        if any(codes):
+            raise SystemExit(f"exit codes {codes}; mend it, and run the command again")
 
 
 if __name__ == "__main__":

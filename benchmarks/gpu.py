@@ -63,7 +63,7 @@ def _driver() -> str | None:
 def main() -> int:
     """Run the sections, print them, and write the JSON."""
     parser = argparse.ArgumentParser(description="What only a GPU can tell.")
-    parser.add_argument("--only", choices=SECTIONS, help="one section instead of all")
+    parser.add_argument("--only", choices=SECTIONS, nargs="+", help="some sections instead of all")
     parser.add_argument("--smoke", action="store_true", help="tiny shapes, on any platform")
     parser.add_argument("--out", type=Path, help="where the JSON goes")
     options = parser.parse_args()
@@ -72,7 +72,7 @@ def main() -> int:
     record: dict[str, Any] = {"smoke": options.smoke, **versions()}
     record["implementations"] = {name: pallas.is_supported(name)[1] for name in pallas.KERNELS}
     print("\n".join(f"{key}: {value}" for key, value in record.items()), flush=True)
-    for name in [options.only] if options.only else SECTIONS:
+    for name in options.only or SECTIONS:
         start = time.perf_counter()
         record[name] = SECTIONS[name](options.smoke)
         record[name]["seconds"] = time.perf_counter() - start

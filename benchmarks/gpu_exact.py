@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import functools
 import itertools
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -26,6 +27,7 @@ SPECS = (
 )
 PLACE = (np.array([0x12345678, 0x9ABCDEF0], np.uint32), np.array([3, 5, 7], np.uint32))
 DENORMAL = (0, slice(32, 64), slice(0, 32))  # the CPU takes these for zeros, and a GPU does not
+AT_ONCE = 8  # cases: nearly all of their time is compilation
 
 
 def weights(smoke: bool) -> tuple[np.ndarray, np.ndarray]:
@@ -47,29 +49,40 @@ def weights(smoke: bool) -> tuple[np.ndarray, np.ndarray]:
 
 def run(smoke: bool) -> dict[str, Any]:
     """`{"cases": {name: what differs}, "wrong": names}`; an empty text says that all is equal."""
-    cases: dict[str, str] = {}
     names: list[Implementation] = [*pallas.KERNELS, "xla"]
     specs = (Spec(), Spec(dtype=E4M3, encoded=True)) if smoke else SPECS
     dtypes = (jnp.float32,) if smoke else (jnp.float32, jnp.bfloat16)
-    w, step = weights(smoke)
-    with pallas.interpret() if smoke else contextlib.nullcontext():
+    noises = [Spec(noise=noise) for noise in ("gauss", "uniform")]
+    checks = [*itertools.product([_forward], specs, dtypes)]
+    checks += itertools.product([_backward], noises, dtypes)
+    with (
+        pallas.interpret() if smoke else contextlib.nullcontext(),
+        ThreadPoolExecutor(AT_ONCE) as pool,
+    ):
         usable = [name for name in names if pallas.is_supported(name)[0]]
-        for spec, dtype in itertools.product(specs, dtypes):
-            operands = (jnp.asarray(w, dtype), step, *PLACE)
-            want = _on_cpu(functools.partial(reference.forward, spec), operands)
-            for name in usable:
-                what = f"{name}: {jnp.dtype(dtype)} to {_title(spec)}"
-                cases[what] = _attempt(_forward, name, spec, operands, want)
-        for noise, dtype in itertools.product(("gauss", "uniform"), dtypes):
-            cotangent = jnp.asarray(np.random.default_rng(1).normal(size=w.shape), dtype)
-            operands = (cotangent, *PLACE)
-            want = _on_cpu(functools.partial(reference.backward, Spec(noise=noise)), operands)
-            for name in usable:
-                what = f"{name}: backward, {jnp.dtype(dtype)}, {noise}"
-                cases[what] = _attempt(_backward, name, Spec(noise=noise), operands, want)
+        cases = {}
+        for some in pool.map(functools.partial(_cases, usable, *weights(smoke)), checks):
+            cases |= some
     wrong = [f"{name}: {what}" for name, what in cases.items() if what]
     print(f"exact: {len(cases) - len(wrong)} of {len(cases)} cases are equal", flush=True)
     return {"cases": cases, "wrong": wrong}
+
+
+def _cases(
+    usable: list[Implementation], w: np.ndarray, step: np.ndarray, check: tuple[Any, Spec, Any]
+) -> dict[str, str]:
+    """Name → what differs, of one spec and dtype and every implementation."""
+    compare, spec, dtype = check
+    if compare is _forward:
+        direction, of_cpu = f"{jnp.dtype(dtype)} to {_title(spec)}", reference.forward
+        operands = (jnp.asarray(w, dtype), step, *PLACE)
+    else:
+        direction, of_cpu = f"backward, {jnp.dtype(dtype)}, {spec.noise}", reference.backward
+        operands = (jnp.asarray(np.random.default_rng(1).normal(size=w.shape), dtype), *PLACE)
+    want = _on_cpu(functools.partial(of_cpu, spec), operands)
+    return {
+        f"{name}: {direction}": _attempt(compare, name, spec, operands, want) for name in usable
+    }
 
 
 def _title(spec: Spec) -> str:

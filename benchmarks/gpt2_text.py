@@ -8,6 +8,7 @@
     Python sources at hand → text.jsonl → pqt_jax.data.prepare → tokens
       → a short run of bf16, whose rate gives the steps that all three methods take
       → pqt_jax.train by method, one after the other, same seed and so same order of the data
+        (all at once with --together, where time is short: the same losses, and no times)
       → at once: pqt_jax.evaluate --weights all by method, the compiled step's memory
       → DIR/results.json, a table
 
@@ -50,12 +51,16 @@ def main() -> int:
     add("--batch", type=int, default=64, help="sequences of 1024 tokens in a step; default: 64")
     add("--attention", choices=["cudnn", "xla"], default="cudnn")
     add("--markdown", type=Path, metavar="FILE", help="put the table into this file")
+    add("--together", action="store_true", help="train all methods at once, with --steps")
     add("--smoke", action="store_true", help="a tiny model on 100 kB of text, on any device")
     given = parser.parse_args()
+    if given.together and given.steps is None:
+        parser.error("--together needs --steps: the rate of one method says nothing about three")
     runs = given.runs.resolve()
     runs.mkdir(parents=True, exist_ok=True)
     request = {"smoke": given.smoke, "tokenizer": given.tokenizer, "batch": given.batch}
     request |= {"attention": given.attention, "steps": given.steps, "minutes": given.minutes}
+    request |= {"together": given.together}
     if once(runs / "request.json", lambda: request) != request:
         parser.error(f"--runs={given.runs} was begun with other options; give them, or another DIR")
     study = Study(runs, given)
@@ -90,7 +95,7 @@ class Study:
     def run(self) -> dict[str, Any]:
         """All of it: the record."""
         text = once(self.runs / "text.json", self._text)
-        share = "0.3" if self.given.smoke else "0.02"
+        share = "0.3" if self.given.smoke else "0.01"
         self._command(
             self.runs / "tokens/index.json",
             *("-m", "pqt_jax.data.prepare", "--tokenizer", self.given.tokenizer),
@@ -98,8 +103,9 @@ class Study:
             *("--validation", share),
         )
         plan = once(self.runs / "plan.json", self._plan)
-        for method in METHODS:
-            self._train(self.runs / method, method, plan["steps"])
+        training = [self._training(self.runs / method, method, plan["steps"]) for method in METHODS]
+        for some in [training] if self.given.together else [[one] for one in training]:
+            self._commands(some)
         memory = self.runs / "memory.json"
         scoring: list[tuple[Path, tuple[str, ...]]] = []
         for method in METHODS:
@@ -116,7 +122,8 @@ class Study:
         for method in METHODS:
             methods[method]["memory"] = found["methods"].pop(method)
         about = {"command": "python " + " ".join(sys.argv), "commands": self.commands}
-        return about | found | {"smoke": self.given.smoke, "text": text} | plan | {"runs": methods}
+        about |= {"smoke": self.given.smoke, "together": self.given.together, "text": text}
+        return about | found | plan | {"runs": methods}
 
     def _text(self) -> dict[str, Any]:
         limit = 100_000 if self.given.smoke else None
@@ -133,7 +140,7 @@ class Study:
         if self.given.steps is not None:
             return {"steps": self.given.steps, "rate": None}
         workdir = self.runs / "rate"
-        self._train(workdir, "bf16", RATE_STEPS)
+        self._commands([self._training(workdir, "bf16", RATE_STEPS)])
         records = [r for r in metrics.read(workdir / "metrics.jsonl") if "loss" in r]
         rate = statistics.median(record["tokens_per_s"] for record in records[len(records) // 3 :])
         minutes = self.given.minutes or (0.005 if self.given.smoke else 10)
@@ -146,8 +153,8 @@ class Study:
         fields |= {"data.tokens": self.runs / "tokens", "data.batch": self.given.batch}
         fields |= {"mesh.data": 1, "model.attention": self.given.attention}
         fields |= {"optimizer.warmup_steps": steps // 20, "log.every": max(1, min(steps // 10, 25))}
-        fields |= {"log.validate_every": max(1, steps // 10), "log.validation_batches": 8}
-        fields |= {"log.checkpoint_every": max(1, steps // 4), "log.keep": 1}
+        fields |= {"log.validate_every": max(1, steps // 5), "log.validation_batches": 8}
+        fields |= {"log.checkpoint_every": max(500, steps // 4), "log.keep": 1}
         if self.given.smoke:
             fields |= {f"model.{name}": value for name, value in SMOKE.items()}
             fields |= {"model.attention": "xla", "data.length": 64, "data.batch": 4}
@@ -155,9 +162,10 @@ class Study:
         command = ["--config", "configs/gpt2_124m.py"]
         return command + [f"--config.{name}={value}" for name, value in fields.items()]
 
-    def _train(self, workdir: Path, method: str, steps: int) -> None:
-        options = (f"--workdir={workdir}", *self._arguments(method, steps))
-        self._command(workdir / "summary.json", "-m", "pqt_jax.train", *options)
+    def _training(self, workdir: Path, method: str, steps: int) -> tuple[Path, tuple[str, ...]]:
+        """What a run leaves at its end, and the arguments of Python that make it."""
+        command = ("-m", "pqt_jax.train", f"--workdir={workdir}")
+        return workdir / "summary.json", (*command, *self._arguments(method, steps))
 
     def _command(self, product: Path, *arguments: str) -> None:
         """Run Python on arguments, unless what it makes is there."""

@@ -41,9 +41,11 @@ def markdown(record: dict[str, Any]) -> str:
     """Losses, time and memory of each method, then its weights in each format."""
     runs, text = record["runs"], record["text"]
     what = "A smoke test, whose numbers mean nothing. " if record["smoke"] else ""
+    together = record["together"]
+    order = "all at once, so without times" if together else "one after the other"
     lines = [
-        f"{what}{record['steps']:,} steps of each method on one {record['device']}, one after the "
-        f"other; {text['bytes']:,} bytes of text in {text['documents']:,} documents (SHA-256 "
+        f"{what}{record['steps']:,} steps of each method on one {record['device']}, {order}; "
+        f"{text['bytes']:,} bytes of text in {text['documents']:,} documents (SHA-256 "
         f"`{text['sha256'][:12]}`); pqt_jax {record['pqt_jax']}, jax {record['jax']}, Python "
         f"{record['python']}, driver {record['driver']}.",
         "",
@@ -53,12 +55,11 @@ def markdown(record: dict[str, Any]) -> str:
     base = runs["bf16"]
     for method, run in runs.items():
         rate, size = _rate(run), run["memory"]["memory_bytes"]
-        slower = _rate(base) / rate - 1
-        more = size / base["memory"]["memory_bytes"] - 1
-        lines.append(
-            f"| {method} | {run['validation'][-1][1]:.4f} | {rate:,.0f} | {slower:+.2%} | "
-            f"{size / 1e9:.3f} GB | {more:+.2%} | {run['memory']['peak_bytes'] / 1e9:.3f} GB |"
-        )
+        times = ["—", "—"] if together else [f"{rate:,.0f}", f"{_rate(base) / rate - 1:+.2%}"]
+        cells = [method, f"{run['validation'][-1][1]:.4f}", *times, f"{size / 1e9:.3f} GB"]
+        cells += [f"{size / base['memory']['memory_bytes'] - 1:+.2%}"]
+        cells += [f"{run['memory']['peak_bytes'] / 1e9:.3f} GB"]
+        lines.append(f"| {' | '.join(cells)} |")
     names = list(dict.fromkeys(n for run in runs.values() for n in run["evaluation"]["weights"]))
     names.remove("master")
     lines += [

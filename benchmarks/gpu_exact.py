@@ -6,7 +6,9 @@ import contextlib
 import dataclasses
 import functools
 import itertools
-from concurrent.futures import ThreadPoolExecutor
+import multiprocessing
+import os
+from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
 import jax
@@ -27,7 +29,7 @@ SPECS = (
 )
 PLACE = (np.array([0x12345678, 0x9ABCDEF0], np.uint32), np.array([3, 5, 7], np.uint32))
 DENORMAL = (0, slice(32, 64), slice(0, 32))  # the CPU takes these for zeros, and a GPU does not
-AT_ONCE = 8  # cases: nearly all of their time is compilation
+MOST_WORKERS = 6  # nearly all of the time is tracing and compilation, on the CPU
 
 
 def weights(smoke: bool) -> tuple[np.ndarray, np.ndarray]:
@@ -49,40 +51,42 @@ def weights(smoke: bool) -> tuple[np.ndarray, np.ndarray]:
 
 def run(smoke: bool) -> dict[str, Any]:
     """`{"cases": {name: what differs}, "wrong": names}`; an empty text says that all is equal."""
-    names: list[Implementation] = [*pallas.KERNELS, "xla"]
     specs = (Spec(), Spec(dtype=E4M3, encoded=True)) if smoke else SPECS
     dtypes = (jnp.float32,) if smoke else (jnp.float32, jnp.bfloat16)
     noises = [Spec(noise=noise) for noise in ("gauss", "uniform")]
-    checks = [*itertools.product([_forward], specs, dtypes)]
-    checks += itertools.product([_backward], noises, dtypes)
-    with (
-        pallas.interpret() if smoke else contextlib.nullcontext(),
-        ThreadPoolExecutor(AT_ONCE) as pool,
-    ):
-        usable = [name for name in names if pallas.is_supported(name)[0]]
-        cases = {}
-        for some in pool.map(functools.partial(_cases, usable, *weights(smoke)), checks):
+    checks = [(smoke, "forward", *some) for some in itertools.product(specs, dtypes)]
+    checks += [(smoke, "backward", *some) for some in itertools.product(noises, dtypes)]
+    workers = max(1, min(MOST_WORKERS, (os.cpu_count() or 1) // 2))
+    os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # in the workers
+    cases: dict[str, str] = {}
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+        for some in pool.map(_cases, checks):
             cases |= some
+            print("\n".join(f"{what or 'equal':8s} {name}" for name, what in some.items()))
     wrong = [f"{name}: {what}" for name, what in cases.items() if what]
     print(f"exact: {len(cases) - len(wrong)} of {len(cases)} cases are equal", flush=True)
     return {"cases": cases, "wrong": wrong}
 
 
-def _cases(
-    usable: list[Implementation], w: np.ndarray, step: np.ndarray, check: tuple[Any, Spec, Any]
-) -> dict[str, str]:
-    """Name → what differs, of one spec and dtype and every implementation."""
-    compare, spec, dtype = check
-    if compare is _forward:
-        direction, of_cpu = f"{jnp.dtype(dtype)} to {_title(spec)}", reference.forward
-        operands = (jnp.asarray(w, dtype), step, *PLACE)
-    else:
-        direction, of_cpu = f"backward, {jnp.dtype(dtype)}, {spec.noise}", reference.backward
+def _cases(check: tuple[bool, str, Spec, Any]) -> dict[str, str]:
+    """Name → what differs, of every implementation."""
+    smoke, direction, spec, dtype = check
+    names: list[Implementation] = [*pallas.KERNELS, "xla"]
+    w, step = weights(smoke)
+    compare, of_cpu, title = _forward, reference.forward, f"to {_title(spec)}"
+    operands: tuple[Any, ...] = (jnp.asarray(w, dtype), step, *PLACE)
+    if direction == "backward":
+        compare, of_cpu, title = _backward, reference.backward, spec.noise
         operands = (jnp.asarray(np.random.default_rng(1).normal(size=w.shape), dtype), *PLACE)
     want = _on_cpu(functools.partial(of_cpu, spec), operands)
-    return {
-        f"{name}: {direction}": _attempt(compare, name, spec, operands, want) for name in usable
-    }
+    with pallas.interpret() if smoke else contextlib.nullcontext():
+        return {
+            f"{name}: {direction}, {jnp.dtype(dtype)} {title}": _attempt(
+                compare, name, spec, operands, want
+            )
+            for name in names
+            if pallas.is_supported(name)[0]
+        }
 
 
 def _title(spec: Spec) -> str:

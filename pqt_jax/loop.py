@@ -128,7 +128,6 @@ def train(
             waited = bool(last or stop or any(step % n == 0 for n in waits))
             if waited:
                 jax.block_until_ready(state)  # else the next step is prepared while this one runs
-            timer.stop(predicted)
             unseen.append((step, measured))
             while len(unseen) > (not waited):
                 seen = unseen.popleft()
@@ -137,6 +136,7 @@ def train(
                 if watch.in_a_row >= config.watch.skips:
                     checkpoint.close(manager)
                     raise SkipError(watch.in_a_row, seen[0], manager.latest_step())
+            timer.stop(predicted)  # not before: what was read of the step before is waited for
             if last or step % log.every == 0:
                 rate = float(schedule(step - 1 - watch.skipped))
                 record(records.of_step(config, step, mesh, timer, rate, measured))

@@ -72,7 +72,13 @@ def run_of(loss, rate, size, steps=40, data="same"):
 
 
 def test_the_table_compares_with_bf16(reports):
-    record = {"smoke": True, "steps": 40, "commands": ["python -m one"], "device": "a GPU"}
+    record = {
+        "smoke": True,
+        "together": False,
+        "steps": 40,
+        "commands": ["python -m one"],
+        "device": "a GPU",
+    }
     record |= {"text": {"bytes": 60_000_000, "documents": 5, "sha256": "ab" * 32}}
     record |= {"pqt_jax": "1", "jax": "2", "python": "3", "driver": "4"}
     record["runs"] = {"bf16": run_of(2.5, 1000.0, 2 * 10**9)}
@@ -82,6 +88,8 @@ def test_the_table_compares_with_bf16(reports):
     assert "| bf16 | 2.5000 | 1,000 | +0.00% | 2.000 GB | +0.00% | 1.000 GB |" in table
     assert "| gaussws | 2.6000 | 800 | +25.00% | 2.100 GB | +5.00% | 1.050 GB |" in table
     assert "| gaussws | 2.6000 [2.5000, 2.7000] | +0.0100 |" in table
+    table = reports.markdown(record | {"together": True})
+    assert "without times" in table and "| bf16 | 2.5000 | — | — | 2.000 GB |" in table
 
 
 def test_a_table_takes_the_place_of_the_one_before(reports, tmp_path):

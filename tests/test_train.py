@@ -4,6 +4,7 @@
 
 import json
 import re
+import time
 
 import jax
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 import tiny
 from command import end, main, start
 
-from pqt_jax import metrics, pictures
+from pqt_jax import metrics, pictures, records
 
 
 def test_bf16_and_gpt2_run_to_the_end_in_process(tmp_path, capsys):
@@ -28,6 +29,20 @@ def test_bf16_and_gpt2_run_to_the_end_in_process(tmp_path, capsys):
     assert logged[0]["bits_mean"] is None
     assert not (tmp_path / "run" / "bits.png").exists()
     assert "FP4 E2M1" in capsys.readouterr().out
+
+
+def test_the_rate_counts_the_wait_for_the_step_before(tmp_path, monkeypatch):
+    of_watch = records.of_watch
+
+    def late(*arguments):  # as on a GPU, where a step ends long after its dispatch
+        time.sleep(0.05)
+        return of_watch(*arguments)
+
+    monkeypatch.setattr(records, "of_watch", late)
+    assert main(tmp_path, "--config.steps=8", "--config.log.every=4") == 0
+    logged = [r for r in metrics.read(tmp_path / "run" / "metrics.jsonl") if "loss" in r]
+    tokens = logged[1]["tokens"] - logged[0]["tokens"]
+    assert 0 < logged[1]["tokens_per_s"] < tokens / (4 * 0.05)
 
 
 def test_a_run_that_diverged_ends_with_a_summary(tmp_path, capsys):

@@ -65,7 +65,8 @@ def main() -> int:
         parser.error(f"--runs={given.runs} was begun with other options; give them, or another DIR")
     study = Study(runs, given)
     record = study.run()
-    (runs / "results.json").write_text(json.dumps(record, indent=1) + "\n")
+    text = json.dumps(record, indent=1).replace(str(given.runs), "DIR")
+    (runs / "results.json").write_text(text.replace(str(runs), "DIR") + "\n")
     table = reports.markdown(record)
     print(f"\n{table}")
     if given.markdown:

@@ -14,6 +14,7 @@ import time
 import warnings
 
 import jax
+import ml_dtypes
 import numpy as np
 import pytest
 import tiny
@@ -97,6 +98,15 @@ def test_digests_are_of_values_and_places_and_the_same_on_every_mesh():
     assert whole not in found and len(set(found)) == 40
     narrow = [np.arange(5, dtype=d) for d in (np.int8, np.int16, np.int32, np.float32)]
     assert len(set(digests.of(narrow).values())) == 2  # integers of the same value are alike
+
+
+def test_digests_of_the_host_are_those_of_devices_in_every_shape(monkeypatch):
+    monkeypatch.setattr(digests, "_PIECE", 7)
+    cube = np.arange(30.0, dtype=np.float32).reshape(2, 3, 5)
+    arrays = [cube, cube.astype(ml_dtypes.bfloat16), cube.astype(np.int8)[:, ::2]]
+    arrays += [np.float32(3), np.zeros((0, 2), np.float32), np.arange(14, dtype=np.uint32) + 2**31]
+    on_devices = [[int(half) for half in halves] for halves in digests._sums(arrays)]
+    assert digests._sums_on_host(arrays) == on_devices
 
 
 def test_the_newest_two_are_kept(tmp_path):

@@ -7,9 +7,12 @@ import pathlib
 import subprocess
 import sys
 
+import pytest
+
 ROOT = pathlib.Path(__file__).parents[1]
 
 
+@pytest.mark.slow
 def test_the_state_on_a_device_is_an_eighth_and_sampling_adds_bits(tmp_path):
     out = tmp_path / "out.json"
     command = [sys.executable, "benchmarks/aot_memory.py", "--smoke", f"--out={out}"]

@@ -224,7 +224,8 @@ def batch(i=0, rows=4):
 SLOW = pytest.mark.slow
 
 
-@pytest.mark.parametrize("chunk, dtype", [(0, "float32"), pytest.param(4, "bfloat16", marks=SLOW)])
+@pytest.mark.slow
+@pytest.mark.parametrize("chunk, dtype", [(0, "float32"), (4, "bfloat16")])
 def test_a_step_is_that_of_the_bare_model_under_sampled_weights(chunk, dtype):
     model = dataclasses.replace(tiny.LLAMA2, dtype=dtype)
     config, _, state, train_step = setup(model, data__loss_chunk=chunk, diffq__penalty=0.5)

@@ -108,6 +108,7 @@ def test_options_reach_the_plan(trained_run, tmp_path):
         same(read(f"--packed={out}").params, want)
 
 
+@pytest.mark.slow
 def test_a_hugging_face_model_is_packed_too(tmp_path):
     model = Llama2(tiny.LLAMA2, rngs=nnx.Rngs(0))
     huggingface.save(tmp_path / "hf", tiny.LLAMA2, nnx.state(model), dtype="float32")
@@ -176,6 +177,7 @@ def test_a_run_does_not_lose_its_checkpoints(run_copy, capsys):
     assert sorted(run_copy.rglob("*")) == before
 
 
+@pytest.mark.slow
 def test_a_reader_that_has_left_and_a_full_disk(trained_run, tmp_path):
     command = [sys.executable, "-m", "pqt_jax.export", f"--workdir={trained_run}", "--format=bf16"]
     reader, unread = os.pipe()

@@ -143,6 +143,7 @@ def test_sampling_moves_nothing_but_bits(sizes):
         assert kind == "all-gather" and shape.startswith("f32") and size(shape) <= blocks, shape
 
 
+@pytest.mark.slow
 def test_microbatches_and_chunks_go_with_a_mesh():
     mesh = make((2, 2, 2))
     with meshes.entered(mesh):

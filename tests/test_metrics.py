@@ -115,6 +115,7 @@ def test_a_narrow_terminal_keeps_the_counter_whole(capsys, monkeypatch, width):
     assert ("tokens/s" in shown.rpartition("step")[2]) == (width == 120)
 
 
+@pytest.mark.slow
 def test_the_peak_of_memory_says_whose_it_is():
     device = lambda **stats: SimpleNamespace(memory_stats=lambda: stats or None)  # noqa: E731
     gpus = [device(peak_bytes_in_use=n, bytes_limit=9) for n in (2_000_000_000, 3_500_000_000)]

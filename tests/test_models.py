@@ -213,7 +213,7 @@ def temporaries(rules, *, num_layers, remat):
     return compiled.memory_analysis().temp_size_in_bytes
 
 
-@pytest.mark.parametrize("remat", [False, True])
+@pytest.mark.parametrize("remat", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_w_hat_exists_for_one_layer_at_a_time(remat):
     w_hat = 2 * (256 * 256 + 256 * 512)  # bytes of one layer's ŵ in bfloat16
     sampled = {n: temporaries(FEW, num_layers=n, remat=remat) for n in (4, 12)}

@@ -111,6 +111,7 @@ def test_what_is_left_and_what_the_step_takes():
     assert {n: page.size(n) for n in sizes} == sizes
 
 
+@pytest.mark.slow
 def test_the_command_prints_it_before_compilation_and_the_rest_after(tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(costs.PEAK_FLOPS, "cpu", 1e9)
     assert main(tmp_path, "--config.steps=4") == 0

@@ -85,6 +85,7 @@ def test_interrupted_and_killed_runs_end_where_a_straight_run_does(tmp_path):
     assert err.startswith("error: --workdir") and "config.seed was 0 and is 1" in err
 
 
+@pytest.mark.slow
 def test_damaged_files_of_a_finished_run_are_made_again(tmp_path, capsys):
     run = tmp_path / "run"
     assert main(tmp_path, "--config.steps=8") == 0
@@ -136,6 +137,7 @@ def test_the_checkpoints_of_another_run_are_refused(tmp_path, capsys):
     assert (run / "metrics.jsonl").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_a_disk_that_refuses_is_one_line_and_the_run_goes_on_later(tmp_path, monkeypatch):
     monkeypatch.setenv("JAX_ENABLE_COMPILATION_CACHE", "false")  # it writes files as well
     text = f"--config.data.files={tiny.write_text(tmp_path / 'text.txt')}"
@@ -185,6 +187,7 @@ def test_other_versions_are_said(tmp_path, capsys, monkeypatch):
     ) in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_run_of_an_older_version_goes_on(tmp_path, capsys, monkeypatch):
     """What it saved lacks fields that exist now, and has what was the default of attention."""
     describe = workdirs.describe

@@ -176,7 +176,8 @@ def batch():
     return TOKENS[:4].astype(np.uint8)
 
 
-@pytest.mark.parametrize("name", ["llama2", pytest.param("gpt2", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["llama2", "gpt2"])
 def test_a_step_in_parts_is_the_step(name):
     """Windows 0 and 2 have fewer targets than 1 and 3: each target counts alike nevertheless."""
     _, state, step = setup(name)

@@ -68,6 +68,7 @@ def expected(run):
     return {(r["step"], k): v for r in rows for k, v in r.items() if k != "step" and v is not None}
 
 
+@pytest.mark.slow
 def test_a_resumed_run_goes_on_in_both(tmp_path, monkeypatch, capfd):
     monkeypatch.setenv("WANDB_MODE", "offline")
     run = tmp_path / "run"

@@ -75,7 +75,9 @@ def test_golden_training_step():
             assert step[name] == pytest.approx(value, rel=1e-5), name
 
 
-@pytest.mark.parametrize("method", INSIDE)
+@pytest.mark.parametrize(
+    "method", [pytest.param(n, marks=pytest.mark.slow) if n == "uniform" else n for n in INSIDE]
+)
 def test_weights_of_a_step_are_those_of_its_key(method):
     """Loss and gradient norm are those of the bare model under whole-tree samples."""
     config, _, state, train_step = setup(method)
@@ -147,7 +149,8 @@ def close(a, b, **tolerance):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **tolerance), a, b)
 
 
-@pytest.mark.parametrize("method", ["gaussws", pytest.param("gpt2", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["gaussws", "gpt2"])
 def test_a_step_in_parts_is_the_step(method):
     """The same noise, the same loss and gradients; sums in another order.
 
@@ -171,6 +174,7 @@ def test_a_step_in_parts_is_the_step(method):
             np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5 * scale)
 
 
+@pytest.mark.slow
 def test_noise_of_a_microbatch_is_that_of_its_key():
     fields = {"data__microbatches": 2, "pqt__noise_per": "microbatch"}
     config, graph, state, train_step = setup("gaussws", **fields)
@@ -222,6 +226,7 @@ def test_schedules_warm_up_and_fall_to_the_last_rate(schedule):
     np.testing.assert_allclose(found, [top / 10, top * 6 / 10, top, at_19, half, last], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_names_of_kernels_mean_what_they_say():
     parts = {"attn": "q k v out", "mlp": "gate up down"}
     every = {f"h/{part}/{x}/kernel" for part, names in parts.items() for x in names.split()}
@@ -250,6 +255,7 @@ def test_names_of_kernels_mean_what_they_say():
         assert bits.keys() == found
 
 
+@pytest.mark.slow
 def test_adam_mini_learns_and_decays_its_bits():
     _, _, state, train_step = setup("gaussws", optimizer__name="adam_mini")
     losses = []
@@ -295,6 +301,7 @@ def test_a_step_that_is_not_finite_changes_nothing_but_counts():
     jax.tree.map(np.testing.assert_array_equal, state.opt_state, other.opt_state)
 
 
+@pytest.mark.slow
 def test_a_bit_width_that_is_not_finite_is_skipped_too():
     """Its weights and loss may still be finite for one step, its gradient is not."""
     config, graph, state, _ = setup()
@@ -309,6 +316,7 @@ def test_a_bit_width_that_is_not_finite_is_skipped_too():
     assert np.isfinite(measured["loss"]) and measured["skipped"] == 1
 
 
+@pytest.mark.slow
 def test_bits_snap_at_the_same_update_after_skipped_steps():
     config, graph, state, _ = setup(pqt__snap_at=0.05)
     snap = learned_bits.snap_step(config)

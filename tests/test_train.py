@@ -130,6 +130,7 @@ def test_bad_input_is_one_line_and_compiles_nothing(tmp_path, monkeypatch, capsy
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_output_that_cannot_show_a_name_shows_its_escape(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONIOENCODING", "ascii")
     folder = tmp_path / "é\udcff"

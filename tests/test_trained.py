@@ -67,6 +67,7 @@ def damage(folder):
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_gives_way_and_stays(run_copy, capsys):
     checkpoints = run_copy / "checkpoints"
     damage(checkpoints / "8")

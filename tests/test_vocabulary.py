@@ -103,6 +103,7 @@ def test_a_hugging_face_folder_brings_its_own(made, tmp_path, capsys):
     assert loss == pytest.approx(sum(nats) / (len(ids) - 1), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_files_without_a_tokenizer_need_one(made, tmp_path, capsys):
     for part in ("train", "validation"):
         (tmp_path / f"{part[:5]}.bin").write_bytes(

@@ -66,11 +66,12 @@ class Head(nnx.Module):
     def __init__(self, width: int, size: int, init: Initializer, config: Any, *, rngs: nnx.Rngs):
         self.kernel = nnx.Param(init(rngs.params(), (width, size), config.param_dtype))
         self.dtype = config.dtype
+        self.dot_general = lax.dot_general  # as in `nnx.Linear`, for who puts another there
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Logits, accumulated in float32."""
-        kernel = self.kernel[...].astype(self.dtype)
-        return jnp.matmul(x, kernel, preferred_element_type=jnp.float32)
+        kernel, axes = self.kernel[...].astype(self.dtype), (((x.ndim - 1,), (0,)), ((), ()))
+        return self.dot_general(x, kernel, axes, preferred_element_type=jnp.float32)
 
 
 def linear(

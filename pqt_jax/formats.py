@@ -16,6 +16,7 @@ Source: OCP Microscaling Formats (MX) v1.0 (2023); OCP 8-bit Floating Point (OFP
 """
 
 import dataclasses
+import re
 from typing import Any, Literal
 
 import ml_dtypes
@@ -167,7 +168,7 @@ _DTYPES = {
 
 
 _BY_DTYPE = {dtype: fmt for fmt, dtype in _DTYPES.items()}
-_BY_NAME = {f.name: f for f in (FP32, BF16, FP16, E4M7, E4M3, E5M2, E3M2, E2M3, E2M1)}
+_BY_NAME = {f.name: f for f in (FP32, BF16, FP16)}
 
 
 def as_format(dtype: Any) -> FloatFormat:
@@ -178,16 +179,18 @@ def as_format(dtype: Any) -> FloatFormat:
       (True, True)
 
     Args:
-      dtype: `FloatFormat`, dtype, scalar type, or name such as "float8_e4m3fn" or "E4M3".
+      dtype: `FloatFormat`, dtype, scalar type, or name such as "float8_e4m3fn", "E4M3" or "E8M3".
 
     Returns:
       The format.
 
     Raises:
-      ValueError: for a type that is none of the table's.
+      ValueError: for a type that is none of the table's, and for bits that no format has.
     """
     if isinstance(dtype, FloatFormat):
         return dtype
+    if isinstance(dtype, str) and (bits := re.fullmatch(r"E(\d)M(\d\d?)", dtype)):
+        return FloatFormat(*map(int, bits.groups()))
     try:
         if isinstance(dtype, str):
             dtype = _BY_NAME.get(dtype) or getattr(ml_dtypes, dtype, dtype)
@@ -195,5 +198,5 @@ def as_format(dtype: Any) -> FloatFormat:
     except (TypeError, KeyError):
         names = ", ".join(str(d) for d in _DTYPES.values())
         raise ValueError(
-            f"dtype={dtype!r} names no format; give a FloatFormat or one of {names}"
+            f"dtype={dtype!r} names no format; give a FloatFormat, ExMy or one of {names}"
         ) from None

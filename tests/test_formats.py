@@ -121,7 +121,7 @@ def test_formats_without_a_type():
 
 
 @pytest.mark.parametrize(
-    "given", ["E4M4", "e4m3", "float64", "float8_e4m3b11fnuz", "finfo", np.int8, 3]
+    "given", ["E4M", "e4m3", "float64", "float8_e4m3b11fnuz", "finfo", np.int8, 3]
 )
 def test_as_format_refuses_what_is_not_in_the_table(given):
     with pytest.raises(ValueError, match="names no format.*float8_e4m3fn"):
@@ -146,3 +146,18 @@ def test_as_format_refuses_what_is_not_in_the_table(given):
 def test_refused_arguments_are_named(arguments, message):
     with pytest.raises(ValueError, match=message):
         FloatFormat(*arguments)
+
+
+def test_names_of_bits_are_formats():
+    assert as_format("E8M3") == FloatFormat(8, 3) and as_format("E4M3") == E4M3
+    assert as_format("E8M7") == as_format("BF16") == BF16
+    for name, message in (
+        ("E0M3", "exponent_bits=0"),
+        ("E9M3", "exponent_bits=9"),
+        ("E4M99", "=99"),
+    ):
+        if message is None:
+            assert as_format(name).mantissa_bits == 9
+            continue
+        with pytest.raises(ValueError, match=message):
+            as_format(name)

@@ -223,7 +223,8 @@ def test_linen_models_are_reduced_by_the_same_rules():
 @pytest.mark.parametrize(
     "make, message",
     [
-        (lambda: gemm("E0M3"), "E0M3"),
+        (lambda: gemm("E0M3"), "exponent_bits=0"),
+        (lambda: gemm("E4"), "dtype='E4' names no format"),
         (lambda: gemm(FloatFormat(0, 3)), "exponent_bits=0"),
         (lambda: Operand("E4M3", "up"), "rounding='up'"),
         (lambda: Operand("E4M3", scale="most"), "scale='most'"),

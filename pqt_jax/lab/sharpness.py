@@ -61,7 +61,7 @@ def of_logits(
       >>> z = jnp.array([[2.0, 0.0, -1.0]])
       >>> phi = of_logits(z, jnp.array([0]))
       >>> [round(x.item(), 4) for x in (phi, *bounds(z, jnp.array([0]), EPSILON))]
-      [0.0291, 0.029, 0.214]
+      [0.0285, 0.0285, 0.2137]
 
     Args:
       logits: float32[batch, V].

@@ -126,13 +126,18 @@ def hint(name: str, known: Sequence[str]) -> str:
     ratio = lambda a, b: difflib.SequenceMatcher(None, a, b).ratio()  # noqa: E731
     section, _, last = name.lower().rpartition(".")
     inside = [field for field in known if section and field.startswith(f"{section}.")] or known
-    by_section = sorted(inside, key=lambda f: _SECTIONS.index(f.rpartition(".")[0]))
+    by_section = sorted(inside, key=_section)
     near = difflib.get_close_matches(last, {f.rpartition(".")[2] for f in inside})
     if candidates := [f for f in by_section if f.rpartition(".")[2] in near]:
         parts = lambda f: zip((last, section), f.rpartition(".")[::-2], strict=True)  # noqa: E731
         likest = max(candidates, key=lambda f: [ratio(a, b) for a, b in parts(f)])
         return f"did you mean config.{likest}?"
     return f"there are {', '.join(sorted(inside))}"
+
+
+def _section(field: str) -> int:
+    name = field.rpartition(".")[0]
+    return _SECTIONS.index(name) if name in _SECTIONS else len(_SECTIONS)  # as of a sweep
 
 
 def check(config: Config) -> None:

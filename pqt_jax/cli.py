@@ -102,15 +102,15 @@ def parse(arguments: Sequence[str]) -> Given:
         raise InputError("--config is missing; try --config configs/quickstart.py")
     if known.workdir == "":
         raise InputError("--workdir= is empty; give a directory")
-    config = load(known.config, _overrides(rest))
+    config = load(known.config, overrides(rest))
     default = Path("runs") / f"{Path(known.config).stem}-{config.method}"
     workdir = Path(known.workdir) if known.workdir else default
     return Given(config, workdir, known.distributed, known.profile)
 
 
-def _overrides(rest: Sequence[str]) -> list[tuple[str, str]]:
+def overrides(rest: Sequence[str]) -> list[tuple[str, str]]:
     """`--config.a=1` and `--config.a 1` → ("a", "1")."""
-    overrides, rest = [], list(rest)
+    given, rest = [], list(rest)
     while rest:
         name, has_value, value = rest.pop(0).partition("=")
         if not name.startswith("--config."):
@@ -119,16 +119,16 @@ def _overrides(rest: Sequence[str]) -> list[tuple[str, str]]:
             if not rest or rest[0].startswith("--"):
                 raise InputError(f"{name} has no value; give {name}=VALUE")
             value = rest.pop(0)
-        overrides.append((name.removeprefix("--config."), value))
-    return overrides
+        given.append((name.removeprefix("--config."), value))
+    return given
 
 
-def load(path: str, overrides: Sequence[tuple[str, str]] = ()) -> Config:
+def load(path: str, changes: Sequence[tuple[str, str]] = ()) -> Config:
     """Read a config file, apply overrides, check the result and lock it.
 
     Args:
       path: of a Python file with `get_config()`.
-      overrides: (dotted field, text of the value), in order.
+      changes: (dotted field, text of the value), in order.
 
     Returns:
       A locked ConfigDict.
@@ -141,8 +141,8 @@ def load(path: str, overrides: Sequence[tuple[str, str]] = ()) -> Config:
         set_types(config)
     except InputError as error:
         raise InputError(f"--config={path}: {error}") from None
-    for name, text in overrides:
-        _override(config, name, text)
+    for name, text in changes:
+        override(config, name, text)
     checks.check(config)
     return config.lock()
 
@@ -159,7 +159,12 @@ def set_types(config: Config) -> None:
             _set(config, name, type(defaults[name])(value))
 
 
-def _override(config: Config, name: str, text: str) -> None:
+def override(config: Config, name: str, text: str) -> None:
+    """Set a field by the text of its value, in the type that it has.
+
+    Raises:
+      InputError: if there is no such field, and for a text that does not fit.
+    """
     known = dict(configs.fields(config))
     if inside := sorted(field for field in known if field.startswith(f"{name}.")):
         raise InputError(f"--config.{name}={text}: a section; its fields are {', '.join(inside)}")

@@ -149,15 +149,8 @@ def test_refused_arguments_are_named(arguments, message):
 
 
 def test_names_of_bits_are_formats():
-    assert as_format("E8M3") == FloatFormat(8, 3) and as_format("E4M3") == E4M3
-    assert as_format("E8M7") == as_format("BF16") == BF16
-    for name, message in (
-        ("E0M3", "exponent_bits=0"),
-        ("E9M3", "exponent_bits=9"),
-        ("E4M99", "=99"),
-    ):
-        if message is None:
-            assert as_format(name).mantissa_bits == 9
-            continue
+    assert as_format("E8M3") == FloatFormat(8, 3) and as_format("E4M3") == formats.E4M3
+    assert as_format("E8M7") == as_format("BF16") == formats.BF16
+    for name, message in (("E0M3", "exponent_bits=0"), ("E9M3", "exponent_bits=9")):
         with pytest.raises(ValueError, match=message):
             as_format(name)

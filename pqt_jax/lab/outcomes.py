@@ -70,8 +70,8 @@ def spikes(losses: Sequence[float], *, threshold: float = 6.0, window: int = 100
     before: list[float] = []
     count, inside = 0, False
     for loss in losses:
-        high = spike_score(before[-window:], loss) > threshold  # of NaN, False
-        count, inside = count + (high and not inside), high
+        high = bool(spike_score(before[-window:], loss) > threshold)  # of NaN, False
+        count, inside = count + int(high and not inside), high
         if math.isfinite(loss):
             before.append(loss)
     return count

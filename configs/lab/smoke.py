@@ -1,0 +1,31 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright 2026 The pqt_jax Authors
+"""Ten runs of a tiny Llama, to see that a sweep works; its numbers mean nothing.
+
+Paper     Lee and others, To FP8 and Back Again, arXiv 2405.18710 (2024)
+Command   python -m pqt_jax.lab.sweep --config configs/lab/smoke.py
+Text      the standard library's source of the running Python, read byte by byte
+Expect    a row for each run in runs/smoke/runs.jsonl, within a minute on two CPU cores
+"""
+
+from ml_collections import ConfigDict
+
+from pqt_jax.lab.grid import default
+from pqt_jax.models import Llama2Config
+
+
+def get_config() -> ConfigDict:
+    """The configuration; fields of the sweep are explained in `pqt_jax.lab.grid`."""
+    model = Llama2Config(256, d_model=32, num_layers=2, num_heads=2, d_ff=64, max_length=32)
+    config = default(model)
+    config.steps = 30
+    config.data.length = 32
+    config.data.batch = 4
+    config.optimizer.warmup_steps = 3
+    config.log.validation_batches = 2
+    config.method = "bf16"
+    config.sweep.arms = {"BF16": (), "E4M1": ("simulate.dtype=E4M1",)}
+    config.sweep.seeds = (0, 1, 2, 3, 4)
+    config.sweep.learning_rates = (3e-3,)
+    config.sweep.sharpness_every = 10
+    return config

@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright 2026 The pqt_jax Authors
+"""Sweep arms × learning rates × seeds: `python -m pqt_jax.lab.sweep --config configs/lab/smoke.py`.
+
+    config → arms → programs of at_once runs → DIR/parts/… → DIR/runs.jsonl, a row for each run
+
+The same command goes on where it was stopped: a program's rows are written at its end, whole, and
+what is there is not trained again. A run that diverges is a row like the others; what that means is
+in `outcomes`.
+
+Exit codes: 0 done; 1 something cannot be written; 2 the input cannot be used (one line on stderr,
+nothing compiled); 130 after Ctrl-C.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from pqt_jax import cli, errors, files, metrics
+from pqt_jax import step as steps
+from pqt_jax import workdir as workdirs
+from pqt_jax.data import pipeline, source, tokens
+from pqt_jax.errors import InputError
+from pqt_jax.lab import grid, runs
+from pqt_jax.lab.grid import Arm, Grid
+
+TABLE, PARTS = "runs.jsonl", "parts"
+
+
+class Part(NamedTuple):
+    """What one program trains.
+
+    Attributes:
+      arm: of all its runs.
+      cells: learning rates and seeds.
+      path: of its rows.
+    """
+
+    arm: Arm
+    cells: list[runs.Cell]
+    path: Path
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the sweep, or the rest of it.
+
+    Args:
+      arguments: the command line, without the program.
+
+    Returns:
+      The exit code.
+    """
+    return errors.run(lambda: _run(sys.argv[1:] if arguments is None else arguments))
+
+
+def _run(arguments: Sequence[str]) -> int:
+    parser = cli.Parser(
+        prog="python -m pqt_jax.lab.sweep",
+        description="Train arms × learning rates × seeds.",
+        epilog="Any field of the config: --config.field=value.",
+    )
+    parser.add_argument("--config", metavar="FILE", required=True)
+    parser.add_argument("--workdir", metavar="DIR", help="default: runs/CONFIG")
+    given, rest = parser.parse_known_args(arguments)
+    if given.workdir == "":
+        raise InputError("--workdir= is empty; give a directory")
+    wanted = grid.load(given.config, cli.overrides(rest))
+    workdir = Path(given.workdir or Path("runs") / Path(given.config).stem)
+    text = _checked_text(wanted)
+    lock = workdirs.claim(workdir, _describe(wanted, text))
+    try:
+        _train(wanted, workdir, text)
+    finally:
+        os.close(lock)
+    return 0
+
+
+def _checked_text(wanted: Grid) -> source.Text:
+    """The text, after everything that can be wrong with an arm on it."""
+    data = wanted.arms[0].config.data
+    vocabulary = min(arm.config.model.vocab_size for arm in wanted.arms)
+    text = tokens.load(data.tokens, vocabulary) if data.tokens else source.load(data.files)
+    for arm in wanted.arms:
+        own = arm.config.data
+        if (own.tokens, own.files, own.boundaries) != (data.tokens, data.files, "token"):
+            raise InputError(
+                f"config.sweep.arms[{arm.name!r}]: config.data.files, tokens and boundaries must "
+                "be those of all arms, and boundaries token"
+            )
+        pipeline.check_lengths(text.train, text.validation, own.length, own.batch)
+        steps.count_parameters(arm.config)  # where its rules meet the paths
+        try:
+            runs.structure(arm)
+        except ValueError as error:
+            raise InputError(f"config.sweep.arms[{arm.name!r}]: {error}") from None
+    return text
+
+
+def _describe(wanted: Grid, text: source.Text) -> workdirs.Meta:
+    meta = workdirs.describe(wanted.arms[0].config, text)
+    return {**meta, "config": json.loads(json.dumps(wanted.everything))}
+
+
+def _parts(wanted: Grid, workdir: Path) -> Iterator[Part]:
+    cells = [(rate, seed) for rate in wanted.learning_rates for seed in wanted.seeds]
+    for number, arm in enumerate(wanted.arms):
+        for start in range(0, len(cells), wanted.sweep.at_once):
+            some = cells[start : start + wanted.sweep.at_once]
+            yield Part(arm, some, workdir / PARTS / f"{number:03d}-{start:05d}.jsonl")
+
+
+def _train(wanted: Grid, workdir: Path, text: source.Text) -> None:
+    (workdir / PARTS).mkdir(exist_ok=True)
+    parts = list(_parts(wanted, workdir))
+    columns = (TextColumn("{task.description}"), MofNCompleteColumn(), TimeRemainingColumn())
+    total = sum(part.arm.config.steps for part in parts)
+    with Progress(*columns, disable=not sys.stdout.isatty()) as bar:
+        task = bar.add_task("steps", total=total)
+        for part in parts:
+            bar.update(task, description=part.arm.name)
+            if part.path.exists():
+                bar.advance(task, part.arm.config.steps)
+                continue
+            rows = runs.train(part.arm, part.cells, text, wanted.sweep, lambda: bar.advance(task))
+            files.write(part.path, "".join(json.dumps(row) + "\n" for row in rows))
+            bar.console.print(_line(part, rows), highlight=False)
+    table = "".join(part.path.read_text() for part in parts)
+    files.write(workdir / TABLE, table)
+    print(f"{table.count(chr(10))} runs: {workdir / TABLE}")
+
+
+def _line(part: Part, rows: list[metrics.Record]) -> str:
+    diverged = sum(row["diverged_at"] is not None for row in rows)
+    finals = [row["final_loss"] for row in rows if row["final_loss"] is not None]
+    best = f", best final loss {min(finals):.4f}" if finals else ""
+    return f"{part.arm.name}: {len(rows)} runs, {diverged} diverged{best}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,173 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright 2026 The pqt_jax Authors
+"""Sweeps: rows, resuming, the same runs as the trainer's, and configs that cannot be used."""
+
+import json
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from command import refused
+
+from pqt_jax import metrics, train
+from pqt_jax.lab import grid, sweep
+
+SMOKE = str(pathlib.Path(__file__).parents[1] / "configs" / "lab" / "smoke.py")
+SMALL = ("--config.steps=12", "--config.sweep.record_every=1", "--config.sweep.sharpness_every=6")
+
+
+def arguments(workdir, *more):
+    return ["--config", SMOKE, f"--workdir={workdir}", *SMALL, *more]
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("sweep") / "run"
+    assert sweep.main(arguments(workdir)) == 0
+    return workdir
+
+
+def rows_of(workdir):
+    return [json.loads(line) for line in (workdir / sweep.TABLE).read_text().splitlines()]
+
+
+def test_a_row_for_each_run_in_order(swept):
+    rows = rows_of(swept)
+    assert [(r["arm"], r["learning_rate"], r["seed"]) for r in rows] == [
+        (arm, 3e-3, seed) for arm in ("BF16", "E4M1") for seed in range(5)
+    ]
+    for row in rows:
+        assert len(row["losses"]) == row["steps"] == 12 and row["diverged_at"] is None
+        assert [at for at, _ in row["sharpness"]] == [0, 6] and row["sharpness"][1][1] > 0
+        assert 4 < row["validation_loss"] < 6.5 and row["first_loss"] == pytest.approx(
+            row["losses"][0], abs=1e-5
+        )
+    firsts = [row["first_loss"] for row in rows]
+    assert len(set(firsts)) == 10  # no two seeds alike, and fewer bits give another loss
+
+
+def test_a_part_that_is_missing_is_trained_again_to_the_same_bits(swept, tmp_path, capsys):
+    copy = tmp_path / "run"
+    shutil.copytree(swept, copy)
+    (copy / sweep.TABLE).unlink()
+    first, last = sorted((copy / sweep.PARTS).iterdir())
+    last.unlink()
+    before = first.stat().st_mtime_ns
+    assert sweep.main(arguments(copy)) == 0
+    assert (copy / sweep.TABLE).read_bytes() == (swept / sweep.TABLE).read_bytes()
+    assert first.stat().st_mtime_ns == before  # and the other was not
+    assert "E4M1: 5 runs, 0 diverged" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_sweep_that_is_killed_goes_on_to_the_same_table(swept, tmp_path):
+    workdir = tmp_path / "run"
+    command = [sys.executable, "-m", "pqt_jax.lab.sweep", *arguments(workdir)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 240
+    while not list(workdir.glob("parts/*.jsonl")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL and not (workdir / sweep.TABLE).exists()
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    assert (workdir / sweep.TABLE).read_bytes() == (swept / sweep.TABLE).read_bytes()
+
+
+def test_a_run_is_the_trainers(swept, tmp_path):
+    """Of the same seed at the same rate: up to the order of sums under vmap."""
+    config = grid.load(SMOKE).arms[0].config
+    text = "from pqt_jax.config import default\nfrom pqt_jax.models import Llama2Config\n"
+    text += f"def get_config():\n    c = default(Llama2Config({model_arguments(config)}))\n"
+    values = {"seed": 3, "method": "bf16", "steps": 12, "optimizer.learning_rate": 3e-3}
+    values |= {"log.every": 1, "log.validation_batches": config.log.validation_batches}
+    values |= {"data.length": 32, "data.batch": 4, "optimizer.warmup_steps": 3, "mesh.data": 1}
+    ratio = config.optimizer.final_learning_rate / config.optimizer.learning_rate
+    values |= {"optimizer.final_learning_rate": ratio * 3e-3}
+    text += "".join(f"    c.{name} = {value!r}\n" for name, value in values.items())
+    (tmp_path / "alone.py").write_text(text + "    return c\n")
+    run = tmp_path / "alone"
+    assert train.main([f"--config={tmp_path / 'alone.py'}", f"--workdir={run}"]) == 0
+    alone = [r["loss"] for r in metrics.read(run / "metrics.jsonl") if "loss" in r]
+    (row,) = (r for r in rows_of(swept) if r["arm"] == "BF16" and r["seed"] == 3)
+    np.testing.assert_allclose(row["losses"], alone, atol=0.02)
+    np.testing.assert_allclose(row["losses"][0], alone[0], atol=2e-4)
+
+
+def model_arguments(config):
+    names = ("vocab_size", "d_model", "num_layers", "num_heads", "d_ff", "max_length")
+    return ", ".join(f"{name}={config.model[name]}" for name in names)
+
+
+def with_arms(path, arms):
+    """A copy of the smoke config with other arms."""
+    old = '{"BF16": (), "E4M1": ("simulate.dtype=E4M1",)}'
+    path.write_text(pathlib.Path(SMOKE).read_text().replace(old, repr(arms)))
+    return path
+
+
+def test_every_method_and_a_rate_that_is_too_high_are_rows(tmp_path):
+    """Where a run diverges its neighbours go on."""
+    scaled = ("simulate.dtype=E2M1", "simulate.scale=ceil", "simulate.operands=weights,gradients")
+    path = with_arms(tmp_path / "c.py", {"gaussws": ("method=gaussws",), "scaled": scaled})
+    more = ("--config.sweep.learning_rates=1e-3,1e38", "--config.sweep.seeds=4,9")
+    given = [*arguments(tmp_path / "run", *more, "--config.sweep.rho=0.01"), f"--config={path}"]
+    assert sweep.main(given) == 0
+    rows = rows_of(tmp_path / "run")
+    good = [row for row in rows if row["learning_rate"] == 1e-3]
+    bad = [row for row in rows if row["learning_rate"] == 1e38]
+    assert len(good) == len(bad) == 4
+    assert all(r["diverged_at"] is None and r["final_loss"] > 0 for r in good)
+    assert all(r["diverged_at"] and r["final_loss"] is None and r["skipped"] for r in bad)
+    assert all(value > 0 for r in good for _, value in r["sharpness_of_weights"])
+
+
+@pytest.mark.parametrize(
+    "arms, message",
+    [
+        ({"one": ("method=sgd",)}, "method='sgd'; it must be one of"),
+        ({"one": ("simulate.dtype=E0M3",)}, "exponent_bits=0"),
+        ({"one": ("simulate.dtype=E4",)}, "names no format"),
+        ({"one": ("simulate.dtype=E4M3", "simulate.rounding=up")}, "rounding='up'"),
+        ({"one": ("simulate.dtype=E4M3", "simulate.operands=all")}, "operands=('all',)"),
+        ({"one": ("simulate.dtype=E4M3", "simulate.pattern=h/no")}, "decides about no kernel"),
+        ({"one": ("sweep.seeds=1",)}, "one for all arms"),
+        ({"one": ("optimiser.b1=0.5",)}, "no such field"),
+        ({"one": (), "One": ()}, "names that are alike"),
+        ({}, "must name ways to train"),
+        ({"one": "method=ste"}, "must name ways to train"),
+    ],
+)
+def test_arms_that_cannot_be_trained_are_refused_by_name(tmp_path, capsys, arms, message):
+    path = with_arms(tmp_path / "config.py", arms)
+    line = refused(sweep.main, ["--config", path, f"--workdir={tmp_path / 'run'}"], capsys)
+    assert message in line and not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "option, message",
+    [
+        ("sweep.seeds=", "config.sweep.seeds=()"),
+        ("sweep.seeds=1,1", "each once"),
+        ("sweep.learning_rates=", "config.sweep.learning_rates=()"),
+        ("sweep.learning_rates=0", "above 0"),
+        ("sweep.window=0", "config.sweep.window=0"),
+        ("sweep.margin=nan", "config.sweep.margin=nan"),
+        ("sweep.arms=x", "arms are those of the file"),
+        ("sweep.nothing=1", "no such field"),
+    ],
+)
+def test_grids_that_are_none_are_refused_by_name(tmp_path, capsys, option, message):
+    given = ["--config", SMOKE, f"--workdir={tmp_path / 'run'}", f"--config.{option}"]
+    assert message in refused(sweep.main, given, capsys) and not (tmp_path / "run").exists()
+
+
+def test_another_sweep_does_not_go_on_in_its_folder(swept, capsys):
+    given = arguments(swept, "--config.sweep.margin=0.7")
+    assert "belongs to another run: config.sweep.margin" in refused(sweep.main, given, capsys)
+    line = refused(sweep.main, ["--config", "configs/quickstart.py"], capsys)
+    assert "it is no sweep's" in line

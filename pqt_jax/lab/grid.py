@@ -186,9 +186,9 @@ def _check_sweep(sweep: Config) -> None:
         raise InputError(f"config.sweep.seeds={tuple(seeds)}; they must be from 0 to 2^31 - 1")
     if not rates or len(set(rates)) < len(rates):
         raise InputError(f"config.sweep.learning_rates={tuple(rates)}; give one or more, each once")
-    if not all(0 < float(rate) < 3.4e38 for rate in rates):
+    if not all(0 < float(rate) <= 1e30 for rate in rates):
         raise InputError(
-            f"config.sweep.learning_rates={tuple(rates)}; they must be above 0, and finite"
+            f"config.sweep.learning_rates={tuple(rates)}; they must be above 0, and 1e30 at most"
         )
     for name in ("at_once", "window", "spike_window", "record_every"):
         if sweep[name] < 1:

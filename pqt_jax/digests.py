@@ -70,7 +70,10 @@ def _is_on_host(x: Any) -> bool:
 def _sums_on_host(leaves: list[Any]) -> list[list[int]]:
     sums = []
     for leaf in leaves:
-        words = np.ascontiguousarray(leaf).reshape(-1)
+        words = np.ravel(leaf)
+        words = words.astype(
+            jax.dtypes.canonicalize_dtype(words.dtype), copy=False
+        )  # as JAX has it
         words = words.view(_WORDS[words.dtype.itemsize])
         totals = [0, 0]
         for start in range(0, words.size, _PIECE):

@@ -190,7 +190,7 @@ def as_format(dtype: Any) -> FloatFormat:
     if isinstance(dtype, FloatFormat):
         return dtype
     if isinstance(dtype, str) and (bits := re.fullmatch(r"E(\d)M(\d\d?)", dtype)):
-        return FloatFormat(*map(int, bits.groups()))
+        return FloatFormat(int(bits[1]), int(bits[2]))
     try:
         if isinstance(dtype, str):
             dtype = _BY_NAME.get(dtype) or getattr(ml_dtypes, dtype, dtype)

@@ -48,6 +48,14 @@ def test_a_loss_that_is_not_finite_is_divergence(bad):
     assert math.isnan(final([*FALL, bad])) and math.isfinite(final([bad, *FALL]))
 
 
+def test_a_row_of_skipped_steps_is_divergence_from_its_first():
+    rows = [0, 1, 2, 0, *range(1, 8)]
+    assert (
+        diverged_at(FALL[:11], rows, skips=3) == 5 and diverged_at(FALL[:11], rows, skips=8) is None
+    )
+    assert diverged_at([1.0, math.nan, *FALL[:9]], rows, skips=3) == 2
+
+
 def test_rows_of_high_steps_are_one_spike():
     losses = list(2 + np.random.default_rng(0).normal(0, 0.01, 200))
     for start, length in ((120, 1), (140, 3), (199, 1)):

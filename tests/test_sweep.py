@@ -82,8 +82,7 @@ def test_a_run_is_the_trainers(swept, tmp_path):
     """Of the same seed at the same rate: up to the order of sums under vmap."""
     config = grid.load(SMOKE).arms[0].config
     text = "from pqt_jax.config import default\nfrom pqt_jax.models import Llama2Config\n"
-    text += f"def get"
-    text += f"_config():\n    c = default(Llama2Config({model_arguments(config)}))\n"
+    text += "def get" + f"_config():\n    c = default(Llama2Config({model_arguments(config)}))\n"
     values = {"seed": 3, "method": "bf16", "steps": 12, "optimizer.learning_rate": 3e-3}
     values |= {"log.every": 1, "log.validation_batches": config.log.validation_batches}
     values |= {"data.length": 32, "data.batch": 4, "optimizer.warmup_steps": 3, "mesh.data": 1}
@@ -123,7 +122,7 @@ def test_every_method_and_a_rate_that_is_too_high_are_rows(tmp_path):
     bad = [row for row in rows if row["learning_rate"] == 1e30]
     assert len(good) == len(bad) == 4
     assert all(r["diverged_at"] is None and r["final_loss"] > 0 for r in good)
-    assert all(r["diverged_at"] and r["final_loss"] is None and r["skipped"] for r in bad)
+    assert all(r["diverged_at"] and r["skipped"] >= 10 for r in bad)
     assert all(value > 0 for r in good for _, value in r["sharpness_of_weights"])
 
 

@@ -135,7 +135,7 @@ def _arms(config: Config, path: str) -> dict[str, list[str]]:
     sweep = config.get("sweep")
     if not isinstance(sweep, ConfigDict) or not isinstance(config.get("simulate"), ConfigDict):
         raise InputError(f"--config={path}: it is no sweep's; start from pqt_jax.lab.grid.default")
-    arms = sweep.get("arms")
+    arms: Any = sweep.get("arms")
     arms = arms.to_dict() if isinstance(arms, ConfigDict) else arms
     good = isinstance(arms, dict) and all(
         isinstance(changes, tuple | list) and all(isinstance(c, str) and "=" in c for c in changes)

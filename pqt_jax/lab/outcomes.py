@@ -5,8 +5,9 @@
 Losses are those of the training batches, one for each step, in nats per token, NaN or Inf where a
 step was skipped.
 
-    diverged   a loss is not finite, or lies more than `margin` above the least loss before it, and
-               so does that of each of the next `window − 1` steps
+    diverged   a loss is not finite; or it and those of the next `window − 1` steps lie more than
+               `margin` above the least loss before it; or loss or gradient was not finite in
+               `config.watch.skips` steps in a row, where the trainer would have ended
     spikes     rows of steps whose score (`watch.spike_score`: standard deviations above the median
                of the steps before) is above a threshold; a row counts once
     final      the mean of the last `share` of the steps
@@ -26,8 +27,17 @@ import numpy as np
 
 from pqt_jax.watch import spike_score
 
+Losses = Sequence[float] | np.ndarray
 
-def diverged_at(losses: Sequence[float], *, margin: float = 0.5, window: int = 20) -> int | None:
+
+def diverged_at(
+    losses: Losses,
+    in_a_row: Losses = (),
+    *,
+    margin: float = 0.5,
+    window: int = 20,
+    skips: int = 10,
+) -> int | None:
     """The step at which a run diverged, counted from 1; None if it did not.
 
     Example:
@@ -38,10 +48,22 @@ def diverged_at(losses: Sequence[float], *, margin: float = 0.5, window: int = 2
 
     Args:
       losses: of every step from the first on.
+      in_a_row: of every step, how many of the last steps were skipped; of gradients that are not
+        finite the losses may know nothing.
       margin: nats above the least loss before.
       window: steps in a row.
+      skips: steps in a row.
     """
-    losses = np.asarray(losses, np.float64)
+    found = _by_losses(losses, margin, window)
+    rows = np.flatnonzero(np.asarray(in_a_row, int) >= skips)
+    if rows.size:
+        first = int(rows[0]) + 2 - skips  # of the row
+        return first if found is None else min(found, first)
+    return found
+
+
+def _by_losses(all_losses: Losses, margin: float, window: int) -> int | None:
+    losses = np.asarray(all_losses, np.float64)
     least = np.minimum.accumulate(np.where(np.isfinite(losses), losses, np.inf))
     before = np.concatenate([[np.inf], least[:-1]])
     above = losses > before + margin
@@ -55,7 +77,7 @@ def diverged_at(losses: Sequence[float], *, margin: float = 0.5, window: int = 2
     return None
 
 
-def spikes(losses: Sequence[float], *, threshold: float = 6.0, window: int = 100) -> int:
+def spikes(losses: Losses, *, threshold: float = 6.0, window: int = 100) -> int:
     """How many spikes there are.
 
     Example:
@@ -77,7 +99,7 @@ def spikes(losses: Sequence[float], *, threshold: float = 6.0, window: int = 100
     return count
 
 
-def final(losses: Sequence[float], *, share: float = 0.05) -> float:
+def final(losses: Losses, *, share: float = 0.05) -> float:
     """The mean loss of the last steps, at least one; NaN if one of them is not finite."""
     last = np.asarray(losses, np.float64)[-max(1, round(share * len(losses))) :]
     return float(last.mean()) if np.isfinite(last).all() else math.nan

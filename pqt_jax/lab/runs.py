@@ -49,8 +49,8 @@ def scaled(optimizer: optax.GradientTransformation) -> optax.GradientTransformat
     def init(params):
         return _Scaled(jnp.float32(1), optimizer.init(params))
 
-    def update(grads, state, params=None):
-        updates, inner = optimizer.update(grads, state.inner, params)
+    def update(updates: Any, state: Any, params: Any = None) -> Any:
+        updates, inner = optimizer.update(updates, state.inner, params)
         of_weight = lambda path: BITS not in path.split("/")  # noqa: E731
         scale = lambda path, u: (state.factor * u).astype(u.dtype) if of_weight(path) else u  # noqa: E731
         return map_paths(scale, updates), _Scaled(state.factor, inner)
@@ -110,19 +110,19 @@ def train(
         text.validation, length=length, batch=batch, count=config.log.validation_batches
     )
     measure = _measurements(graph, jnp.asarray(held_out[0], jnp.int32), sweep)
-    losses, waiting, measured = [], [], []
+    seen, waiting, measured = [], [], []
     for number in range(1, config.steps + 1):
         if sweep.sharpness_every and (number - 1) % sweep.sharpness_every == 0:
             measured.append((number - 1, measure(state.params)))
         rows = np.stack([next(order) for order in orders])[place]
         state, found = step(state, rows, keys)
-        waiting.append(found["loss"])
+        waiting.append((found["loss"], found["in_a_row"]))
         if number % _FETCH_EVERY == 0 or number == config.steps:
-            losses += jax.device_get(waiting)
+            seen += jax.device_get(waiting)
             waiting = []
         advance()
     validation = _validation(graph, jnp.asarray(held_out, jnp.int32))(state.params)
-    per_cell = np.stack(losses, 1).astype(np.float64)
+    losses, in_a_row = (np.stack(some, 1) for some in zip(*seen, strict=True))
     measured = [(at, jax.device_get(found)) for at, found in measured]
     return [
         {
@@ -130,7 +130,7 @@ def train(
             "learning_rate": float(rates[i]),
             "seed": int(seeds[i]),
             "steps": config.steps,
-            **_outcome(per_cell[i], sweep),
+            **_outcome(losses[i].astype(np.float64), in_a_row[i], config, sweep),
             "validation_loss": metrics.finite(float(validation[i])),
             "skipped": int(state.skipped[i]),
             **{
@@ -150,15 +150,18 @@ def _initializer(
     def init(seed, factor):
         params = nnx.state(learned_bits.make_model(config, nnx.Rngs(jax.random.key(seed))))
         none = jnp.zeros((), jnp.int32)
-        opt_state = optimizer.init(params)._replace(factor=factor)
-        return steps.TrainState(params, opt_state, none, none, none)
+        opt_state: Any = optimizer.init(params)
+        return steps.TrainState(params, opt_state._replace(factor=factor), none, none, none)
 
     return init
 
 
-def _outcome(losses: np.ndarray, sweep: Config) -> metrics.Record:
+def _outcome(
+    losses: np.ndarray, in_a_row: np.ndarray, config: Config, sweep: Config
+) -> metrics.Record:
     kept = losses[sweep.record_every - 1 :: sweep.record_every]
-    at = outcomes.diverged_at(losses, margin=sweep.margin, window=sweep.window)
+    limits = {"margin": sweep.margin, "window": sweep.window, "skips": config.watch.skips}
+    at = outcomes.diverged_at(losses, in_a_row, **limits)
     count = outcomes.spikes(losses, threshold=sweep.spike_score, window=sweep.spike_window)
     return {
         "losses": [metrics.finite(round(float(loss), 5)) for loss in kept],

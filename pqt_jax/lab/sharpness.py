@@ -197,7 +197,7 @@ def _lbfgsb(z, targets, epsilon, iterations):
             value, slope = value_and_slope(y, row, target)
             return float(value) / epsilon, np.asarray(slope, np.float64) * radius / epsilon
 
-        box = scipy.optimize.Bounds(-np.ones(row.size), np.ones(row.size))
+        box = [(-1, 1)] * row.size
         options = {"maxiter": iterations}
         best = scipy.optimize.minimize(
             descend, np.zeros(row.size), jac=True, method="L-BFGS-B", bounds=box, options=options

@@ -228,6 +228,7 @@ def simulate(model: M, rules: Mapping[str, Gemm | None]) -> M:
 
 def _simulate_nnx(model: Any, rules: Mapping[str, Gemm | None]) -> Any:
     copy, seen = nnx.clone(model), dict[str, bool]()
+    part: Any
     for path, part in nnx.iter_modules(copy):
         for name, value in vars(part).items():
             if not isinstance(value, nnx.Param):

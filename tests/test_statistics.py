@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright 2026 The pqt_jax Authors
+"""Intervals cover what they should, and scores that know everything or nothing are told as such."""
+
+import math
+
+import numpy as np
+import pytest
+import scipy.stats
+
+from pqt_jax.lab.statistics import lead_time, paired, roc, share
+
+
+@pytest.mark.parametrize("count, total", [(0, 8), (3, 8), (8, 8), (1, 32)])
+def test_an_exact_interval_is_where_the_tails_are_a_fortieth(count, total):
+    value, low, high = share(count, total)
+    assert value == count / total
+    if count:
+        assert scipy.stats.binom.sf(count - 1, total, low) == pytest.approx(0.025)
+    if count < total:
+        assert scipy.stats.binom.cdf(count, total, high) == pytest.approx(0.025)
+    assert (low == 0) == (count == 0) and (high == 1) == (count == total)
+
+
+def test_paired_differences_cover_the_mean_nineteen_times_in_twenty():
+    rng = np.random.default_rng(0)
+    inside = 0
+    for _ in range(1000):
+        common = rng.normal(0, 10, 8)  # of a cell, and much larger than the difference
+        _, low, high = paired(common + rng.normal(0.3, 1, 8), common)
+        inside += low <= 0.3 <= high
+    assert 930 <= inside <= 968  # 950 ± 2.6 standard deviations
+
+
+def test_pairs_without_both_are_left_out():
+    nan = math.nan
+    assert paired([2.0, nan, 4.0, 5.0], [1.0, 1.0, 3.0, nan]).value == 1.0
+    assert math.isnan(paired([nan], [1.0]).value)
+    value, low, high = paired([3.0], [1.0])
+    assert value == 2.0 and math.isnan(low) and math.isnan(high)
+
+
+def test_a_score_that_knows_all_or_nothing():
+    known = roc([0.1, 0.2, 0.8, 0.9], [False, False, True, True])
+    assert known.area.value == 1.0
+    assert roc([0.9, 0.8, 0.2, 0.1], [False, False, True, True]).area.value == 0.0
+    blind = roc([0.5] * 6, [True, False] * 3)
+    assert blind.area.value == 0.5 and blind.area.low < 0.5 < blind.area.high
+    assert math.isnan(roc([0.1, 0.2], [True, True]).area.value)
+
+
+def test_the_area_is_that_under_the_curve():
+    rng = np.random.default_rng(1)
+    diverged = rng.random(60) < 0.3
+    scores = np.round(rng.normal(size=60) + diverged, 1)  # with ties
+    curve = roc(scores, diverged)
+    assert curve.false_alarms[0] == curve.hits[0] == 0
+    assert curve.false_alarms[-1] == curve.hits[-1] == 1
+    assert np.trapezoid(curve.hits, curve.false_alarms) == pytest.approx(curve.area.value)
+    statistic = scipy.stats.mannwhitneyu(scores[diverged], scores[~diverged]).statistic
+    assert curve.area.value == pytest.approx(statistic / (diverged.sum() * (~diverged).sum()))
+
+
+def test_lead_times():
+    scores = [(0, 0.1), (20, 0.5), (40, 0.2), (60, 3.0)]
+    assert lead_time(scores, 61, 0.4) == 41 and lead_time(scores, 61, 1.0) == 1
+    assert lead_time(scores, 60, 1.0) is None and lead_time(scores, 20, 0.4) is None

@@ -8,6 +8,9 @@ that has ended. What only one of them notices, a signal or an error, is therefor
 """
 
 import os
+import socket
+import threading
+import time
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
@@ -18,13 +21,15 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from pqt_jax.errors import InputError, OutputError
+from pqt_jax.errors import InputError, OutputError, tell
+from pqt_jax.signals import ending_at_once
 
 T = TypeVar("T")
 
 LOST = 4  # exit code
 VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 _WAIT = "PQT_JAX_WAIT"  # seconds to wait for the others, at the start and for a sign of life
+_PATIENCE = 300  # JAX's own, at the start
 _GIVE = f"set {', '.join(VARIABLES)}, or start by srun, mpirun, or on a TPU or Kubernetes cluster"
 
 
@@ -54,20 +59,52 @@ def join() -> None:
     if any(values) and not (all(map(str.isdecimal, numbers)) and int(numbers[1]) < int(numbers[0])):
         given = ", ".join(map("=".join, zip(VARIABLES[1:], numbers, strict=True)))
         raise InputError(f"--distributed: {given}; the second counts from 0 to below the first")
-    if address and not address.rpartition(":")[2].isdecimal():
+    host, _, port = address.rpartition(":")
+    if address and not (host and port.isdecimal() and 0 < int(port) < 2**16):
         raise InputError(f"--distributed: {VARIABLES[0]}={address!r}; it must be HOST:PORT")
     count, index = map(int, numbers) if address else (None, None)
-    wait = int(os.environ.get(_WAIT, "0"))
-    waits: Any = {"initialization_timeout": wait, "heartbeat_timeout_seconds": wait} if wait else {}
+    wait = os.environ.get(_WAIT, "")
+    if wait and not (wait.isdecimal() and int(wait)):
+        raise InputError(f"{_WAIT}={wait!r}; it must be a whole number of seconds, 1 or more")
+    waits: Any = dict.fromkeys(
+        ("initialization_timeout", "heartbeat_timeout_seconds"), int(wait or 0)
+    )
     jax.config.update("jax_enable_preemption_service", False)  # signals are ours
+    patience = int(wait or _PATIENCE)
+    said = threading.Timer(5, tell, [f"waiting for the other processes, {patience} s at most"])
+    said.daemon = True
+    said.start()
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), ending_at_once():
             warnings.simplefilter("ignore")  # of clusters that it looks for in vain
+            if index:
+                _reach(host, int(port), patience)
             jax.distributed.initialize(address or None, count, index, **waits)
     except ValueError:
         raise InputError(f"--distributed: no other process can be found; {_GIVE}") from None
     except RuntimeError as error:
+        if isinstance(error, ProcessError):
+            raise
         raise ProcessError(f"--distributed: {str(error).splitlines()[0]}") from None
+    finally:
+        said.cancel()
+
+
+def _reach(host: str, port: int, patience: int) -> None:
+    """Wait until process 0 listens: JAX would end the process where it does not, by an abort."""
+    end = time.monotonic() + patience
+    while True:
+        try:
+            socket.create_connection((host.strip("[]"), port), timeout=5).close()
+            return
+        except OSError as error:
+            if time.monotonic() >= end:
+                why = error.strerror or str(error)
+                raise ProcessError(
+                    f"--distributed: process 0 does not answer at {VARIABLES[0]}={host}:{port} "
+                    f"({why}); start it there, or mend the address"
+                ) from None
+            time.sleep(0.2)
 
 
 def is_first() -> bool:

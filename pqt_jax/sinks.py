@@ -51,6 +51,12 @@ def check(log: Config) -> None:
                 f"config.log.{field}={log[field]!r}; it needs {package}, which is not installed: "
                 "pip install 'pqt_jax[log]'"
             )
+    name = log.wandb
+    if name and (not name.strip() or len(name) > 128 or set(name) & set("/\\#?%:")):
+        raise InputError(
+            f"config.log.wandb={name!r}; it must be the name of a project, of 128 letters at most "
+            "and without / \\ # ? % :"
+        )
 
 
 def start(config: Config, workdir: Path, step: int) -> list[Sink]:

@@ -24,11 +24,15 @@ def text(tmp_path):
     return f"--config.data.files={tiny.write_text(tmp_path / 'text.txt')}"
 
 
-def start_all(*arguments, count=2, own=None, **variables):
-    """So many processes, with four devices in all."""
+def free_port():
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
+        return listener.getsockname()[1]
+
+
+def start_all(*arguments, count=2, own=None, **variables):
+    """So many processes, with four devices in all."""
+    port = free_port()
     given = ["--distributed", "--config.mesh.data=0", *arguments]
     return [
         start(
@@ -71,7 +75,8 @@ def test_two_processes_train_as_one_also_after_a_signal_to_one_of_them(tmp_path,
     both[1].send_signal(signal.SIGTERM)
     (out, err), (other, other_err) = (end(p, 128 + signal.SIGTERM) for p in both)
     assert re.search(r"stopped at step \d+ of 24; run the command again", out)
-    assert not SAID.search(other) and err == other_err == ""
+    assert not SAID.search(other) and err == ""
+    assert other_err.startswith("stopping after this step") and other_err.count("\n") == 1
     alone = start(
         f"--workdir={tmp_path / 'two'}", text, "--config.steps=24", JAX_NUM_CPU_DEVICES="1"
     )
@@ -158,8 +163,9 @@ def test_a_process_without_the_others_waits_and_says_so(tmp_path, text):
         PQT_JAX_WAIT="5",
     )
     out, err = missing.communicate(timeout=120)
-    assert missing.returncode not in (0, 2) and not (tmp_path / "run").exists(), out + err
-    assert "DEADLINE_EXCEEDED" in err
+    assert missing.returncode == processes.LOST and not (tmp_path / "run").exists(), out + err
+    assert "process 0 does not answer at JAX_COORDINATOR_ADDRESS=127.0.0.1:1 (" in err
+    assert err.count("\n") == 1
 
 
 BAD = {
@@ -168,6 +174,8 @@ BAD = {
     "too large": (("a:1", "2", "2"), "JAX_NUM_PROCESSES=2, JAX_PROCESS_ID=2; the second counts"),
     "text": (("a:1", "two", "0"), "JAX_NUM_PROCESSES=two, JAX_PROCESS_ID=0; the second counts"),
     "no port": (("a", "2", "0"), "JAX_COORDINATOR_ADDRESS='a'; it must be HOST:PORT"),
+    "no such port": (("a:99999", "2", "0"), "='a:99999'; it must be HOST:PORT"),
+    "no host": ((":1", "2", "0"), "=':1'; it must be HOST:PORT"),
 }
 
 
@@ -177,6 +185,32 @@ def test_an_environment_that_does_not_say_it_is_refused(monkeypatch, values, mes
         monkeypatch.setenv(name, value)
     with pytest.raises(InputError, match=re.escape(message)):
         processes.join()
+
+
+@pytest.mark.parametrize("wait", ["-5", "0", "1.5", "abc"])
+def test_a_wait_that_is_none_is_refused(monkeypatch, wait):
+    for name, value in zip(processes.VARIABLES, ("a:1", "2", "0"), strict=True):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("PQT_JAX_WAIT", wait)
+    with pytest.raises(InputError, match=f"PQT_JAX_WAIT='{wait}'; it must be a whole number"):
+        processes.join()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("index", ["0", "1"])
+def test_a_process_that_waits_ends_at_a_signal(tmp_path, text, index):
+    waiting = start(
+        f"--workdir={tmp_path / 'run'}",
+        text,
+        "--distributed",
+        JAX_COORDINATOR_ADDRESS=f"localhost:{free_port()}",
+        JAX_NUM_PROCESSES="2",
+        JAX_PROCESS_ID=index,
+    )
+    wait_for(waiting, "waiting for the other processes, 300 s at most")
+    waiting.send_signal(signal.SIGTERM)
+    assert waiting.wait(10) == -signal.SIGTERM
+    waiting.communicate()
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from pqt_jax.signals import NUMBERS, interruptions
+from pqt_jax.signals import NUMBERS, ending_at_once, interruptions
 
 PROGRAM = """
 import hashlib
@@ -20,7 +20,7 @@ with interruptions():
 
 
 @pytest.mark.parametrize("pair", [NUMBERS, NUMBERS[::-1], NUMBERS[:1] * 2])
-def test_a_second_signal_ends_the_process_at_once_and_silently(pair):
+def test_a_second_signal_ends_the_process_at_once(pair):
     pipe = subprocess.PIPE
     process = subprocess.Popen([sys.executable, "-c", PROGRAM], stdout=pipe, stderr=pipe)
     assert process.stdout.readline() == b"ready\n"
@@ -29,7 +29,29 @@ def test_a_second_signal_ends_the_process_at_once_and_silently(pair):
         process.wait(0.5)
     process.send_signal(pair[1])
     _, err = process.communicate(timeout=20)
-    assert process.returncode == 128 + pair[1] and err == b""
+    assert process.returncode == 128 + pair[1]
+    assert err.startswith(b"stopping after this step; another") and err.count(b"\n") == 1
+
+
+def test_a_lost_terminal_is_noted_unless_it_is_ignored():
+    with interruptions() as received:
+        signal.raise_signal(signal.SIGHUP)
+        assert received == [signal.SIGHUP]
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    try:
+        with interruptions() as received:
+            signal.raise_signal(signal.SIGHUP)
+            assert received == [] and signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_where_a_process_waits_signals_do_what_they_do_by_default():
+    with interruptions() as received:
+        with ending_at_once():
+            assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+        signal.raise_signal(signal.SIGTERM)
+        assert received == [signal.SIGTERM]
 
 
 def test_the_first_is_noted_and_handlers_come_back():

@@ -127,6 +127,15 @@ def test_a_package_that_is_missing_is_one_line(tmp_path, monkeypatch, capsys, op
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("name", ["a/b", " ", "x" * 129, "50%"])
+def test_a_name_that_is_no_projects_is_refused_before_the_workdir_is_made(tmp_path, capsys, name):
+    text = tiny.write_text(tmp_path / "text.txt")
+    given = [f"--config={tiny.__file__}", f"--workdir={tmp_path / 'run'}"]
+    given += [f"--config.data.files={text}", f"--config.log.wandb={name}"]
+    assert "it must be the name of a project" in refused(train.main, given, capsys)
+    assert not (tmp_path / "run").exists()
+
+
 def test_what_fails_before_training_is_one_line(tmp_path, monkeypatch, capfd):
     monkeypatch.setenv("WANDB_MODE", "offline")
     config = tiny.get_config()

@@ -134,6 +134,7 @@ def test_a_prepared_folder_that_has_changed_is_refused(prepared):
         (text.replace('"version": 1', '"version": 2'), "is of version 2, and this reads 1"),
         (json.dumps({"version": 1}), "index.json is damaged"),
         ("[]", "index.json is damaged"),
+        (json.dumps(json.loads(text) | {"vocab_size": -5}), "index.json is damaged"),
     ):
         index.write_text(content)
         with pytest.raises(InputError, match=message):

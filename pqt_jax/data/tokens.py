@@ -152,7 +152,10 @@ def _parse(folder: Path, index: dict[str, Any]) -> Index:
         ]
         for part in PARTS
     }
-    return Index(int(index["vocab_size"]), int(index["end"]), about, shards)
+    size, end = int(index["vocab_size"]), int(index["end"])
+    if not 0 <= end < size:
+        raise ValueError(f"vocab_size={size}, end={end}")
+    return Index(size, end, about, shards)
 
 
 def _prepared(folder: Path, vocab_size: int) -> Text:

@@ -5,6 +5,7 @@
     share        k of n, with the exact interval of Clopper and Pearson
     paired       the mean difference of two arms over the same cells, with Student's interval
     roc          how well a score tells runs that will diverge from runs that will not
+    landmarks    the same at each step, for the runs that have not diverged by then
     lead_time    how long before it diverges a run's score has crossed a threshold
 
 Source: Clopper and Pearson (1934), Biometrika 26; the area under the ROC is the Mann–Whitney
@@ -19,6 +20,23 @@ import numpy as np
 import scipy.stats
 
 from pqt_jax.intervals import CONFIDENCE, Interval
+from pqt_jax.lab.cells import Cells
+from pqt_jax.lab.outcomes import Losses
+
+
+class Landmark(NamedTuple):
+    """Sharpness at a step as a forecast.
+
+    Attributes:
+      step: at which it was measured.
+      bad, good: of the runs that had not diverged by then, those that did later and that did not.
+      roc: of the sharpness of these runs.
+    """
+
+    step: int
+    bad: int
+    good: int
+    roc: "Roc"
 
 
 class Roc(NamedTuple):
@@ -52,7 +70,7 @@ def share(count: int, total: int) -> Interval:
     return Interval(count / total, float(result.low), float(result.high))
 
 
-def paired(values: Sequence[float], others: Sequence[float]) -> Interval:
+def paired(values: Losses, others: Losses) -> Interval:
     """The mean of `values − others`, pair by pair, with Student's interval.
 
     Example:
@@ -102,6 +120,30 @@ def roc(scores: Sequence[float], diverged: Sequence[bool]) -> Roc:
     reach = float(scipy.stats.norm.ppf((1 + CONFIDENCE) / 2)) * error
     within = Interval(area, max(0.0, area - reach), min(1.0, area + reach))
     return Roc(false_alarms, hits, thresholds, within)
+
+
+def landmarks(cells: Cells) -> list[Landmark]:
+    """How well sharpness at a step tells which runs will diverge, at each step it was measured at.
+
+    Only runs that have not diverged by then count, so that nothing is foretold afterwards. Runs of
+    all arms and learning rates are together: what a high rate does to both is in the figure, too.
+
+    Returns:
+      The steps at which there are runs of both kinds.
+    """
+    known: dict[int, list[tuple[float, bool]]] = {}
+    for row in cells.rows.values():
+        end = row["diverged_at"]
+        for step, value in row.get("sharpness", []):
+            if value is not None and (end is None or step < end):
+                known.setdefault(step, []).append((value, end is not None))
+    found = []
+    for step, pairs in sorted(known.items()):
+        scores, diverged = zip(*pairs, strict=True)
+        if 0 < sum(diverged) < len(pairs):
+            bad = sum(diverged)
+            found.append(Landmark(step, bad, len(pairs) - bad, roc(scores, diverged)))
+    return found
 
 
 def lead_time(

@@ -27,9 +27,10 @@ from pqt_jax import workdir as workdirs
 from pqt_jax.data import pipeline, source, tokens
 from pqt_jax.errors import InputError
 from pqt_jax.lab import grid, runs
+from pqt_jax.lab.cells import TABLE
 from pqt_jax.lab.grid import Arm, Grid
 
-TABLE, PARTS = "runs.jsonl", "parts"
+PARTS = "parts"
 
 
 class Part(NamedTuple):

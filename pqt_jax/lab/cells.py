@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright 2026 The pqt_jax Authors
+"""The table of a sweep as cells: arm × learning rate × seed."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from pqt_jax import metrics, workdir
+from pqt_jax.errors import InputError, system_reason
+
+TABLE = "runs.jsonl"
+_FIELDS = {"arm", "learning_rate", "seed", "steps", "losses", "final_loss", "diverged_at", "spikes"}
+
+
+class Cells(NamedTuple):
+    """A sweep's runs.
+
+    Attributes:
+      arms: names, in the order of the config; the first is what others are compared with.
+      rates, seeds: from the lowest on.
+      rows: (arm, rate, seed) → record of `runs.train`.
+      about: `run.json` of the sweep.
+    """
+
+    arms: list[str]
+    rates: list[float]
+    seeds: list[int]
+    rows: dict[tuple[str, float, int], metrics.Record]
+    about: dict[str, Any]
+
+    def of(self, arm: str, rate: float | None = None) -> Iterator[metrics.Record]:
+        """Rows of an arm, at one rate or at all, by rate and seed."""
+        for one in self.rates if rate is None else [rate]:
+            for seed in self.seeds:
+                if row := self.rows.get((arm, one, seed)):
+                    yield row
+
+    def grid(self, arm: str, field: str) -> np.ndarray:
+        """float64[seeds, rates] of a field; NaN where it is null or there is no run."""
+        values = [
+            [self.rows.get((arm, rate, seed), {}).get(field) for rate in self.rates]
+            for seed in self.seeds
+        ]
+        return np.array([[np.nan if v is None else v for v in row] for row in values], np.float64)
+
+    def diverged(self, arm: str) -> np.ndarray:
+        """bool[seeds, rates]."""
+        return np.isfinite(self.grid(arm, "diverged_at"))
+
+    def curves(self, arm: str, rate: float) -> np.ndarray:
+        """float64[runs, points] of the losses that were kept."""
+        rows = [row["losses"] for row in self.of(arm, rate)]
+        return np.array([[np.nan if v is None else v for v in row] for row in rows], np.float64)
+
+    def sharpness(self, arm: str, rate: float) -> tuple[np.ndarray, np.ndarray]:
+        """int[points] steps and float64[runs, points]."""
+        rows = [row.get("sharpness", []) for row in self.of(arm, rate)]
+        at = np.array([step for step, _ in rows[0]] if rows else [], int)
+        values = [[np.nan if v is None else v for _, v in row] for row in rows]
+        return at, np.array(values, np.float64).reshape(len(rows), at.size)
+
+
+def read(folder: Path) -> Cells:
+    """Read what a sweep has written, also one that is not at its end.
+
+    Raises:
+      InputError: if there is nothing, or something that is no row of a sweep.
+    """
+    about = workdir.read(folder, "")
+    parts = sorted(folder.glob("parts/*.jsonl"))
+    rows = {}
+    for path in parts:
+        try:
+            lines = path.read_text().splitlines()
+        except OSError as error:
+            why = system_reason(error, "give the workdir of a sweep")
+            raise InputError(f"{path} cannot be read: {why}") from None
+        for number, line in enumerate(lines, 1):
+            try:
+                row = json.loads(line)
+                assert _FIELDS <= row.keys()
+            except (ValueError, AssertionError, AttributeError):
+                raise InputError(
+                    f"{path}: line {number} is no row of a sweep; delete the file and run the "
+                    "sweep again"
+                ) from None
+            rows[row["arm"], row["learning_rate"], row["seed"]] = row
+    if not rows:
+        raise InputError(f"{folder} holds no runs of a sweep yet; give the workdir of one")
+    arms = list(dict.fromkeys(arm for arm, _, _ in rows))
+    rates, seeds = (sorted({key[i] for key in rows}) for i in (1, 2))
+    return Cells(arms, rates, seeds, rows, about)

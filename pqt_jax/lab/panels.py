@@ -1,0 +1,180 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright 2026 The pqt_jax Authors
+"""Pictures of a sweep: cells → figures."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from pqt_jax.lab.cells import Cells
+from pqt_jax.lab.statistics import landmarks, share
+from pqt_jax.looks import look
+
+_BAND = (0.1, 0.5, 0.9)  # quantiles over seeds
+
+
+def heat(cells: Cells) -> Figure:
+    """Final loss of every run, a map for each arm: seeds by learning rates."""
+    figure, axes = _panels(len(cells.arms), 2.3 + 0.22 * len(cells.rates), 3.0)
+    finals = {arm: cells.grid(arm, "final_loss") for arm in cells.arms}
+    known = np.concatenate([f[np.isfinite(f)] for f in finals.values()])
+    low, high = (known.min(), np.quantile(known, 0.9)) if known.size else (0.0, 1.0)
+    image = None
+    for arm, ax in zip(cells.arms, axes, strict=False):
+        values = np.where(np.isfinite(finals[arm]), finals[arm], high)
+        image = ax.imshow(
+            values, vmin=low, vmax=max(high, low + 1e-9), cmap="cividis", aspect="auto"
+        )
+        for row, column in np.argwhere(cells.diverged(arm)):
+            ax.text(column, row, "×", ha="center", va="center", color="#d9302a", fontsize=13)
+        ax.set_title(_shown(arm), fontsize=10)
+        ax.set_xticks(range(len(cells.rates)), [f"{rate:g}" for rate in cells.rates], fontsize=8)
+        ax.set_yticks(range(len(cells.seeds)), [str(seed) for seed in cells.seeds], fontsize=7)
+        ax.set_xlabel("learning rate", fontsize=8)
+    axes[0].set_ylabel("seed", fontsize=8)
+    if image is not None:
+        figure.colorbar(image, ax=list(axes), label="final loss, nats", shrink=0.8)
+    return figure
+
+
+def losses(cells: Cells) -> Figure:
+    """Training loss by step: median over seeds and the band of the middle eighty percent."""
+    figure, axes = _panels(len(cells.rates), 4.4, 3.3)
+    every = cells.about["config"]["sweep"]["record_every"]
+    lows, starts = [], []
+    for rate, ax in zip(cells.rates, axes, strict=False):
+        for i, arm in enumerate(cells.arms):
+            curves = cells.curves(arm, rate)
+            steps = every * (1 + np.arange(curves.shape[1]))
+            low, middle, high = _quantiles(curves)
+            _band(ax, steps, low, middle, high, i, arm)
+            lows.extend(low[np.isfinite(low)])
+            starts.extend(middle[:1][np.isfinite(middle[:1])])
+        ax.set_title(f"learning rate {rate:g}", fontsize=10)
+        ax.set_xlabel("step")
+    for ax in axes:
+        if lows and starts and max(starts) > min(lows):  # what diverges leaves the picture
+            room = max(starts) - min(lows)
+            ax.set_ylim(min(lows) - 0.05 * room, max(starts) + 0.3 * room)
+    axes[0].set_ylabel("loss, nats per token")
+    return _legend(figure, axes[0])
+
+
+def finals(cells: Cells) -> Figure:
+    """Final loss by learning rate: median over all seeds, runs that diverged with them."""
+    figure, (ax, other) = _two()
+    for i, arm in enumerate(cells.arms):
+        values = cells.grid(arm, "final_loss")
+        low, middle, high = _quantiles(np.where(np.isfinite(values), values, np.inf))
+        _band(ax, np.array(cells.rates), low, middle, high, i, arm, marked=True)
+        shares = [share(int(column.sum()), len(column)) for column in cells.diverged(arm).T]
+        shift = 1.04 ** (i - len(cells.arms) / 2)
+        middle = np.array([s.value for s in shares])
+        errors = [[s.value - s.low for s in shares], [s.high - s.value for s in shares]]
+        style = look(i)
+        x = np.array(cells.rates) * shift
+        other.errorbar(
+            x, middle, errors, color=style.color, fmt=style.marker, ms=4, lw=1, capsize=2
+        )
+    known = np.concatenate([cells.grid(arm, "final_loss").ravel() for arm in cells.arms])
+    known = known[np.isfinite(known)]
+    if known.size:
+        ax.set_ylim(known.min() - 0.1, min(known.max(), known.min() + 4) + 0.1)
+    for axes in (ax, other):
+        axes.set_xscale("log")
+        axes.set_xlabel("learning rate")
+        axes.grid(alpha=0.3)
+    ax.set_ylabel("final loss, nats per token")
+    other.set_ylabel("share of seeds that diverged")
+    other.set_ylim(-0.03, 1.03)
+    return _legend(figure, ax)
+
+
+def sharpness(cells: Cells) -> Figure:
+    """Sharpness of the last token's logits by step, median and band over seeds."""
+    figure, axes = _panels(len(cells.rates), 4.4, 3.3)
+    for rate, ax in zip(cells.rates, axes, strict=False):
+        for i, arm in enumerate(cells.arms):
+            steps, values = cells.sharpness(arm, rate)
+            low, middle, high = _quantiles(np.where(values > 0, values, np.nan))
+            _band(ax, steps, low, middle, high, i, arm)
+        ax.set_title(f"learning rate {rate:g}", fontsize=10)
+        ax.set_xlabel("step")
+        ax.set_yscale("log")
+    axes[0].set_ylabel("sharpness, %")
+    return _legend(figure, axes[0])
+
+
+def warning(cells: Cells) -> Figure:
+    """Whether sharpness tells, at each step, which of the runs still whole will diverge."""
+    figure, (ax, other) = _two()
+    found = landmarks(cells)
+    steps = [mark.step for mark in found]
+    area = np.array([mark.roc.area for mark in found]).reshape(-1, 3).T
+    ax.axhline(0.5, color="#888", lw=1, ls=":")
+    ax.fill_between(steps, area[1], area[2], color=look(0).color, alpha=0.2, lw=0)
+    ax.plot(steps, area[0], color=look(0).color)
+    ax.set_ylim(0, 1.02)
+    ax.set_xlabel("step at which it is measured")
+    ax.set_ylabel("area under the ROC")
+    if found:
+        best = max(found, key=lambda mark: mark.bad)
+        other.plot(
+            best.roc.false_alarms, best.roc.hits, color=look(1).color, drawstyle="steps-post"
+        )
+        other.set_title(
+            f"step {best.step}: {best.bad} of {best.bad + best.good} diverge later", fontsize=10
+        )
+    other.plot([0, 1], [0, 1], color="#888", lw=1, ls=":")
+    other.set_xlabel("false alarms, share of the others")
+    other.set_ylabel("hits, share of runs that diverge")
+    return figure
+
+
+def _panels(count: int, width: float, height: float) -> tuple[Figure, Sequence[Axes]]:
+    columns = min(4, count)
+    rows = -(-count // columns)
+    figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    for ax in axes[count:]:
+        ax.set_visible(False)
+    return figure, list(axes[:count])
+
+
+def _two() -> tuple[Figure, Sequence[Axes]]:
+    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    return figure, figure.subplots(1, 2)
+
+
+def _quantiles(values: np.ndarray) -> np.ndarray:
+    """[3, points] over the runs; of NaN, which come from divergence, the worst is made."""
+    if not values.size:
+        return np.full((3, values.shape[1]), np.nan)
+    worst = np.where(np.isnan(values), np.inf, values)
+    found = np.quantile(worst, _BAND, axis=0, method="nearest")
+    return np.where(np.isfinite(found), found, np.nan)
+
+
+def _band(
+    ax: Axes, x: np.ndarray, low, middle, high, i: int, arm: str, marked: bool = False
+) -> None:
+    style = look(i)
+    marker = style.marker if marked or len(x) == 1 else None
+    ax.plot(
+        x, middle, color=style.color, ls=style.dash, marker=marker, ms=4, lw=1.4, label=_shown(arm)
+    )
+    ax.fill_between(
+        x, low, np.where(np.isnan(high), middle, high), color=style.color, alpha=0.12, lw=0
+    )
+
+
+def _shown(arm: str) -> str:
+    return arm.replace("$", r"\$")
+
+
+def _legend(figure: Figure, ax: Axes) -> Figure:
+    handles, labels = ax.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=5, fontsize=8, frameon=False)
+    return figure

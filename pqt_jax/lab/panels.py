@@ -119,17 +119,15 @@ def warning(cells: Cells) -> Figure:
     ax.set_ylim(0, 1.02)
     ax.set_xlabel("step at which it is measured")
     ax.set_ylabel("area under the ROC")
-    if found:
-        best = max(found, key=lambda mark: mark.bad)
-        other.plot(
-            best.roc.false_alarms, best.roc.hits, color=look(1).color, drawstyle="steps-post"
-        )
-        other.set_title(
-            f"step {best.step}: {best.bad} of {best.bad + best.good} diverge later", fontsize=10
-        )
+    for i, mark in enumerate(found[len(found) // 4 :: max(1, len(found) // 4)][:3]):
+        label = f"step {mark.step}: {mark.bad} of {mark.bad + mark.good} diverge later"
+        style = look(i + 1)
+        x, y = mark.roc.false_alarms, mark.roc.hits
+        other.plot(x, y, color=style.color, label=label)
     other.plot([0, 1], [0, 1], color="#888", lw=1, ls=":")
     other.set_xlabel("false alarms, share of the others")
     other.set_ylabel("hits, share of runs that diverge")
+    other.legend(fontsize=8, loc="lower right")
     return figure
 
 

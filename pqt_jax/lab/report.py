@@ -56,9 +56,8 @@ PICTURES: dict[str, tuple[str, str, Callable[[Cells], Figure]]] = {
         "Does sharpness warn?",
         "Left: at each step, the area under the ROC of sharpness as a forecast of divergence, "
         "among the runs that have not diverged by then, with 95 % intervals; 0.5 is chance. "
-        "Right: the ROC at the step with most runs that diverge later. Runs of all arms and "
-        "rates are together, so that what a high rate does to sharpness and to divergence "
-        "alike is in it.",
+        "Right: the ROC at some steps. Runs of all arms and rates are together, so that what "
+        "a high rate does to sharpness and to divergence alike is in it.",
         panels.warning,
     ),
 }

@@ -51,6 +51,33 @@ def join() -> None:
       InputError: if the environment does not say it.
       ProcessError: if the others cannot be reached in time.
     """
+    address, count, index, wait = _environment()
+    waits: Any = {}
+    if wait:
+        waits = {"initialization_timeout": wait, "heartbeat_timeout_seconds": wait}
+    patience = wait or _PATIENCE
+    jax.config.update("jax_enable_preemption_service", False)  # signals are ours
+    said = threading.Timer(5, tell, [f"waiting for the other processes, {patience} s at most"])
+    said.daemon = True
+    said.start()
+    try:
+        with warnings.catch_warnings(), ending_at_once():
+            warnings.simplefilter("ignore")  # of clusters that it looks for in vain
+            if address and index:
+                _reach(address, patience)
+            jax.distributed.initialize(address, count, index, **waits)
+    except ValueError:
+        raise InputError(f"--distributed: no other process can be found; {_GIVE}") from None
+    except ProcessError:
+        raise
+    except RuntimeError as error:
+        raise ProcessError(f"--distributed: {str(error).splitlines()[0]}") from None
+    finally:
+        said.cancel()
+
+
+def _environment() -> tuple[str | None, int | None, int | None, int | None]:
+    """Address, number of processes, index of this one, seconds to wait; None for what is unsaid."""
     values = [os.environ.get(name, "") for name in VARIABLES]
     if any(values) and not all(values):
         name = VARIABLES[values.index("")]
@@ -62,46 +89,26 @@ def join() -> None:
     host, _, port = address.rpartition(":")
     if address and not (host and port.isdecimal() and 0 < int(port) < 2**16):
         raise InputError(f"--distributed: {VARIABLES[0]}={address!r}; it must be HOST:PORT")
-    count, index = map(int, numbers) if address else (None, None)
     wait = os.environ.get(_WAIT, "")
     if wait and not (wait.isdecimal() and int(wait)):
         raise InputError(f"{_WAIT}={wait!r}; it must be a whole number of seconds, 1 or more")
-    waits: Any = dict.fromkeys(
-        ("initialization_timeout", "heartbeat_timeout_seconds"), int(wait or 0)
-    )
-    jax.config.update("jax_enable_preemption_service", False)  # signals are ours
-    patience = int(wait or _PATIENCE)
-    said = threading.Timer(5, tell, [f"waiting for the other processes, {patience} s at most"])
-    said.daemon = True
-    said.start()
-    try:
-        with warnings.catch_warnings(), ending_at_once():
-            warnings.simplefilter("ignore")  # of clusters that it looks for in vain
-            if index:
-                _reach(host, int(port), patience)
-            jax.distributed.initialize(address or None, count, index, **waits)
-    except ValueError:
-        raise InputError(f"--distributed: no other process can be found; {_GIVE}") from None
-    except RuntimeError as error:
-        if isinstance(error, ProcessError):
-            raise
-        raise ProcessError(f"--distributed: {str(error).splitlines()[0]}") from None
-    finally:
-        said.cancel()
+    count, index = map(int, numbers) if address else (None, None)
+    return address or None, count, index, int(wait) if wait else None
 
 
-def _reach(host: str, port: int, patience: int) -> None:
+def _reach(address: str, patience: int) -> None:
     """Wait until process 0 listens: JAX would end the process where it does not, by an abort."""
+    host, _, port = address.rpartition(":")
     end = time.monotonic() + patience
     while True:
         try:
-            socket.create_connection((host.strip("[]"), port), timeout=5).close()
+            socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
             return
         except OSError as error:
             if time.monotonic() >= end:
                 why = error.strerror or str(error)
                 raise ProcessError(
-                    f"--distributed: process 0 does not answer at {VARIABLES[0]}={host}:{port} "
+                    f"--distributed: process 0 does not answer at {VARIABLES[0]}={address} "
                     f"({why}); start it there, or mend the address"
                 ) from None
             time.sleep(0.2)

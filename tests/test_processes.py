@@ -8,6 +8,7 @@ import signal
 import socket
 import time
 
+import jax
 import numpy as np
 import pytest
 import tiny
@@ -194,6 +195,18 @@ def test_a_wait_that_is_none_is_refused(monkeypatch, wait):
     monkeypatch.setenv("PQT_JAX_WAIT", wait)
     with pytest.raises(InputError, match=f"PQT_JAX_WAIT='{wait}'; it must be a whole number"):
         processes.join()
+
+
+@pytest.mark.parametrize("wait", ["", "7"])
+def test_jax_waits_as_long_as_it_likes_unless_it_is_told(monkeypatch, wait):
+    told = []
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *a, **k: told.append((a, k)))
+    for name, value in zip(processes.VARIABLES, ("h:1", "2", "0"), strict=True):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("PQT_JAX_WAIT", wait)
+    processes.join()
+    waits = {"initialization_timeout": 7, "heartbeat_timeout_seconds": 7} if wait else {}
+    assert told == [(("h:1", 2, 0), waits)]
 
 
 @pytest.mark.slow

@@ -177,7 +177,10 @@ DAMAGE = {
 }
 
 
-@pytest.mark.parametrize("kind", DAMAGE)
+SLOW = [pytest.param(kind, marks=pytest.mark.slow) for kind in ("truncated", "emptied", "zeroed")]
+
+
+@pytest.mark.parametrize("kind", ["changed", "deleted", *SLOW])
 def test_damage_to_any_file_is_found_or_does_no_harm(tmp_path, capfd, kind):
     """Never other values, never a traceback; and what holds values is always found."""
     config = tiny.get_config()

@@ -131,7 +131,7 @@ def size(shape):
 
 
 @pytest.mark.parametrize(
-    "sizes", [*(pytest.param(n, marks=SLOW) for n in [(8, 1, 1), (1, 8, 1)]), (1, 4, 2)], ids=str
+    "sizes", [pytest.param(n, marks=SLOW) for n in [(8, 1, 1), (1, 8, 1), (1, 4, 2)]], ids=str
 )
 def test_sampling_moves_nothing_but_bits(sizes):
     sampled, bare = collectives(sizes, "gaussws"), collectives(sizes, "bf16")

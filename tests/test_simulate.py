@@ -100,6 +100,7 @@ def test_the_three_products_have_the_operands_they_should(scale):
             np.testing.assert_allclose(got, want, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_products_of_other_shapes_are_cut_into_the_same_blocks():
     """Axes summed over in the middle, batches, heads: as matrices they are those of a plain one."""
     rng = np.random.default_rng(0)

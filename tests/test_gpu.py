@@ -2,12 +2,20 @@
 # Copyright 2026 The pqt_jax Authors
 """benchmarks/gpu.py, as far as it runs without a GPU."""
 
+import functools
 import json
 import pathlib
 import subprocess
 import sys
 
+import jax.numpy as jnp
+import numpy as np
 import pytest
+
+from pqt_jax import reference
+from pqt_jax.formats import FP32
+from pqt_jax.noise import noise_codes, noise_tile
+from pqt_jax.spec import Spec
 
 SCRIPT = pathlib.Path(__file__).parents[1] / "benchmarks" / "gpu.py"
 
@@ -36,3 +44,34 @@ def test_every_section_runs(tmp_path):
 def test_without_a_gpu_it_says_so():
     done = run()
     assert done.returncode == 2 and "no GPU; --smoke runs anywhere" in done.stderr
+
+
+@pytest.mark.parametrize("dtype, count", [("float32", 18951), ("bfloat16", 18871)])
+def test_uniform_noise_fused_or_not_is_within_what_the_section_allows(monkeypatch, dtype, count):
+    """An H200 differed from the CPU by these counts beyond 1e-6 of the result (LOG.md)."""
+    monkeypatch.syspath_prepend(SCRIPT.parent)
+    import gpu_exact
+
+    spec = Spec(noise="uniform", dtype=FP32)
+    w, step = gpu_exact.weights(smoke=False)
+    operands = (jnp.asarray(w, dtype), step, *gpu_exact.PLACE)
+    want, absmax = gpu_exact._on_cpu(functools.partial(reference.forward, spec), operands)
+    shape, cut = (2, 129 * 32, 35 * 32), (slice(None), slice(4100), slice(1090))
+    codes = noise_codes("uniform", *map(jnp.asarray, gpu_exact.PLACE), 2, shape[1] // 32, shape[2])
+    noise = np.asarray(noise_tile("uniform", codes)).reshape(shape)[cut]
+    scale = np.repeat(np.repeat(absmax * step, 32, 1), 32, 2)[cut]
+    wide = np.asarray(operands[0].astype(jnp.float32))
+    with np.errstate(invalid="ignore"):
+        apart = wide + noise * scale  # the product rounds, and then the sum
+        fused = (wide + np.float64(noise) * np.float64(scale)).astype(np.float32)
+        known = np.isfinite(want)
+        known[gpu_exact.DENORMAL] = False
+        ways = [(way[known] == want[known]).all() for way in (apart, fused)]
+        far = known & ~np.isclose(apart, fused, rtol=1e-6, atol=0)
+    assert any(ways) and far.sum() == count  # a CPU takes one of the two
+    want = np.where(known, fused, want)
+    monkeypatch.setattr(gpu_exact, "_on_default", lambda *_: (apart, absmax))
+    assert gpu_exact._forward("xla", spec, operands, (want, absmax)) == ""
+    worse = apart * np.float32(1 + 2.0**-20)
+    monkeypatch.setattr(gpu_exact, "_on_default", lambda *_: (worse, absmax))
+    assert "values and 0 maxima differ" in gpu_exact._forward("xla", spec, operands, (want, absmax))

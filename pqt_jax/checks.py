@@ -5,7 +5,7 @@
 import difflib
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -18,11 +18,13 @@ from pqt_jax.errors import InputError
 from pqt_jax.formats import BF16, as_format
 from pqt_jax.models import Llama2Config, attention
 
+Ranges = Mapping[str, tuple[Callable[[Any], bool], str]]
+
 _BITS = (
     lambda v: bitwidth.MIN_BITS <= v <= bitwidth.MAX_BITS,
     f"from {bitwidth.MIN_BITS:g} to {bitwidth.MAX_BITS:g}",
 )
-_CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
+_CHECKS: Ranges = {
     "method": (lambda v: v in configs.METHODS, f"one of {', '.join(configs.METHODS)}"),
     "optimizer.name": (
         lambda v: v in configs.OPTIMIZERS,
@@ -58,7 +60,7 @@ _CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
 _MAY_BE_ZERO = {"optimizer.final_learning_rate", "optimizer.warmup_steps", "model.num_kv_heads"}
 _MAY_BE_ZERO |= {"optimizer.weight_decay", "pqt.learning_rate", "pqt.weight_decay"}
 _MAY_BE_ZERO |= {"pqt.penalty_weight", "data.loss_chunk", "mesh.data", "log.keep_every"}
-_MAY_BE_ZERO |= {"diffq.penalty", "diffq.learning_rate"}
+_MAY_BE_ZERO |= {"diffq.penalty", "diffq.learning_rate", "log.sharpness_every"}
 _SECTIONS = (
     "",
     "model",
@@ -73,8 +75,14 @@ _SECTIONS = (
 _PQT_CHECKS = {"pattern": re.compile, "block": blocks.check_block, "dtype": as_format}
 
 
-def check_types(config: Config) -> dict[str, Any]:
-    """Check that a config has the fields and types of `config.default`.
+def check_types(
+    config: Config, default: Callable[[Any], Config] = configs.default
+) -> dict[str, Any]:
+    """Check that a config has the fields and types of its default.
+
+    Args:
+      config: of a run.
+      default: the model's own configuration → every field with its default.
 
     Returns:
       The default of each field, of a model of size one. Where that is a number or a tuple, the
@@ -90,7 +98,7 @@ def check_types(config: Config) -> dict[str, Any]:
             f"config.model.name={name!r}; it must be one of {', '.join(configs.MODELS)}"
         )
     cls, _ = configs.MODELS[name]
-    known = dict(fields(configs.default(cls(**dict.fromkeys(configs.shape_fields(cls), 1)))))
+    known = dict(fields(default(cls(**dict.fromkeys(configs.shape_fields(cls), 1)))))
     for field in found:
         if field not in known and not any(other.startswith(f"{field}.") for other in known):
             raise InputError(f"config.{field}: no such field; {hint(field, list(known))}")
@@ -140,18 +148,21 @@ def _section(field: str) -> int:
     return _SECTIONS.index(name) if name in _SECTIONS else len(_SECTIONS)  # as of a sweep
 
 
-def check(config: Config) -> None:
-    """Raise InputError for the first field whose value cannot be used, naming what could be."""
-    if config.model.name in configs.MODELS:
-        configs.model_config(config)  # the name may have been changed to another model's
-    check_types(config)
+def check_ranges(config: Config, ranges: Ranges, may_be_zero: Container[str] = ()) -> None:
+    """Raise InputError for the first field whose value is out of its range.
+
+    Args:
+      config: whose fields have their types.
+      ranges: dotted field → (whether a value can be used, what can, in words).
+      may_be_zero: numbers among the other fields that may be 0; the rest must be more.
+    """
     for name, value in fields(config):
         number = isinstance(value, int | float) and not isinstance(value, bool)
-        if name in _CHECKS:
-            good, range_ = _CHECKS[name]
+        if name in ranges:
+            good, range_ = ranges[name]
         elif number:
-            lowest = "0 or more" if name in _MAY_BE_ZERO else "more than 0"
-            good, range_ = _above_zero(name in _MAY_BE_ZERO), f"finite and {lowest}"
+            lowest = "0 or more" if name in may_be_zero else "more than 0"
+            good, range_ = _above_zero(name in may_be_zero), f"finite and {lowest}"
             if isinstance(value, int):  # JAX counts in int32
                 range_ = f"{lowest} and below 2^31"
         else:
@@ -163,6 +174,14 @@ def check(config: Config) -> None:
                 f"config.{name}={value!r}; it must be {range_}, and in float32 it is "
                 f"{_as_float32(value):g}"
             )
+
+
+def check(config: Config) -> None:
+    """Raise InputError for the first field whose value cannot be used, naming what could be."""
+    if config.model.name in configs.MODELS:
+        configs.model_config(config)  # the name may have been changed to another model's
+    check_types(config)
+    check_ranges(config, _CHECKS, _MAY_BE_ZERO)
     if config.optimizer.warmup_steps >= config.steps:
         raise InputError(
             f"config.optimizer.warmup_steps={config.optimizer.warmup_steps}; it must be less than "

@@ -147,13 +147,17 @@ def load(path: str, changes: Sequence[tuple[str, str]] = ()) -> Config:
     return config.lock()
 
 
-def set_types(config: Config) -> None:
+def set_types(config: Config, default: Callable[[Any], Config] = configs.default) -> None:
     """Make whole numbers and lists what the defaults are: floats and tuples.
+
+    Args:
+      config: of a run.
+      default: as for `checks.check_types`.
 
     Raises:
       InputError: for fields that are missing, unknown or of another type.
     """
-    defaults = checks.check_types(config)
+    defaults = checks.check_types(config, default)
     for name, value in dict(configs.fields(config)).items():
         if isinstance(defaults[name], float | tuple):
             _set(config, name, type(defaults[name])(value))

@@ -120,6 +120,8 @@ def default(model: Llama2Config | GPT2Config) -> Config:
                 "every": 10,  # steps between lines
                 "validate_every": 100,
                 "validation_batches": 32,
+                # Steps between measurements of `lab.sharpness`, on the first of these; 0: none.
+                "sharpness_every": 0,
                 "checkpoint_every": 100,
                 "keep": 2,  # newest checkpoints that are kept
                 "keep_every": 0,  # and those of multiples of so many steps, for good; 0: none

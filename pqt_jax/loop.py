@@ -35,6 +35,7 @@ from pqt_jax import workdir as workdirs
 from pqt_jax.config import Config
 from pqt_jax.data import pipeline, source
 from pqt_jax.errors import tell
+from pqt_jax.lab import sharpness
 from pqt_jax.watch import SkipError, Watch
 
 DONE = 0
@@ -98,7 +99,11 @@ def train(
         text.validation, length=length, batch=batch, count=log.validation_batches
     )
     end = text.end if config.data.boundaries == "mask" else None
-    validation_loss = table.make_loss(graph, meshes.put_many(validation, mesh), end=end)
+    validation = meshes.put_many(validation, mesh)
+    validation_loss = table.make_loss(graph, validation, end=end)
+    sharpness_of = jax.jit(
+        lambda p, all_: sharpness.of_model(graph, p, all_[0].astype("int32"), end)
+    )
 
     key, schedule = jax.random.key(config.seed), steps.make_schedule(config)
     if number := max(processes.every(signals[0] if signals else 0)):
@@ -109,7 +114,7 @@ def train(
     train_step = steps.make_train_step(graph, optimizer, rules, end=end, **options)
     like = meshes.put(np.zeros((len(rows), length + 1), text.train.dtype), mesh, batch)
     predicted = batch * length  # tokens of a step
-    waits = (log.every, log.validate_every, log.checkpoint_every)
+    waits = (log.every, log.validate_every, log.checkpoint_every, log.sharpness_every)
     stop_of, unseen = processes.stops(signals, mesh), deque[tuple[int, steps.Metrics]]()
     folder = workdir / workdirs.PROFILE if profile else None
     with (
@@ -125,7 +130,7 @@ def train(
             profiled(step - start)
             timer.start()
             state, measured = train_step(state, meshes.put(next(batches), mesh, batch), key)
-            waited = bool(last or stop or any(step % n == 0 for n in waits))
+            waited = bool(last or stop or any(n and step % n == 0 for n in waits))
             if waited:
                 jax.block_until_ready(state)  # else the next step is prepared while this one runs
             unseen.append((step, measured))
@@ -145,6 +150,8 @@ def train(
                 learned = history.measure(state.params, rules)
                 if processes.is_first():
                     history.append(workdir / workdirs.HISTORY, step, step * predicted, learned)
+            if log.sharpness_every and (last or step % log.sharpness_every == 0):
+                record({"step": step, "sharpness": float(sharpness_of(state.params, validation))})
             # Not among skipped steps: what made them so may be in the weights already.
             if last or stop or (step % log.checkpoint_every == 0 and not watch.in_a_row):
                 more = {"time": timer.state(), "losses": watch.state()}

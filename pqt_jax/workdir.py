@@ -170,12 +170,13 @@ def _check_owner(workdir: Path, meta: Meta) -> bool:
     return True
 
 
-def read(workdir: Path, option: str = "--workdir=") -> Meta:
+def read(workdir: Path, option: str = "--workdir=", whose: str = "a training run") -> Meta:
     """The metadata of a run, for those who only look.
 
     Args:
       workdir: of the run.
       option: that it was given by, for messages.
+      whose: what it is to be of, for messages.
 
     Raises:
       InputError: if it is not a run's directory, or cannot be read.
@@ -184,13 +185,13 @@ def read(workdir: Path, option: str = "--workdir=") -> Meta:
     try:
         if not workdir.is_dir():
             what = "is not a directory" if workdir.exists() else "does not exist"
-            raise InputError(f"{given} {what}; give the workdir of a training run")
+            raise InputError(f"{given} {what}; give the workdir of {whose}")
         return _read(workdir, option)
     except FileNotFoundError:
-        what = f"holds no {RUN}; give the workdir of a training run"
+        what = f"holds no {RUN}; give the workdir of {whose}"
         raise InputError(f"{given} {what}") from None
     except OSError as error:
-        why = system_reason(error, "give the workdir of a training run")
+        why = system_reason(error, f"give the workdir of {whose}")
         raise InputError(f"{given} cannot be read: {why}") from None
     except ValueError as error:
         if isinstance(error, InputError):

@@ -8,7 +8,15 @@ import numpy as np
 import pytest
 
 from pqt_jax.lab import outcomes
-from pqt_jax.lab.outcomes import diverged_at, final, sensitivity, spikes
+from pqt_jax.lab.outcomes import (
+    diverged_at,
+    final,
+    outcome,
+    sensitivity,
+    spikes,
+    unigram_loss,
+    usable,
+)
 
 FALL = list(np.linspace(5.5, 2.0, 200))
 
@@ -23,23 +31,49 @@ def test_a_run_that_falls_does_not_diverge():
     assert diverged_at([3.0] * 50) is None and diverged_at([]) is None
 
 
-@pytest.mark.parametrize("length, expected", [(19, None), (20, 201), (300, 201)])
-def test_a_rise_must_last(length, expected):
-    assert diverged_at([*FALL, *[2.6] * length, *[2.0] * 5], margin=0.5, window=20) == expected
+FLAT = [*FALL, *[2.0] * 20]  # long enough for 2 to be the level
 
 
-def test_a_rise_is_counted_from_the_least_loss_before_it():
+@pytest.mark.parametrize("length, expected", [(9, None), (11, 221), (300, 221)])
+def test_a_rise_must_last_for_half_the_window(length, expected):
+    assert diverged_at([*FLAT, *[2.6] * length, *[2.0] * 20], margin=0.5, window=20) == expected
+
+
+def test_a_rise_is_counted_from_the_least_level_before_it():
     """Slowly upwards: no step is far above the one before, and yet far above the least."""
-    rise = list(np.linspace(2.0, 4.0, 400))
-    assert diverged_at([*FALL, *rise], margin=0.5, window=20) == 200 + 101
-    assert diverged_at([*FALL, *rise], margin=3.0, window=20) is None
+    rise = list(2.0 + 0.005 * np.arange(1, 401))
+    assert diverged_at([*FLAT, *rise], margin=0.5, window=20) == 220 + 101
+    assert diverged_at([*FLAT, *rise], margin=3.0, window=20) is None
 
 
-def test_what_returns_below_in_between_does_not_count():
-    saw = [2.7, 2.7, 2.0] * 30
-    assert (
-        diverged_at([*FALL, *saw], window=3) is None and diverged_at([*FALL, *saw], window=2) == 201
-    )
+def test_one_easy_batch_and_one_hard_batch_decide_nothing():
+    losses = noisy() + [2.0] * 100
+    losses[120], losses[140] = 0.1, 9.0
+    assert diverged_at(losses) is None
+    losses[260:] = [2.6] * 40
+    assert diverged_at(losses) == 261
+
+
+def test_it_is_the_definition_step_by_step():
+    rng = np.random.default_rng(0)
+    found = 0
+    for case in range(300):
+        losses, window = 5 + np.cumsum(rng.normal(0, 0.5, 30)), int(rng.integers(1, 7))
+        if case % 3 == 0:
+            losses[rng.integers(30)] = math.nan
+        expected = None
+        for i in range(30):
+            level = min(
+                (np.median(losses[j : j + window]) for j in range(i - window + 1)), default=9e9
+            )
+            ahead = losses[i : i + window]
+            high = len(ahead) == window and min(np.median(ahead), ahead[0]) > level + 1.0
+            if high or math.isnan(losses[i]):
+                expected = i + 1
+                break
+        assert diverged_at(losses, margin=1.0, window=window) == expected
+        found += expected is not None
+    assert 100 < found < 300
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
@@ -78,3 +112,24 @@ def test_sensitivity_by_hand():
     assert one == pytest.approx((0.5 + 0 + 0.1 + 3.5) / 4)  # 9 is no worse than learning nothing
     assert math.isnan(sensitivity({1.0: math.nan}, 5.5))
     assert outcomes.sensitivity({1.0: 2.0}, 5.5) == 0
+
+
+def test_usable_ranges_by_hand():
+    rates = [1e-3, 1e-2, 1e-1, 1.0]
+    of = lambda *finals: dict(zip(rates, finals, strict=True))  # noqa: E731
+    assert usable(of(3.0, 2.0, 2.0, 3.0), 2.25) == pytest.approx(1.5)
+    assert usable(of(2.0, 2.0, 2.0, 2.0), 2.0) == pytest.approx(3)
+    assert usable(of(3.0, 3.0, 3.0, 3.0), 2.25) == 0
+    assert usable(of(2.0, math.nan, 2.0, 2.0), 2.25) == pytest.approx(1)  # not across what diverged
+    assert usable(of(math.nan, 2.0, math.nan, 2.0), 2.25) == 0
+    assert usable({0.03: 2.0, 0.003: 2.0}, 2.0) == pytest.approx(1)  # in whatever order
+    assert usable({}, 2.0) == usable({1.0: 1.0}, 2.0) == 0
+
+
+def test_what_says_no_more_than_frequencies_is_stuck():
+    tokens = np.random.default_rng(0).choice(4, 40000, p=[0.5, 0.25, 0.125, 0.125])
+    entropy = unigram_loss(tokens.astype(np.uint8))
+    assert entropy == pytest.approx(1.75 * math.log(2), rel=5e-3)
+    assert outcome(None, entropy - 0.01, entropy) == "learned"
+    assert outcome(None, entropy, entropy) == outcome(None, math.nan, entropy) == "stuck"
+    assert outcome(3, 0.0, entropy) == outcome(1, math.nan, entropy) == "diverged"

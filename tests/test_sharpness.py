@@ -8,9 +8,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from command import main
+from flax import nnx
 
+from pqt_jax import metrics, segments, trained
+from pqt_jax.data import pipeline, source
 from pqt_jax.lab import sharpness
 from pqt_jax.lab.sharpness import bounds, of_logits, of_weights
+from pqt_jax.models import Llama2, Llama2Config
 
 
 def case(seed=0, batch=6, size=12, spread=3.0):
@@ -63,11 +68,48 @@ def test_searches_end_at_the_maximum_or_below(maximizer, epsilon):
     assert (fewer <= exact * (1 + 1e-5)).all() and (fewer > 0).all()
 
 
-def test_it_is_traced_and_batched():
+@pytest.mark.parametrize("maximizer", ["corner", "gradient", "lbfgsb"])
+def test_it_is_traced_and_batched(maximizer):
     logits, targets = case()
-    both = jnp.stack([logits, logits + 1])
-    phi = jax.jit(jax.vmap(lambda z: of_logits(z, targets, maximizer="gradient")))(both)
-    np.testing.assert_allclose(phi[0], of_logits(logits, targets, maximizer="gradient"), rtol=1e-6)
+    both = jnp.stack([logits, 2 * logits])
+    phi = jax.jit(jax.vmap(lambda z: of_logits(z, targets, maximizer=maximizer)))(both)
+    for got, z in zip(phi, both, strict=True):
+        np.testing.assert_allclose(got, of_logits(z, targets, maximizer=maximizer), rtol=1e-6)
+
+
+@pytest.mark.parametrize("maximizer", ["corner", "gradient", "lbfgsb"])
+def test_logits_that_are_not_finite_spoil_their_own_sequence_alone(maximizer):
+    logits, targets = case()
+    phi = of_logits(logits.at[2, 3].set(jnp.nan), targets, maximizer=maximizer)
+    assert np.isnan(phi[2]) and np.isfinite(np.delete(phi, 2)).all()
+
+
+def test_of_a_model_it_is_that_of_the_last_logits():
+    model = Llama2(Llama2Config(300, 32, 2, 2, 64, max_length=8), rngs=nnx.Rngs(0))
+    graph, params = nnx.split(model)
+    tokens = jnp.asarray(np.random.default_rng(0).integers(0, 300, (5, 9)))
+    each = of_logits(model(tokens[:, :-1])[:, -1], tokens[:, -1], epsilon=0.01)
+    got = sharpness.of_model(graph, params, tokens, epsilon=0.01)
+    np.testing.assert_allclose(got, each.mean(), rtol=1e-5)
+    tokens = tokens.at[:, 3].set(7).at[1, 7].set(7)  # a document ends; what follows it is a guess
+    inputs, targets, of, _ = segments.window(tokens, 7)
+    each = of_logits(model(inputs, of)[:, -1], targets[:, -1])
+    got = sharpness.of_model(graph, params, tokens, 7)
+    np.testing.assert_allclose(got, np.delete(each, 1).mean(), rtol=1e-5)
+
+
+def test_the_trainer_logs_it(tmp_path):
+    given = ("--config.steps=5", "--config.log.sharpness_every=2", "--config.method=bf16")
+    assert main(tmp_path, *given) == 0
+    path = tmp_path / "run" / "metrics.jsonl"
+    found = {r["step"]: r["sharpness"] for r in metrics.read(path) if "sharpness" in r}
+    assert list(found) == [2, 4, 5] and len(set(found.values())) == 3
+    run, text = trained.load_run(tmp_path / "run"), source.load(str(tmp_path / "text.txt"))
+    data, count = run.config.data, run.config.log.validation_batches
+    options = {"length": data.length, "batch": data.batch, "count": count}
+    rows = pipeline.validation_batches(text.validation, **options)
+    got = sharpness.of_model(run.graph, run.params, jnp.asarray(rows[0], jnp.int32))
+    np.testing.assert_allclose(got, found[5], rtol=1e-5)
 
 
 def test_weights_of_a_quadratic_by_hand():

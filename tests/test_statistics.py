@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from pqt_jax.lab.statistics import lead_time, paired, roc, share
+from pqt_jax.lab.statistics import concordance, paired, roc, share
 
 
 @pytest.mark.parametrize("count, total", [(0, 8), (3, 8), (8, 8), (1, 32)])
@@ -61,7 +61,25 @@ def test_the_area_is_that_under_the_curve():
     assert curve.area.value == pytest.approx(statistic / (diverged.sum() * (~diverged).sum()))
 
 
-def test_lead_times():
-    scores = [(0, 0.1), (20, 0.5), (40, 0.2), (60, 3.0)]
-    assert lead_time(scores, 61, 0.4) == 41 and lead_time(scores, 61, 1.0) == 1
-    assert lead_time(scores, 60, 1.0) is None and lead_time(scores, 20, 0.4) is None
+def test_concordance_sees_what_is_within_strata_alone():
+    rng = np.random.default_rng(0)
+    strata = np.repeat(np.arange(6), 8)
+    diverged = rng.random(48) < np.array([0, 0.1, 0.3, 0.7, 0.9, 1])[strata]
+    by_stratum = 10 * strata + rng.normal(0, 1, 48)  # knows the stratum, and nothing else
+    assert roc(by_stratum, diverged).area.value > 0.8
+    blind = concordance(by_stratum, diverged, strata)
+    assert blind.low < blind.value < blind.high
+    knowing = concordance(by_stratum + 9 * diverged, diverged, strata)
+    assert knowing.value == 1.0 > knowing.high > 0.5
+    one = concordance(by_stratum, diverged, [0] * 48)
+    assert one.value == pytest.approx(roc(by_stratum, diverged).area.value)
+    assert math.isnan(concordance([1.0, 2.0], [True, False], "ab").value)
+
+
+def test_chance_lies_in_its_interval_nineteen_times_in_twenty():
+    rng = np.random.default_rng(1)
+    strata, inside = np.repeat(np.arange(5), 8), 0
+    for _ in range(1000):
+        found = concordance(rng.normal(size=40), rng.random(40) < 0.4, strata)
+        inside += found.low <= found.value <= found.high
+    assert 930 <= inside <= 975

@@ -15,7 +15,7 @@ import pytest
 from command import refused
 
 from pqt_jax import metrics, train
-from pqt_jax.lab import grid, sweep
+from pqt_jax.lab import grid, report, runs, sweep
 
 SMOKE = str(pathlib.Path(__file__).parents[1] / "configs" / "lab" / "smoke.py")
 SMALL = ("--config.steps=12", "--config.sweep.record_every=1", "--config.sweep.sharpness_every=6")
@@ -44,11 +44,24 @@ def test_a_row_for_each_run_in_order(swept):
     for row in rows:
         assert len(row["losses"]) == row["steps"] == 12 and row["diverged_at"] is None
         assert [at for at, _ in row["sharpness"]] == [0, 6] and row["sharpness"][1][1] > 0
-        assert 4 < row["validation_loss"] < 6.5 and row["first_loss"] == pytest.approx(
+        assert 4 < row["held_out_losses"]["master"] < 6.5 and row["first_loss"] == pytest.approx(
             row["losses"][0], abs=1e-5
         )
     firsts = [row["first_loss"] for row in rows]
     assert len(set(firsts)) == 10  # no two seeds alike, and fewer bits give another loss
+
+
+def test_the_smoke_sweep_and_its_report(tmp_path):
+    """The commands of the README; half a minute on two idle cores."""
+    assert sweep.main(["--config", SMOKE, f"--workdir={tmp_path / 'run'}"]) == 0
+    assert report.main([str(tmp_path / "run")]) == 0
+    page = (tmp_path / "run" / "report" / report.PAGE).read_text()
+    assert "10 runs: 2 ways to train, 1 learning rates, 5 seeds each" in page
+    for row in rows_of(tmp_path / "run"):
+        losses = row["held_out_losses"]
+        assert len(row["losses"]) == 6 and [at for at, _ in row["sharpness"]] == [0, 10, 20]
+        assert list(losses) == sorted(runs.FORMATS) and len(set(losses.values())) == 4
+        assert losses["fp4_e2m1"] == pytest.approx(losses["master"], abs=0.3)
 
 
 def test_a_part_that_is_missing_is_trained_again_to_the_same_bits(swept, tmp_path, capsys):
@@ -61,7 +74,7 @@ def test_a_part_that_is_missing_is_trained_again_to_the_same_bits(swept, tmp_pat
     assert sweep.main(arguments(copy)) == 0
     assert (copy / sweep.TABLE).read_bytes() == (swept / sweep.TABLE).read_bytes()
     assert first.stat().st_mtime_ns == before  # and the other was not
-    assert "E4M1: 5 runs, 0 diverged" in capsys.readouterr().out
+    assert "E4M1: 5 runs, 0 diverged, 5 stuck" in capsys.readouterr().out
 
 
 @pytest.mark.slow
@@ -105,7 +118,7 @@ def model_arguments(config):
 
 def with_arms(path, arms):
     """A copy of the smoke config with other arms."""
-    old = '{"BF16": (), "E4M1": ("simulate.dtype=E4M1",)}'
+    old = '(("BF16",), ("E4M1", "simulate.dtype=E4M1"))'
     path.write_text(pathlib.Path(SMOKE).read_text().replace(old, repr(arms)))
     return path
 
@@ -113,7 +126,7 @@ def with_arms(path, arms):
 def test_every_method_and_a_rate_that_is_too_high_are_rows(tmp_path):
     """Where a run diverges its neighbours go on."""
     scaled = ("simulate.dtype=E2M1", "simulate.scale=ceil", "simulate.operands=weights,gradients")
-    path = with_arms(tmp_path / "c.py", {"gaussws": ("method=gaussws",), "scaled": scaled})
+    path = with_arms(tmp_path / "c.py", (("gaussws", "method=gaussws"), ("scaled", *scaled)))
     more = ("--config.sweep.learning_rates=1e-3,1e30", "--config.sweep.seeds=4,9")
     given = [*arguments(tmp_path / "run", *more, "--config.sweep.rho=0.01"), f"--config={path}"]
     assert sweep.main(given) == 0
@@ -129,17 +142,19 @@ def test_every_method_and_a_rate_that_is_too_high_are_rows(tmp_path):
 @pytest.mark.parametrize(
     "arms, message",
     [
-        ({"one": ("method=sgd",)}, "method='sgd'; it must be one of"),
-        ({"one": ("simulate.dtype=E0M3",)}, "exponent_bits=0"),
-        ({"one": ("simulate.dtype=E4",)}, "names no format"),
-        ({"one": ("simulate.dtype=E4M3", "simulate.rounding=up")}, "rounding='up'"),
-        ({"one": ("simulate.dtype=E4M3", "simulate.operands=all")}, "operands=('all',)"),
-        ({"one": ("simulate.dtype=E4M3", "simulate.pattern=h/no")}, "decides about no kernel"),
-        ({"one": ("sweep.seeds=1",)}, "one for all arms"),
-        ({"one": ("optimiser.b1=0.5",)}, "no such field"),
-        ({"one": (), "One": ()}, "names that are alike"),
-        ({}, "must name ways to train"),
-        ({"one": "method=ste"}, "must name ways to train"),
+        ((("one", "method=sgd"),), "method='sgd'; it must be one of"),
+        ((("one", "simulate.dtype=E0M3"),), "exponent_bits=0"),
+        ((("one", "simulate.dtype=E4"),), "names no format"),
+        ((("one", "simulate.dtype=E4M3", "simulate.rounding=up"),), "rounding='up'"),
+        ((("one", "simulate.dtype=E4M3", "simulate.operands=all"),), "operands=('all',)"),
+        ((("one", "simulate.dtype=E4M3", "simulate.pattern=h/no"),), "decides about no kernel"),
+        ((("one", "sweep.seeds=1"),), "one for all arms"),
+        ((("one", "optimiser.b1=0.5"),), "no such field"),
+        ((("one",), ("One",)), "names that are alike"),
+        ((), "must be ways to train"),
+        ((("one", "ste"),), "must be ways to train"),
+        (((),), "must be ways to train"),
+        (("one", "method=ste"), "must be ways to train"),
     ],
 )
 def test_arms_that_cannot_be_trained_are_refused_by_name(tmp_path, capsys, arms, message):
@@ -155,7 +170,10 @@ def test_arms_that_cannot_be_trained_are_refused_by_name(tmp_path, capsys, arms,
         ("sweep.seeds=1,1", "each once"),
         ("sweep.learning_rates=", "config.sweep.learning_rates=()"),
         ("sweep.learning_rates=0", "above 0"),
+        ("sweep.learning_rates=nan", "above 0"),
+        ("sweep.seeds=-1", "from 0 to 2^31 - 1"),
         ("sweep.window=0", "config.sweep.window=0"),
+        ("sweep.maximizer=newton", "one of corner, gradient, lbfgsb"),
         ("sweep.margin=nan", "config.sweep.margin=nan"),
         ("sweep.arms=x", "arms are those of the file"),
         ("sweep.nothing=1", "no such field"),

@@ -24,8 +24,9 @@ def get_config() -> ConfigDict:
     config.optimizer.warmup_steps = 3
     config.log.validation_batches = 2
     config.method = "bf16"
-    config.sweep.arms = {"BF16": (), "E4M1": ("simulate.dtype=E4M1",)}
+    config.sweep.arms = (("BF16",), ("E4M1", "simulate.dtype=E4M1"))
     config.sweep.seeds = (0, 1, 2, 3, 4)
     config.sweep.learning_rates = (3e-3,)
+    config.sweep.at_once = 5
     config.sweep.sharpness_every = 10
     return config

@@ -13,7 +13,8 @@ from pqt_jax import metrics, workdir
 from pqt_jax.errors import InputError, system_reason
 
 TABLE = "runs.jsonl"
-_FIELDS = {"arm", "learning_rate", "seed", "steps", "losses", "final_loss", "diverged_at", "spikes"}
+_FIELDS = {"arm", "learning_rate", "seed", "steps", "losses", "first_loss", "final_loss", "outcome"}
+_FIELDS |= {"unigram_loss", "diverged_at", "spikes", "skipped", "held_out_losses", "bits_mean"}
 
 
 class Cells(NamedTuple):
@@ -40,25 +41,55 @@ class Cells(NamedTuple):
                     yield row
 
     def grid(self, arm: str, field: str) -> np.ndarray:
-        """float64[seeds, rates] of a field; NaN where it is null or there is no run."""
-        values = [
-            [self.rows.get((arm, rate, seed), {}).get(field) for rate in self.rates]
-            for seed in self.seeds
-        ]
-        return np.array([[np.nan if v is None else v for v in row] for row in values], np.float64)
+        """float64[seeds, rates] of a field; NaN where it is null or there is no run.
+
+        Args:
+          arm: its name.
+          field: of the rows; dotted for one inside another, such as held_out_losses.master.
+        """
+        *outer, name = field.split(".")
+
+        def value(rate, seed):
+            row = self.rows.get((arm, rate, seed), {})
+            for part in outer:
+                row = row.get(part, {})
+            found = row.get(name)
+            return np.nan if found is None else found
+
+        return np.array([[value(r, s) for r in self.rates] for s in self.seeds], np.float64)
+
+    def whole(self, arm: str, field: str) -> np.ndarray:
+        """As `grid`; NaN also where the run diverged."""
+        return np.where(self.diverged(arm), np.nan, self.grid(arm, field))
+
+    def best(self, arm: str) -> int:
+        """Which of the rates has the lowest median final loss, diverged runs above any."""
+        finals = self.whole(arm, "final_loss")
+        return int(np.argmin(np.median(np.where(np.isnan(finals), np.inf, finals), axis=0)))
 
     def diverged(self, arm: str) -> np.ndarray:
         """bool[seeds, rates]."""
-        return np.isfinite(self.grid(arm, "diverged_at"))
+        return self.became(arm, "diverged")
+
+    def became(self, arm: str, outcome: str) -> np.ndarray:
+        """bool[seeds, rates]: runs of which that became."""
+        found = [
+            [self.rows.get((arm, r, s), {}).get("outcome") for r in self.rates] for s in self.seeds
+        ]
+        return np.array(found) == outcome
+
+    def known(self, arm: str) -> np.ndarray:
+        """bool[seeds, rates]: where there is a run."""
+        return np.isfinite(self.grid(arm, "seed"))
 
     def curves(self, arm: str, rate: float) -> np.ndarray:
         """float64[runs, points] of the losses that were kept."""
         rows = [row["losses"] for row in self.of(arm, rate)]
         return np.array([[np.nan if v is None else v for v in row] for row in rows], np.float64)
 
-    def sharpness(self, arm: str, rate: float) -> tuple[np.ndarray, np.ndarray]:
-        """int[points] steps and float64[runs, points]."""
-        rows = [row.get("sharpness", []) for row in self.of(arm, rate)]
+    def measured(self, arm: str, rate: float, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """int[points] steps and float64[runs, points] of sharpness or sharpness_of_weights."""
+        rows = [row.get(name, []) for row in self.of(arm, rate)]
         at = np.array([step for step, _ in rows[0]] if rows else [], int)
         values = [[np.nan if v is None else v for _, v in row] for row in rows]
         return at, np.array(values, np.float64).reshape(len(rows), at.size)
@@ -70,7 +101,7 @@ def read(folder: Path) -> Cells:
     Raises:
       InputError: if there is nothing, or something that is no row of a sweep.
     """
-    about = workdir.read(folder, "")
+    about = workdir.read(folder, "", "a sweep")
     parts = sorted(folder.glob("parts/*.jsonl"))
     rows = {}
     for path in parts:

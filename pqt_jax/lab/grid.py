@@ -7,7 +7,7 @@ reduced. Its runs differ in seed and learning rate alone.
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 from ml_collections import ConfigDict
 
@@ -15,12 +15,27 @@ from pqt_jax import checks, cli, config_file
 from pqt_jax import config as configs
 from pqt_jax.config import Config
 from pqt_jax.errors import InputError
+from pqt_jax.lab import sharpness
 from pqt_jax.lab.simulate import Gemm, Operand
 from pqt_jax.models import GPT2Config, Llama2Config
 
 SECTIONS = ("simulate", "sweep")  # beside those of the trainer
 _OPERANDS = ("activations", "weights", "gradients")
-_EXAMPLE = '{"E8M3": ("simulate.dtype=E8M3",)}'
+_RANGES: checks.Ranges = {
+    "sweep.seeds": (
+        lambda v: all(type(s) is int and 0 <= s < 2**31 for s in v) and _distinct(v),
+        "one or more whole numbers from 0 to 2^31 - 1, each once",
+    ),
+    "sweep.learning_rates": (
+        lambda v: all(_is_number(r) and 0 < r <= 1e30 for r in v) and _distinct(v),
+        "one or more numbers above 0, and 1e30 at most, each once",
+    ),
+    "sweep.maximizer": (
+        lambda v: v in get_args(sharpness.Maximizer),
+        f"one of {', '.join(get_args(sharpness.Maximizer))}",
+    ),
+}
+_MAY_BE_ZERO = {"sweep.sharpness_every", "sweep.rho"}
 
 
 class Arm(NamedTuple):
@@ -59,7 +74,7 @@ def default(model: Llama2Config | GPT2Config) -> Config:
 
     Example:
       >>> config = default(Llama2Config(256, d_model=32, num_layers=1, num_heads=2, d_ff=64))
-      >>> config.sweep.arms = {"BF16": (), "E8M3": ("simulate.dtype=E8M3",)}
+      >>> config.sweep.arms = (("BF16",), ("E8M3", "simulate.dtype=E8M3"))
       >>> config.simulate.rounding, config.sweep.window
       ('truncate', 20)
     """
@@ -75,17 +90,23 @@ def default(model: Llama2Config | GPT2Config) -> Config:
         )
         config.sweep = ConfigDict(
             {
-                "arms": {},  # name → fields as on the command line, ("method=ste", …)
+                # Each a name and fields as on the command line, such as ("STE", "method=ste"); the
+                # first is what others are compared with.
+                "arms": (),
                 "seeds": (0, 1, 2, 3, 4, 5, 6, 7),
                 "learning_rates": (1e-3, 3e-3, 1e-2, 3e-2),
-                "at_once": 32,  # runs that are trained side by side, by one program
+                # Runs that one program trains side by side: few stay in a CPU's cache, many fill a
+                # GPU.
+                "at_once": 4,
                 "margin": 0.5,  # of divergence, see `outcomes`
                 "window": 20,
                 "spike_score": 6.0,
                 "spike_window": 100,
                 "record_every": 5,  # steps between losses that are kept; outcomes see all
                 "sharpness_every": 20,  # steps between measurements; 0: none
-                "epsilon": 5e-4,  # size of the box around the logits
+                "epsilon": sharpness.EPSILON,  # size of the box around the logits
+                "maximizer": "corner",  # how its sharpest point is found, see `sharpness`
+                "iterations": 10,  # of gradient and lbfgsb
                 "rho": 0.0,  # radius of weight-space sharpness; 0: it is not measured
             },
         )
@@ -103,116 +124,63 @@ def load(path: str, overrides: Sequence[tuple[str, str]] = ()) -> Grid:
       InputError: for anything wrong with file, field or value, before anything is compiled.
     """
     config = config_file.read(path)
-    arms = _arms(config, path)
-    known = _defaults(config)
-    for section in SECTIONS:
-        _check_section(config, known, section, path)
-    for name, text in overrides:
-        _override(config, name, text)
-    _check_sweep(config.sweep)
-    made = tuple(_arm(config, name, changes) for name, changes in arms.items())
-    names = [arm.name for arm in made]
-    if len({name.casefold() for name in names}) < len(names):
-        raise InputError(f"config.sweep.arms: names that are alike: {', '.join(names)}")
-    everything = {**config.to_dict()}
-    everything["sweep"]["arms"] = arms
-    rates = tuple(map(float, config.sweep.learning_rates))
-    return Grid(made, tuple(config.sweep.seeds), rates, config.sweep, everything)
-
-
-def _defaults(config: Config) -> dict[str, Any]:
-    model = configs.MODELS[config.model.name][0] if _has_model(config) else Llama2Config
-    return dict(configs.fields(default(model(256, 32, 1, 2, 64))))
-
-
-def _has_model(config: Config) -> bool:
-    return (
-        isinstance(config.get("model"), ConfigDict) and config.model.get("name") in configs.MODELS
-    )
-
-
-def _arms(config: Config, path: str) -> dict[str, list[str]]:
-    sweep = config.get("sweep")
-    if not isinstance(sweep, ConfigDict) or not isinstance(config.get("simulate"), ConfigDict):
+    if not all(isinstance(config.get(name), ConfigDict) for name in SECTIONS):
         raise InputError(f"--config={path}: it is no sweep's; start from pqt_jax.lab.grid.default")
-    arms: Any = sweep.get("arms")
-    arms = arms.to_dict() if isinstance(arms, ConfigDict) else arms
-    good = isinstance(arms, dict) and all(
-        isinstance(changes, tuple | list) and all(isinstance(c, str) and "=" in c for c in changes)
-        for changes in arms.values()
+    try:
+        cli.set_types(config, default)
+    except InputError as error:
+        raise InputError(f"--config={path}: {error}") from None
+    for name, text in overrides:
+        if name == "sweep.arms":
+            raise InputError(f"--config.{name}: arms are those of the file")
+        cli.override(config, name, text)
+    sweep = config.sweep
+    checks.check_ranges(ConfigDict({"sweep": sweep}), _RANGES, _MAY_BE_ZERO)
+    made = tuple(_arm(config, one) for one in _named(sweep.arms))
+    rates = tuple(map(float, sweep.learning_rates))
+    return Grid(made, tuple(sweep.seeds), rates, sweep, config.to_dict())
+
+
+def _distinct(values: Any) -> bool:
+    return 0 < len(set(values)) == len(values)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _named(arms: Any) -> Any:
+    """The arms, each a tuple of texts: a name that no other has, and fields."""
+    good = arms and all(
+        isinstance(arm, tuple | list)
+        and all(isinstance(text, str) and text for text in arm)
+        and all("=" in text for text in arm[1:])
+        and arm
+        for arm in arms
     )
-    if not good or not arms:
-        raise InputError(f"config.sweep.arms is {arms!r}; it must name ways to train: {_EXAMPLE}")
-    sweep.arms = ""  # no field that the command line could set
-    return {name: list(changes) for name, changes in arms.items()}
-
-
-def _check_section(config: Config, known: dict[str, Any], section: str, path: str) -> None:
-    for name, value in configs.fields(config[section]):
-        full = f"{section}.{name}"
-        if full == "sweep.arms":
-            continue
-        if full not in known:
-            raise InputError(f"--config={path}: config.{full}: no such field")
-        like = known[full]
-        fits = isinstance(value, type(like)) or (
-            isinstance(like, float) and isinstance(value, int) and not isinstance(value, bool)
-        )
-        if isinstance(like, tuple):
-            fits = isinstance(value, tuple | list)
-        if not fits:
-            raise InputError(f"config.{full}={value!r}; it must be {checks.wanted(like)}")
-    if missing := [
-        n
-        for n in known
-        if n.startswith(f"{section}.")
-        and n != "sweep.arms"
-        and n.split(".")[1] not in config[section]
-    ]:
-        raise InputError(f"--config={path}: config.{missing[0]} is missing")
-
-
-def _override(config: Config, name: str, text: str) -> None:
-    if name.startswith("sweep.arms"):
-        raise InputError(f"--config.{name}: arms are those of the file")
-    cli.override(config, name, text)
-
-
-def _check_sweep(sweep: Config) -> None:
-    seeds, rates = list(sweep.seeds), list(sweep.learning_rates)
-    if not seeds or len(set(seeds)) < len(seeds):
-        raise InputError(f"config.sweep.seeds={tuple(seeds)}; give one or more, each once")
-    if not all(isinstance(s, int) and 0 <= s < 2**31 for s in seeds):
-        raise InputError(f"config.sweep.seeds={tuple(seeds)}; they must be from 0 to 2^31 - 1")
-    if not rates or len(set(rates)) < len(rates):
-        raise InputError(f"config.sweep.learning_rates={tuple(rates)}; give one or more, each once")
-    if not all(0 < float(rate) <= 1e30 for rate in rates):
+    if not good:
         raise InputError(
-            f"config.sweep.learning_rates={tuple(rates)}; they must be above 0, and 1e30 at most"
+            f"config.sweep.arms={arms!r}; it must be ways to train, each a name and fields, such "
+            'as (("BF16",), ("E8M3", "simulate.dtype=E8M3"))'
         )
-    for name in ("at_once", "window", "spike_window", "record_every"):
-        if sweep[name] < 1:
-            raise InputError(f"config.sweep.{name}={sweep[name]}; it must be 1 or more")
-    for name in ("margin", "spike_score", "epsilon"):
-        if not 0 < sweep[name] < float("inf"):
-            raise InputError(f"config.sweep.{name}={sweep[name]}; it must be above 0")
-    for name in ("sharpness_every", "rho"):
-        if not 0 <= sweep[name] < float("inf"):
-            raise InputError(f"config.sweep.{name}={sweep[name]}; it must be 0 or more")
+    names = [arm[0] for arm in arms]
+    if not _distinct([name.casefold() for name in names]):
+        raise InputError(f"config.sweep.arms: names that are alike: {', '.join(names)}")
+    return arms
 
 
-def _arm(config: Config, name: str, changes: Sequence[str]) -> Arm:
+def _arm(config: Config, arm: Sequence[str]) -> Arm:
+    name, *changes = arm
     own = ConfigDict(config.to_dict(), type_safe=False)
     try:
         for change in changes:
             field, _, text = change.partition("=")
-            if field.startswith("sweep."):
+            if field.split(".")[0] == "sweep":
                 raise InputError(f"config.{field} is one for all arms")
             cli.override(own, field, text)
         simulated = own.simulate
         for section in SECTIONS:
             del own[section]
-        cli.set_types(own)
         checks.check(own)
         return Arm(name, own.lock(), _rules(simulated))
     except InputError as error:

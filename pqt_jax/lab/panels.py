@@ -2,17 +2,20 @@
 # Copyright 2026 The pqt_jax Authors
 """Pictures of a sweep: cells → figures."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from pqt_jax.intervals import Interval
 from pqt_jax.lab.cells import Cells
-from pqt_jax.lab.statistics import landmarks, share
+from pqt_jax.lab.forecasts import Landmark
+from pqt_jax.lab.statistics import share
 from pqt_jax.looks import look
 
 _BAND = (0.1, 0.5, 0.9)  # quantiles over seeds
+_POINTS = 80  # of a curve; more are drawn as their means
 
 
 def heat(cells: Cells) -> Figure:
@@ -27,8 +30,9 @@ def heat(cells: Cells) -> Figure:
         image = ax.imshow(
             values, vmin=low, vmax=max(high, low + 1e-9), cmap="cividis", aspect="auto"
         )
-        for row, column in np.argwhere(cells.diverged(arm)):
-            ax.text(column, row, "×", ha="center", va="center", color="#d9302a", fontsize=13)
+        for what, mark in (("diverged", "×"), ("stuck", "○")):
+            for row, column in np.argwhere(cells.became(arm, what)):
+                ax.text(column, row, mark, ha="center", va="center", color="#d9302a", fontsize=11)
         ax.set_title(_shown(arm), fontsize=10)
         ax.set_xticks(range(len(cells.rates)), [f"{rate:g}" for rate in cells.rates], fontsize=8)
         ax.set_yticks(range(len(cells.seeds)), [str(seed) for seed in cells.seeds], fontsize=7)
@@ -47,7 +51,10 @@ def losses(cells: Cells) -> Figure:
     for rate, ax in zip(cells.rates, axes, strict=False):
         for i, arm in enumerate(cells.arms):
             curves = cells.curves(arm, rate)
-            steps = every * (1 + np.arange(curves.shape[1]))
+            some = max(1, curves.shape[1] // _POINTS)
+            count = curves.shape[1] // some
+            curves = curves[:, : count * some].reshape(len(curves), count, some).mean(2)
+            steps = every * some * (1 + np.arange(count))
             low, middle, high = _quantiles(curves)
             _band(ax, steps, low, middle, high, i, arm)
             lows.extend(low[np.isfinite(low)])
@@ -66,10 +73,11 @@ def finals(cells: Cells) -> Figure:
     """Final loss by learning rate: median over all seeds, runs that diverged with them."""
     figure, (ax, other) = _two()
     for i, arm in enumerate(cells.arms):
-        values = cells.grid(arm, "final_loss")
+        values, known = cells.whole(arm, "final_loss"), cells.known(arm)
         low, middle, high = _quantiles(np.where(np.isfinite(values), values, np.inf))
         _band(ax, np.array(cells.rates), low, middle, high, i, arm, marked=True)
-        shares = [share(int(column.sum()), len(column)) for column in cells.diverged(arm).T]
+        counts = zip(cells.diverged(arm).sum(0).tolist(), known.sum(0).tolist(), strict=True)
+        shares = [share(bad, n) if n else Interval(*[np.nan] * 3) for bad, n in counts]
         shift = 1.04 ** (i - len(cells.arms) / 2)
         middle = np.array([s.value for s in shares])
         errors = [[s.value - s.low for s in shares], [s.high - s.value for s in shares]]
@@ -82,8 +90,11 @@ def finals(cells: Cells) -> Figure:
     known = known[np.isfinite(known)]
     if known.size:
         ax.set_ylim(known.min() - 0.1, min(known.max(), known.min() + 4) + 0.1)
+    ax.axhline(_unigram_loss(cells), color="#888", lw=1, ls=":", label="token frequencies alone")
     for axes in (ax, other):
         axes.set_xscale("log")
+        axes.set_xticks(cells.rates, [f"{rate:g}" for rate in cells.rates])
+        axes.minorticks_off()
         axes.set_xlabel("learning rate")
         axes.grid(alpha=0.3)
     ax.set_ylabel("final loss, nats per token")
@@ -94,41 +105,66 @@ def finals(cells: Cells) -> Figure:
 
 def sharpness(cells: Cells) -> Figure:
     """Sharpness of the last token's logits by step, median and band over seeds."""
+    return _measured(cells, "sharpness", "sharpness, %")
+
+
+def sharpness_of_weights(cells: Cells) -> Figure:
+    """Sharpness in the space of weights by step, median and band over seeds."""
+    return _measured(cells, "sharpness_of_weights", "sharpness of weights, %")
+
+
+def warning(found: Mapping[str, Sequence[Landmark]]) -> Figure:
+    """Whether scores tell, at each step, which of the runs still whole will diverge.
+
+    Args:
+      found: name of a score → its landmarks; the first has its ROC drawn.
+    """
+    figure = Figure(figsize=(15, 4.4), layout="constrained")
+    ax, within, curves = figure.subplots(1, 3)
+    for i, (name, marks) in enumerate(found.items()):
+        style, steps = look(i), [mark.step for mark in marks]
+        stroke = {"color": style.color, "ls": style.dash}
+        area = np.array([mark.roc.area for mark in marks]).reshape(-1, 3).T
+        ax.fill_between(steps, area[1], area[2], color=style.color, alpha=0.12, lw=0)
+        ax.plot(steps, area[0], label=name, **stroke)
+        if i == 0:
+            chance = np.array([mark.within for mark in marks]).reshape(-1, 3).T
+            within.fill_between(steps, chance[1], chance[2], color="#888", alpha=0.2, lw=0)
+        if name != "learning rate":  # it is the same for all of a kind
+            within.plot(steps, [mark.within.value for mark in marks], **stroke)
+    for panel, of in ((ax, "all runs"), (within, "runs of one arm and rate")):
+        panel.axhline(0.5, color="#888", lw=1, ls=":")
+        panel.set_ylim(0, 1.02)
+        panel.set_xlabel("step at which it is measured")
+        panel.set_ylabel(f"area under the ROC, {of}")
+    marks = next(iter(found.values()))
+    for i, mark in enumerate(marks[len(marks) // 4 :: max(1, len(marks) // 4)][:3]):
+        label = f"step {mark.step}: {mark.bad} of {mark.bad + mark.good} diverge later"
+        style = look(i + len(found))
+        curves.plot(mark.roc.false_alarms, mark.roc.hits, color=style.color, label=label)
+    curves.plot([0, 1], [0, 1], color="#888", lw=1, ls=":")
+    curves.set_xlabel("false alarms, share of the others")
+    curves.set_ylabel("hits, share of runs that diverge")
+    curves.legend(fontsize=8, loc="lower right")
+    return _legend(figure, ax)
+
+
+def _measured(cells: Cells, name: str, label: str) -> Figure:
     figure, axes = _panels(len(cells.rates), 4.4, 3.3)
     for rate, ax in zip(cells.rates, axes, strict=False):
         for i, arm in enumerate(cells.arms):
-            steps, values = cells.sharpness(arm, rate)
+            steps, values = cells.measured(arm, rate, name)
             low, middle, high = _quantiles(np.where(values > 0, values, np.nan))
             _band(ax, steps, low, middle, high, i, arm)
         ax.set_title(f"learning rate {rate:g}", fontsize=10)
         ax.set_xlabel("step")
         ax.set_yscale("log")
-    axes[0].set_ylabel("sharpness, %")
+    axes[0].set_ylabel(label)
     return _legend(figure, axes[0])
 
 
-def warning(cells: Cells) -> Figure:
-    """Whether sharpness tells, at each step, which of the runs still whole will diverge."""
-    figure, (ax, other) = _two()
-    found = landmarks(cells)
-    steps = [mark.step for mark in found]
-    area = np.array([mark.roc.area for mark in found]).reshape(-1, 3).T
-    ax.axhline(0.5, color="#888", lw=1, ls=":")
-    ax.fill_between(steps, area[1], area[2], color=look(0).color, alpha=0.2, lw=0)
-    ax.plot(steps, area[0], color=look(0).color)
-    ax.set_ylim(0, 1.02)
-    ax.set_xlabel("step at which it is measured")
-    ax.set_ylabel("area under the ROC")
-    for i, mark in enumerate(found[len(found) // 4 :: max(1, len(found) // 4)][:3]):
-        label = f"step {mark.step}: {mark.bad} of {mark.bad + mark.good} diverge later"
-        style = look(i + 1)
-        x, y = mark.roc.false_alarms, mark.roc.hits
-        other.plot(x, y, color=style.color, label=label)
-    other.plot([0, 1], [0, 1], color="#888", lw=1, ls=":")
-    other.set_xlabel("false alarms, share of the others")
-    other.set_ylabel("hits, share of runs that diverge")
-    other.legend(fontsize=8, loc="lower right")
-    return figure
+def _unigram_loss(cells: Cells) -> float:
+    return next(iter(cells.rows.values()))["unigram_loss"]
 
 
 def _panels(count: int, width: float, height: float) -> tuple[Figure, Sequence[Axes]]:

@@ -8,60 +8,62 @@ folder cannot be written; 2 the input cannot be used (one line on stderr); 130 a
 `errors.run`.
 """
 
-import math
+import csv
+import io
 import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import numpy as np
 from matplotlib.figure import Figure
 
 from pqt_jax import cli, errors, folders, pictures, web_page
 from pqt_jax.errors import InputError
-from pqt_jax.intervals import Interval
 from pqt_jax.lab import cells as tables
-from pqt_jax.lab import outcomes, panels
+from pqt_jax.lab import forecasts, panels, summaries
 from pqt_jax.lab.cells import Cells
-from pqt_jax.lab.statistics import landmarks, lead_time, paired, share
-from pqt_jax.web_page import Picture, text
+from pqt_jax.lab.forecasts import Landmark
+from pqt_jax.web_page import Picture, paragraph, section
 
-PAGE = "report.html"
+PAGE, RUNS, WARNING = "report.html", "runs.csv", "warning.png"
+_BAND = "median over seeds and the middle eighty percent."
 PICTURES: dict[str, tuple[str, str, Callable[[Cells], Figure]]] = {
     "finals.png": (
         "Final loss and divergence by learning rate",
-        "Left: median over seeds and the middle eighty percent; a run without a finite loss "
-        "counts as worse than any. Right: share of the seeds that diverged, with exact 95 % "
-        "intervals, the arms side by side.",
+        f"Left: {_BAND} A run that diverged counts as worse than any; below the dotted line is "
+        "what token frequencies alone do not give. Right: share of the seeds that diverged, with "
+        "exact 95 % intervals, the arms side by side.",
         panels.finals,
     ),
     "heat.png": (
         "Every run",
-        "Final loss by seed and learning rate; × marks a run that diverged. The scale ends at the "
-        "ninth decile.",
+        "Final loss by seed and learning rate; × marks a run that diverged, ○ one that is stuck. "
+        "The scale ends at the ninth decile.",
         panels.heat,
     ),
-    "losses.png": (
-        "Loss of the training batches",
-        "Median over seeds and the middle eighty percent.",
-        panels.losses,
-    ),
+    "losses.png": ("Loss of the training batches", f"The {_BAND}", panels.losses),
     "sharpness.png": (
         "Sharpness by step",
-        "Of the loss at the logits of the last token, on fixed windows of held-out text; "
-        "median over seeds and the middle eighty percent.",
+        "Of the loss at the logits of the last token, on fixed windows of held-out text; the "
+        f"{_BAND}",
         panels.sharpness,
     ),
-    "warning.png": (
-        "Does sharpness warn?",
-        "Left: at each step, the area under the ROC of sharpness as a forecast of divergence, "
-        "among the runs that have not diverged by then, with 95 % intervals; 0.5 is chance. "
-        "Right: the ROC at some steps. Runs of all arms and rates are together, so that what "
-        "a high rate does to sharpness and to divergence alike is in it.",
-        panels.warning,
+    "sharpness_of_weights.png": (
+        "Sharpness by step, in the space of weights",
+        f"Of the loss on the same windows, where every array may move by a share of its norm; the "
+        f"{_BAND}",
+        panels.sharpness_of_weights,
     ),
 }
-_WRITTEN = re.compile("|".join(map(re.escape, (PAGE, *PICTURES))))
+_WARNING = (
+    "Does sharpness warn?",
+    "Left: at each step, the area under the ROC as a forecast of divergence, among the runs of all "
+    "arms and rates that have not diverged by then, with 95 % intervals; 0.5 is chance. Middle: "
+    "the same among runs of one arm and rate only, and in grey what chance gives sharpness there. "
+    "Right: the ROC of sharpness at some steps.",
+)
+_USABLE = 0.25
+_WRITTEN = re.compile("|".join(map(re.escape, (PAGE, RUNS, WARNING, *PICTURES))))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -80,150 +82,120 @@ def _run(arguments: Sequence[str]) -> int:
     parser = cli.Parser(prog="python -m pqt_jax.lab.report", description="Report on a sweep.")
     parser.add_argument("workdir", metavar="DIR", help="of the sweep, also one at work")
     parser.add_argument("--out", metavar="DIR", help="default: DIR/report; replaces what is there")
+    parser.add_argument(
+        "--usable",
+        metavar="NATS",
+        type=cli.number(float, lambda x: 0 <= x < float("inf"), "a number from 0 on"),
+        default=_USABLE,
+        help="above the first arm's best loss, where rates are no longer usable; default: 0.25",
+    )
     given = parser.parse_args(arguments)
     if given.out == "":
         raise InputError("--out= is empty; give a folder")
     cells = tables.read(Path(given.workdir))
     out = given.out or str(Path(given.workdir) / "report")
     folders.check(out, _WRITTEN)
-    measured = any(row.get("sharpness") for row in cells.rows.values())
-    drawn = {}
-    for name, (title, caption, draw) in PICTURES.items():
-        if name in ("sharpness.png", "warning.png") and not measured:
-            continue
-        if name == "warning.png" and not landmarks(cells):
-            continue
-        drawn[name] = Picture(title, caption, pictures.png(draw(cells)))
+    marks = _marks(cells)
+    drawn = _draw(cells, marks)
+    page = compose(cells, marks, list(drawn.values()), given.usable)
     with folders.whole_folder(out, _WRITTEN) as folder:
         for name, picture in drawn.items():
             (folder / name).write_bytes(picture.content)
-        (folder / PAGE).write_text(compose(cells, list(drawn.values())), encoding="utf-8")
+        (folder / RUNS).write_text(table_of_runs(cells), encoding="utf-8")
+        (folder / PAGE).write_text(page, encoding="utf-8")
     print(f"written: {Path(out) / PAGE}")
     return 0
 
 
-def compose(cells: Cells, drawn: Sequence[Picture]) -> str:
+def _marks(cells: Cells) -> dict[str, list[Landmark]]:
+    """Name of a score → its landmarks, of those that have some."""
+    found = {
+        name: forecasts.landmarks(cells.rows.values(), points)
+        for name, points in forecasts.scores(cells).items()
+    }
+    return {name: marks for name, marks in found.items() if marks}
+
+
+def _draw(cells: Cells, marks: dict[str, list[Landmark]]) -> dict[str, Picture]:
+    """Name of a file → the picture, of what was measured."""
+    drawn = {}
+    for name, (title, caption, draw) in PICTURES.items():
+        field = Path(name).stem
+        if field.startswith("sharpness") and not any(r.get(field) for r in cells.rows.values()):
+            continue
+        drawn[name] = Picture(title, caption, pictures.png(draw(cells)))
+    if marks:
+        drawn[WARNING] = Picture(*_WARNING, pictures.png(panels.warning(marks)))
+    return drawn
+
+
+def compose(
+    cells: Cells, marks: dict[str, list[Landmark]], drawn: Sequence[Picture], usable: float
+) -> str:
     """The page."""
     sweep, versions = cells.about["config"]["sweep"], cells.about["versions"]
+    first, level = cells.arms[0], summaries.usable_level(cells, usable)
     words = (
         f"{len(cells.rows)} runs: {len(cells.arms)} ways to train, {len(cells.rates)} learning "
         f"rates, {len(cells.seeds)} seeds each, with jax {versions['jax']} and pqt_jax "
-        f"{versions['pqt_jax']}. A run has diverged if a loss is not finite, or if "
-        f"{sweep['window']} losses in a row lie more than {sweep['margin']:g} nats above the least "
-        "before them, or if the trainer would have ended after steps without a finite gradient."
+        f"{versions['pqt_jax']}. A run has diverged if a loss is not finite, if the median of "
+        f"{sweep['window']} losses lies more than {sweep['margin']:g} nats above the least such "
+        "median before, or if the trainer would have ended after steps without a finite gradient. "
+        "It is stuck if it has not, and its final loss is not below the entropy of the tokens' "
+        f"frequencies. A rate is usable if the final loss is at most {level:.4f}, {usable:g} nats "
+        f"above the median of {first} at its best rate. Intervals are those of 95 %: exact ones of "
+        "shares, Student's of means and differences over seeds; * marks a difference whose "
+        "interval leaves out 0. Nothing is corrected for there being many."
     )
-    first = cells.arms[0]
+    by_rate = "At each rate, over the seeds with which neither run diverged, and their number."
     parts = [
-        web_page.section("The arms", _overview(cells)),
-        web_page.section(
-            f"Final loss minus that of {first}",
-            web_page.paragraph(
-                "Mean over the seeds with which neither run diverged, and their number; 95 % "
-                "intervals by Student's t. Differences whose interval leaves out 0 are marked *."
-            ),
-            _paired(cells),
+        section("The arms", summaries.overview(cells, level)),
+        section(
+            f"Against {first}: the range of rates, seed by seed",
+            summaries.differences(cells, level),
+        ),
+        section(
+            f"Against {first}: final loss of the training batches",
+            paragraph(by_rate),
+            summaries.paired_losses(cells, "final_loss"),
+        ),
+        section(
+            f"Against {first}: held-out loss of the weights as they are",
+            paragraph(by_rate + " Nothing is sampled; products are those of the arm."),
+            summaries.paired_losses(cells, "held_out_losses.master"),
+        ),
+        section(
+            "Held-out loss in fewer bits",
+            paragraph("At each arm's best rate: of the weights, and what each format adds to it."),
+            summaries.survival(cells),
         ),
         *map(web_page.picture, drawn),
     ]
-    if warns := _lead(cells):
-        parts.append(web_page.section("How early", web_page.paragraph(warns)))
+    told = {
+        name: forecasts.alarm(cells.rows.values(), forecasts.scores(cells)[name]) for name in marks
+    }
+    if told := {name: own for name, own in told.items() if own}:
+        what = (
+            "With the threshold that one in twenty of the runs that did not diverge ever crosses."
+        )
+        parts.append(section("How early", paragraph(what), summaries.alarms(told)))
     fields = {"arms": sweep["arms"], **{k: v for k, v in sweep.items() if k != "arms"}}
     fields |= {k: v for k, v in cells.about["config"].items() if k not in ("sweep", "simulate")}
-    parts.append(web_page.section("How it was made", web_page.folded("the configuration", fields)))
+    parts.append(section("How it was made", web_page.folded("the configuration", fields)))
     return web_page.page("Stability of training", words, parts)
 
 
-def _overview(cells: Cells) -> str:
-    head = ["arm", "diverged, all rates", "best rate", "final loss there", "lr sensitivity"]
-    head += ["spikes per run", "usable rates"]
-    rows = []
-    for arm in cells.arms:
-        values, diverged = cells.grid(arm, "final_loss"), cells.diverged(arm)
-        medians = np.median(np.where(np.isfinite(values) & ~diverged, values, np.inf), axis=0)
-        best = int(np.argmin(medians))
-        there = values[:, best][~diverged[:, best]]
-        usable = [
-            f"{rate:g}" for rate, bad in zip(cells.rates, diverged.T, strict=True) if not bad.any()
-        ]
-        rows.append(
-            [
-                text(arm),
-                _share(share(int(diverged.sum()), diverged.size)),
-                f"{cells.rates[best]:g}",
-                _number(paired(there, np.zeros(there.size))),
-                f"{_sensitivity(cells, arm):.3f}",
-                f"{np.nanmean(cells.grid(arm, 'spikes')):.2f}",
-                ", ".join(usable) or "none",
-            ]
-        )
-    return web_page.table(head, rows, "numbers")
-
-
-def _sensitivity(cells: Cells, arm: str) -> float:
-    """The mean over seeds."""
-    found = []
-    for seed in cells.seeds:
-        rows = {r: cells.rows[arm, r, seed] for r in cells.rates if (arm, r, seed) in cells.rows}
-        finals = {
-            rate: math.nan if row["diverged_at"] or row["final_loss"] is None else row["final_loss"]
-            for rate, row in rows.items()
-        }
-        first = max((row["first_loss"] or 0.0 for row in rows.values()), default=math.nan)
-        found.append(outcomes.sensitivity(finals, first))
-    known = [x for x in found if math.isfinite(x)]
-    return sum(known) / len(known) if known else math.nan
-
-
-def _paired(cells: Cells) -> str:
-    base = cells.arms[0]
-    head = ["arm", *(f"rate {rate:g}" for rate in cells.rates)]
-    rows = []
-    for arm in cells.arms[1:]:
-        row = [text(arm)]
-        mine, theirs = (
-            np.where(cells.diverged(a), np.nan, cells.grid(a, "final_loss")) for a in (arm, base)
-        )
-        for own, other in zip(mine.T, theirs.T, strict=True):
-            pairs = int(np.isfinite(own - other).sum())
-            found = paired(own, other)
-            sure = found.low > 0 or found.high < 0
-            shown = "—" if not pairs else f"{found.value:+.4f}{'*' if sure else ''}"
-            inside = "" if pairs < 2 else f" [{found.low:+.4f}, {found.high:+.4f}]"
-            row.append(f"{shown}<small>{inside} of {pairs}</small>")
-        rows.append(row)
-    return web_page.table(head, rows, "numbers")
-
-
-def _lead(cells: Cells) -> str:
-    """How long before divergence an alarm would have come that one sound run in twenty has."""
-    sound, bad = [], []
+def table_of_runs(cells: Cells) -> str:
+    """CSV with a line for each run, of everything in its row that is no list."""
+    flat = []
     for row in cells.rows.values():
-        points = [(at, value) for at, value in row.get("sharpness", []) if value is not None]
-        if row["diverged_at"] is None and points:
-            sound.append(max(value for _, value in points))
-        elif points:
-            bad.append((points, row["diverged_at"]))
-    if not sound or not bad:
-        return ""
-    threshold = float(np.quantile(sound, 0.95))
-    leads = [lead_time(points, at, threshold) for points, at in bad]
-    early = [lead for lead in leads if lead is not None]
-    hits = share(len(early), len(bad))
-    after = f", the median alarm {np.median(early):.0f} steps before it" if early else ""
-    return (
-        f"At the threshold that one in twenty of the runs that did not diverge ever crosses, "
-        f"{threshold:.3g} %, {len(early)} of the {len(bad)} that did are told before they do "
-        f"({_share(hits)}){after}."
-    )
-
-
-def _share(found: Interval) -> str:
-    return f"{found.value:.0%} [{found.low:.0%}, {found.high:.0%}]"
-
-
-def _number(found: Interval) -> str:
-    inside = "" if math.isnan(found.low) else f" [{found.low:.4f}, {found.high:.4f}]"
-    return "—" if math.isnan(found.value) else f"{found.value:.4f}{inside}"
+        own = {name: value for name, value in row.items() if not isinstance(value, list | dict)}
+        flat.append(own | {f"held_out_{n}": v for n, v in row["held_out_losses"].items()})
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(dict.fromkeys(name for row in flat for name in row)))
+    writer.writeheader()
+    writer.writerows(flat)
+    return text.getvalue()
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ The same cells in the same program give the same bits. With others beside them (
 be taken in another order.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -23,7 +23,7 @@ import optax
 from flax import nnx
 
 from pqt_jax import config as configs
-from pqt_jax import learned_bits, metrics
+from pqt_jax import learned_bits, metrics, trained
 from pqt_jax import step as steps
 from pqt_jax.config import Config
 from pqt_jax.data import pipeline
@@ -34,8 +34,12 @@ from pqt_jax.lab.simulate import simulate
 from pqt_jax.loss import cross_entropy
 from pqt_jax.rules import BITS, map_paths
 
+FORMATS = ("master", "fp8_e4m3", "fp6_e3m2", "fp4_e2m1")  # of weights on held-out text
 Cell = tuple[float, int]  # learning rate, seed
+Train = Callable[[Sequence[Cell], Callable[[], None]], list[metrics.Record]]
+_OF_STEP = ("loss", "in_a_row", "bits_mean")  # what is kept of what a step measures
 _FETCH_EVERY = 50  # steps between waits for the device
+_COUNTED = 10**7  # tokens whose frequencies are taken
 
 
 class _Scaled(NamedTuple):
@@ -64,82 +68,103 @@ def structure(arm: Arm) -> nnx.GraphDef:
     return nnx.split(simulate(model, arm.rules) if arm.rules else model)[0]
 
 
-def train(
-    arm: Arm, cells: Sequence[Cell], text: Text, sweep: Config, advance: Callable[[], None]
-) -> list[metrics.Record]:
-    """Train the runs of some cells.
+def make_train(arm: Arm, text: Text, sweep: Config) -> Train:
+    """The training of any cells of an arm; what is compiled for so many is compiled once.
 
     Args:
       arm: the way to train.
-      cells: learning rates and seeds.
-      text: that they train on.
+      text: that runs train on.
       sweep: the section of the config: what is measured, and the definitions of outcomes.
-      advance: called after each step.
 
     Returns:
-      A record for each cell: arm, learning_rate, seed, steps; losses, of every `record_every`-th
-      step; first_loss, final_loss, validation_loss; diverged_at, spikes, skipped; sharpness and
-      sharpness_of_weights, lists of [step, percent].
+      `(cells, advance) -> records`; `advance()` is called after each step. A record for each cell:
+      arm, learning_rate, seed, steps; losses, of every `record_every`-th step; first_loss,
+      final_loss, unigram_loss; outcome, diverged_at, spikes, skipped; held_out_losses, of the
+      weights as they are ("master") and rounded to `FORMATS`; bits_mean, at the end, None without;
+      sharpness and sharpness_of_weights, lists of [step, percent].
     """
     config, graph = arm.config, structure(arm)
-    optimizer = scaled(steps.make_optimizer(config))
-    outside = learned_bits.outside(config)
-    options = {"penalty": learned_bits.make_penalty(config), "snap": learned_bits.snap_step(config)}
-    one_step: Any = steps.make_train_step(
-        graph,
-        optimizer,
-        configs.rules(config),
-        parts=steps.parts_of(config),
-        outside=outside,
-        **options,
-    )
-    step = jax.jit(jax.vmap(one_step.__wrapped__), donate_argnums=0)
-    rates, seeds = (np.array(some) for some in zip(*cells, strict=True))
-    factors = jnp.asarray(rates / config.optimizer.learning_rate, jnp.float32)
-    state = jax.jit(jax.vmap(_initializer(config, optimizer)))(jnp.asarray(seeds), factors)
-    keys = jax.vmap(jax.random.key)(jnp.asarray(seeds))
+    held_out = jnp.asarray(_held_out(config, text), jnp.int32)
+    begin, step = _begin_and_step(config, graph)
+    measure = _measurements(graph, held_out[0], sweep)
+    evaluate = _held_out_losses(config, graph, held_out)
+    known = {"arm": arm.name, "steps": config.steps, "unigram_loss": _unigram_loss(text)}
 
-    length, batch = config.data.length, config.data.batch
-    distinct = list(dict.fromkeys(seeds.tolist()))
+    def train(cells: Sequence[Cell], advance: Callable[[], None]) -> list[metrics.Record]:
+        rates, seeds = (np.array(some) for some in zip(*cells, strict=True))
+        state, keys = begin(rates, seeds)
+        seen, waiting, measured = [], [], []
+        for number, batch in enumerate(_batches(config, text, seeds), 1):
+            if sweep.sharpness_every and (number - 1) % sweep.sharpness_every == 0:
+                measured.append((number - 1, measure(state.params)))
+            state, found = step(state, batch, keys)
+            waiting.append([found.get(name) for name in _OF_STEP])
+            if number % _FETCH_EVERY == 0 or number == config.steps:
+                seen += jax.device_get(waiting)
+                waiting = []
+            advance()
+        losses, in_a_row, bits = zip(*seen, strict=True)
+        losses, in_a_row = np.stack(losses, 1).astype(np.float64), np.stack(in_a_row, 1)
+        skipped = jax.device_get(state.skipped)
+        held_out_losses = jax.device_get(evaluate(state.params))
+        measured = [(at, jax.device_get(found)) for at, found in measured]
+        return [
+            {
+                **known,
+                "learning_rate": float(rates[i]),
+                "seed": int(seeds[i]),
+                **_outcome(losses[i], in_a_row[i], known["unigram_loss"], config, sweep),
+                "skipped": int(skipped[i]),
+                "bits_mean": None if bits[-1] is None else _number(bits[-1][i]),
+                "held_out_losses": {name: _number(x[i]) for name, x in held_out_losses.items()},
+                **{
+                    name: [[at, _number(found[name][i])] for at, found in measured]
+                    for name in (measured[0][1] if measured else {})
+                },
+            }
+            for i in range(len(cells))
+        ]
+
+    return train
+
+
+def _begin_and_step(
+    config: Config, graph: nnx.GraphDef
+) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """`(rates, seeds) -> (states, keys)`, and the step of all runs."""
+    optimizer = scaled(steps.make_optimizer(config))
+    options = {"penalty": learned_bits.make_penalty(config), "snap": learned_bits.snap_step(config)}
+    options |= {"parts": steps.parts_of(config), "outside": learned_bits.outside(config)}
+    step: Any = steps.make_train_step(graph, optimizer, configs.rules(config), **options)
+    initialize = jax.jit(jax.vmap(_initializer(config, optimizer)))
+
+    def begin(rates: np.ndarray, seeds: np.ndarray) -> tuple[steps.TrainState, jax.Array]:
+        factors = jnp.asarray(rates / config.optimizer.learning_rate, jnp.float32)
+        return initialize(jnp.asarray(seeds), factors), jax.vmap(jax.random.key)(jnp.asarray(seeds))
+
+    return begin, jax.jit(jax.vmap(step.__wrapped__), donate_argnums=0)
+
+
+def _batches(config: Config, text: Text, seeds: np.ndarray) -> Iterator[np.ndarray]:
+    """Tokens [runs, B, T + 1] of each step; of one seed the same."""
+    distinct, place = np.unique(seeds, return_inverse=True)
+    options = {"length": config.data.length, "batch": config.data.batch}
     orders = [
-        pipeline.train_batches(text.train, length=length, batch=batch, seed=seed)
-        for seed in distinct
+        pipeline.train_batches(text.train, seed=seed, **options) for seed in distinct.tolist()
     ]
-    place = np.array([distinct.index(seed) for seed in seeds.tolist()])
-    held_out = pipeline.validation_batches(
-        text.validation, length=length, batch=batch, count=config.log.validation_batches
+    for _ in range(config.steps):
+        yield np.stack([next(order) for order in orders])[place]
+
+
+def _held_out(config: Config, text: Text) -> Any:
+    data, count = config.data, config.log.validation_batches
+    return pipeline.validation_batches(
+        text.validation, length=data.length, batch=data.batch, count=count
     )
-    measure = _measurements(graph, jnp.asarray(held_out[0], jnp.int32), sweep)
-    seen, waiting, measured = [], [], []
-    for number in range(1, config.steps + 1):
-        if sweep.sharpness_every and (number - 1) % sweep.sharpness_every == 0:
-            measured.append((number - 1, measure(state.params)))
-        rows = np.stack([next(order) for order in orders])[place]
-        state, found = step(state, rows, keys)
-        waiting.append((found["loss"], found["in_a_row"]))
-        if number % _FETCH_EVERY == 0 or number == config.steps:
-            seen += jax.device_get(waiting)
-            waiting = []
-        advance()
-    validation = _validation(graph, jnp.asarray(held_out, jnp.int32))(state.params)
-    losses, in_a_row = (np.stack(some, 1) for some in zip(*seen, strict=True))
-    measured = [(at, jax.device_get(found)) for at, found in measured]
-    return [
-        {
-            "arm": arm.name,
-            "learning_rate": float(rates[i]),
-            "seed": int(seeds[i]),
-            "steps": config.steps,
-            **_outcome(losses[i].astype(np.float64), in_a_row[i], config, sweep),
-            "validation_loss": metrics.finite(float(validation[i])),
-            "skipped": int(state.skipped[i]),
-            **{
-                name: [[at, metrics.finite(float(found[name][i]))] for at, found in measured]
-                for name in (measured[0][1] if measured else {})
-            },
-        }
-        for i in range(len(cells))
-    ]
+
+
+def _unigram_loss(text: Text) -> float:
+    return outcomes.unigram_loss(text.train[:_COUNTED])
 
 
 def _initializer(
@@ -157,35 +182,37 @@ def _initializer(
 
 
 def _outcome(
-    losses: np.ndarray, in_a_row: np.ndarray, config: Config, sweep: Config
+    losses: np.ndarray, in_a_row: np.ndarray, unigram_loss: float, config: Config, sweep: Config
 ) -> metrics.Record:
     kept = losses[sweep.record_every - 1 :: sweep.record_every]
     limits = {"margin": sweep.margin, "window": sweep.window, "skips": config.watch.skips}
-    at = outcomes.diverged_at(losses, in_a_row, **limits)
-    count = outcomes.spikes(losses, threshold=sweep.spike_score, window=sweep.spike_window)
+    at, final = outcomes.diverged_at(losses, in_a_row, **limits), outcomes.final(losses)
     return {
         "losses": [metrics.finite(round(float(loss), 5)) for loss in kept],
-        "first_loss": metrics.finite(float(losses[0])),
-        "final_loss": metrics.finite(outcomes.final(losses)),
+        "first_loss": _number(losses[0]),
+        "final_loss": _number(final),
+        "outcome": outcomes.outcome(at, final, unigram_loss),
         "diverged_at": at,
-        "spikes": count,
+        "spikes": outcomes.spikes(losses, threshold=sweep.spike_score, window=sweep.spike_window),
     }
+
+
+def _number(value: Any) -> float | None:
+    return metrics.finite(float(value))
 
 
 def _measurements(graph: nnx.GraphDef, tokens: jax.Array, sweep: Config) -> Callable[[Any], Any]:
     """Parameters of all runs → {name: float32[runs]}, of the bare weights on fixed windows."""
-    inputs, targets = tokens[:, :-1], tokens[:, 1:]
 
     def of_one(params):
-        logits = nnx.merge(graph, params)(inputs)[:, -1]
-        phi = sharpness.of_logits(logits, targets[:, -1], epsilon=sweep.epsilon)
-        found = {"sharpness": phi.mean()}
+        options = {name: sweep[name] for name in ("epsilon", "maximizer", "iterations")}
+        found = {"sharpness": sharpness.of_model(graph, params, tokens, **options)}
         if sweep.rho:
             bits, weights = nnx.split_state(params, learned_bits.BitParam, ...)
 
             def loss(weights):
                 model = nnx.merge(graph, nnx.merge_state(bits, weights))
-                return cross_entropy(model(inputs), targets)
+                return cross_entropy(model(tokens[:, :-1]), tokens[:, 1:])
 
             found["sharpness_of_weights"] = sharpness.of_weights(loss, weights, rho=sweep.rho)
         return found
@@ -193,10 +220,22 @@ def _measurements(graph: nnx.GraphDef, tokens: jax.Array, sweep: Config) -> Call
     return jax.jit(jax.vmap(of_one))
 
 
-def _validation(graph: nnx.GraphDef, batches: jax.Array) -> Callable[[Any], jax.Array]:
+def _held_out_losses(
+    config: Config, graph: nnx.GraphDef, batches: jax.Array
+) -> Callable[[Any], dict[str, jax.Array]]:
+    """Parameters of all runs → {name of `FORMATS`: float32[runs]}, in nats per token."""
+    rules = configs.quantization_rules(config)
+
     def of_one(params):
-        model = nnx.merge(graph, params)
-        each = [cross_entropy(model(batch[:, :-1]), batch[:, 1:]) for batch in batches]
-        return jnp.stack(each).mean()
+        rounded = {name: trained.weights_in(config, params, rules, name) for name in FORMATS}
+
+        def of_batch(batch):
+            def loss(weights):
+                model = nnx.merge(graph, nnx.merge_state(params, weights))
+                return cross_entropy(model(batch[:, :-1]), batch[:, 1:])
+
+            return {name: loss(weights) for name, weights in rounded.items()}
+
+        return jax.tree.map(jnp.mean, jax.lax.map(of_batch, batches))
 
     return jax.jit(jax.vmap(of_one))

@@ -31,6 +31,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.optimize
+from flax import nnx
+
+from pqt_jax import segments
 
 Maximizer = Literal["corner", "gradient", "lbfgsb"]
 EPSILON = 5e-4  # of Keskar and others
@@ -69,8 +72,8 @@ def of_logits(
       epsilon: ε, the size of C.
       iterations: of a search; "corner" needs none.
       maximizer: "corner", the maximum itself; "gradient", projected gradient ascent in units of C,
-        its steps normalized to the largest slope; "lbfgsb", SciPy's L-BFGS-B, on the host and one
-        sequence after the other, for comparison: it cannot be traced.
+        its steps normalized to the largest slope; "lbfgsb", SciPy's L-BFGS-B: traced like the
+        others, it is a callback to the host, where one sequence comes after the other.
 
     Returns:
       float32[batch], in percent, not negative.
@@ -86,9 +89,32 @@ def of_logits(
             f"epsilon={epsilon}, iterations={iterations}; both must be positive and finite"
         )
     logits = jnp.asarray(logits, jnp.float32)
-    if maximizer == "lbfgsb":
-        return _lbfgsb(logits, targets, epsilon, iterations)
     return _of_logits(logits, targets, epsilon, iterations, maximizer)
+
+
+def of_model(
+    graph: nnx.GraphDef,
+    params: nnx.State,
+    tokens: jax.Array,
+    end: int | None = None,
+    **options: Any,
+) -> jax.Array:
+    """The mean φ of a model's windows, at the logits of their last tokens.
+
+    Args:
+      graph: the structure of a model of `pqt_jax.models`.
+      params: its parameters; nothing is sampled.
+      tokens: int[B, T + 1].
+      end: as for `step.make_train_step`; windows whose last target does not count are left out.
+      options: of `of_logits`.
+
+    Returns:
+      float32 scalar, in percent; NaN if all are left out.
+    """
+    model, (inputs, targets, of, counted) = nnx.merge(graph, params), segments.window(tokens, end)
+    logits = model.logits(model.hidden(inputs, of)[:, -1:])[:, 0]
+    phi = of_logits(logits, targets[:, -1], **options)
+    return phi.mean() if counted is None else phi.mean(where=counted[:, -1])
 
 
 def bounds(logits: jax.Array, targets: jax.Array, epsilon: float) -> tuple[jax.Array, jax.Array]:
@@ -172,6 +198,11 @@ def rise(logits: jax.Array, y: jax.Array, targets: jax.Array) -> jax.Array:
 @functools.partial(jax.jit, static_argnums=(3, 4))
 def _of_logits(z, targets, epsilon, iterations, maximizer):
     radius = epsilon * (jnp.abs(z) + 1)
+    if maximizer == "lbfgsb":
+        search = functools.partial(_lbfgsb, iterations=iterations)
+        out = jax.ShapeDtypeStruct(targets.shape, jnp.float32)
+        rises = jax.pure_callback(search, out, z, targets, radius, vmap_method="broadcast_all")
+        return 100 * rises / (1 + cross_entropy(z, targets))
     if maximizer == "corner":
         y = (1 - 2 * jax.nn.one_hot(targets, z.shape[-1])) * radius
     else:
@@ -186,21 +217,28 @@ def _of_logits(z, targets, epsilon, iterations, maximizer):
     return 100 * rise(z, y, targets) / (1 + cross_entropy(z, targets))
 
 
-def _lbfgsb(z, targets, epsilon, iterations):
-    value_and_slope = jax.jit(jax.value_and_grad(lambda y, z, t: -rise(z, y, t)))
-    rises = []
-    for row, target in zip(np.asarray(z), np.asarray(targets), strict=True):
-        radius = epsilon * (np.abs(row) + 1)
+def _lbfgsb(z, targets, radius, *, iterations):
+    """The rise that is found, on the host: float[…, V], int[…], float[…, V] → float[…]."""
+    shape = np.shape(targets)
+    z, radius = (np.asarray(x, np.float64).reshape(-1, np.shape(x)[-1]) for x in (z, radius))
+    rises = np.full(len(z), np.nan, np.float32)
+    for i, target in enumerate(np.ravel(targets)):
+        if not np.isfinite(z[i]).all():
+            continue
+        p = np.exp(z[i] - z[i].max())
+        p, unit = p / p.sum(), radius[i].max()
 
-        def descend(u, row=row, target=target, radius=radius):
-            y = (u * radius).astype(np.float32)
-            value, slope = value_and_slope(y, row, target)
-            return float(value) / epsilon, np.asarray(slope, np.float64) * radius / epsilon
+        def descend(u, p=p, target=target, radius=radius[i], unit=unit):
+            y = u * radius
+            grown = (p * np.expm1(y)).sum()
+            slope = p * np.exp(y) / (1 + grown)
+            slope[target] -= 1
+            return -(np.log1p(grown) - y[target]) / unit, -slope * radius / unit
 
-        box = [(-1, 1)] * row.size
+        box = [(-1, 1)] * p.size
         options = {"maxiter": iterations}
         best = scipy.optimize.minimize(
-            descend, np.zeros(row.size), jac=True, method="L-BFGS-B", bounds=box, options=options
+            descend, np.zeros(p.size), jac=True, method="L-BFGS-B", bounds=box, options=options
         )
-        rises.append(-best.fun * epsilon)
-    return 100 * jnp.asarray(rises, jnp.float32) / (1 + cross_entropy(z, targets))
+        rises[i] = -best.fun * unit
+    return rises.reshape(shape)

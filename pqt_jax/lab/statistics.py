@@ -5,38 +5,22 @@
     share        k of n, with the exact interval of Clopper and Pearson
     paired       the mean difference of two arms over the same cells, with Student's interval
     roc          how well a score tells runs that will diverge from runs that will not
-    landmarks    the same at each step, for the runs that have not diverged by then
-    lead_time    how long before it diverges a run's score has crossed a threshold
+    concordance  the same among runs of one stratum only, with what chance would give
 
 Source: Clopper and Pearson (1934), Biometrika 26; the area under the ROC is the Mann–Whitney
-statistic, its error that of Hanley and McNeil (1982), Radiology 143.
+statistic, its error that of Hanley and McNeil (1982), Radiology 143; over strata its sum is that
+of van Elteren (1960) with equal weights of pairs.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import scipy.stats
 
 from pqt_jax.intervals import CONFIDENCE, Interval
-from pqt_jax.lab.cells import Cells
 from pqt_jax.lab.outcomes import Losses
-
-
-class Landmark(NamedTuple):
-    """Sharpness at a step as a forecast.
-
-    Attributes:
-      step: at which it was measured.
-      bad, good: of the runs that had not diverged by then, those that did later and that did not.
-      roc: of the sharpness of these runs.
-    """
-
-    step: int
-    bad: int
-    good: int
-    roc: "Roc"
 
 
 class Roc(NamedTuple):
@@ -122,43 +106,39 @@ def roc(scores: Sequence[float], diverged: Sequence[bool]) -> Roc:
     return Roc(false_alarms, hits, thresholds, within)
 
 
-def landmarks(cells: Cells) -> list[Landmark]:
-    """How well sharpness at a step tells which runs will diverge, at each step it was measured at.
+def concordance(
+    scores: Sequence[float], diverged: Sequence[bool], strata: Sequence[Hashable]
+) -> Interval:
+    """How often, of two runs of a stratum, the one that diverged has the higher score.
 
-    Only runs that have not diverged by then count, so that nothing is foretold afterwards. Runs of
-    all arms and learning rates are together: what a high rate does to both is in the figure, too.
+        A = Σ U_s / Σ n_s·m_s,   by chance 0.5 ± z · √(Σ n_s·m_s·(n_s + m_s + 1) / 12) / Σ n_s·m_s
 
-    Returns:
-      The steps at which there are runs of both kinds.
-    """
-    known: dict[int, list[tuple[float, bool]]] = {}
-    for row in cells.rows.values():
-        end = row["diverged_at"]
-        for step, value in row.get("sharpness", []):
-            if value is not None and (end is None or step < end):
-                known.setdefault(step, []).append((value, end is not None))
-    found = []
-    for step, pairs in sorted(known.items()):
-        scores, diverged = zip(*pairs, strict=True)
-        if 0 < sum(diverged) < len(pairs):
-            bad = sum(diverged)
-            found.append(Landmark(step, bad, len(pairs) - bad, roc(scores, diverged)))
-    return found
-
-
-def lead_time(
-    scores: Sequence[tuple[int, float]], diverged_at: int, threshold: float
-) -> int | None:
-    """Steps between the first score above a threshold and divergence; None if none came before.
+    What tells strata apart tells nothing here: with the learning rate as the stratum, that
+    sharpness and divergence both rise with it.
 
     Example:
-      >>> lead_time([(0, 0.1), (20, 0.4), (40, 0.9)], diverged_at=45, threshold=0.3)
-      25
+      >>> [round(x, 1) for x in concordance([1, 2, 9, 8], [False, True, False, True], "aabb")]
+      [0.5, -0.2, 1.2]
 
     Args:
-      scores: (step, score) in order.
-      diverged_at: step.
-      threshold: of an alarm.
+      scores: of the runs.
+      diverged: whether they did.
+      strata: what each belongs to.
+
+    Returns:
+      A, and between what it lies in 95 % of cases if scores say nothing; NaN where no stratum has
+      runs of both kinds.
     """
-    alarms = [at for at, score in scores if at < diverged_at and score > threshold]
-    return diverged_at - alarms[0] if alarms else None
+    x, is_bad = np.asarray(scores, np.float64), np.asarray(diverged, bool)
+    wins = pairs = variance = 0.0
+    for stratum in set(strata):
+        own = np.array([one == stratum for one in strata])
+        bad, good = x[own & is_bad], x[own & ~is_bad]
+        differences = bad[:, None] - good[None]
+        wins += ((differences > 0) + 0.5 * (differences == 0)).sum()
+        pairs += differences.size
+        variance += differences.size * (bad.size + good.size + 1) / 12
+    if not pairs:
+        return Interval(math.nan, math.nan, math.nan)
+    reach = float(scipy.stats.norm.ppf((1 + CONFIDENCE) / 2)) * math.sqrt(variance) / pairs
+    return Interval(float(wins / pairs), 0.5 - reach, 0.5 + reach)

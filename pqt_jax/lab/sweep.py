@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from pqt_jax import cli, errors, files, metrics
+from pqt_jax import cli, errors, files
 from pqt_jax import step as steps
 from pqt_jax import workdir as workdirs
 from pqt_jax.data import pipeline, source, tokens
@@ -122,24 +122,31 @@ def _train(wanted: Grid, workdir: Path, text: source.Text) -> None:
     total = sum(part.arm.config.steps for part in parts)
     with Progress(*columns, disable=not sys.stdout.isatty()) as bar:
         task = bar.add_task("steps", total=total)
-        for part in parts:
-            bar.update(task, description=part.arm.name)
-            if part.path.exists():
-                bar.advance(task, part.arm.config.steps)
-                continue
-            rows = runs.train(part.arm, part.cells, text, wanted.sweep, lambda: bar.advance(task))
-            files.write(part.path, "".join(json.dumps(row) + "\n" for row in rows))
-            bar.console.print(_line(part, rows), highlight=False)
+        for arm in wanted.arms:
+            own = [part for part in parts if part.arm is arm]
+            bar.update(task, description=arm.name)
+            train = None
+            for part in own:
+                if part.path.exists():
+                    bar.advance(task, arm.config.steps)
+                    continue
+                train = train or runs.make_train(arm, text, wanted.sweep)
+                rows = train(part.cells, lambda: bar.advance(task))
+                files.write(part.path, "".join(json.dumps(row) + "\n" for row in rows))
+            bar.console.print(_line(arm, own), highlight=False)
     table = "".join(part.path.read_text() for part in parts)
     files.write(workdir / TABLE, table)
     print(f"{table.count(chr(10))} runs: {workdir / TABLE}")
 
 
-def _line(part: Part, rows: list[metrics.Record]) -> str:
-    diverged = sum(row["diverged_at"] is not None for row in rows)
+def _line(arm: Arm, parts: Sequence[Part]) -> str:
+    rows = [json.loads(line) for part in parts for line in part.path.read_text().splitlines()]
+    count = lambda what: sum(row["outcome"] == what for row in rows)  # noqa: E731
     finals = [row["final_loss"] for row in rows if row["final_loss"] is not None]
     best = f", best final loss {min(finals):.4f}" if finals else ""
-    return f"{part.arm.name}: {len(rows)} runs, {diverged} diverged{best}"
+    return (
+        f"{arm.name}: {len(rows)} runs, {count('diverged')} diverged, {count('stuck')} stuck{best}"
+    )
 
 
 if __name__ == "__main__":

@@ -12,7 +12,9 @@ from flax import linen, nnx
 
 from pqt_jax import Rule, cast, pqt_transform
 from pqt_jax.formats import BF16, E2M1, E4M3, E5M2, FloatFormat
-from pqt_jax.lab.simulate import Gemm, Operand, gemm, reduce, simulate, truncate
+from pqt_jax.lab.gemms import Gemm, gemm
+from pqt_jax.lab.operands import Operand, reduce, truncate
+from pqt_jax.lab.simulate import simulate
 from pqt_jax.models import GPT2Config, Llama2, Llama2Config
 from pqt_jax.models.gpt2 import GPT2
 

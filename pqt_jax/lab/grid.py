@@ -16,7 +16,8 @@ from pqt_jax import config as configs
 from pqt_jax.config import Config
 from pqt_jax.errors import InputError
 from pqt_jax.lab import sharpness
-from pqt_jax.lab.simulate import Gemm, Operand
+from pqt_jax.lab.gemms import Gemm
+from pqt_jax.lab.operands import Operand
 from pqt_jax.models import GPT2Config, Llama2Config
 
 SECTIONS = ("simulate", "sweep")  # beside those of the trainer

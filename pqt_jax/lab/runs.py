@@ -37,7 +37,7 @@ from pqt_jax.rules import BITS, map_paths
 FORMATS = ("master", "fp8_e4m3", "fp6_e3m2", "fp4_e2m1")  # of weights on held-out text
 Cell = tuple[float, int]  # learning rate, seed
 Train = Callable[[Sequence[Cell], Callable[[], None]], list[metrics.Record]]
-_OF_STEP = ("loss", "in_a_row", "bits_mean")  # what is kept of what a step measures
+_OF_STEP = ("loss", "in_a_row", "bits_mean")  # of what a step measures
 _FETCH_EVERY = 50  # steps between waits for the device
 _COUNTED = 10**7  # tokens whose frequencies are taken
 
@@ -93,36 +93,24 @@ def make_train(arm: Arm, text: Text, sweep: Config) -> Train:
     def train(cells: Sequence[Cell], advance: Callable[[], None]) -> list[metrics.Record]:
         rates, seeds = (np.array(some) for some in zip(*cells, strict=True))
         state, keys = begin(rates, seeds)
-        seen, waiting, measured = [], [], []
-        for number, batch in enumerate(_batches(config, text, seeds), 1):
-            if sweep.sharpness_every and (number - 1) % sweep.sharpness_every == 0:
-                measured.append((number - 1, measure(state.params)))
+        seen, waiting, measured = [], [], {}
+        for number, batch in enumerate(_batches(config, text, seeds)):
+            if sweep.sharpness_every and number % sweep.sharpness_every == 0:
+                measured[number] = measure(state.params)
             state, found = step(state, batch, keys)
-            waiting.append([found.get(name) for name in _OF_STEP])
-            if number % _FETCH_EVERY == 0 or number == config.steps:
-                seen += jax.device_get(waiting)
-                waiting = []
+            waiting.append({name: found[name] for name in _OF_STEP if name in found})
+            if len(waiting) == _FETCH_EVERY:
+                seen, waiting = seen + jax.device_get(waiting), []
             advance()
-        losses, in_a_row, bits = zip(*seen, strict=True)
-        losses, in_a_row = np.stack(losses, 1).astype(np.float64), np.stack(in_a_row, 1)
-        skipped = jax.device_get(state.skipped)
-        held_out_losses = jax.device_get(evaluate(state.params))
-        measured = [(at, jax.device_get(found)) for at, found in measured]
+        seen += jax.device_get(waiting)
+        ends = {"skipped": state.skipped, "held_out_losses": evaluate(state.params)}
+        ends = jax.device_get(ends | {"measured": measured})
+        of_run = lambda tree, i: jax.tree.map(lambda x: x[i], tree)  # noqa: E731
         return [
-            {
-                **known,
-                "learning_rate": float(rates[i]),
-                "seed": int(seeds[i]),
-                **_outcome(losses[i], in_a_row[i], known["unigram_loss"], config, sweep),
-                "skipped": int(skipped[i]),
-                "bits_mean": None if bits[-1] is None else _number(bits[-1][i]),
-                "held_out_losses": {name: _number(x[i]) for name, x in held_out_losses.items()},
-                **{
-                    name: [[at, _number(found[name][i])] for at, found in measured]
-                    for name in (measured[0][1] if measured else {})
-                },
-            }
-            for i in range(len(cells))
+            known
+            | {"learning_rate": float(rate), "seed": int(seed)}
+            | _record(of_run(seen, i), of_run(ends, i), known["unigram_loss"], config, sweep)
+            for i, (rate, seed) in enumerate(zip(rates, seeds, strict=True))
         ]
 
     return train
@@ -181,12 +169,19 @@ def _initializer(
     return init
 
 
-def _outcome(
-    losses: np.ndarray, in_a_row: np.ndarray, unigram_loss: float, config: Config, sweep: Config
+def _record(
+    seen: Sequence[dict[str, Any]],
+    ends: dict[str, Any],
+    unigram_loss: float,
+    config: Config,
+    sweep: Config,
 ) -> metrics.Record:
-    kept = losses[sweep.record_every - 1 :: sweep.record_every]
+    """What a run's row says of it, from what each step measured and what was at the end."""
+    losses = np.array([found["loss"] for found in seen], np.float64)
+    in_a_row = [found["in_a_row"] for found in seen]
     limits = {"margin": sweep.margin, "window": sweep.window, "skips": config.watch.skips}
     at, final = outcomes.diverged_at(losses, in_a_row, **limits), outcomes.final(losses)
+    measured, kept = ends["measured"], losses[sweep.record_every - 1 :: sweep.record_every]
     return {
         "losses": [metrics.finite(round(float(loss), 5)) for loss in kept],
         "first_loss": _number(losses[0]),
@@ -194,6 +189,13 @@ def _outcome(
         "outcome": outcomes.outcome(at, final, unigram_loss),
         "diverged_at": at,
         "spikes": outcomes.spikes(losses, threshold=sweep.spike_score, window=sweep.spike_window),
+        "skipped": int(ends["skipped"]),
+        "bits_mean": _number(seen[-1]["bits_mean"]) if "bits_mean" in seen[-1] else None,
+        "held_out_losses": {name: _number(x) for name, x in ends["held_out_losses"].items()},
+        **{
+            name: [[step, _number(found[name])] for step, found in measured.items()]
+            for name in next(iter(measured.values()), {})
+        },
     }
 
 

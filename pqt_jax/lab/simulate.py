@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright 2026 The pqt_jax Authors
-"""Any Flax model with products of reduced operands (`gemms`): a transform beside `pqt_transform`."""
+"""Any Flax model with products of reduced operands (`gemms`), beside `pqt_transform`."""
 
 import dataclasses
 import re

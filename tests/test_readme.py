@@ -13,7 +13,7 @@ TEXT = (ROOT / "README.md").read_text()
 SNIPPETS = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
 
 
-@pytest.mark.parametrize("snippet", SNIPPETS, ids=["nnx", "linen"])
+@pytest.mark.parametrize("snippet", SNIPPETS, ids=["nnx", "linen", "simulate"])
 def test_snippets_run(snippet):
     names = {}
     exec(compile(snippet, "README.md", "exec"), names)

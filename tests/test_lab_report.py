@@ -192,6 +192,14 @@ def test_a_sweep_at_work_and_one_that_measures_nothing_have_a_page(tmp_path):
     }
 
 
+def test_ranges_wait_until_every_rate_is_there(tmp_path):
+    early = lambda row: row["arm"] == "BF16" or (row["arm"], row["seed"]) == ("gaussws 4", 0)  # noqa: E731
+    keep = lambda row: early(row) or (row["arm"] == "gaussws 4" and row["learning_rate"] < 1e-2)  # noqa: E731
+    cells = tables.read(write_sweep(tmp_path / "run", keep))
+    words = re.sub(r"\s+", " ", re.sub(r"<[^>]*>", " ", summaries.differences(cells, 2.0)))
+    assert re.search(r"gaussws 4 [+-]\d\.\d+ [+-]\d\.\d+ $", words)  # of seed 0, without interval
+
+
 def test_pictures_show_what_diverged(folder):
     cells = tables.read(folder)
     texts = [t.get_text() for ax in panels.heat(cells).axes for t in ax.texts]

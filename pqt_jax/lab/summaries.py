@@ -98,23 +98,25 @@ def alarms(found: dict[str, Alarm]) -> str:
     return web_page.table(head, rows, "numbers")
 
 
-def _finals(cells: Cells, arm: str, seed: int) -> dict[float, float]:
-    """Rate → final loss, NaN where the run diverged."""
-    values = cells.whole(arm, "final_loss")[cells.seeds.index(seed)]
-    known = cells.known(arm)[cells.seeds.index(seed)]
-    return {r: v for r, v, there in zip(cells.rates, values, known, strict=True) if there}
+def _by_seed(cells: Cells, arm: str, of: Callable[[dict[float, float], int], float]) -> np.ndarray:
+    """float64[seeds] of a function of (rate → final loss, NaN where it diverged; which seed).
+
+    NaN for a seed that has not been trained at every rate yet.
+    """
+    finals, known = cells.whole(arm, "final_loss"), cells.known(arm).all(1)
+    of_seed = lambda i: of(dict(zip(cells.rates, finals[i], strict=True)), i)  # noqa: E731
+    return np.array([of_seed(i) if known[i] else math.nan for i in range(len(cells.seeds))])
 
 
 def _usable(cells: Cells, arm: str, level: float) -> np.ndarray:
-    """float64[seeds]."""
-    return np.array([outcomes.usable(_finals(cells, arm, seed), level) for seed in cells.seeds])
+    return _by_seed(cells, arm, lambda finals, _: outcomes.usable(finals, level))
 
 
 def _sensitivity(cells: Cells, arm: str) -> np.ndarray:
-    """float64[seeds]."""
-    firsts = np.nanmax(cells.grid(arm, "first_loss"), axis=1, initial=-math.inf)
-    pairs = zip(cells.seeds, firsts, strict=True)
-    return np.array([outcomes.sensitivity(_finals(cells, arm, s), first) for s, first in pairs])
+    firsts = cells.grid(arm, "first_loss")
+    return _by_seed(
+        cells, arm, lambda finals, i: outcomes.sensitivity(finals, np.nanmax(firsts[i]))
+    )
 
 
 def _mean(values: np.ndarray, form: str) -> str:

@@ -197,6 +197,7 @@ def test_ranges_wait_until_every_rate_is_there(tmp_path):
     keep = lambda row: early(row) or (row["arm"] == "gaussws 4" and row["learning_rate"] < 1e-2)  # noqa: E731
     cells = tables.read(write_sweep(tmp_path / "run", keep))
     words = re.sub(r"\s+", " ", re.sub(r"<[^>]*>", " ", summaries.differences(cells, 2.0)))
+    assert report.main([str(tmp_path / "run")]) == 0
     assert re.search(r"gaussws 4 [+-]\d\.\d+ [+-]\d\.\d+ $", words)  # of seed 0, without interval
 
 

@@ -85,7 +85,8 @@ class Cells(NamedTuple):
     def curves(self, arm: str, rate: float) -> np.ndarray:
         """float64[runs, points] of the losses that were kept."""
         rows = [row["losses"] for row in self.of(arm, rate)]
-        return np.array([[np.nan if v is None else v for v in row] for row in rows], np.float64)
+        values = [[np.nan if v is None else v for v in row] for row in rows]
+        return np.array(values, np.float64).reshape(len(rows), len(rows[0]) if rows else 0)
 
     def measured(self, arm: str, rate: float, name: str) -> tuple[np.ndarray, np.ndarray]:
         """int[points] steps and float64[runs, points] of sharpness or sharpness_of_weights."""

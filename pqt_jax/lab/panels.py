@@ -26,7 +26,7 @@ def heat(cells: Cells) -> Figure:
     low, high = (known.min(), np.quantile(known, 0.9)) if known.size else (0.0, 1.0)
     image = None
     for arm, ax in zip(cells.arms, axes, strict=False):
-        values = np.where(np.isfinite(finals[arm]), finals[arm], high)
+        values = np.where(cells.known(arm) & ~np.isfinite(finals[arm]), high, finals[arm])
         image = ax.imshow(
             values, vmin=low, vmax=max(high, low + 1e-9), cmap="cividis", aspect="auto"
         )

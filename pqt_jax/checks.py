@@ -104,7 +104,8 @@ def check_types(
             raise InputError(f"config.{field}: no such field; {hint(field, list(known))}")
     for field, like in known.items():
         if field not in found:
-            raise InputError(f"config.{field} is missing; start from pqt_jax.config.default")
+            start = f"{default.__module__}.default"
+            raise InputError(f"config.{field} is missing; start from {start}")
         value = found[field]
         good = isinstance(value, type(like)) and isinstance(value, bool) == isinstance(like, bool)
         good |= isinstance(like, float) and type(value) is int

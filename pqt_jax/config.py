@@ -213,16 +213,22 @@ def _over(defaults: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+def differences(
+    old: dict[str, Any], new: dict[str, Any], may: tuple[str, ...] = MAY_CHANGE
+) -> list[str]:
     """Fields that differ between two saved configurations, one description each.
 
     One that an older version has saved without a field is taken to have its default.
+
+    Args:
+      old, new: the configurations.
+      may: what the names of fields begin with that may differ.
     """
     old, new = dict(fields(completed(old))), dict(fields(completed(new)))
     return [
         f"config.{name} was {old.get(name)!r} and is {new.get(name)!r}"
         for name in dict.fromkeys([*new, *old])
-        if old.get(name) != new.get(name) and not name.startswith(MAY_CHANGE)
+        if old.get(name) != new.get(name) and not name.startswith(may)
     ]
 
 

@@ -189,7 +189,7 @@ def as_format(dtype: Any) -> FloatFormat:
     """
     if isinstance(dtype, FloatFormat):
         return dtype
-    if isinstance(dtype, str) and (bits := re.fullmatch(r"E(\d)M(\d\d?)", dtype)):
+    if isinstance(dtype, str) and (bits := re.fullmatch(r"E([0-9])M([0-9]{1,2})", dtype)):
         return FloatFormat(int(bits[1]), int(bits[2]))
     try:
         if isinstance(dtype, str):

@@ -32,7 +32,9 @@ from pqt_jax.errors import InputError, OutputError, system_reason
 RUN, LOCK, METRICS, SUMMARY = "run.json", "run.lock", "metrics.jsonl", "summary.json"
 HISTORY, LOSS, BITS, CHECKPOINTS = "bits.jsonl", "loss.png", "bits.png", "checkpoints"
 PROFILE = "profile"
-_FILES = (METRICS, HISTORY, SUMMARY, LOSS, BITS)
+PARTS, TABLE = "parts", "runs.jsonl"  # of a sweep
+_FILES = (METRICS, HISTORY, SUMMARY, LOSS, BITS, TABLE)
+_FOLDERS = (CHECKPOINTS, PARTS)
 _LONGEST = 3840  # bytes; with the names of a checkpoint's files Linux takes 4096
 _PACKAGES = ("pqt_jax", "jax", "flax", "optax", "grain", "orbax-checkpoint")
 
@@ -155,11 +157,11 @@ def _check_owner(workdir: Path, meta: Meta) -> bool:
                 raise InputError(
                     f"--workdir={workdir}: {path.name} in it is a directory; move it away"
                 )
-    folder = workdir / CHECKPOINTS
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"--workdir={workdir}: {CHECKPOINTS} in it is no directory; move it away")
+    for name in _FOLDERS:
+        if (workdir / name).exists() and not (workdir / name).is_dir():
+            raise InputError(f"--workdir={workdir}: {name} in it is no directory; move it away")
     if not (workdir / RUN).exists():
-        if found := [name for name in (*_FILES, CHECKPOINTS) if (workdir / name).exists()]:
+        if found := [name for name in (*_FILES, *_FOLDERS) if (workdir / name).exists()]:
             raise InputError(
                 f"--workdir={workdir} holds {found[0]} but no {RUN}; give a new directory"
             )

@@ -59,6 +59,7 @@ def row_of(arm, rate, seed):
 def write_sweep(folder, keep=lambda row: True):
     (folder / "parts").mkdir(parents=True)
     sweep = {"arms": [[arm] for arm in ARMS], "record_every": 5, "window": 20, "margin": 0.5}
+    sweep |= {"seeds": SEEDS, "learning_rates": RATES}
     about = {"config": {"sweep": sweep, "steps": 300}, "data_fingerprint": "f", "stream_version": 1}
     (folder / "run.json").write_text(
         json.dumps({**about, "versions": {"jax": "0.0", "pqt_jax": "0.1"}})
@@ -73,6 +74,12 @@ def write_sweep(folder, keep=lambda row: True):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     return write_sweep(tmp_path_factory.mktemp("swept") / "run")
+
+
+def not_of_a_sweep(folder):
+    about = json.loads((folder / "run.json").read_text())
+    del about["config"]["sweep"]
+    (folder / "run.json").write_text(json.dumps(about))
 
 
 def plain(page):
@@ -178,7 +185,9 @@ def test_the_loss_at_a_step_is_that_of_the_steps_before_it(folder):
 def test_a_sweep_at_work_and_one_that_measures_nothing_have_a_page(tmp_path):
     some = write_sweep(tmp_path / "a", lambda row: row["arm"] == "BF16" and row["seed"] == 0)
     assert report.main([str(some), f"--out={tmp_path / 'out'}"]) == 0
-    assert "3 runs: 1 ways to train" in plain((tmp_path / "out" / report.PAGE).read_text())
+    assert "3 runs: 1 ways to train, 3 learning rates, 1 seeds each (69 to come)" in plain(
+        (tmp_path / "out" / report.PAGE).read_text()
+    )
     none = write_sweep(tmp_path / "b")
     for path in (none / "parts").iterdir():
         none_of = {"sharpness": [], "sharpness_of_weights": []}
@@ -210,9 +219,38 @@ def test_pictures_show_what_diverged(folder):
     assert np.isnan(heights[2]) or heights[2] > heights[0]  # most of E8M3's are worse than any
 
 
+def test_a_sweep_of_which_all_diverged_has_a_page(tmp_path):
+    folder = write_sweep(tmp_path / "run")
+    for path in (folder / "parts").iterdir():
+        all_nan = {"outcome": "diverged", "diverged_at": 7, "final_loss": None}
+        all_nan |= {"losses": [None] * 60, "sharpness": [[0, None]], "sharpness_of_weights": []}
+        rows = [json.loads(line) | all_nan for line in path.read_text().splitlines()]
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert report.main([str(folder)]) == 0
+    words = plain((folder / "report" / report.PAGE).read_text())
+    assert "No rate of BF16 is usable" in words and "nan" not in words
+
+
+def test_the_median_of_an_even_number_is_between_the_middle_two():
+    low, middle, high = panels._quantiles(np.array([[1.0], [2.0], [4.0], [np.nan]]))
+    assert middle == [3.0] and low == pytest.approx([1.3]) and np.isnan(high)
+    low, middle, high = panels._quantiles(np.array([[1.0], [np.nan], [np.nan]]))
+    assert np.isnan(middle) and np.isnan(high) and np.isnan(low)
+
+
+def test_files_that_are_no_report_stay(folder, tmp_path, capsys):
+    (tmp_path / "runs.csv").write_text("mine")
+    assert "holds files and no report.html" in refused(
+        report.main, [folder, f"--out={tmp_path}"], capsys
+    )
+    assert (tmp_path / "runs.csv").read_text() == "mine"
+
+
 @pytest.mark.parametrize(
     "make, message",
     [
+        (lambda d: not_of_a_sweep(write_sweep(d)), "is not of a sweep"),
+        (lambda d: (write_sweep(d) / "parts/000-00000.jsonl").write_bytes(b"\xff"), "no row"),
         (lambda d: None, "does not exist"),
         (lambda d: d.mkdir(), "holds no run.json"),
         (lambda d: write_sweep(d, lambda row: False), "holds no runs of a sweep yet"),

@@ -31,6 +31,13 @@ def test_a_run_that_falls_does_not_diverge():
     assert diverged_at([3.0] * 50) is None and diverged_at([]) is None
 
 
+def test_a_run_that_never_learned_and_one_that_ends_badly_diverge():
+    assert diverged_at([5.8, *[500.0] * 300]) == 2
+    assert diverged_at([5.8, *[500.0] * 5, *FALL]) is None  # of a warm-up
+    assert diverged_at([*FALL, *[9.0] * 10]) == 201 and diverged_at([*FALL, *[9.0] * 9]) is None
+    assert diverged_at([5.0] * 15 + [1000.0] * 15) == 16
+
+
 FLAT = [*FALL, *[2.0] * 20]  # long enough for 2 to be the level
 
 
@@ -63,15 +70,15 @@ def test_it_is_the_definition_step_by_step():
             losses[rng.integers(30)] = math.nan
         expected = None
         for i in range(30):
-            level = min(
-                (np.median(losses[j : j + window]) for j in range(i - window + 1)), default=9e9
-            )
+            whole = [losses[j : j + window] for j in range(i - window + 1)]
+            level = min([losses[0], *map(np.median, whole)])
             ahead = losses[i : i + window]
-            high = len(ahead) == window and min(np.median(ahead), ahead[0]) > level + 1.0
+            long = len(ahead) >= window / 2 and i > 0
+            high = long and min(np.median(ahead), ahead[0]) > level + 1.0
             if high or math.isnan(losses[i]):
                 expected = i + 1
                 break
-        assert diverged_at(losses, margin=1.0, window=window) == expected
+        assert diverged_at(losses, margin=1.0, window=window) == expected, (case, window)
         found += expected is not None
     assert 100 < found < 300
 

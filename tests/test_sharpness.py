@@ -78,6 +78,26 @@ def test_it_is_traced_and_batched(maximizer):
 
 
 @pytest.mark.parametrize("maximizer", ["corner", "gradient", "lbfgsb"])
+@pytest.mark.parametrize("target, epsilon", [(1, 5e-4), (0, 5e-4), (2, 0.9)])
+def test_logits_that_are_huge_have_a_sharpness(maximizer, target, epsilon):
+    """f grows by 2ε of the target's logit against the largest, where that is not the target."""
+    z = jnp.array([[2e5, 0.0, 1.0]])
+    phi = of_logits(z, jnp.array([target]), epsilon=epsilon, maximizer=maximizer)
+    y = epsilon * (np.array([2e5, 0.0, 1.0]) + 1) * np.where(np.arange(3) == target, -1, 1)
+    moved = np.array([2e5, 0.0, 1.0]) + y
+    f, after = (np.logaddexp.reduce(x) - x[target] for x in (np.array([2e5, 0, 1]), moved))
+    np.testing.assert_allclose(phi, 100 * (after - f) / (1 + f), rtol=1e-4, atol=1e-6)
+    assert phi >= 0
+
+
+def test_weights_in_bfloat16_move():
+    params = {"a": jnp.full((3, 2), 2.0, jnp.bfloat16), "b": jnp.full(4, 0.5, jnp.bfloat16)}
+    loss = lambda p: sum(jnp.sum(x**2) for x in jax.tree.leaves(p))  # noqa: E731
+    want = 100 * 25 * (1.001**2 - 1) / 26
+    np.testing.assert_allclose(of_weights(loss, params, rho=1e-3), want, rtol=1e-4)
+
+
+@pytest.mark.parametrize("maximizer", ["corner", "gradient", "lbfgsb"])
 def test_logits_that_are_not_finite_spoil_their_own_sequence_alone(maximizer):
     logits, targets = case()
     phi = of_logits(logits.at[2, 3].set(jnp.nan), targets, maximizer=maximizer)

@@ -223,6 +223,29 @@ def test_linen_models_are_reduced_by_the_same_rules():
     )
 
 
+class ConvThenDense(linen.Module):
+    @linen.compact
+    def __call__(self, x):
+        return linen.Dense(3)(linen.Conv(2, (3, 3))(x))
+
+
+def test_a_linen_convolution_beside_a_dense_layer_is_left_alone():
+    rules = {"Dense.*/kernel": gemm("E4M3")}
+    x = jax.random.normal(jax.random.key(1), (1, 4, 4, 2))
+    variables = ConvThenDense().init(jax.random.key(0), x)
+    plain, reduced = (
+        m.apply(variables, x) for m in (ConvThenDense(), simulate(ConvThenDense(), rules))
+    )
+    assert not np.array_equal(plain, reduced)
+
+
+@pytest.mark.parametrize("scale", [None, "ceil"])
+def test_an_empty_batch_stays_empty(scale):
+    layer = gemm("E4M3", scale=scale)
+    y = layer(jnp.ones((0, 8)), jnp.ones((8, 4)), (((1,), (0,)), ((), ())))
+    assert y.shape == (0, 4)
+
+
 @pytest.mark.parametrize(
     "make, message",
     [
@@ -237,6 +260,15 @@ def test_linen_models_are_reduced_by_the_same_rules():
         (lambda: simulate(Llama2(LLAMA, rngs=nnx.Rngs(0)), {".*": gemm("E4M3")}), "dot_general"),
         (lambda: simulate(Llama2(LLAMA, rngs=nnx.Rngs(0)), {".*": E4M3}), "a Gemm or None"),
         (lambda: simulate({}, {}), "NNX or Linen"),
+        (lambda: simulate(Dense(), [gemm("E4M3")]), "a dict of patterns"),
+        (lambda: simulate(Dense(), {3: gemm("E4M3")}), "a dict of patterns"),
+        (lambda: Gemm("E4M3"), "activations='E4M3'"),
+        (
+            lambda: simulate(ConvThenDense(), {".*/kernel": gemm("E4M3")}).init(
+                jax.random.key(0), jnp.ones((1, 4, 4, 2))
+            ),
+            "'Conv_0/kernel' is a parameter of a Conv",
+        ),
         (lambda: simulate(Dense(), {"no": None}).init(jax.random.key(0), jnp.ones((1, 8))), "'no'"),
     ],
 )

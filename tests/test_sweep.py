@@ -36,6 +36,32 @@ def rows_of(workdir):
     return [json.loads(line) for line in (workdir / sweep.TABLE).read_text().splitlines()]
 
 
+def parts_of(workdir):
+    return sorted((workdir / sweep.PARTS).iterdir())
+
+
+@pytest.mark.parametrize(
+    "damage, message",
+    [
+        (lambda d: parts_of(d)[0].write_text(""), "holds other runs than its own"),
+        (lambda d: shutil.copy(*parts_of(d)), "holds other runs than its own"),
+        (lambda d: parts_of(d)[1].write_text('{"arm": "E4M1"}\n'), "line 1 is no row of a sweep"),
+        (lambda d: parts_of(d)[1].write_bytes(b"\xff\n"), "line 1 is no row of a sweep"),
+        (lambda d: (d / "run.json").unlink(), "holds runs.jsonl but no run.json"),
+        (
+            lambda d: shutil.move(d / sweep.PARTS, d / "x") and (d / sweep.PARTS).write_text(""),
+            "parts in it is no directory",
+        ),
+    ],
+)
+def test_a_damaged_sweep_is_refused_and_stays(swept, tmp_path, capsys, damage, message):
+    copy = tmp_path / "run"
+    shutil.copytree(swept, copy)
+    damage(copy)
+    assert message in refused(sweep.main, arguments(copy), capsys)
+    assert not (copy / "run.json").exists() or (copy / sweep.TABLE).exists()
+
+
 def test_a_row_for_each_run_in_order(swept):
     rows = rows_of(swept)
     assert [(r["arm"], r["learning_rate"], r["seed"]) for r in rows] == [
@@ -154,6 +180,16 @@ def test_every_method_and_a_rate_that_is_too_high_are_rows(tmp_path):
         ((), "must be ways to train"),
         ((("one", "ste"),), "must be ways to train"),
         (((),), "must be ways to train"),
+        ((("a\nb",),), "printable"),
+        ((("_a",),), "not begin with _"),
+        ((("a" * 41,),), "1 to 40 printable"),
+        ((("one", "init_from=x"),), "a sweep has no use for it"),
+        ((("one", "steps=9"),), "at least twice config.sweep.window=5"),
+        ((("one", "simulate.scale=exact"),), "config.simulate.dtype is empty"),
+        ((("one", "pqt.pattern=zzz", "method=ste", "pqt.dtype=E3M2"),), "arms['one']"),
+        ((("one", "data.batch=1000000"),), "arms['one']"),
+        ((("one", "model.attention=cudnn"),), "arms['one']"),
+        ((("E5M10", "simulate.dtype=E5M10", "simulate.rounding=nearest"),), "cannot hold FP16"),
         (("one", "method=ste"), "must be ways to train"),
     ],
 )
@@ -169,8 +205,11 @@ def test_arms_that_cannot_be_trained_are_refused_by_name(tmp_path, capsys, arms,
         ("sweep.seeds=", "config.sweep.seeds=()"),
         ("sweep.seeds=1,1", "each once"),
         ("sweep.learning_rates=", "config.sweep.learning_rates=()"),
-        ("sweep.learning_rates=0", "above 0"),
-        ("sweep.learning_rates=nan", "above 0"),
+        ("sweep.learning_rates=0", "from 1e-30 to 1e30"),
+        ("sweep.learning_rates=nan", "from 1e-30 to 1e30"),
+        ("sweep.learning_rates=1e-50", "from 1e-30 to 1e30"),
+        ("sweep.rho=2", "from 0 to 1"),
+        ("sweep.window=16", "at least twice"),
         ("sweep.seeds=-1", "from 0 to 2^31 - 1"),
         ("sweep.window=0", "config.sweep.window=0"),
         ("sweep.maximizer=newton", "one of corner, gradient, lbfgsb"),
@@ -187,5 +226,8 @@ def test_grids_that_are_none_are_refused_by_name(tmp_path, capsys, option, messa
 def test_another_sweep_does_not_go_on_in_its_folder(swept, capsys):
     given = arguments(swept, "--config.sweep.margin=0.7")
     assert "belongs to another run: config.sweep.margin" in refused(sweep.main, given, capsys)
+    given = arguments(swept, "--config.log.validation_batches=1")
+    line = refused(sweep.main, given, capsys)
+    assert "belongs to another sweep: config.log.validation_batches" in line
     line = refused(sweep.main, ["--config", "configs/quickstart.py"], capsys)
     assert "it is no sweep's" in line

@@ -28,5 +28,6 @@ def get_config() -> ConfigDict:
     config.sweep.seeds = (0, 1, 2, 3, 4)
     config.sweep.learning_rates = (3e-3,)
     config.sweep.at_once = 5
+    config.sweep.window = 5
     config.sweep.sharpness_every = 10
     return config

@@ -12,7 +12,6 @@ import numpy as np
 from pqt_jax import metrics, workdir
 from pqt_jax.errors import InputError, system_reason
 
-TABLE = "runs.jsonl"
 _FIELDS = {"arm", "learning_rate", "seed", "steps", "losses", "first_loss", "final_loss", "outcome"}
 _FIELDS |= {"unigram_loss", "diverged_at", "spikes", "skipped", "held_out_losses", "bits_mean"}
 
@@ -96,6 +95,29 @@ class Cells(NamedTuple):
         return at, np.array(values, np.float64).reshape(len(rows), at.size)
 
 
+def read_part(path: Path) -> list[metrics.Record]:
+    """The rows of a file of a sweep.
+
+    Raises:
+      InputError: if it cannot be read, or holds something that is no row of a sweep.
+    """
+    number = 0
+    try:
+        rows = []
+        for number, line in enumerate(path.read_bytes().splitlines(), 1):  # noqa: B007
+            rows.append(json.loads(line))
+            if not _FIELDS <= rows[-1].keys():
+                raise ValueError
+    except OSError as error:
+        why = system_reason(error, "move it away and run the sweep again")
+        raise InputError(f"{path} cannot be read: {why}") from None
+    except (ValueError, AttributeError, RecursionError):
+        raise InputError(
+            f"{path}: line {number} is no row of a sweep; delete the file and run the sweep again"
+        ) from None
+    return rows
+
+
 def read(folder: Path) -> Cells:
     """Read what a sweep has written, also one that is not at its end.
 
@@ -103,23 +125,11 @@ def read(folder: Path) -> Cells:
       InputError: if there is nothing, or something that is no row of a sweep.
     """
     about = workdir.read(folder, "", "a sweep")
-    parts = sorted(folder.glob("parts/*.jsonl"))
+    if not isinstance(about["config"].get("sweep"), dict):
+        raise InputError(f"{folder} is not of a sweep; give the workdir of one")
     rows = {}
-    for path in parts:
-        try:
-            lines = path.read_text().splitlines()
-        except OSError as error:
-            why = system_reason(error, "give the workdir of a sweep")
-            raise InputError(f"{path} cannot be read: {why}") from None
-        for number, line in enumerate(lines, 1):
-            try:
-                row = json.loads(line)
-                assert _FIELDS <= row.keys()
-            except (ValueError, AssertionError, AttributeError):
-                raise InputError(
-                    f"{path}: line {number} is no row of a sweep; delete the file and run the "
-                    "sweep again"
-                ) from None
+    for path in sorted((folder / workdir.PARTS).glob("*.jsonl")):
+        for row in read_part(path):
             rows[row["arm"], row["learning_rate"], row["seed"]] = row
     if not rows:
         raise InputError(f"{folder} holds no runs of a sweep yet; give the workdir of one")

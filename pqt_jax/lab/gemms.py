@@ -28,16 +28,25 @@ from pqt_jax.lab.operands import Operand, Rounding, reduce
 class Gemm:
     """A `lax.dot_general` of one layer with reduced operands; None leaves an operand as it is.
 
-    Hashable and without state, so that a module can keep it where it keeps its `dot_general`.
+    Hashable and without state, so that a module can keep it where it keeps its `dot_general`. Its
+    gradients are a custom VJP: reverse mode, of any order, and no forward mode.
 
     Attributes:
       activations, weights: the operands of the forward product, x and W.
       gradients: dy, which meets each of them in the backward pass.
+
+    Raises:
+      TypeError: for anything but an `Operand` or None.
     """
 
     activations: Operand | None = None
     weights: Operand | None = None
     gradients: Operand | None = None
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            if not isinstance(value := getattr(self, field.name), Operand | None):
+                raise TypeError(f"{field.name}={value!r}; it must be an Operand or None")
 
     def __call__(
         self,

@@ -28,15 +28,19 @@ _RANGES: checks.Ranges = {
         "one or more whole numbers from 0 to 2^31 - 1, each once",
     ),
     "sweep.learning_rates": (
-        lambda v: all(_is_number(r) and 0 < r <= 1e30 for r in v) and _distinct(v),
-        "one or more numbers above 0, and 1e30 at most, each once",
+        lambda v: all(_is_number(r) and 1e-30 <= r <= 1e30 for r in v) and _distinct(v),
+        "one or more numbers from 1e-30 to 1e30, each once",
     ),
     "sweep.maximizer": (
         lambda v: v in get_args(sharpness.Maximizer),
         f"one of {', '.join(get_args(sharpness.Maximizer))}",
     ),
+    "sweep.rho": (lambda v: 0 <= v <= 1, "from 0 to 1"),
+    "sweep.epsilon": (lambda v: 0 < v <= 1, "above 0, and 1 at most"),
 }
-_MAY_BE_ZERO = {"sweep.sharpness_every", "sweep.rho"}
+_LONGEST = 40  # characters of an arm's name
+_NO_USE = {"init_from": "", "log.sharpness_every": 0, "log.wandb": "", "log.tensorboard": False}
+_MAY_BE_ZERO = {"sweep.sharpness_every"}
 
 
 class Arm(NamedTuple):
@@ -154,9 +158,9 @@ def _named(arms: Any) -> Any:
     """The arms, each a tuple of texts: a name that no other has, and fields."""
     good = arms and all(
         isinstance(arm, tuple | list)
-        and all(isinstance(text, str) and text for text in arm)
-        and all("=" in text for text in arm[1:])
         and arm
+        and all(isinstance(text, str) for text in arm)
+        and all("=" in text for text in arm[1:])
         for arm in arms
     )
     if not good:
@@ -165,6 +169,12 @@ def _named(arms: Any) -> Any:
             'as (("BF16",), ("E8M3", "simulate.dtype=E8M3"))'
         )
     names = [arm[0] for arm in arms]
+    for name in names:
+        if not name.isprintable() or not 0 < len(name) <= _LONGEST or name.startswith("_"):
+            raise InputError(
+                f"config.sweep.arms: the name {name!r}; it must be of 1 to {_LONGEST} printable "
+                "characters, and not begin with _"
+            )
     if not _distinct([name.casefold() for name in names]):
         raise InputError(f"config.sweep.arms: names that are alike: {', '.join(names)}")
     return arms
@@ -179,10 +189,23 @@ def _arm(config: Config, arm: Sequence[str]) -> Arm:
             if field.split(".")[0] == "sweep":
                 raise InputError(f"config.{field} is one for all arms")
             cli.override(own, field, text)
-        simulated = own.simulate
+        simulated: Config = own.simulate
         for section in SECTIONS:
             del own[section]
         checks.check(own)
+        for field, value in configs.fields(own):
+            if field in _NO_USE and value != _NO_USE[field]:
+                raise InputError(
+                    f"config.{field}={value!r}; a sweep has no use for it, and it must be "
+                    f"{_NO_USE[field]!r}"
+                )
+        if own.steps < 2 * config.sweep.window:
+            raise InputError(
+                f"config.steps={own.steps}; it must be at least twice config.sweep.window="
+                f"{config.sweep.window}, or no run is seen to diverge"
+            )
+        if not simulated.dtype and any(change.startswith("simulate.") for change in changes):
+            raise InputError("config.simulate.dtype is empty; it must be a format, such as E8M3")
         return Arm(name, own.lock(), _rules(simulated))
     except InputError as error:
         raise InputError(f"config.sweep.arms[{name!r}]: {error}") from None
@@ -192,7 +215,7 @@ def _rules(simulated: Config) -> dict[str, Gemm | None]:
     if not simulated.dtype:
         return {}
     operands = simulated.operands
-    if not isinstance(operands, tuple | list) or not operands or set(operands) - set(_OPERANDS):
+    if not operands or not all(name in _OPERANDS for name in operands):
         raise InputError(
             f"config.simulate.operands={operands!r}; they must be some of {', '.join(_OPERANDS)}"
         )

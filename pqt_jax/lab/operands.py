@@ -109,7 +109,7 @@ def reduce(x: jax.Array, operand: Operand | None) -> jax.Array:
     Without a scale, ±Inf stays where the format has the exponents of float32: E8M7 changes nothing
     in bfloat16. With one, a block that holds Inf or NaN becomes NaN.
     """
-    if operand is None:
+    if operand is None or not x.size:
         return x
     fmt, rounding = operand.dtype, operand.rounding
     if operand.scale is None:

@@ -6,10 +6,11 @@ Losses are those of the training batches, one for each step, in nats per token, 
 step was skipped.
 
     diverged   a loss is not finite; or it lies more than `margin` above a level that the run had
-               reached, and so does the median of it and the next `window − 1`; or loss or gradient
-               was not finite in `config.watch.skips` steps in a row, where the trainer would have
-               ended. The level is the least median of `window` losses before: one batch that is
-               easy, or one that is hard, decides nothing.
+               reached, and so does the median of it and the next `window − 1` (at the end of the
+               run, of at least half as many); or loss or gradient was not finite in
+               `config.watch.skips` steps in a row, where the trainer would have ended. The level is
+               the least of the first loss, before any step, and the medians of each `window` losses
+               before: one batch that is easy, or one that is hard, decides nothing.
     spikes     rows of steps whose score (`watch.spike_score`: standard deviations above the median
                of the steps before) is above a threshold; a row counts once
     final      the mean of the last `share` of the steps
@@ -73,13 +74,12 @@ def _by_losses(all_losses: Losses, margin: float, window: int) -> int | None:
     losses = np.asarray(all_losses, np.float64)
     bad = np.flatnonzero(~np.isfinite(losses))
     end = int(bad[0]) if bad.size else len(losses)
-    if end > window:
-        windows = np.lib.stride_tricks.sliding_window_view(losses[:end], window)
-        medians = np.median(windows, axis=1)  # [i] of steps i … i + window − 1
-        level = np.minimum.accumulate(medians)[:-window]  # before step i + window
-        high = np.minimum(medians, losses[: len(medians)])[window:] > level + margin
-        if high.any():
-            return int(np.argmax(high)) + window + 1
+    level = math.inf
+    for i in range(1, end - -(-window // 2) + 1):
+        before = losses[i - window : i] if i >= window else losses[:1]
+        level = min(level, losses[0], float(np.median(before)))
+        if losses[i] > level + margin and np.median(losses[i : i + window]) > level + margin:
+            return i + 1
     return end + 1 if bad.size else None
 
 

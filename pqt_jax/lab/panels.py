@@ -22,8 +22,9 @@ def heat(cells: Cells) -> Figure:
     """Final loss of every run, a map for each arm: seeds by learning rates."""
     figure, axes = _panels(len(cells.arms), 2.3 + 0.22 * len(cells.rates), 3.0)
     finals = {arm: cells.grid(arm, "final_loss") for arm in cells.arms}
-    known = np.concatenate([f[np.isfinite(f)] for f in finals.values()])
-    low, high = (known.min(), np.quantile(known, 0.9)) if known.size else (0.0, 1.0)
+    whole = np.concatenate([cells.whole(arm, "final_loss").ravel() for arm in cells.arms])
+    whole = whole[np.isfinite(whole)]  # what diverges has no place in the scale
+    low, high = (whole.min(), np.quantile(whole, 0.9)) if whole.size else (0.0, 1.0)
     image = None
     for arm, ax in zip(cells.arms, axes, strict=False):
         values = np.where(cells.known(arm) & ~np.isfinite(finals[arm]), high, finals[arm])
@@ -40,6 +41,7 @@ def heat(cells: Cells) -> Figure:
     axes[0].set_ylabel("seed", fontsize=8)
     if image is not None:
         figure.colorbar(image, ax=list(axes), label="final loss, nats", shrink=0.8)
+    figure.supxlabel("× diverged     ○ stuck", fontsize=9, color="#d9302a")
     return figure
 
 
@@ -57,8 +59,8 @@ def losses(cells: Cells) -> Figure:
             steps = every * some * (1 + np.arange(count))
             low, middle, high = _quantiles(curves)
             _band(ax, steps, low, middle, high, i, arm)
-            lows.extend(low[np.isfinite(low)])
-            starts.extend(middle[:1][np.isfinite(middle[:1])])
+            lows.extend(middle[np.isfinite(middle)])
+            starts.extend(row["first_loss"] for row in cells.of(arm, rate) if row["first_loss"])
         ax.set_title(f"learning rate {rate:g}", fontsize=10)
         ax.set_xlabel("step")
     for ax in axes:
@@ -86,7 +88,7 @@ def finals(cells: Cells) -> Figure:
         other.errorbar(
             x, middle, errors, color=style.color, fmt=style.marker, ms=4, lw=1, capsize=2
         )
-    known = np.concatenate([cells.grid(arm, "final_loss").ravel() for arm in cells.arms])
+    known = np.concatenate([cells.whole(arm, "final_loss").ravel() for arm in cells.arms])
     known = known[np.isfinite(known)]
     if known.size:
         ax.set_ylim(known.min() - 0.1, min(known.max(), known.min() + 4) + 0.1)
@@ -94,6 +96,7 @@ def finals(cells: Cells) -> Figure:
     for axes in (ax, other):
         axes.set_xscale("log")
         axes.set_xticks(cells.rates, [f"{rate:g}" for rate in cells.rates])
+        axes.set_xlim(min(cells.rates) / 1.6, max(cells.rates) * 1.6)
         axes.minorticks_off()
         axes.set_xlabel("learning rate")
         axes.grid(alpha=0.3)
@@ -123,7 +126,7 @@ def warning(found: Mapping[str, Sequence[Landmark]]) -> Figure:
     ax, within, curves = figure.subplots(1, 3)
     for i, (name, marks) in enumerate(found.items()):
         style, steps = look(i), [mark.step for mark in marks]
-        stroke = {"color": style.color, "ls": style.dash}
+        stroke = {"color": style.color, "ls": style.dash, "marker": style.marker, "ms": 3}
         area = np.array([mark.roc.area for mark in marks]).reshape(-1, 3).T
         ax.fill_between(steps, area[1], area[2], color=style.color, alpha=0.12, lw=0)
         ax.plot(steps, area[0], label=name, **stroke)
@@ -152,13 +155,16 @@ def warning(found: Mapping[str, Sequence[Landmark]]) -> Figure:
 def _measured(cells: Cells, name: str, label: str) -> Figure:
     figure, axes = _panels(len(cells.rates), 4.4, 3.3)
     for rate, ax in zip(cells.rates, axes, strict=False):
+        drawn = False
         for i, arm in enumerate(cells.arms):
             steps, values = cells.measured(arm, rate, name)
             low, middle, high = _quantiles(np.where(values > 0, values, np.nan))
             _band(ax, steps, low, middle, high, i, arm)
+            drawn |= bool(np.isfinite(middle).any())
         ax.set_title(f"learning rate {rate:g}", fontsize=10)
         ax.set_xlabel("step")
-        ax.set_yscale("log")
+        if drawn:
+            ax.set_yscale("log")
     axes[0].set_ylabel(label)
     return _legend(figure, axes[0])
 
@@ -186,8 +192,12 @@ def _quantiles(values: np.ndarray) -> np.ndarray:
     """[3, points] over the runs; of NaN, which come from divergence, the worst is made."""
     if not values.size:
         return np.full((3, values.shape[1]), np.nan)
-    worst = np.where(np.isnan(values), np.inf, values)
-    found = np.quantile(worst, _BAND, axis=0, method="nearest")
+    worst = np.sort(np.where(np.isnan(values), np.inf, values), axis=0)
+    place = np.array(_BAND) * (len(worst) - 1)
+    below, above = worst[np.floor(place).astype(int)], worst[np.ceil(place).astype(int)]
+    share = (place % 1)[:, None]
+    with np.errstate(invalid="ignore"):  # ∞ − ∞
+        found = np.where(above == below, below, below + share * (above - below))
     return np.where(np.isfinite(found), found, np.nan)
 
 

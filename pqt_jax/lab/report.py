@@ -10,6 +10,7 @@ folder cannot be written; 2 the input cannot be used (one line on stderr); 130 a
 
 import csv
 import io
+import math
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -38,14 +39,14 @@ PICTURES: dict[str, tuple[str, str, Callable[[Cells], Figure]]] = {
     "heat.png": (
         "Every run",
         "Final loss by seed and learning rate; × marks a run that diverged, ○ one that is stuck. "
-        "The scale ends at the ninth decile.",
+        "The scale ends at the ninth decile of the runs that did not diverge.",
         panels.heat,
     ),
     "losses.png": ("Loss of the training batches", f"The {_BAND}", panels.losses),
     "sharpness.png": (
         "Sharpness by step",
-        "Of the loss at the logits of the last token, on fixed windows of held-out text; the "
-        f"{_BAND}",
+        "Of the loss at the logits of the last token, on fixed windows of held-out text, also of "
+        f"runs that have diverged; the {_BAND}",
         panels.sharpness,
     ),
     "sharpness_of_weights.png": (
@@ -95,6 +96,8 @@ def _run(arguments: Sequence[str]) -> int:
     cells = tables.read(Path(given.workdir))
     out = given.out or str(Path(given.workdir) / "report")
     folders.check(out, _WRITTEN)
+    if Path(out).is_dir() and any(Path(out).iterdir()) and not (Path(out) / PAGE).exists():
+        raise InputError(f"{out} holds files and no {PAGE}; give another folder")
     marks = _marks(cells)
     drawn = _draw(cells, marks)
     page = compose(cells, marks, list(drawn.values()), given.usable)
@@ -135,15 +138,21 @@ def compose(
     """The page."""
     sweep, versions = cells.about["config"]["sweep"], cells.about["versions"]
     first, level = cells.arms[0], summaries.usable_level(cells, usable)
+    limit = f"No rate of {first} is usable: with all of them runs diverged."
+    if math.isfinite(level):
+        limit = f"A rate is usable if the final loss is at most {level:.4f}, {usable:g} nats above "
+        limit += f"the median of {first} at its best rate."
+    wanted = math.prod(len(sweep[name]) for name in ("arms", "learning_rates", "seeds"))
+    to_come = f" ({wanted - len(cells.rows)} to come)" if wanted > len(cells.rows) else ""
     words = (
         f"{len(cells.rows)} runs: {len(cells.arms)} ways to train, {len(cells.rates)} learning "
-        f"rates, {len(cells.seeds)} seeds each, with jax {versions['jax']} and pqt_jax "
-        f"{versions['pqt_jax']}. A run has diverged if a loss is not finite, if the median of "
-        f"{sweep['window']} losses lies more than {sweep['margin']:g} nats above the least such "
-        "median before, or if the trainer would have ended after steps without a finite gradient. "
+        f"rates, {len(cells.seeds)} seeds each{to_come}, with jax {versions['jax']} and pqt_jax "
+        f"{versions['pqt_jax']}. A run has diverged if a loss is not finite, if a loss and the "
+        f"median of it and those that follow, {sweep['window']} in all, lie more than "
+        f"{sweep['margin']:g} nats above the least such median before or the first loss, or if the "
+        "trainer would have ended after steps without a finite gradient. "
         "It is stuck if it has not, and its final loss is not below the entropy of the tokens' "
-        f"frequencies. A rate is usable if the final loss is at most {level:.4f}, {usable:g} nats "
-        f"above the median of {first} at its best rate. Intervals are those of 95 %: exact ones of "
+        f"frequencies. {limit} Intervals are those of 95 %: exact ones of "
         "shares, Student's of means and differences over seeds; * marks a difference whose "
         "interval leaves out 0. Nothing is corrected for there being many."
     )

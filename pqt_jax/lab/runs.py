@@ -68,6 +68,13 @@ def structure(arm: Arm) -> nnx.GraphDef:
     return nnx.split(simulate(model, arm.rules) if arm.rules else model)[0]
 
 
+def check(arm: Arm) -> None:
+    """Raise what the arm's products and model would, by tracing a forward pass of them."""
+    params = nnx.eval_shape(lambda: nnx.state(learned_bits.make_model(arm.config, nnx.Rngs(0))))
+    tokens = jax.ShapeDtypeStruct((1, arm.config.data.length), jnp.int32)
+    jax.eval_shape(lambda p, x: nnx.merge(structure(arm), p)(x), params, tokens)
+
+
 def make_train(arm: Arm, text: Text, sweep: Config) -> Train:
     """The training of any cells of an arm; what is compiled for so many is compiled once.
 

@@ -31,6 +31,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.optimize
+import scipy.special
 from flax import nnx
 
 from pqt_jax import segments
@@ -158,7 +159,7 @@ def of_weights(
 
     Args:
       loss: params → scalar, not negative.
-      params: a tree of float arrays; zeros do not move.
+      params: a tree of float arrays, which `loss` is given in float32; zeros do not move.
       rho: ρ.
       iterations: steps of the ascent; jitted by the caller, if at all.
 
@@ -171,18 +172,18 @@ def of_weights(
     if not 0 < rho < np.inf or iterations < 1:
         raise ValueError(f"rho={rho}, iterations={iterations}; both must be positive and finite")
     norm = lambda x: jnp.sqrt(jnp.sum(jnp.square(x.astype(jnp.float32))))  # noqa: E731
+    params = jax.tree.map(lambda w: w.astype(jnp.float32), params)  # bfloat16 would not move
     radii = jax.tree.map(lambda w: rho * norm(w), params)
-    add = lambda w, d: (w.astype(jnp.float32) + d).astype(w.dtype)  # noqa: E731
-    moved = lambda delta: jax.tree.map(add, params, delta)  # noqa: E731
+    moved = lambda delta: jax.tree.map(jnp.add, params, delta)  # noqa: E731
 
     def ascend(delta, gradient, radius):
         size = norm(gradient)
-        delta += radius * gradient.astype(jnp.float32) / jnp.where(size > 0, size, 1)
+        delta += radius * gradient / jnp.where(size > 0, size, 1)
         length = norm(delta)
         return delta * jnp.minimum(1, radius / jnp.where(length > 0, length, 1))
 
     before = best = loss(params).astype(jnp.float32)
-    delta = jax.tree.map(lambda w: jnp.zeros(w.shape, jnp.float32), params)
+    delta = jax.tree.map(jnp.zeros_like, params)
     for _ in range(iterations):
         delta = jax.tree.map(ascend, delta, jax.grad(loss)(moved(delta)), radii)
         best = jnp.maximum(best, loss(moved(delta)))
@@ -190,9 +191,16 @@ def of_weights(
 
 
 def rise(logits: jax.Array, y: jax.Array, targets: jax.Array) -> jax.Array:
-    """`f(z + y) − f(z) = log1p(Σ p_i · expm1(y_i)) − y_target`, whose digits do not cancel."""
-    grown = jnp.sum(jax.nn.softmax(logits, -1) * jnp.expm1(y), -1)
-    return jnp.log1p(grown) - jnp.take_along_axis(y, targets[..., None], axis=-1)[..., 0]
+    """`f(z + y) − f(z) = log1p(Σ p_i · expm1(y_i)) − y_target`, whose digits do not cancel.
+
+    Where a y is larger than one, `log Σ p_i · exp(y_i)` instead, which does not overflow.
+    """
+    small = jnp.max(jnp.abs(y), -1) < 1
+    near = jnp.where(small[..., None], y, 0)
+    grown = jnp.log1p(jnp.sum(jax.nn.softmax(logits, -1) * jnp.expm1(near), -1))
+    far = jax.nn.logsumexp(jax.nn.log_softmax(logits, -1) + y, -1)
+    own = jnp.take_along_axis(y, targets[..., None], axis=-1)[..., 0]
+    return jnp.where(small, grown, far) - own
 
 
 @functools.partial(jax.jit, static_argnums=(3, 4))
@@ -214,7 +222,8 @@ def _of_logits(z, targets, epsilon, iterations, maximizer):
             return jnp.clip(u + g / jnp.where(size > 0, size, 1), -1, 1)
 
         y = radius * jax.lax.fori_loop(0, iterations, ascend, jnp.zeros_like(z))
-    return 100 * rise(z, y, targets) / (1 + cross_entropy(z, targets))
+    best = jnp.maximum(rise(z, y, targets), 0)  # that of y = 0, where digits fail
+    return 100 * best / (1 + cross_entropy(z, targets))
 
 
 def _lbfgsb(z, targets, radius, *, iterations):
@@ -225,20 +234,19 @@ def _lbfgsb(z, targets, radius, *, iterations):
     for i, target in enumerate(np.ravel(targets)):
         if not np.isfinite(z[i]).all():
             continue
-        p = np.exp(z[i] - z[i].max())
-        p, unit = p / p.sum(), radius[i].max()
+        log_p, unit = scipy.special.log_softmax(z[i]), radius[i].max()
 
-        def descend(u, p=p, target=target, radius=radius[i], unit=unit):
+        def descend(u, log_p=log_p, target=target, radius=radius[i], unit=unit):
             y = u * radius
-            grown = (p * np.expm1(y)).sum()
-            slope = p * np.exp(y) / (1 + grown)
+            grown = scipy.special.logsumexp(log_p + y)
+            slope = np.exp(log_p + y - grown)
             slope[target] -= 1
-            return -(np.log1p(grown) - y[target]) / unit, -slope * radius / unit
+            return -(grown - y[target]) / unit, -slope * radius / unit
 
-        box = [(-1, 1)] * p.size
+        start, box = np.zeros(log_p.size), [(-1, 1)] * log_p.size
         options = {"maxiter": iterations}
         best = scipy.optimize.minimize(
-            descend, np.zeros(p.size), jac=True, method="L-BFGS-B", bounds=box, options=options
+            descend, start, jac=True, method="L-BFGS-B", bounds=box, options=options
         )
         rises[i] = -best.fun * unit
     return rises.reshape(shape)

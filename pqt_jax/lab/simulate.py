@@ -45,6 +45,8 @@ def simulate(model: M, rules: Mapping[str, Gemm | None]) -> M:
       ValueError: for a rule that does not compile, matches no kernel, or one whose layer has no
         `dot_general`.
     """
+    if not isinstance(rules, Mapping) or not all(isinstance(name, str) for name in rules):
+        raise TypeError(f"rules={rules!r}; they must be a dict of patterns and what they mean")
     for pattern, layer in rules.items():
         if layer is not None and not isinstance(layer, Gemm):
             raise TypeError(f"rules[{pattern!r}] is {layer!r}; it must be a Gemm or None")
@@ -70,10 +72,7 @@ def _simulate_nnx(model: Any, rules: Mapping[str, Gemm | None]) -> Any:
             seen[full] = name == "kernel" and hasattr(part, "dot_general")
             _, layer = _first_match(rules, full)
             if layer and not seen[full]:
-                raise ValueError(
-                    f"{full!r} is a parameter of a {type(part).__name__}, which multiplies by no "
-                    "dot_general that could be reduced; let a rule before say None for it"
-                )
+                raise _no_product(full, part)
             if layer:
                 part.dot_general = layer
     _check_used(rules, list(seen))
@@ -88,9 +87,18 @@ def _simulate_linen(model: Any, rules: Mapping[str, Gemm | None]) -> Any:
 
         def intercept(call, args, kwargs, context):
             part = context.module
-            if context.method_name != "__call__" or not hasattr(part, "dot_general"):
+            if context.method_name != "__call__":
                 return call(*args, **kwargs)
-            path = "/".join((*part.path[len(self.path) :], "kernel"))
+            here = part.path[len(self.path) :]
+            path = "/".join((*here, "kernel"))
+            if not hasattr(part, "dot_general"):
+                out = call(*args, **kwargs)
+                own = part.variables.get("params", {}) if part.scope else {}
+                for name in own:
+                    full = "/".join((*here, name))
+                    if not isinstance(own[name], Mapping) and _first_match(rules, full)[1]:
+                        raise _no_product(full, part)
+                return out
             seen.append(path)
             _, layer = _first_match(rules, path)
             if layer is None:
@@ -113,6 +121,13 @@ def _simulate_linen(model: Any, rules: Mapping[str, Gemm | None]) -> Any:
     fields = {f.name: getattr(model, f.name) for f in dataclasses.fields(model) if f.init}
     fields.pop("parent", None)
     return types.new_class(cls.__name__, (cls,), {}, fill)(**fields)
+
+
+def _no_product(path: str, part: Any) -> ValueError:
+    return ValueError(
+        f"{path!r} is a parameter of a {type(part).__name__}, which multiplies by no dot_general "
+        "that could be reduced; let a rule before say None for it"
+    )
 
 
 def _first_match(rules: Mapping[str, Gemm | None], path: str) -> tuple[str | None, Gemm | None]:

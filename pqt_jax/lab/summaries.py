@@ -20,9 +20,11 @@ _LABELS = dict(zip(FORMATS, ("as they are", "FP8 E4M3", "FP6 E3M2", "FP4 E2M1"),
 
 
 def usable_level(cells: Cells, nats: float) -> float:
-    """So many nats above the first arm's median final loss at its best rate."""
+    """So many nats above the first arm's median final loss at its best rate; NaN without one."""
     first = cells.arms[0]
-    return nats + float(np.nanmedian(cells.whole(first, "final_loss")[:, cells.best(first)]))
+    finals = cells.whole(first, "final_loss")[:, cells.best(first)]
+    finals = finals[np.isfinite(finals)]
+    return nats + float(np.median(finals)) if finals.size else math.nan
 
 
 def overview(cells: Cells, level: float) -> str:
@@ -41,7 +43,7 @@ def overview(cells: Cells, level: float) -> str:
             _mean(there, ".4f"),
             _mean(_usable(cells, arm, level), ".3f"),
             _mean(_sensitivity(cells, arm), ".3f"),
-            f"{np.nanmean(cells.grid(arm, 'spikes')):.2f}",
+            f"{np.mean(cells.grid(arm, 'spikes')[cells.known(arm)]):.2f}",
         ]
         rows.append([text(arm), *own])
     return web_page.table(head, rows, "numbers")
@@ -91,6 +93,7 @@ def survival(cells: Cells) -> str:
 def alarms(found: dict[str, Alarm]) -> str:
     """A row for each score: what its threshold would have told, and how early."""
     head = ["score", "threshold", "told, of the runs that diverged", "median lead, steps"]
+    found = {name: own for name, own in found.items() if name != "learning rate"}  # never crosses
     rows = []
     for name, own in found.items():
         lead = f"{np.median(own.lead):.0f}" if own.lead else "—"
@@ -103,9 +106,10 @@ def _by_seed(cells: Cells, arm: str, of: Callable[[dict[float, float], int], flo
 
     NaN for a seed that has not been trained at every rate yet.
     """
-    finals, known = cells.whole(arm, "final_loss"), cells.known(arm).all(1)
-    of_seed = lambda i: of(dict(zip(cells.rates, finals[i], strict=True)), i)  # noqa: E731
-    return np.array([of_seed(i) if known[i] else math.nan for i in range(len(cells.seeds))])
+    found = np.full(len(cells.seeds), math.nan)
+    for i in np.flatnonzero(cells.known(arm).all(axis=1)).tolist():
+        found[i] = of(dict(zip(cells.rates, cells.whole(arm, "final_loss")[i], strict=True)), i)
+    return found
 
 
 def _usable(cells: Cells, arm: str, level: float) -> np.ndarray:

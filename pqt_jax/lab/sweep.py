@@ -21,16 +21,16 @@ from typing import NamedTuple
 
 from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from pqt_jax import cli, errors, files
+from pqt_jax import checks, cli, errors, files
+from pqt_jax import config as configs
 from pqt_jax import step as steps
 from pqt_jax import workdir as workdirs
+from pqt_jax.config import Config
 from pqt_jax.data import pipeline, source, tokens
 from pqt_jax.errors import InputError
-from pqt_jax.lab import grid, runs
-from pqt_jax.lab.cells import TABLE
+from pqt_jax.lab import cells, grid, runs
 from pqt_jax.lab.grid import Arm, Grid
-
-PARTS = "parts"
+from pqt_jax.workdir import PARTS, TABLE
 
 
 class Part(NamedTuple):
@@ -73,8 +73,10 @@ def _run(arguments: Sequence[str]) -> int:
     wanted = grid.load(given.config, cli.overrides(rest))
     workdir = Path(given.workdir or Path("runs") / Path(given.config).stem)
     text = _checked_text(wanted)
-    lock = workdirs.claim(workdir, _describe(wanted, text))
+    meta = _describe(wanted, text)
+    lock = workdirs.claim(workdir, meta)
     try:
+        _check_same(workdir, meta)
         _train(wanted, workdir, text)
     finally:
         os.close(lock)
@@ -87,19 +89,24 @@ def _checked_text(wanted: Grid) -> source.Text:
     vocabulary = min(arm.config.model.vocab_size for arm in wanted.arms)
     text = tokens.load(data.tokens, vocabulary) if data.tokens else source.load(data.files)
     for arm in wanted.arms:
-        own = arm.config.data
-        if (own.tokens, own.files, own.boundaries) != (data.tokens, data.files, "token"):
-            raise InputError(
-                f"config.sweep.arms[{arm.name!r}]: config.data.files, tokens and boundaries must "
-                "be those of all arms, and boundaries token"
-            )
-        pipeline.check_lengths(text.train, text.validation, own.length, own.batch)
-        steps.count_parameters(arm.config)  # where its rules meet the paths
         try:
-            runs.structure(arm)
-        except ValueError as error:
+            _check_arm(arm, data, text)
+        except (InputError, ValueError, TypeError) as error:
             raise InputError(f"config.sweep.arms[{arm.name!r}]: {error}") from None
     return text
+
+
+def _check_arm(arm: Arm, data: Config, text: source.Text) -> None:
+    own = arm.config.data
+    if (own.tokens, own.files, own.boundaries) != (data.tokens, data.files, "token"):
+        raise InputError(
+            "config.data.files, tokens and boundaries must be those of all arms, and boundaries "
+            "token"
+        )
+    checks.check_devices(arm.config)
+    pipeline.check_lengths(text.train, text.validation, own.length, own.batch)
+    steps.count_parameters(arm.config)  # where its rules meet the paths
+    runs.check(arm)
 
 
 def _describe(wanted: Grid, text: source.Text) -> workdirs.Meta:
@@ -107,17 +114,29 @@ def _describe(wanted: Grid, text: source.Text) -> workdirs.Meta:
     return {**meta, "config": json.loads(json.dumps(wanted.everything))}
 
 
+def _check_same(workdir: Path, meta: workdirs.Meta) -> None:
+    """Raise InputError for any other field, also one that a training run may set anew."""
+    old = workdirs.read(workdir)["config"]
+    if different := configs.differences(old, meta["config"], may=()):
+        raise InputError(
+            f"--workdir={workdir} belongs to another sweep: {different[0]}; give another --workdir"
+        )
+
+
 def _parts(wanted: Grid, workdir: Path) -> Iterator[Part]:
-    cells = [(rate, seed) for rate in wanted.learning_rates for seed in wanted.seeds]
+    every = [(rate, seed) for rate in wanted.learning_rates for seed in wanted.seeds]
     for number, arm in enumerate(wanted.arms):
-        for start in range(0, len(cells), wanted.sweep.at_once):
-            some = cells[start : start + wanted.sweep.at_once]
+        for start in range(0, len(every), wanted.sweep.at_once):
+            some = every[start : start + wanted.sweep.at_once]
             yield Part(arm, some, workdir / PARTS / f"{number:03d}-{start:05d}.jsonl")
 
 
 def _train(wanted: Grid, workdir: Path, text: source.Text) -> None:
     (workdir / PARTS).mkdir(exist_ok=True)
     parts = list(_parts(wanted, workdir))
+    for part in parts:
+        if part.path.exists():
+            _check_part(part)
     columns = (TextColumn("{task.description}"), MofNCompleteColumn(), TimeRemainingColumn())
     total = sum(part.arm.config.steps for part in parts)
     with Progress(*columns, disable=not sys.stdout.isatty()) as bar:
@@ -139,8 +158,17 @@ def _train(wanted: Grid, workdir: Path, text: source.Text) -> None:
     print(f"{table.count(chr(10))} runs: {workdir / TABLE}")
 
 
+def _check_part(part: Part) -> None:
+    """Raise InputError if a file holds other rows than those of its runs."""
+    found = [(row["arm"], row["learning_rate"], row["seed"]) for row in cells.read_part(part.path)]
+    if found != [(part.arm.name, rate, seed) for rate, seed in part.cells]:
+        raise InputError(
+            f"{part.path} holds other runs than its own; delete it and run the sweep again"
+        )
+
+
 def _line(arm: Arm, parts: Sequence[Part]) -> str:
-    rows = [json.loads(line) for part in parts for line in part.path.read_text().splitlines()]
+    rows = [row for part in parts for row in cells.read_part(part.path)]
     count = lambda what: sum(row["outcome"] == what for row in rows)  # noqa: E731
     finals = [row["final_loss"] for row in rows if row["final_loss"] is not None]
     best = f", best final loss {min(finals):.4f}" if finals else ""

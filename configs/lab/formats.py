@@ -5,7 +5,7 @@
 Paper     Lee and others, To FP8 and Back Again, arXiv 2405.18710 (2024): Llama-120M, E8M3 … E8M7
 Command   python -m pqt_jax.lab.sweep --config configs/lab/formats.py
 Text      the standard library's source of the running Python, read byte by byte
-Hardware  two CPU cores, about an hour beside the other study; 504 runs
+Hardware  two CPU cores, an hour beside the other study; 504 runs
 Expect    docs/stability
 """
 

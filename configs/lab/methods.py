@@ -6,7 +6,7 @@ Paper     Ahn and Yoo, Gaussian Weight Sampling …, arXiv 2505.11170 (2025), fo
           others, To FP8 and Back Again, arXiv 2405.18710 (2024), for the question
 Command   python -m pqt_jax.lab.sweep --config configs/lab/methods.py
 Text      the standard library's source of the running Python, read byte by byte
-Hardware  two CPU cores, about forty minutes beside the other study; 336 runs
+Hardware  two CPU cores, an hour beside the other study; 336 runs
 Expect    docs/stability
 """
 

@@ -156,13 +156,13 @@ def compose(
         "shares, Student's of means and differences over seeds; * marks a difference whose "
         "interval leaves out 0. Nothing is corrected for there being many."
     )
+    ranges = section(
+        f"Against {first}: the range of rates, seed by seed", summaries.differences(cells, level)
+    )
     by_rate = "At each rate, over the seeds with which neither run diverged, and their number."
     parts = [
         section("The arms", summaries.overview(cells, level)),
-        section(
-            f"Against {first}: the range of rates, seed by seed",
-            summaries.differences(cells, level),
-        ),
+        *([ranges] if len(cells.rates) > 1 else []),
         section(
             f"Against {first}: final loss of the training batches",
             paragraph(by_rate),

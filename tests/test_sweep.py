@@ -223,6 +223,19 @@ def test_grids_that_are_none_are_refused_by_name(tmp_path, capsys, option, messa
     assert message in refused(sweep.main, given, capsys) and not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    "path", sorted(pathlib.Path(SMOKE).parent.glob("*.py")), ids=lambda p: p.stem
+)
+def test_the_configs_can_be_used(path):
+    wanted = grid.load(str(path))
+    assert wanted.arms[0].name in ("BF16", "E8M7")  # what others are compared with
+    for arm in wanted.arms:
+        assert arm.config.steps >= 2 * wanted.sweep.window
+        assert bool(arm.rules) == (arm.name[0] == "E")
+    if path.stem in ("formats", "methods"):
+        assert len(wanted.seeds) >= 8 and len(wanted.learning_rates) >= 4
+
+
 def test_another_sweep_does_not_go_on_in_its_folder(swept, capsys):
     given = arguments(swept, "--config.sweep.margin=0.7")
     assert "belongs to another run: config.sweep.margin" in refused(sweep.main, given, capsys)

@@ -18,11 +18,10 @@ from pqt_jax import metrics, train
 from pqt_jax.lab import grid, report, runs, sweep
 
 SMOKE = str(pathlib.Path(__file__).parents[1] / "configs" / "lab" / "smoke.py")
-SMALL = ("--config.steps=12", "--config.sweep.record_every=1", "--config.sweep.sharpness_every=6")
 
 
 def arguments(workdir, *more):
-    return ["--config", SMOKE, f"--workdir={workdir}", *SMALL, *more]
+    return ["--config", SMOKE, f"--workdir={workdir}", *more]
 
 
 @pytest.fixture(scope="module")
@@ -68,26 +67,21 @@ def test_a_row_for_each_run_in_order(swept):
         (arm, 3e-3, seed) for arm in ("BF16", "E4M1") for seed in range(5)
     ]
     for row in rows:
-        assert len(row["losses"]) == row["steps"] == 12 and row["diverged_at"] is None
-        assert [at for at, _ in row["sharpness"]] == [0, 6] and row["sharpness"][1][1] > 0
-        assert 4 < row["held_out_losses"]["master"] < 6.5 and row["first_loss"] == pytest.approx(
-            row["losses"][0], abs=1e-5
-        )
+        assert len(row["losses"]) == 6 and row["steps"] == 30 and row["diverged_at"] is None
+        assert [at for at, _ in row["sharpness"]] == [0, 10, 20] and row["sharpness"][1][1] > 0
+        losses = row["held_out_losses"]
+        assert list(losses) == sorted(runs.FORMATS) and len(set(losses.values())) == 4
+        assert losses["fp4_e2m1"] == pytest.approx(losses["master"], abs=0.3)
+        assert row["first_loss"] > row["losses"][-1] > 2 and losses["master"] < row["first_loss"]
     firsts = [row["first_loss"] for row in rows]
     assert len(set(firsts)) == 10  # no two seeds alike, and fewer bits give another loss
 
 
-def test_the_smoke_sweep_and_its_report(tmp_path):
-    """The commands of the README; half a minute on two idle cores."""
-    assert sweep.main(["--config", SMOKE, f"--workdir={tmp_path / 'run'}"]) == 0
-    assert report.main([str(tmp_path / "run")]) == 0
-    page = (tmp_path / "run" / "report" / report.PAGE).read_text()
+def test_the_smoke_sweep_has_a_report(swept, tmp_path):
+    """With the sweep of the fixture these are the commands of the README."""
+    assert report.main([str(swept), f"--out={tmp_path / 'report'}"]) == 0
+    page = (tmp_path / "report" / report.PAGE).read_text()
     assert "10 runs: 2 ways to train, 1 learning rates, 5 seeds each" in page
-    for row in rows_of(tmp_path / "run"):
-        losses = row["held_out_losses"]
-        assert len(row["losses"]) == 6 and [at for at, _ in row["sharpness"]] == [0, 10, 20]
-        assert list(losses) == sorted(runs.FORMATS) and len(set(losses.values())) == 4
-        assert losses["fp4_e2m1"] == pytest.approx(losses["master"], abs=0.3)
 
 
 def test_a_part_that_is_missing_is_trained_again_to_the_same_bits(swept, tmp_path, capsys):
@@ -122,7 +116,7 @@ def test_a_run_is_the_trainers(swept, tmp_path):
     config = grid.load(SMOKE).arms[0].config
     text = "from pqt_jax.config import default\nfrom pqt_jax.models import Llama2Config\n"
     text += "def get" + f"_config():\n    c = default(Llama2Config({model_arguments(config)}))\n"
-    values = {"seed": 3, "method": "bf16", "steps": 12, "optimizer.learning_rate": 3e-3}
+    values = {"seed": 3, "method": "bf16", "steps": 30, "optimizer.learning_rate": 3e-3}
     values |= {"log.every": 1, "log.validation_batches": config.log.validation_batches}
     values |= {"data.length": 32, "data.batch": 4, "optimizer.warmup_steps": 3, "mesh.data": 1}
     ratio = config.optimizer.final_learning_rate / config.optimizer.learning_rate
@@ -133,8 +127,8 @@ def test_a_run_is_the_trainers(swept, tmp_path):
     assert train.main([f"--config={tmp_path / 'alone.py'}", f"--workdir={run}"]) == 0
     alone = [r["loss"] for r in metrics.read(run / "metrics.jsonl") if "loss" in r]
     (row,) = (r for r in rows_of(swept) if r["arm"] == "BF16" and r["seed"] == 3)
-    np.testing.assert_allclose(row["losses"], alone, atol=0.02)
-    np.testing.assert_allclose(row["losses"][0], alone[0], atol=2e-4)
+    np.testing.assert_allclose(row["losses"], alone[4::5], atol=0.02)
+    np.testing.assert_allclose(row["first_loss"], alone[0], atol=2e-4)
 
 
 def model_arguments(config):
@@ -149,6 +143,7 @@ def with_arms(path, arms):
     return path
 
 
+@pytest.mark.slow
 def test_every_method_and_a_rate_that_is_too_high_are_rows(tmp_path):
     """Where a run diverges its neighbours go on."""
     scaled = ("simulate.dtype=E2M1", "simulate.scale=ceil", "simulate.operands=weights,gradients")

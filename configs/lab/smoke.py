@@ -29,5 +29,6 @@ def get_config() -> ConfigDict:
     config.sweep.learning_rates = (3e-3,)
     config.sweep.at_once = 5
     config.sweep.window = 5
+    config.sweep.margin = 1.0  # losses of 128 tokens scatter
     config.sweep.sharpness_every = 10
     return config

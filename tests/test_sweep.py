@@ -4,18 +4,23 @@
 
 import json
 import pathlib
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
 
+import jax
 import numpy as np
 import pytest
 from command import refused
+from flax import nnx
 
-from pqt_jax import metrics, train
+from pqt_jax import learned_bits, metrics, rules, train
+from pqt_jax.data import pipeline, source
 from pqt_jax.lab import grid, report, runs, sweep
+from pqt_jax.loss import cross_entropy
 
 SMOKE = str(pathlib.Path(__file__).parents[1] / "configs" / "lab" / "smoke.py")
 
@@ -229,6 +234,25 @@ def test_the_configs_can_be_used(path):
         assert bool(arm.rules) == (arm.name[0] == "E")
     if path.stem in ("formats", "methods"):
         assert len(wanted.seeds) >= 8 and len(wanted.learning_rates) >= 4
+
+
+def test_gradients_of_kernels_vanish_in_e4m3_and_most_in_e5m2():
+    """What docs/stability says of them, at the first step of its third sweep."""
+    wanted = grid.load(str(pathlib.Path(SMOKE).with_name("operands.py")))
+    config = wanted.arms[0].config
+    options = {"length": config.data.length, "batch": config.data.batch, "seed": 0}
+    rows = next(pipeline.train_batches(source.load("").train, **options)).astype(np.int32)
+    params = nnx.state(learned_bits.make_model(config, nnx.Rngs(jax.random.key(0))))
+
+    def zeros(arm):
+        loss = lambda p: cross_entropy(nnx.merge(runs.structure(arm), p)(rows[:, :-1]), rows[:, 1:])  # noqa: E731
+        found = rules.paths_and_leaves(jax.jit(jax.grad(loss))(params))
+        kernels = [np.ravel(g) for path, g in found.items() if re.fullmatch("h/.*/kernel", path)]
+        return np.mean(np.concatenate(kernels) == 0)
+
+    share = {arm.name: zeros(arm) for arm in wanted.arms if "scaled" not in arm.name}
+    assert share["E4M3 gradients"] == 1 and 0.5 < share["E5M2"] < 0.7
+    assert share["E8M7"] == share["E5M2 forward"] == share["E4M3 forward"] == 0
 
 
 def test_another_sweep_does_not_go_on_in_its_folder(swept, capsys):

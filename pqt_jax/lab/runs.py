@@ -95,7 +95,8 @@ def make_train(arm: Arm, text: Text, sweep: Config) -> Train:
     begin, step = _begin_and_step(config, graph)
     measure = _measurements(graph, held_out[0], sweep)
     evaluate = _held_out_losses(config, graph, held_out)
-    known = {"arm": arm.name, "steps": config.steps, "unigram_loss": _unigram_loss(text)}
+    unigram_loss = outcomes.unigram_loss(text.train[:_COUNTED])
+    known = {"arm": arm.name, "steps": config.steps, "unigram_loss": unigram_loss}
 
     def train(cells: Sequence[Cell], advance: Callable[[], None]) -> list[metrics.Record]:
         rates, seeds = (np.array(some) for some in zip(*cells, strict=True))
@@ -116,7 +117,7 @@ def make_train(arm: Arm, text: Text, sweep: Config) -> Train:
         return [
             known
             | {"learning_rate": float(rate), "seed": int(seed)}
-            | _record(of_run(seen, i), of_run(ends, i), known["unigram_loss"], config, sweep)
+            | _record(of_run(seen, i), of_run(ends, i), unigram_loss, config, sweep)
             for i, (rate, seed) in enumerate(zip(rates, seeds, strict=True))
         ]
 
@@ -156,10 +157,6 @@ def _held_out(config: Config, text: Text) -> Any:
     return pipeline.validation_batches(
         text.validation, length=data.length, batch=data.batch, count=count
     )
-
-
-def _unigram_loss(text: Text) -> float:
-    return outcomes.unigram_loss(text.train[:_COUNTED])
 
 
 def _initializer(

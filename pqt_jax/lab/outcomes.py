@@ -77,7 +77,7 @@ def _by_losses(all_losses: Losses, margin: float, window: int) -> int | None:
     level = math.inf
     for i in range(1, end - -(-window // 2) + 1):
         before = losses[i - window : i] if i >= window else losses[:1]
-        level = min(level, losses[0], float(np.median(before)))
+        level = min(level, float(np.median(before)))
         if losses[i] > level + margin and np.median(losses[i : i + window]) > level + margin:
             return i + 1
     return end + 1 if bad.size else None

@@ -252,7 +252,8 @@ def test_gradients_of_kernels_vanish_in_e4m3_and_most_in_e5m2():
 
     share = {arm.name: zeros(arm) for arm in wanted.arms if "scaled" not in arm.name}
     assert share["E4M3 gradients"] == 1 and 0.5 < share["E5M2"] < 0.7
-    assert share["E8M7"] == share["E5M2 forward"] == share["E4M3 forward"] == 0
+    # Sums of bfloat16 cancel here and there, in a few of 94208, on some devices.
+    assert max(share[name] for name in ("E8M7", "E5M2 forward", "E4M3 forward")) < 0.001
 
 
 def test_another_sweep_does_not_go_on_in_its_folder(swept, capsys):

@@ -10,8 +10,9 @@ STAMP := $(VENV)/.installed
 quickstart: $(STAMP)
 	$(BIN)/python -m pqt_jax.train --config configs/quickstart.py --workdir runs/quickstart
 
+# By file, so that what the tests of one share is compiled once.
 test: $(STAMP)
-	$(BIN)/python -m pytest -n 2 -q -m "not slow"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -q -m "not slow"
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -n 2 -q -m slow

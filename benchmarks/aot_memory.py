@@ -23,6 +23,7 @@ import numpy as np
 from pqt_jax import config as configs
 from pqt_jax import costs
 from pqt_jax import mesh as meshes
+from pqt_jax import state as states
 from pqt_jax import step as steps
 from pqt_jax.models.llama2 import LLAMA2_1B, Llama2Config
 
@@ -77,7 +78,7 @@ def measure(
     with meshes.entered(mesh):
         start = time.perf_counter()
         optimizer = steps.make_optimizer(config)
-        graph, state = steps.abstract_state(config, optimizer)
+        graph, state = states.abstract_state(config, optimizer)
         parts = steps.parts_of(config)
         step = steps.make_train_step(graph, optimizer, configs.rules(config), parts=parts)
         batch = jax.ShapeDtypeStruct(

@@ -17,7 +17,8 @@ import numpy as np
 
 from pqt_jax.config import default, rules
 from pqt_jax.models.llama2 import LLAMA2_1B, LLAMA2_134M, Llama2Config
-from pqt_jax.step import abstract_state, init_state, make_optimizer, make_train_step
+from pqt_jax.state import abstract_state, init_state
+from pqt_jax.step import make_optimizer, make_train_step
 
 TOKENS = 16384  # per step
 METHODS = ("bf16", "gaussws", "uniform")

@@ -19,7 +19,8 @@ import numpy as np
 
 from pqt_jax import cli
 from pqt_jax.config import rules
-from pqt_jax.step import abstract_state, make_optimizer, make_train_step, parts_of
+from pqt_jax.state import abstract_state
+from pqt_jax.step import make_optimizer, make_train_step, parts_of
 
 
 def main() -> int:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
-from pqt_jax import checks, config_file
+from pqt_jax import checked_fields, checks, config_file
 from pqt_jax import config as configs
 from pqt_jax.config import Config
 from pqt_jax.errors import InputError
@@ -152,12 +152,12 @@ def set_types(config: Config, default: Callable[[Any], Config] = configs.default
 
     Args:
       config: of a run.
-      default: as for `checks.check_types`.
+      default: as for `checked_fields.check_types`.
 
     Raises:
       InputError: for fields that are missing, unknown or of another type.
     """
-    defaults = checks.check_types(config, default)
+    defaults = checked_fields.check_types(config, default)
     for name, value in dict(configs.fields(config)).items():
         if isinstance(defaults[name], float | tuple):
             _set(config, name, type(defaults[name])(value))
@@ -173,11 +173,13 @@ def override(config: Config, name: str, text: str) -> None:
     if inside := sorted(field for field in known if field.startswith(f"{name}.")):
         raise InputError(f"--config.{name}={text}: a section; its fields are {', '.join(inside)}")
     if name not in known:
-        raise InputError(f"--config.{name}: no such field; {checks.hint(name, list(known))}")
+        raise InputError(
+            f"--config.{name}: no such field; {checked_fields.hint(name, list(known))}"
+        )
     try:
         value = _parse(text, known[name])
     except (ValueError, OverflowError):
-        wanted = checks.wanted(known[name])
+        wanted = checked_fields.wanted(known[name])
         raise InputError(f"config.{name}={text!r}; it must be {wanted}") from None
     _set(config, name, value)
 

@@ -129,7 +129,7 @@ def default(model: Llama2Config | GPT2Config) -> Config:
                 "wandb": "",  # also to this project of Weights & Biases; empty: to none
             },
         },
-        type_safe=False,  # `checks` names the field and what it takes
+        type_safe=False,  # `checked_fields` names the field and what it takes
     ).lock()
 
 

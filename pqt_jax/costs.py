@@ -142,7 +142,7 @@ def held(state: Any) -> Held:
     """Bytes on each device of a training state.
 
     Args:
-      state: of `step.abstract_state` or `step.init_state`.
+      state: of `state.abstract_state` or `state.init_state`.
     """
     weights = device_bytes(learned_bits.weights(state.params))
     every = device_bytes(state.params)

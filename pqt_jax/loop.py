@@ -30,6 +30,7 @@ from pqt_jax import (
 )
 from pqt_jax import config as configs
 from pqt_jax import mesh as meshes
+from pqt_jax import state as states
 from pqt_jax import step as steps
 from pqt_jax import workdir as workdirs
 from pqt_jax.config import Config
@@ -81,7 +82,7 @@ def train(
 
     timer, watch = metrics.Timer(), Watch(config.watch)
     optimizer, rules = steps.make_optimizer(config), configs.rules(config)
-    graph, state = steps.init_state(config, optimizer, start_params)
+    graph, state = states.init_state(config, optimizer, start_params)
     if newest is not None:
         newest, state, saved = checkpoint.restore_newest(manager, state, meta)
         timer, watch = metrics.Timer(**saved["time"]), Watch(config.watch, saved["losses"])

@@ -18,6 +18,7 @@ import jax
 
 from pqt_jax import blocks, costs
 from pqt_jax import config as configs
+from pqt_jax import state as states
 from pqt_jax import step as steps
 from pqt_jax.config import Config
 from pqt_jax.learned_bits import weights
@@ -60,7 +61,7 @@ def gather(config: Config, mesh: Any, data: str, workdir: Path) -> Facts:
       data: one line of the text.
       workdir: of the run.
     """
-    _, state = steps.abstract_state(config, steps.make_optimizer(config))
+    _, state = states.abstract_state(config, steps.make_optimizer(config))
     return Facts(
         data,
         workdir,

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 from pqt_jax import config as configs
 from pqt_jax import history, metrics, workdir
-from pqt_jax import step as steps
+from pqt_jax import state as states
 from pqt_jax.errors import InputError, escaped, system_reason
 
 
@@ -83,7 +83,7 @@ def _read(name: str, folder: Path, meta: workdir.Meta) -> Recorded:
         raise InputError(f"{folder}: {file} in it cannot be read: {why}") from None
     parameters = None
     with contextlib.suppress(InputError, KeyError, TypeError, ValueError, AttributeError):
-        parameters = steps.count_parameters(ConfigDict(meta["config"]))
+        parameters = states.count_parameters(ConfigDict(meta["config"]))
     run = Recorded(
         name,
         dict(configs.fields(meta)),

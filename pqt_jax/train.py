@@ -26,7 +26,7 @@ from jax.sharding import Mesh
 from pqt_jax import checks, cli, init_from, loop, page, processes, sinks
 from pqt_jax import config as configs
 from pqt_jax import mesh as meshes
-from pqt_jax import step as steps
+from pqt_jax import state as states
 from pqt_jax import workdir as workdirs
 from pqt_jax.config import Config
 from pqt_jax.data import boundaries, pipeline, source, tokens
@@ -104,8 +104,8 @@ def _prepare(given: cli.Given) -> _Ready:
     sinks.check(config.log)
     text = _text(config)
     pipeline.check_lengths(text.train, text.validation, config.data.length, config.data.batch)
-    parameters = steps.count_parameters(config)  # here the rules meet the parameters' paths
-    steps.check_memory(config, parameters)
+    parameters = states.count_parameters(config)  # here the rules meet the parameters' paths
+    states.check_memory(config, parameters)
     mesh = meshes.make(config.mesh)
     meshes.check(mesh, config)
     start = init_from.read(config)

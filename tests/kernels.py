@@ -129,7 +129,16 @@ class KernelTests:
         assert got.dtype == want.dtype and got.shape == want.shape
         np.testing.assert_allclose(got, want, rtol=0, atol=1e-6 * np.abs(want).max())
 
-    @pytest.mark.parametrize("shape", [(1, 1), (33, 1), (100, 70), (3, 33, 130), (2, 2, 32, 96)])
+    @pytest.mark.parametrize(
+        "shape",
+        [
+            pytest.param((1, 1), marks=pytest.mark.slow),
+            (33, 1),
+            (100, 70),
+            (3, 33, 130),
+            pytest.param((2, 2, 32, 96), marks=pytest.mark.slow),
+        ],
+    )
     def test_any_shape(self, shape):
         operands = parameters(shape)
         check(sample(self.name, *operands), sample("xla", *operands))
@@ -164,7 +173,11 @@ class KernelTests:
         one = lambda name: jax.vmap(functools.partial(sample, name), (0, None, 0))  # noqa: E731
         check(one(self.name)(w, b_i[0], cotangent), one("xla")(w, b_i[0], cotangent))
 
-    @pytest.mark.parametrize("limit", [("MOST_ELEMENTS", 64 * 128), ("MOST_IN_GRID", 1)], ids=str)
+    @pytest.mark.parametrize(
+        "limit",
+        [pytest.param(("MOST_ELEMENTS", 64 * 128), marks=pytest.mark.slow), ("MOST_IN_GRID", 1)],
+        ids=str,
+    )
     def test_large_arrays_go_in_pieces(self, monkeypatch, limit):
         operands = parameters((3, 96, 128))
         whole = sample(self.name, *operands)

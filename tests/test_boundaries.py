@@ -64,6 +64,7 @@ def arguments(tmp_path, data, *more):
     return [*given, f"--config.data.tokens={data}", "--config.model.vocab_size=400", *more]
 
 
+@pytest.mark.slow
 def test_a_run_on_prepared_documents(tmp_path, prepared, monkeypatch, capsys):
     ends = []
 

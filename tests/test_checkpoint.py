@@ -21,6 +21,7 @@ import tiny
 from flax import nnx
 
 from pqt_jax import BitParam, checkpoint, digests, mesh, quiet, workdir
+from pqt_jax import state as states
 from pqt_jax import step as steps
 from pqt_jax.data.source import Text
 from pqt_jax.errors import InputError, OutputError
@@ -36,7 +37,7 @@ META = meta_of(tiny.get_config())
 
 
 def fresh(config):
-    return steps.init_state(config, steps.make_optimizer(config))[1]
+    return states.init_state(config, steps.make_optimizer(config))[1]
 
 
 @contextlib.contextmanager
@@ -177,10 +178,8 @@ DAMAGE = {
 }
 
 
-SLOW = [pytest.param(kind, marks=pytest.mark.slow) for kind in ("truncated", "emptied", "zeroed")]
-
-
-@pytest.mark.parametrize("kind", ["changed", "deleted", *SLOW])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", DAMAGE)
 def test_damage_to_any_file_is_found_or_does_no_harm(tmp_path, capfd, kind):
     """Never other values, never a traceback; and what holds values is always found."""
     config = tiny.get_config()
@@ -253,7 +252,9 @@ def test_metadata_that_was_changed_is_damage(tmp_path):
             checkpoint.restore(manager, 1, state, META)
 
 
-@pytest.mark.parametrize("how", ["check", "save", "close"])
+@pytest.mark.parametrize(
+    "how", ["check", *(pytest.param(how, marks=pytest.mark.slow) for how in ("save", "close"))]
+)
 def test_a_save_that_fails_in_the_background_is_loud(tmp_path, monkeypatch, capfd, how):
     state = fresh(tiny.get_config())
 

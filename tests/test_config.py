@@ -11,7 +11,7 @@ import pytest
 import tiny
 from ml_collections import ConfigDict
 
-from pqt_jax import checks, cli, step
+from pqt_jax import checks, cli, state
 from pqt_jax import config as configs
 from pqt_jax.errors import InputError
 from pqt_jax.models import GPT2Config, Llama2Config, attention
@@ -236,6 +236,7 @@ def test_a_broken_config_file_is_one_line(tmp_path, content, message):
         ),
         ("config.unlock(); config.stepps = 5", "config.stepps: no such field; did you mean"),
         ("config.unlock(); del config.optimizer", "config.optimizer.b1 is missing"),
+        ("config.optimizer = 3", "config.optimizer=3; it must be a section: optimizer.b1, "),
         ("config.unlock(); del config.data.files", "config.data.files is missing"),
         ("config.unlock(); del config.model", "config.model.name=None; it must be one of"),
         ("config.steps = None", "config.steps=None; it must be a whole number"),
@@ -358,7 +359,7 @@ def test_every_config_says_what_it_is_and_passes_its_checks():
     for name, parameters in PARAMETERS.items():
         path = folder / f"{name}.py"
         config = cli.load(str(path))
-        assert step.count_parameters(config) == parameters
+        assert state.count_parameters(config) == parameters
         about = path.read_text().split('"""')[1]
         for word in ("Paper ", "Command ", "Text ", "Expect ", f"--config configs/{name}.py"):
             assert word in about, (name, word)

@@ -11,6 +11,7 @@ import tiny
 from flax import nnx
 
 from pqt_jax import costs, learned_bits, mesh
+from pqt_jax import state as states
 from pqt_jax import step as steps
 from pqt_jax.models import GPT2, Llama2, Llama2Config
 from pqt_jax.models.gpt2 import GPT2_124M
@@ -71,15 +72,15 @@ def test_peaks_by_the_names_of_jax():
     assert found["mfu"] == pytest.approx(6e4 * flops / 989.4e12, abs=1e-4)
 
 
-@pytest.mark.parametrize("name", ["adamw", "adam_mini"])
+@pytest.mark.parametrize("name", ["adamw", pytest.param("adam_mini", marks=pytest.mark.slow)])
 def test_bytes_are_those_of_the_arrays(name):
     config = tiny.get_config()
     config.optimizer.name = name
     config.mesh = {"data": 1, "fsdp": 4, "tensor": 2}
     with mesh.entered(mesh.make(config.mesh)):
         optimizer = steps.make_optimizer(config)
-        _, abstract = steps.abstract_state(config, optimizer)
-        _, real = steps.init_state(config, optimizer)
+        _, abstract = states.abstract_state(config, optimizer)
+        _, real = states.init_state(config, optimizer)
         bits = learned_bits.collect_bits(real.params)
     found = costs.held(abstract)
     assert found == costs.held(real)
@@ -93,6 +94,6 @@ def test_bytes_are_those_of_the_arrays(name):
 
 def test_bytes_without_a_mesh_are_the_whole():
     config = tiny.get_config()
-    _, state = steps.abstract_state(config, steps.make_optimizer(config))
-    assert costs.held(state).weights == 4 * steps.count_parameters(config)
+    _, state = states.abstract_state(config, steps.make_optimizer(config))
+    assert costs.held(state).weights == 4 * states.count_parameters(config)
     assert costs.device_memory(jax.devices()[0]) > 1e8

@@ -49,7 +49,10 @@ def in_parts(name, tokens, sizes, dtype="float32", capacity=None):
     return jnp.concatenate(parts, axis=1)
 
 
-@pytest.mark.parametrize("sizes", [[1] * 12, [7] + [1] * 5, [12], [3, 4, 5]], ids=str)
+SIZES = [pytest.param([1] * 12, marks=pytest.mark.slow), [7] + [1] * 5, [12], [3, 4, 5]]
+
+
+@pytest.mark.parametrize("sizes", SIZES, ids=str)
 @pytest.mark.parametrize("name", MODELS)
 def test_logits_in_parts_are_those_of_the_whole(name, sizes):
     expected = build(name)[1](TOKENS)

@@ -18,6 +18,7 @@ from jax.sharding import NamedSharding
 from pqt_jax import BitParam, diffq, evaluate, export, generate, keys, learned_bits, metrics
 from pqt_jax import config as configs
 from pqt_jax import mesh as meshes
+from pqt_jax import state as states
 from pqt_jax import step as steps
 from pqt_jax.loss import cross_entropy
 from pqt_jax.rules import map_paths, paths_and_leaves
@@ -26,6 +27,7 @@ KEY = jax.random.key(11)
 perturb = jax.jit(diffq.perturb, static_argnums=(3, 4))
 quantize = jax.jit(diffq.quantize, static_argnums=2)
 SHAPES = [(16, 6), (19, 5), (3, 20, 4), (2, 3, 7, 3)]  # whole groups; a ragged last one; stacks
+SLOWER = [*(pytest.param(s, marks=pytest.mark.slow) for s in SHAPES[:2]), *SHAPES[2:]]
 
 
 def width(logit, low=2.0, high=15.0):
@@ -57,7 +59,7 @@ def inputs(shape, group=8, seed=0):
 
 
 @pytest.mark.parametrize("noise", diffq.NOISES)
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("shape", SLOWER)
 def test_a_weight_moves_by_noise_times_the_step_of_its_group(shape, noise):
     w, logits = inputs(shape)
     options = diffq.Options(noise=noise)
@@ -208,7 +210,7 @@ def setup(model=tiny.LLAMA2, **fields):
     config.method = "diffq"
     config.update_from_flattened_dict({name.replace("__", "."): x for name, x in fields.items()})
     optimizer = steps.make_optimizer(config)
-    graph, state = steps.init_state(config, optimizer)
+    graph, state = states.init_state(config, optimizer)
     options = {
         "penalty": learned_bits.make_penalty(config),
         "outside": learned_bits.outside(config),
@@ -253,6 +255,7 @@ def test_a_step_is_that_of_the_bare_model_under_sampled_weights(chunk, dtype):
     assert float(measured["penalty"]) == pytest.approx(0.5 * weights / 2**20, rel=1e-6)
 
 
+@pytest.mark.slow
 def test_logits_move_by_an_adam_of_their_own():
     """The first step of Adam is its rate: no warm-up, no decay, no share of the clipping.
 

@@ -22,6 +22,8 @@ from pqt_jax.rules import paths_and_leaves
 
 ROOT = pathlib.Path(__file__).parents[1]
 FORMATS = [*trained.FORMATS, "mixed"]
+ALIKE = ("fp8_e5m2", "fp6_e2m3", "fp4_e2m1")
+SLOWER = [pytest.param(n, marks=pytest.mark.slow if n in ALIKE else ()) for n in FORMATS]
 
 
 def run(*arguments):
@@ -48,7 +50,7 @@ def same(a, b):
         )
 
 
-@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("name", SLOWER)
 def test_what_is_packed_comes_back_as_it_was_rounded(trained_run, tmp_path, name, capsys):
     run(f"--workdir={trained_run}", f"--format={name}", f"--out={tmp_path / 'out'}")
     shown = capsys.readouterr().out

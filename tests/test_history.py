@@ -17,6 +17,7 @@ from flax import nnx
 from pqt_jax import config as configs
 from pqt_jax import history, learned_bits, metrics, table, trained
 from pqt_jax import mesh as meshes
+from pqt_jax import state as states
 from pqt_jax import step as steps
 from pqt_jax.rules import BITS, map_paths, paths_and_leaves
 from pqt_jax.wrap_nnx import BitParam
@@ -29,7 +30,7 @@ def make_params(model=RAGGED, **pqt):
     """Parameters of which every block has a bit-width of its own, and the rules."""
     config = tiny.get_config(model)
     config.pqt.update(pqt)
-    _, state = steps.init_state(config, steps.make_optimizer(config))
+    _, state = states.init_state(config, steps.make_optimizer(config))
     rng = np.random.default_rng(0)
     draw = lambda x: jnp.asarray(rng.uniform(-1.5, 3, x.shape), jnp.float32)  # noqa: E731
     bits = jax.tree.map(draw, nnx.filter_state(state.params, BitParam))
@@ -107,7 +108,7 @@ def test_records_come_back(tmp_path):
 def test_methods_without_bits_write_nothing(tmp_path):
     config = tiny.get_config()
     config.method = "bf16"
-    _, state = steps.init_state(config, steps.make_optimizer(config))
+    _, state = states.init_state(config, steps.make_optimizer(config))
     measured = history.measure(state.params, configs.rules(config))
     assert measured == {}
     history.append(tmp_path / "bits.jsonl", 1, 64, measured)

@@ -14,10 +14,12 @@ from exported import flat, make
 from flax import nnx
 
 from pqt_jax import huggingface, init_from, learned_bits, metrics
+from pqt_jax import state as states
 from pqt_jax import step as steps
 from pqt_jax.data import pipeline, source
 from pqt_jax.errors import InputError
 from pqt_jax.loss import cross_entropy
+from pqt_jax.rules import paths_and_leaves
 
 # So small that float32 weights stay as they are.
 STILL = ("optimizer.learning_rate", "optimizer.final_learning_rate", "pqt.learning_rate")
@@ -61,16 +63,16 @@ def test_weights_are_those_of_the_folder_and_bits_are_new(tmp_path, param_dtype)
     config = config_for(tiny.LLAMA2, tmp_path)
     config.model.param_dtype = param_dtype
     optimizer = steps.make_optimizer(config)
-    _, state = steps.init_state(config, optimizer, init_from.read(config).params)
+    _, state = states.init_state(config, optimizer, init_from.read(config).params)
     expected = flat(nnx.state(model))
     found = flat(state.params)
     assert found.keys() == expected.keys()
     for path, leaf in expected.items():
         assert found[path].dtype == param_dtype
         np.testing.assert_array_equal(found[path], leaf.astype(found[path].dtype))
-    bits = steps.paths_and_leaves(learned_bits.collect_bits(state.params))
+    bits = paths_and_leaves(learned_bits.collect_bits(state.params))
     assert len(bits) == 7 and all((leaf == 1).all() for leaf in bits.values())
-    _, new = steps.init_state(config, optimizer)
+    _, new = states.init_state(config, optimizer)
     assert (flat(new.params)["h/attn/q/kernel"] != found["h/attn/q/kernel"]).any()
 
 

@@ -11,6 +11,7 @@ from flax import nnx
 
 from pqt_jax import bitwidth, learned_bits, quantize, sizes
 from pqt_jax import config as configs
+from pqt_jax import state as states
 from pqt_jax import step as steps
 from pqt_jax.rules import paths_and_leaves
 
@@ -26,7 +27,7 @@ def setup(**pqt):
     for name, value in pqt.items():
         config.pqt[name] = value
     optimizer, rules = steps.make_optimizer(config), configs.rules(config)
-    graph, state = steps.init_state(config, optimizer)
+    graph, state = states.init_state(config, optimizer)
     options = {"penalty": learned_bits.make_penalty(config), "snap": learned_bits.snap_step(config)}
     return config, state, steps.make_train_step(graph, optimizer, rules, **options)
 
@@ -37,7 +38,11 @@ def b_t_of(config, params):
 
 @pytest.mark.parametrize(
     "name, first",
-    [pytest.param("layer", 14 * 2.0, marks=pytest.mark.slow), ("average", 1.5**2), ("size", 9.0)],
+    [
+        pytest.param("layer", 14 * 2.0, marks=pytest.mark.slow),
+        pytest.param("average", 1.5**2, marks=pytest.mark.slow),
+        ("size", 9.0),
+    ],
 )
 def test_a_penalty_is_added_to_the_loss_and_moves_bits_alone(name, first):
     """At the start every b_t is 6: 14 matrices 2 above the target, and 9 bits by interpolation."""

@@ -22,6 +22,7 @@ from jax.sharding import PartitionSpec as P
 from pqt_jax import checkpoint, metrics, param_transform
 from pqt_jax import config as configs
 from pqt_jax import mesh as meshes
+from pqt_jax import state as states
 from pqt_jax import step as steps
 from pqt_jax.errors import InputError
 from pqt_jax.rules import paths_and_leaves
@@ -42,7 +43,7 @@ def setup(model, method="gaussws", end=None, **fields):
     config.method, config.data.batch = method, 8
     config.data.update(fields)
     optimizer = steps.make_optimizer(config)
-    graph, state = steps.init_state(config, optimizer)
+    graph, state = states.init_state(config, optimizer)
     rules, parts = configs.rules(config), steps.parts_of(config)
     return config, state, steps.make_train_step(graph, optimizer, rules, parts=parts, end=end)
 

@@ -148,11 +148,14 @@ def test_tied_embeddings_are_one_parameter():
 
 
 @pytest.mark.parametrize(
-    "rules, remat",
-    [(FEW, True), (EVERYTHING, False)],
-    ids=["few-remat", "everything"],
+    "name, rules, remat",
+    [
+        pytest.param("gpt2", FEW, True, id="gpt2-few-remat", marks=pytest.mark.slow),
+        pytest.param("llama2", EVERYTHING, False, id="llama2-everything"),
+        pytest.param("gpt2", EVERYTHING, False, id="gpt2-everything", marks=pytest.mark.slow),
+        pytest.param("llama2", FEW, True, id="llama2-few-remat", marks=pytest.mark.slow),
+    ],
 )
-@pytest.mark.parametrize("name", MODELS)
 def test_sampling_in_the_scan_equals_sampling_the_whole_tree(name, rules, remat):
     cls, config = MODELS[name]
     config = dataclasses.replace(config, remat=remat)
@@ -213,7 +216,8 @@ def temporaries(rules, *, num_layers, remat):
     return compiled.memory_analysis().temp_size_in_bytes
 
 
-@pytest.mark.parametrize("remat", [pytest.param(False, marks=pytest.mark.slow), True])
+@pytest.mark.slow
+@pytest.mark.parametrize("remat", [False, True])
 def test_w_hat_exists_for_one_layer_at_a_time(remat):
     w_hat = 2 * (256 * 256 + 256 * 512)  # bytes of one layer's ŵ in bfloat16
     sampled = {n: temporaries(FEW, num_layers=n, remat=remat) for n in (4, 12)}
@@ -253,6 +257,7 @@ def test_what_does_not_fit_is_refused():
         Llama2(tiny.LLAMA2, [Rule("layers/.*")], rngs=nnx.Rngs(0))
 
 
+@pytest.mark.slow
 def test_models_work_in_the_coming_default_of_nnx():
     code = (
         "import jax, tiny; from flax import nnx; from pqt_jax import Rule; "

@@ -17,7 +17,8 @@ from pqt_jax.config import default, rules
 from pqt_jax.models import Llama2Config
 from pqt_jax.pallas import launch
 from pqt_jax.spec import Spec
-from pqt_jax.step import init_state, make_optimizer, make_train_step
+from pqt_jax.state import init_state
+from pqt_jax.step import make_optimizer, make_train_step
 
 W, B_I, KEY = jnp.ones((32, 32)), jnp.ones((1, 1)), jax.random.key(0)
 

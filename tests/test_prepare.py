@@ -75,6 +75,7 @@ def test_every_document_of_a_file_of_many(tmp_path):
     assert sum(index[part]["documents"] for part in tokens.PARTS) == 90  # empty ones are none
 
 
+@pytest.mark.slow
 def test_a_run_trains_on_what_was_prepared(tmp_path, capsys):
     tiny.write_text(tmp_path / "a.txt", 9000)
     tiny.write_text(tmp_path / "b.txt", 3000)

@@ -18,6 +18,7 @@ import tiny
 from command import check_outputs, end, main, start, wait_for
 
 from pqt_jax import metrics, pictures
+from pqt_jax import state as states
 from pqt_jax import step as steps
 from pqt_jax import workdir as workdirs
 from pqt_jax.data import source
@@ -120,6 +121,7 @@ def test_damaged_files_of_a_finished_run_are_made_again(tmp_path, capsys):
     assert "; step 4: " in err and err.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_the_checkpoints_of_another_run_are_refused(tmp_path, capsys):
     """And so is its summary: nothing of it is taken for this run's."""
     run, other = tmp_path / "run", tmp_path / "other"
@@ -154,6 +156,7 @@ def test_a_disk_that_refuses_is_one_line_and_the_run_goes_on_later(tmp_path, mon
     assert [r["step"] for r in logged] == list(range(1, 9))
 
 
+@pytest.mark.slow
 def test_a_summary_comes_last(tmp_path, monkeypatch):
     """It says that the run is finished: what is killed before it is finished by the next run."""
 
@@ -168,6 +171,7 @@ def test_a_summary_comes_last(tmp_path, monkeypatch):
     assert {"summary.json", "bits.png"} <= {p.name for p in (tmp_path / "run").iterdir()}
 
 
+@pytest.mark.slow
 def test_other_versions_are_said(tmp_path, capsys, monkeypatch):
     assert main(tmp_path, "--config.steps=4") == 0
     (tmp_path / "run" / "summary.json").unlink()
@@ -226,7 +230,7 @@ def test_a_signal_during_preparation_ends_the_run_in_order(tmp_path, capsys, mon
         assert main(tmp_path) == 128 + signal.SIGTERM
     assert capsys.readouterr() == ("stopped before training; run the command again to go on\n", "")
     with monkeypatch.context() as patch:
-        patch.setattr(steps, "init_state", interrupt(steps.init_state))
+        patch.setattr(states, "init_state", interrupt(states.init_state))
         assert main(tmp_path) == 128 + signal.SIGTERM
     out = capsys.readouterr().out
     assert "stopped at step 0 of 60" in out and "ready" not in out

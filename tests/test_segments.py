@@ -15,6 +15,7 @@ from flax import nnx
 
 from pqt_jax import Rule, segments, table
 from pqt_jax import config as configs
+from pqt_jax import state as states
 from pqt_jax import step as steps
 from pqt_jax.loss import chunked_cross_entropy, cross_entropy, token_losses
 from pqt_jax.models import GPT2, Llama2
@@ -27,6 +28,7 @@ MODELS = {
     "grouped": (Llama2, dataclasses.replace(GROUPED, remat=True)),
     "gpt2": (GPT2, dataclasses.replace(tiny.GPT2, bias=True)),
 }
+SLOWER = [pytest.param(name, marks=pytest.mark.slow) for name in ("grouped", "gpt2")]
 # Ends in the middle, side by side, at both borders of a window, and nowhere. No token is twice.
 LENGTHS = ([5, 1, 1, 9], [1, 16], [17], [4, 12], [16, 1])
 TOKENS = np.random.default_rng(0).permutation(200)[: 5 * 17].reshape(5, 17)
@@ -87,7 +89,10 @@ def test_without_an_end_every_target_counts():
     assert of is counted is segments.count(jnp.asarray(TOKENS), None, 2) is None
 
 
-@pytest.mark.parametrize("name, sampled", [*((name, False) for name in MODELS), ("gpt2", True)])
+@pytest.mark.parametrize(
+    "name, sampled",
+    [*((name, False) for name in MODELS), pytest.param("gpt2", True, marks=pytest.mark.slow)],
+)
 def test_logits_of_a_document_are_those_of_it_alone(name, sampled):
     """Up to the order of sums in float32: matrix products of other sizes are cut otherwise.
 
@@ -108,7 +113,7 @@ def test_logits_of_a_document_are_those_of_it_alone(name, sampled):
             assert np.abs(plain[i, at] - expected).max() > 1e-2 * scale
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", ["llama2", *SLOWER])
 def test_no_gradient_crosses_a_boundary(name):
     model = build(name)
     graph, params = nnx.split(model)
@@ -166,7 +171,7 @@ def setup(name="llama2", **fields):
     config.pqt.dtype = "float32"  # the gradient of a bfloat16 ŵ is rounded in each microbatch
     config.data.update(fields)
     optimizer = steps.make_optimizer(config)
-    graph, state = steps.init_state(config, optimizer)
+    graph, state = states.init_state(config, optimizer)
     rules, parts = configs.rules(config), steps.parts_of(config)
     step = steps.make_train_step(graph, optimizer, rules, parts=parts, end=END)
     return graph, jax.tree.map(np.asarray, state), step
@@ -196,7 +201,9 @@ def test_a_step_in_parts_is_the_step(name):
             np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5 * scale)
 
 
-@pytest.mark.parametrize("chunk, microbatches", [(0, 1), (4, 2)])
+@pytest.mark.parametrize(
+    "chunk, microbatches", [pytest.param(0, 1, marks=pytest.mark.slow), (4, 2)]
+)
 def test_windows_in_which_nothing_counts_are_no_nan(chunk, microbatches):
     _, state, step = setup(loss_chunk=chunk, microbatches=microbatches)
     after, measured = step(state, np.full((4, 17), END, np.uint8), KEY)

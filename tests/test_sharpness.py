@@ -119,6 +119,7 @@ def test_of_a_model_it_is_that_of_the_last_logits():
     np.testing.assert_allclose(got, np.delete(each, 1).mean(), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_trainer_logs_it(tmp_path):
     given = ("--config.steps=5", "--config.log.sharpness_every=2", "--config.method=bf16")
     assert main(tmp_path, *given) == 0

@@ -17,6 +17,7 @@ from flax import nnx
 
 from pqt_jax import bitwidth, keys, learned_bits, param_transform
 from pqt_jax import config as configs
+from pqt_jax import state as states
 from pqt_jax import step as steps
 from pqt_jax.config import METHODS, MODELS, model_config
 from pqt_jax.loss import cross_entropy
@@ -25,9 +26,8 @@ from pqt_jax.wrap_nnx import BitParam
 
 GOLDEN = pathlib.Path(__file__).parent / "golden" / "train_step.json"
 KEY = jax.random.key(7)
-INSIDE = [
-    name for name, noise in METHODS.items() if noise
-]  # those that the model itself samples by
+INSIDE = [name for name, noise in METHODS.items() if noise]  # those that the model samples by
+FIRST = [pytest.param(n, marks=() if n == "gaussws" else pytest.mark.slow) for n in INSIDE]
 
 
 @functools.cache
@@ -40,7 +40,7 @@ def setup(method="gaussws", **fields):
         section, _, name = name.partition("__")
         config[section][name] = value
     optimizer = steps.make_optimizer(config)
-    graph, state = steps.init_state(config, optimizer)
+    graph, state = states.init_state(config, optimizer)
     state = jax.tree.map(np.asarray, state)
     rules, parts = configs.rules(config), steps.parts_of(config)
     return config, graph, state, steps.make_train_step(graph, optimizer, rules, parts=parts)
@@ -75,9 +75,7 @@ def test_golden_training_step():
             assert step[name] == pytest.approx(value, rel=1e-5), name
 
 
-@pytest.mark.parametrize(
-    "method", [pytest.param(n, marks=pytest.mark.slow) if n == "uniform" else n for n in INSIDE]
-)
+@pytest.mark.parametrize("method", FIRST)
 def test_weights_of_a_step_are_those_of_its_key(method):
     """Loss and gradient norm are those of the bare model under whole-tree samples."""
     config, _, state, train_step = setup(method)
@@ -109,7 +107,7 @@ def test_weights_of_a_step_are_those_of_its_key(method):
     assert len(losses) == (2 if METHODS[method] == "none" else 3)
 
 
-@pytest.mark.parametrize("method", INSIDE)
+@pytest.mark.parametrize("method", FIRST)
 def test_every_method_learns(method):
     measured = run(60, method)
     assert measured[0]["loss"] > 4.5 and measured[-1]["loss"] < 1.5
@@ -133,7 +131,7 @@ def test_the_optimizer_knows_weights_from_bits():
     config = tiny.get_config()
     config.optimizer.warmup_steps = 0
     optimizer = steps.make_optimizer(config)
-    _, state = steps.init_state(config, optimizer)
+    _, state = states.init_state(config, optimizer)
     zeros = jax.tree.map(jnp.zeros_like, state.params)
     updates, _ = jax.jit(optimizer.update)(zeros, state.opt_state, state.params)
     old, new = (nnx.to_pure_dict(tree)["h"] for tree in (state.params, updates))
@@ -198,7 +196,7 @@ def test_chunks_of_the_loss_and_microbatches_take_less_memory():
         config.data.batch, config.data.length = 8, 512
         config.data.update(fields)
         optimizer = steps.make_optimizer(config)
-        graph, state = steps.init_state(config, optimizer)
+        graph, state = states.init_state(config, optimizer)
         rules, parts = configs.rules(config), steps.parts_of(config)
         step = steps.make_train_step(graph, optimizer, rules, parts=parts)
         shape = jax.ShapeDtypeStruct((8, 513), jnp.int32)
@@ -245,7 +243,7 @@ def test_names_of_kernels_mean_what_they_say():
     for name, layers in expected.items():
         config = tiny.get_config()
         config.pqt.pattern = name
-        _, state = steps.init_state(config, steps.make_optimizer(config))
+        _, state = states.init_state(config, steps.make_optimizer(config))
         (rule,) = configs.rules(config)
         found = {
             path for path in paths_and_leaves(state.params) if re.fullmatch(rule.pattern, path)

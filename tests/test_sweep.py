@@ -3,6 +3,7 @@
 """Sweeps: rows, resuming, the same runs as the trainer's, and configs that cannot be used."""
 
 import json
+import os
 import pathlib
 import re
 import shutil
@@ -112,10 +113,15 @@ def test_a_sweep_that_is_killed_goes_on_to_the_same_table(swept, tmp_path):
         time.sleep(0.05)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL and not (workdir / sweep.TABLE).exists()
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    read, write = os.pipe()
+    os.close(read)  # nor does it end where nobody reads what it prints
+    done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True)
+    os.close(write)
+    assert done.returncode == 0 and done.stderr.count("standard output cannot be written") == 1
     assert (workdir / sweep.TABLE).read_bytes() == (swept / sweep.TABLE).read_bytes()
 
 
+@pytest.mark.slow
 def test_a_run_is_the_trainers(swept, tmp_path):
     """Of the same seed at the same rate: up to the order of sums under vmap."""
     config = grid.load(SMOKE).arms[0].config
@@ -224,6 +230,34 @@ def test_grids_that_are_none_are_refused_by_name(tmp_path, capsys, option, messa
 
 
 @pytest.mark.parametrize(
+    "change, message",
+    [
+        ("config.sweep.window = 'x'", "config.sweep.window='x'; it must be a whole number"),
+        ("config.simulate.dtype = 8", "config.simulate.dtype=8; it must be text"),
+        ("config.sweep = 1", "it is no sweep's; start from pqt_jax.lab.grid.default"),
+    ],
+)
+def test_a_config_file_has_the_fields_and_types_of_a_sweep(tmp_path, capsys, change, message):
+    text = pathlib.Path(SMOKE).read_text().replace("return config", f"{change}\n    return config")
+    (tmp_path / "file.py").write_text(text)
+    given = [f"--config={tmp_path / 'file.py'}", f"--workdir={tmp_path / 'run'}"]
+    line = refused(sweep.main, given, capsys)
+    assert f"--config={tmp_path / 'file.py'}: {message}" in line
+    assert not (tmp_path / "run").exists()
+
+
+def test_help_lists_the_fields(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert sweep.main(["--config", SMOKE, "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert "config.optimizer.learning_rate=" in shown
+    assert "config.sweep.seeds=(0, 1, 2, 3, 4)" in shown
+    assert sweep.main(["-h"]) == 0 and "--workdir DIR" in capsys.readouterr().out
+    assert refused(sweep.main, [], capsys).startswith("error: --config is missing; try")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
     "path", sorted(pathlib.Path(SMOKE).parent.glob("*.py")), ids=lambda p: p.stem
 )
 def test_the_configs_can_be_used(path):
@@ -236,6 +270,7 @@ def test_the_configs_can_be_used(path):
         assert len(wanted.seeds) >= 8 and len(wanted.learning_rates) >= 4
 
 
+@pytest.mark.slow
 def test_gradients_of_kernels_vanish_in_e4m3_and_most_in_e5m2():
     """What docs/stability says of them, at the first step of its third sweep."""
     wanted = grid.load(str(pathlib.Path(SMOKE).with_name("operands.py")))

@@ -11,6 +11,7 @@ from flax import nnx
 
 from pqt_jax import config as configs
 from pqt_jax import learned_bits, table, trained
+from pqt_jax import state as states
 from pqt_jax import step as steps
 from pqt_jax.loss import cross_entropy
 from pqt_jax.quantize import quantize
@@ -18,7 +19,7 @@ from pqt_jax.quantize import quantize
 
 def test_evaluation_rounds_what_the_rules_name():
     config = tiny.get_config()
-    graph, state = steps.init_state(config, steps.make_optimizer(config))
+    graph, state = states.init_state(config, steps.make_optimizer(config))
     batches = np.stack([np.arange(4 * 17).reshape(4, 17) * i % 101 for i in (3, 4)])
     loss = table.make_loss(graph, batches)
     losses = table.table(config, loss, state.params)
@@ -51,7 +52,7 @@ def test_no_distance_is_minus_zero():
 def test_format_shares_count_weights():
     config = tiny.get_config()
     config.model.d_ff, config.pqt.block, config.pqt.target_bits = 96, (64, 64), 2.0
-    _, state = steps.init_state(config, steps.make_optimizer(config))
+    _, state = states.init_state(config, steps.make_optimizer(config))
     params = nnx.to_pure_dict(state.params)
     bits = params["h"]["pqt_bits"]["mlp"]["down"]
     # down is 96 × 32: a block of 64 rows, sent to E2M1 in both layers, and one of 32.

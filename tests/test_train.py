@@ -15,6 +15,7 @@ from command import end, main, start
 from pqt_jax import metrics, pictures, records
 
 
+@pytest.mark.slow
 def test_bf16_and_gpt2_run_to_the_end_in_process(tmp_path, capsys):
     (tmp_path / "gpt2.py").write_text(
         "import tiny\ndef get_config(): return tiny.get_config(tiny.GPT2)\n"
@@ -45,6 +46,7 @@ def test_the_rate_counts_the_wait_for_the_step_before(tmp_path, monkeypatch):
     assert 0 < logged[1]["tokens_per_s"] < tokens / (4 * 0.05)
 
 
+@pytest.mark.slow
 def test_a_run_that_diverged_ends_with_a_summary(tmp_path, capsys):
     arguments = ("--config.steps=6", "--config.optimizer.learning_rate=1e36")
     arguments += ("--config.pqt.learning_rate=1e36",)

@@ -136,6 +136,7 @@ def test_run_json_that_does_not_fit_is_one_line(run_copy, content, message):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_a_run_of_an_older_version_is_read(run_copy, capsys):
     """Its run.json lacks fields that exist now, which then have their defaults."""
     expected = trained.load_run(run_copy).config.to_dict()

@@ -35,7 +35,7 @@ def made(tmp_path_factory):
     assert prepare.main([f"--tokenizer={path}", "--processes=1", *given]) == 0
     arguments = [f"--config.data.tokens={folder / 'out'}", "--config.model.vocab_size=400"]
     run = ["--config=tests/tiny.py", f"--workdir={folder / 'run'}", *arguments]
-    assert train.main([*run, "--config.steps=40"]) == 0
+    assert train.main([*run, "--config.steps=40", "--config.method=bf16"]) == 0
     return folder
 
 

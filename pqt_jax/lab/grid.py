@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, get_args
 
 from ml_collections import ConfigDict
 
-from pqt_jax import checks, cli, config_file
+from pqt_jax import checked_fields, checks, cli, config_file
 from pqt_jax import config as configs
 from pqt_jax.config import Config
 from pqt_jax.errors import InputError
@@ -22,7 +22,7 @@ from pqt_jax.models import GPT2Config, Llama2Config
 
 SECTIONS = ("simulate", "sweep")  # beside those of the trainer
 _OPERANDS = ("activations", "weights", "gradients")
-_RANGES: checks.Ranges = {
+_RANGES: checked_fields.Ranges = {
     "sweep.seeds": (
         lambda v: all(type(s) is int and 0 <= s < 2**31 for s in v) and _distinct(v),
         "one or more whole numbers from 0 to 2^31 - 1, each once",
@@ -92,6 +92,7 @@ def default(model: Llama2Config | GPT2Config) -> Config:
                 "operands": _OPERANDS,  # which are reduced
                 "pattern": "h/.*/kernel",  # the kernels in whose products
             },
+            type_safe=False,  # what is wrong is found, and said, when it is loaded
         )
         config.sweep = ConfigDict(
             {
@@ -114,6 +115,7 @@ def default(model: Llama2Config | GPT2Config) -> Config:
                 "iterations": 10,  # of gradient and lbfgsb
                 "rho": 0.0,  # radius of weight-space sharpness; 0: it is not measured
             },
+            type_safe=False,  # what is wrong is found, and said, when it is loaded
         )
     return config.lock()
 
@@ -140,7 +142,7 @@ def load(path: str, overrides: Sequence[tuple[str, str]] = ()) -> Grid:
             raise InputError(f"--config.{name}: arms are those of the file")
         cli.override(config, name, text)
     sweep = config.sweep
-    checks.check_ranges(ConfigDict({"sweep": sweep}), _RANGES, _MAY_BE_ZERO)
+    checked_fields.check_ranges(ConfigDict({"sweep": sweep}), _RANGES, _MAY_BE_ZERO)
     made = tuple(_arm(config, one) for one in _named(sweep.arms))
     rates = tuple(map(float, sweep.learning_rates))
     return Grid(made, tuple(sweep.seeds), rates, sweep, config.to_dict())

@@ -24,6 +24,7 @@ from flax import nnx
 
 from pqt_jax import config as configs
 from pqt_jax import learned_bits, metrics, trained
+from pqt_jax import state as states
 from pqt_jax import step as steps
 from pqt_jax.config import Config
 from pqt_jax.data import pipeline
@@ -134,7 +135,7 @@ def _begin_and_step(
     step: Any = steps.make_train_step(graph, optimizer, configs.rules(config), **options)
     initialize = jax.jit(jax.vmap(_initializer(config, optimizer)))
 
-    def begin(rates: np.ndarray, seeds: np.ndarray) -> tuple[steps.TrainState, jax.Array]:
+    def begin(rates: np.ndarray, seeds: np.ndarray) -> tuple[states.TrainState, jax.Array]:
         factors = jnp.asarray(rates / config.optimizer.learning_rate, jnp.float32)
         return initialize(jnp.asarray(seeds), factors), jax.vmap(jax.random.key)(jnp.asarray(seeds))
 
@@ -161,14 +162,14 @@ def _held_out(config: Config, text: Text) -> Any:
 
 def _initializer(
     config: Config, optimizer: optax.GradientTransformation
-) -> Callable[[Any, Any], steps.TrainState]:
+) -> Callable[[Any, Any], states.TrainState]:
     """(seed, factor) → the state before the first step, as the trainer has it for that seed."""
 
     def init(seed, factor):
         params = nnx.state(learned_bits.make_model(config, nnx.Rngs(jax.random.key(seed))))
         none = jnp.zeros((), jnp.int32)
         opt_state: Any = optimizer.init(params)
-        return steps.TrainState(params, opt_state._replace(factor=factor), none, none, none)
+        return states.TrainState(params, opt_state._replace(factor=factor), none, none, none)
 
     return init
 

@@ -12,6 +12,7 @@ Exit codes: 0 done; 1 something cannot be written; 2 the input cannot be used (o
 nothing compiled); 130 after Ctrl-C.
 """
 
+import functools
 import json
 import os
 import sys
@@ -19,15 +20,16 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from ml_collections import ConfigDict
 from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from pqt_jax import checks, cli, errors, files
 from pqt_jax import config as configs
-from pqt_jax import step as steps
+from pqt_jax import state as states
 from pqt_jax import workdir as workdirs
 from pqt_jax.config import Config
 from pqt_jax.data import pipeline, source, tokens
-from pqt_jax.errors import InputError
+from pqt_jax.errors import InputError, tell
 from pqt_jax.lab import cells, grid, runs
 from pqt_jax.lab.grid import Arm, Grid
 from pqt_jax.workdir import PARTS, TABLE
@@ -63,11 +65,17 @@ def _run(arguments: Sequence[str]) -> int:
     parser = cli.Parser(
         prog="python -m pqt_jax.lab.sweep",
         description="Train arms × learning rates × seeds.",
-        epilog="Any field of the config: --config.field=value.",
+        epilog="Any field of the config: --config.field=value. With --config, --help lists them.",
+        add_help=False,
     )
-    parser.add_argument("--config", metavar="FILE", required=True)
+    parser.add_argument("--config", metavar="FILE", help="e.g. configs/lab/smoke.py")
     parser.add_argument("--workdir", metavar="DIR", help="default: runs/CONFIG")
+    parser.add_argument("-h", "--help", action="store_true", help="show this and the fields")
     given, rest = parser.parse_known_args(arguments)
+    if given.help:
+        return _help(parser, given.config)
+    if given.config is None:
+        raise InputError("--config is missing; try --config configs/lab/smoke.py")
     if given.workdir == "":
         raise InputError("--workdir= is empty; give a directory")
     wanted = grid.load(given.config, cli.overrides(rest))
@@ -80,6 +88,13 @@ def _run(arguments: Sequence[str]) -> int:
         _train(wanted, workdir, text)
     finally:
         os.close(lock)
+    return 0
+
+
+def _help(parser: cli.Parser, path: str | None) -> int:
+    parser.print_help()
+    if path is not None:
+        print("\n" + configs.describe(ConfigDict(grid.load(path).everything)))
     return 0
 
 
@@ -105,7 +120,7 @@ def _check_arm(arm: Arm, data: Config, text: source.Text) -> None:
         )
     checks.check_devices(arm.config)
     pipeline.check_lengths(text.train, text.validation, own.length, own.batch)
-    steps.count_parameters(arm.config)  # where its rules meet the paths
+    states.count_parameters(arm.config)  # where its rules meet the paths
     runs.check(arm)
 
 
@@ -137,9 +152,13 @@ def _train(wanted: Grid, workdir: Path, text: source.Text) -> None:
     for part in parts:
         if part.path.exists():
             _check_part(part)
-    columns = (TextColumn("{task.description}"), MofNCompleteColumn(), TimeRemainingColumn())
+    name = TextColumn("{task.description}", markup=False)
+    columns = (name, MofNCompleteColumn(), TimeRemainingColumn())
     total = sum(part.arm.config.steps for part in parts)
-    with Progress(*columns, disable=not sys.stdout.isatty()) as bar:
+    terminal = sys.stdout is not None and sys.stdout.isatty()
+    with Progress(*columns, disable=not terminal) as bar:
+        above = functools.partial(bar.console.print, highlight=False, markup=False)
+        show = above if terminal else tell
         task = bar.add_task("steps", total=total)
         for arm in wanted.arms:
             own = [part for part in parts if part.arm is arm]
@@ -152,10 +171,10 @@ def _train(wanted: Grid, workdir: Path, text: source.Text) -> None:
                 train = train or runs.make_train(arm, text, wanted.sweep)
                 rows = train(part.cells, lambda: bar.advance(task))
                 files.write(part.path, "".join(json.dumps(row) + "\n" for row in rows))
-            bar.console.print(_line(arm, own), highlight=False)
+            show(_line(arm, own))
     table = "".join(part.path.read_text() for part in parts)
     files.write(workdir / TABLE, table)
-    print(f"{table.count(chr(10))} runs: {workdir / TABLE}")
+    tell(f"{table.count(chr(10))} runs: {workdir / TABLE}")
 
 
 def _check_part(part: Part) -> None:

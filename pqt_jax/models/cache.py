@@ -73,7 +73,7 @@ def scan(blocks: Any, x: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
     """Decode by stacked blocks one after the other, each with its own slice of the cache.
 
     Args:
-      blocks: what `layers.stack` returned.
+      blocks: what `stacked.stack` returned.
       x: [batch, T, d_model], of the tokens from position `cache.length` on.
       cache: of the tokens before them.
 

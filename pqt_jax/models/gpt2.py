@@ -19,7 +19,7 @@ import jax
 from flax import nnx
 
 from pqt_jax.models import cache as caches
-from pqt_jax.models import layers
+from pqt_jax.models import layers, stacked
 from pqt_jax.models.attention import Attend, resolved
 from pqt_jax.models.cache import Cache
 from pqt_jax.rules import Rule
@@ -134,18 +134,18 @@ class GPT2(nnx.Module):
         layers.check_heads(config, even=False)
         d, vocab, init = config.d_model, config.vocab_size, layers.normal(0.02)
         embed = layers.Embed(vocab, d, init, config, rngs=rngs)
-        self.embed = layers.sampled(embed, rules, "embed")
+        self.embed = stacked.sampled(embed, rules, "embed")
         pos = layers.Embed(config.max_length, d, init, config, rngs=rngs)
-        self.pos = layers.sampled(pos, rules, "pos")
+        self.pos = stacked.sampled(pos, rules, "pos")
         own = resolved(config)
         make = lambda _, rngs: Block(own, rngs=rngs)  # noqa: E731
-        self.h = layers.stack(make, config.num_layers, rules, rngs)
+        self.h = stacked.stack(make, config.num_layers, rules, rngs)
         self.norm = norm(config, rngs)
         if not config.tie_embeddings:
             head = layers.Head(d, vocab, init, config, rngs=rngs)
-            self.head = layers.sampled(head, rules, "head")
+            self.head = stacked.sampled(head, rules, "head")
         self.config = config
-        layers.check_rules(self, rules)
+        stacked.check_rules(self, rules)
 
     def __call__(
         self,
@@ -178,18 +178,18 @@ class GPT2(nnx.Module):
         """What the last block returns, [batch, T, d_model], of which `logits` makes logits."""
         config = self.config
         layers.check_length(tokens, config)
-        x = layers.call(self.embed, tokens, key=pqt_key)
+        x = stacked.call(self.embed, tokens, key=pqt_key)
         at = jax.numpy.arange(tokens.shape[1]) if segments is None else positions(segments)
-        x = x + layers.call(self.pos, at, key=pqt_key)
+        x = x + stacked.call(self.pos, at, key=pqt_key)
         options = {"length": config.num_layers, "remat": config.remat}
-        return layers.scan(self.h, x, pqt_key, segments, **options)
+        return stacked.scan(self.h, x, pqt_key, segments, **options)
 
     def logits(self, x: jax.Array, *, pqt_key: jax.Array | None = None) -> jax.Array:
         """float32[batch, T, vocab_size] of what `hidden` returns, or of a part of its T."""
         x = self.norm(x)
         if self.config.tie_embeddings:
-            return layers.call(self.embed, x, project=True, key=pqt_key)
-        return layers.call(self.head, x, key=pqt_key)
+            return stacked.call(self.embed, x, project=True, key=pqt_key)
+        return stacked.call(self.head, x, key=pqt_key)
 
     def init_cache(self, batch: int, capacity: int | None = None) -> Cache:
         """An empty cache for `decode`; capacity in tokens, None for `max_length`."""
@@ -211,8 +211,8 @@ class GPT2(nnx.Module):
           ValueError: if they do not fit.
         """
         caches.check_room(tokens, cache)
-        x = layers.call(self.embed, tokens, key=None)
+        x = stacked.call(self.embed, tokens, key=None)
         positions = cache.length + jax.numpy.arange(tokens.shape[1])
-        x = x + layers.call(self.pos, positions, key=None)
+        x = x + stacked.call(self.pos, positions, key=None)
         x, cache = caches.scan(self.h, x, cache)
         return caches.spoil_overflow(self.logits(x), cache), cache

@@ -97,6 +97,7 @@ def test_hugging_face_gets_the_rounded_weights_as_numbers(trained_run, tmp_path)
             np.testing.assert_array_equal(leaf, want[path] if exact else rounded)
 
 
+@pytest.mark.slow
 def test_options_reach_the_plan(trained_run, tmp_path):
     original = read(f"--workdir={trained_run}")
     every = [

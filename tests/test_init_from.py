@@ -40,6 +40,7 @@ def config_for(model, folder):
     return config
 
 
+@pytest.mark.slow
 def test_a_run_starts_at_the_loss_of_the_imported_model(tmp_path):
     _, model = export(tmp_path / "hf")
     given = f"--config.init_from={tmp_path / 'hf'}"

@@ -36,14 +36,8 @@ def b_t_of(config, params):
     return learned_bits.bit_widths(params, configs.rules(config))
 
 
-@pytest.mark.parametrize(
-    "name, first",
-    [
-        pytest.param("layer", 14 * 2.0, marks=pytest.mark.slow),
-        pytest.param("average", 1.5**2, marks=pytest.mark.slow),
-        ("size", 9.0),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name, first", [("layer", 14 * 2.0), ("average", 1.5**2), ("size", 9.0)])
 def test_a_penalty_is_added_to_the_loss_and_moves_bits_alone(name, first):
     """At the start every b_t is 6: 14 matrices 2 above the target, and 9 bits by interpolation."""
     given = {"penalty": name, "penalty_weight": 0.5, "weight_decay": 0.0, "average_bits": 4.5}

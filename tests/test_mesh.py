@@ -32,15 +32,24 @@ SIZES = [*(pytest.param(n, marks=SLOW) for n in [(8, 1, 1), (1, 8, 1), (1, 1, 2)
 # Every shard holds whole blocks: 256 / 8 = 32.
 WIDE = {"d_model": 256, "num_heads": 8, "d_ff": 512, "vocab_size": 512}
 KEY = jax.random.key(5)
+ALL = "all"
+MODELS = {
+    "llama2": (tiny.LLAMA2, ALL),
+    "gpt2": (tiny.GPT2, ALL),
+    "few": (
+        tiny.LLAMA2,
+        "h/(attn/q|mlp/down)/kernel",
+    ),  # one is split along columns, one along rows
+}
 
 
 def make(sizes):
     return meshes.make(dict(zip(meshes.AXES, sizes, strict=True)))
 
 
-def setup(model, method="gaussws", end=None, **fields):
+def setup(model, method="gaussws", end=None, pattern=ALL, **fields):
     config = tiny.get_config(model)
-    config.method, config.data.batch = method, 8
+    config.method, config.data.batch, config.pqt.pattern = method, 8, pattern
     config.data.update(fields)
     optimizer = steps.make_optimizer(config)
     graph, state = states.init_state(config, optimizer)
@@ -57,7 +66,8 @@ def run(name, sizes):
     """(losses and gradient norms of three steps, parameters) on a mesh."""
     mesh = make(sizes)
     with meshes.entered(mesh):
-        _, state, train_step = setup({"gpt2": tiny.GPT2, "llama2": tiny.LLAMA2}[name])
+        model, pattern = MODELS[name]
+        _, state, train_step = setup(model, pattern=pattern)
         found = []
         for i in range(3):
             state, measured = train_step(state, meshes.put(batch(i), mesh), KEY)
@@ -66,7 +76,9 @@ def run(name, sizes):
 
 
 @pytest.mark.parametrize("sizes", SIZES, ids=str)
-@pytest.mark.parametrize("name", ["llama2", pytest.param("gpt2", marks=SLOW)])
+@pytest.mark.parametrize(
+    "name", ["few", *(pytest.param(n, marks=SLOW) for n in ("llama2", "gpt2"))]
+)
 def test_every_mesh_gives_the_losses_of_one_device(name, sizes):
     (alone, _), (found, state) = run(name, (1, 1, 1)), run(name, sizes)
     np.testing.assert_allclose(found, alone, rtol=2e-6)

@@ -150,10 +150,10 @@ def test_tied_embeddings_are_one_parameter():
 @pytest.mark.parametrize(
     "name, rules, remat",
     [
+        pytest.param("llama2", FEW, True, id="llama2-few-remat"),
         pytest.param("gpt2", FEW, True, id="gpt2-few-remat", marks=pytest.mark.slow),
-        pytest.param("llama2", EVERYTHING, False, id="llama2-everything"),
+        pytest.param("llama2", EVERYTHING, False, id="llama2-everything", marks=pytest.mark.slow),
         pytest.param("gpt2", EVERYTHING, False, id="gpt2-everything", marks=pytest.mark.slow),
-        pytest.param("llama2", FEW, True, id="llama2-few-remat", marks=pytest.mark.slow),
     ],
 )
 def test_sampling_in_the_scan_equals_sampling_the_whole_tree(name, rules, remat):

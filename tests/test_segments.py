@@ -201,9 +201,8 @@ def test_a_step_in_parts_is_the_step(name):
             np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5 * scale)
 
 
-@pytest.mark.parametrize(
-    "chunk, microbatches", [pytest.param(0, 1, marks=pytest.mark.slow), (4, 2)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("chunk, microbatches", [(0, 1), (4, 2)])
 def test_windows_in_which_nothing_counts_are_no_nan(chunk, microbatches):
     _, state, step = setup(loss_chunk=chunk, microbatches=microbatches)
     after, measured = step(state, np.full((4, 17), END, np.uint8), KEY)

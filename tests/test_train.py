@@ -32,6 +32,7 @@ def test_bf16_and_gpt2_run_to_the_end_in_process(tmp_path, capsys):
     assert "FP4 E2M1" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_rate_counts_the_wait_for_the_step_before(tmp_path, monkeypatch):
     of_watch = records.of_watch
 

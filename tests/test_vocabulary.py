@@ -82,6 +82,7 @@ def test_text_is_generated_in_words(made, capsys):
     assert "<|endoftext|>" not in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_hugging_face_folder_brings_its_own(made, tmp_path, capsys):
     config = dataclasses.replace(tiny.LLAMA2, vocab_size=400)
     model = Llama2(config, rngs=nnx.Rngs(0))

@@ -79,11 +79,8 @@ def forward_flops(model: GPT2Config | Llama2Config, length: int) -> int:
     """
     d, f = model.d_model, model.d_ff
     width = d // model.num_heads
-    if isinstance(model, Llama2Config):
-        mlp, kv = 3 * d * f, width * (model.num_kv_heads or model.num_heads)
-    else:
-        mlp, kv = 2 * d * f, d
-    attention = 2 * d * d + 2 * d * kv  # q and out; k and v
+    mlp = (3 if isinstance(model, Llama2Config) else 2) * d * f
+    attention = 2 * d * d + 2 * d * width * model.kv_heads  # q and out; k and v
     head = d * model.vocab_size  # tied or not
     kernels = model.num_layers * (attention + mlp) + head
     return 2 * kernels + 4 * length * d * model.num_layers

@@ -91,7 +91,7 @@ def to_json(config: ModelConfig, dtype: str) -> dict[str, Any]:
     else:
         del content["partial_rotary_factor"]
         content |= {
-            "num_key_value_heads": config.num_kv_heads or config.num_heads,
+            "num_key_value_heads": config.kv_heads,
             "head_dim": config.d_model // config.num_heads,
             "rope_theta": config.rope_theta,
             "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta},

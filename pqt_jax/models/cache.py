@@ -33,14 +33,13 @@ class Cache(NamedTuple):
     length: jax.Array
 
 
-def init(config: Any, batch: int, capacity: int | None, *, kv_heads: int) -> Cache:
+def init(config: Any, batch: int, capacity: int | None) -> Cache:
     """An empty cache.
 
     Args:
       config: of the model.
       batch: number of rows.
       capacity: tokens that it can hold; None for `config.max_length`.
-      kv_heads: heads of keys and values.
 
     Returns:
       A cache of length 0.
@@ -52,7 +51,7 @@ def init(config: Any, batch: int, capacity: int | None, *, kv_heads: int) -> Cac
     if not 0 < capacity <= config.max_length:
         raise ValueError(f"capacity={capacity}; it must be from 1 to {config.max_length=}")
     head_width = config.d_model // config.num_heads
-    shape = (config.num_layers, batch, capacity, kv_heads, head_width)
+    shape = (config.num_layers, batch, capacity, config.kv_heads, head_width)
     empty = jnp.zeros(shape, config.dtype)
     return Cache(empty, empty, jnp.zeros((), jnp.int32))
 

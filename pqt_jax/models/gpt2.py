@@ -18,12 +18,11 @@ from collections.abc import Sequence
 import jax
 from flax import nnx
 
-from pqt_jax.models import cache as caches
 from pqt_jax.models import layers, stacked
 from pqt_jax.models.attention import Attend, resolved
 from pqt_jax.models.cache import Cache
+from pqt_jax.models.decoder import LanguageModel
 from pqt_jax.rules import Rule
-from pqt_jax.segments import positions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +55,11 @@ class GPT2Config:
     attention: Attend = "auto"
     remat: bool = False
 
+    @property
+    def kv_heads(self) -> int:
+        """Heads of keys and values."""
+        return self.num_heads
+
 
 GPT2_124M = GPT2Config(vocab_size=50304, d_model=768, num_layers=12, num_heads=12, d_ff=3072)
 
@@ -83,7 +87,6 @@ class Block(nnx.Module):
             config,
             layers.normal(0.02),
             out_init,
-            kv_heads=config.num_heads,
             bias=config.bias,
             rngs=rngs,
         )
@@ -114,7 +117,7 @@ def norm(config: GPT2Config, rngs: nnx.Rngs) -> nnx.LayerNorm:
     )
 
 
-class GPT2(nnx.Module):
+class GPT2(LanguageModel):
     """The language model.
 
     Example:
@@ -147,72 +150,9 @@ class GPT2(nnx.Module):
         self.config = config
         stacked.check_rules(self, rules)
 
-    def __call__(
-        self,
-        tokens: jax.Array,
-        segments: jax.Array | None = None,
-        *,
-        pqt_key: jax.Array | None = None,
+    def embedded(
+        self, tokens: jax.Array, at: jax.Array, *, pqt_key: jax.Array | None = None
     ) -> jax.Array:
-        """Logits of the next token at every position.
-
-        Args:
-          tokens: int[batch, T], T at most `max_length`.
-          segments: int[batch, T], the document that a token is of, as `segments.window` numbers
-            them: each is read as if it were alone; None for one in every row.
-          pqt_key: the step's key (`keys.step_key`), which samples the weights; None for the bare
-            model.
-
-        Returns:
-          float32[batch, T, vocab_size].
-        """
-        return self.logits(self.hidden(tokens, segments, pqt_key=pqt_key), pqt_key=pqt_key)
-
-    def hidden(
-        self,
-        tokens: jax.Array,
-        segments: jax.Array | None = None,
-        *,
-        pqt_key: jax.Array | None = None,
-    ) -> jax.Array:
-        """What the last block returns, [batch, T, d_model], of which `logits` makes logits."""
-        config = self.config
-        layers.check_length(tokens, config)
+        """Those of the tokens and of their positions."""
         x = stacked.call(self.embed, tokens, key=pqt_key)
-        at = jax.numpy.arange(tokens.shape[1]) if segments is None else positions(segments)
-        x = x + stacked.call(self.pos, at, key=pqt_key)
-        options = {"length": config.num_layers, "remat": config.remat}
-        return stacked.scan(self.h, x, pqt_key, segments, **options)
-
-    def logits(self, x: jax.Array, *, pqt_key: jax.Array | None = None) -> jax.Array:
-        """float32[batch, T, vocab_size] of what `hidden` returns, or of a part of its T."""
-        x = self.norm(x)
-        if self.config.tie_embeddings:
-            return stacked.call(self.embed, x, project=True, key=pqt_key)
-        return stacked.call(self.head, x, key=pqt_key)
-
-    def init_cache(self, batch: int, capacity: int | None = None) -> Cache:
-        """An empty cache for `decode`; capacity in tokens, None for `max_length`."""
-        heads = self.config.num_heads
-        return caches.init(self.config, batch, capacity, kv_heads=heads)
-
-    def decode(self, tokens: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
-        """Logits of the bare model for tokens that go on from those in a cache.
-
-        Args:
-          tokens: int[batch, T], any T that the cache has room for.
-          cache: from `init_cache`, or from the call before.
-
-        Returns:
-          (float32[batch, T, vocab_size], the cache with T more tokens). Where jit hides that they
-          do not fit, the logits are NaN.
-
-        Raises:
-          ValueError: if they do not fit.
-        """
-        caches.check_room(tokens, cache)
-        x = stacked.call(self.embed, tokens, key=None)
-        positions = cache.length + jax.numpy.arange(tokens.shape[1])
-        x = x + stacked.call(self.pos, positions, key=None)
-        x, cache = caches.scan(self.h, x, cache)
-        return caches.spoil_overflow(self.logits(x), cache), cache
+        return x + stacked.call(self.pos, at, key=pqt_key)

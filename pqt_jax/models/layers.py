@@ -128,12 +128,11 @@ class Attention(nnx.Module):
         init: Initializer,
         out_init: Initializer,
         *,
-        kv_heads: int,
         bias: bool,
         rngs: nnx.Rngs,
     ):
         width = config.d_model
-        kv_width = width // config.num_heads * kv_heads
+        kv_width = width // config.num_heads * config.kv_heads
         self.q = linear(width, width, init, config, bias=bias, rngs=rngs)
         self.k = linear(width, kv_width, init, config, bias=bias, rngs=rngs)
         self.v = linear(width, kv_width, init, config, bias=bias, rngs=rngs)

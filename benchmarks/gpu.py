@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright 2026 The pqt_jax Authors
-"""Everything that only a GPU can tell, by one command, in less than eight minutes.
+"""Everything that only a GPU can tell, by one command, in about eight minutes.
 
     pip install -e '.[cuda12]'   (or cuda13)
     python benchmarks/gpu.py --out benchmarks/results/gpu-NAME.json
 
     exact   every implementation against the reference on the CPU, bit for bit (`gpu_exact`)
     speed   sampling and its gradients, as shares of the bandwidth of a copy (`gpu_speed`)
-    train   steps of Llama2-134M and Llama2-1B, for bf16, gaussws and uniform (`gpu_train`)
+    train   steps of GPT2-124M, Llama2-134M and Llama2-1B, by three methods (`gpu_train`)
 
 What cannot be run is recorded with its reason, and the rest goes on. The exit status is 1 where
 bits differ. `--smoke` exercises the same code anywhere, on shapes that mean nothing.

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright 2026 The pqt_jax Authors
-"""Section "train": the training step of Llama 2 with each method, interleaved.
+"""Section "train": the training step of Llama 2 and GPT2 with each method, interleaved.
 
 overhead   time of a step / that of bf16 in the same round − 1
 memory     arguments, results and temporaries of the compiled step, what is donated counted once
@@ -10,37 +10,64 @@ peak       what the compiler says is held at most at once; a CPU's leaves tempor
 import dataclasses
 import statistics
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from pqt_jax.config import default, rules
+from pqt_jax.models.gpt2 import GPT2_124M, GPT2Config
 from pqt_jax.models.llama2 import LLAMA2_1B, LLAMA2_134M, Llama2Config
 from pqt_jax.state import abstract_state, init_state
-from pqt_jax.step import make_optimizer, make_train_step
+from pqt_jax.step import make_optimizer, make_train_step, parts_of
 
-TOKENS = 16384  # per step
 METHODS = ("bf16", "gaussws", "uniform")
 
 
-def models(smoke: bool) -> dict[str, tuple[Llama2Config, int, int, int]]:
-    """Name → (model, tokens in a sequence, rounds, steps of each method in a round)."""
+class Case(NamedTuple):
+    """A model, and how its steps are timed.
+
+    Attributes:
+      model: its shapes.
+      batch: sequences in a step.
+      length: tokens in a sequence.
+      rounds: of every method in turn.
+      steps: of a method in a round.
+      loss_chunk: `config.data.loss_chunk`.
+    """
+
+    model: Llama2Config | GPT2Config
+    batch: int
+    length: int
+    rounds: int
+    steps: int
+    loss_chunk: int = 0
+
+
+def cases(smoke: bool) -> dict[str, Case]:
+    """Those of Llama 2 take 16384 tokens in a step, GPT2 65536 as `gpt2_text.py` trains it."""
     if smoke:
-        return {"tiny": (Llama2Config(256, 64, 2, 2, 96), 32, 2, 1)}
-    return {"Llama2-1B": (LLAMA2_1B, 2048, 8, 3), "Llama2-134M": (LLAMA2_134M, 2048, 12, 8)}
+        return {
+            "tiny": Case(Llama2Config(256, 64, 2, 2, 96), 2, 32, 2, 1),
+            "tiny GPT2": Case(GPT2Config(256, 64, 2, 2, 96), 2, 32, 2, 1, 16),
+        }
+    return {
+        "GPT2-124M": Case(GPT2_124M, 64, 1024, 12, 4, 256),
+        "Llama2-1B": Case(LLAMA2_1B, 8, 2048, 8, 3),
+        "Llama2-134M": Case(LLAMA2_134M, 8, 2048, 12, 8),
+    }
 
 
 def run(smoke: bool) -> dict[str, Any]:
     """`{model: {"batch": …, method: {…}}}`; a model that does not fit has its error instead."""
     table = {}
-    for name, (model, length, rounds, steps) in models(smoke).items():
+    for name, case in cases(smoke).items():
         fused = jax.devices()[0].platform == "gpu"
-        batch = 2 if smoke else TOKENS // length
+        batch = case.batch
         while name not in table:
-            model = dataclasses.replace(model, attention="cudnn" if fused else "xla")
+            model = dataclasses.replace(case.model, attention="cudnn" if fused else "xla")
             try:
-                table[name] = measure(name, model, batch, length, rounds, steps)
+                table[name] = measure(name, case._replace(model=model, batch=batch))
             except Exception as error:  # out of memory, or a driver without this attention
                 what = f"{type(error).__name__}: {str(error)[:300]}"
                 print(f"{name}: batch {batch}, attention {model.attention}: {what}", flush=True)
@@ -53,23 +80,22 @@ def run(smoke: bool) -> dict[str, Any]:
     return table
 
 
-def measure(
-    name: str, model: Llama2Config, batch: int, length: int, rounds: int, steps: int
-) -> dict[str, Any]:
+def measure(name: str, case: Case) -> dict[str, Any]:
     """`{method: {"tokens_per_second", "overhead", "quartiles", "memory_bytes", "peak_bytes"}}`."""
+    model, batch, length, rounds, steps, chunk = case
     tokens = np.random.default_rng(0).integers(0, model.vocab_size, (batch, length + 1), np.int32)
     key, data = jax.random.key(0), jax.device_put(tokens)
     compiled, states, times = {}, {}, {method: [] for method in METHODS}
     for method in METHODS:
         config = default(model)
-        config.method = method
+        config.method, config.data.loss_chunk = method, chunk
         optimizer = make_optimizer(config)
         kind = method == "bf16"  # the other two differ in nothing but the noise, and share a state
         if kind in states:
             graph, _ = abstract_state(config, optimizer)
         else:
             graph, states[kind] = init_state(config, optimizer)
-        step = make_train_step(graph, optimizer, rules(config))
+        step = make_train_step(graph, optimizer, rules(config), parts=parts_of(config))
         compiled[method] = step.lower(states[kind], data, key).compile()
         states[kind] = jax.block_until_ready(compiled[method](states[kind], data, key)[0])
     for _ in range(rounds):

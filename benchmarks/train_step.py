@@ -49,10 +49,11 @@ def main() -> int:
     else:
         model, batch, length = (TINY, 2, 32) if given.smoke else (MODEL, 16, 512)
         rounds = 2 if given.smoke else given.rounds
+        case = gpu_train.Case(model, batch, length, rounds, steps=1)
         if given.memory:
             models = {"llama": memory(model, batch, length)}
         else:
-            models = {"llama": gpu_train.measure("llama", model, batch, length, rounds, 1)}
+            models = {"llama": gpu_train.measure("llama", case)}
     result = {
         "command": "python " + " ".join(sys.argv),
         "jax": jax.__version__,

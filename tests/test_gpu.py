@@ -35,10 +35,11 @@ def test_every_section_runs(tmp_path):
     (rows,) = [rows for name, rows in record["speed"].items() if name != "seconds"]
     assert {"copy", "xla forward to BF16", "xla backward"} <= set(rows)
     assert rows["copy"]["share"] == 1 and all(row["bandwidth"] > 0 for row in rows.values())
-    for method in ("bf16", "gaussws", "uniform"):
-        row = record["train"]["tiny"][method]
-        assert row["tokens_per_second"] > 0 and row["memory_bytes"] > 1e5
-    assert record["train"]["tiny"]["bf16"]["overhead"] == 0
+    for model in ("tiny", "tiny GPT2"):
+        for method in ("bf16", "gaussws", "uniform"):
+            row = record["train"][model][method]
+            assert row["tokens_per_second"] > 0 and row["memory_bytes"] > 1e5
+        assert record["train"][model]["bf16"]["overhead"] == 0
 
 
 def test_without_a_gpu_it_says_so():

@@ -14,6 +14,8 @@ from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 
 from pqt_jax import bits, noise, pallas, perturb
 from pqt_jax.config import default, rules
+from pqt_jax.lab.grid import Arm
+from pqt_jax.lab.runs import _begin_and_step, structure
 from pqt_jax.models import Llama2Config
 from pqt_jax.pallas import launch
 from pqt_jax.spec import Spec
@@ -100,26 +102,44 @@ def test_pieces_cover_everything_once():
         assert (seen == 1).all()
 
 
-@pytest.mark.parametrize("name", pallas.KERNELS)
-def test_on_a_gpu_the_models_layers_are_sampled_by_kernels(monkeypatch, name):
-    """A training step, lowered for an H100: forward, its repetition and backward, per layer."""
-    if name == "mosaic" and jax.__version_info__ < (0, 11):
+@pytest.fixture(params=pallas.KERNELS)
+def count_kernels(monkeypatch, request):
+    """(jitted function, arguments) → calls of a GPU kernel in it, lowered for an H100."""
+    if request.param == "mosaic" and jax.__version_info__ < (0, 11):
         pytest.skip("Mosaic GPU needs jax 0.11")
-    monkeypatch.setattr(pallas, "KERNELS", (name,))
+    monkeypatch.setattr(pallas, "KERNELS", (request.param,))
     monkeypatch.setattr(pallas, "_unsuited_device", lambda: None)  # as if it were a GPU, and one
     monkeypatch.setattr(jax, "device_count", lambda: 1)
-    model = Llama2Config(256, d_model=64, num_layers=3, num_heads=2, d_ff=96, remat=True)
-    config = default(model)
+    target = {"mosaic": "mosaic_gpu", "triton": "triton"}[request.param]
+
+    def count(function, *arguments):
+        gpu = AbstractDevice(device_kind="NVIDIA H100 80GB HBM3", num_cores=None, platform="gpu")
+        mesh = AbstractMesh((1,), ("x",), axis_types=(AxisType.Auto,), abstract_device=gpu)
+        with jax.sharding.use_abstract_mesh(mesh):
+            text = function.trace(*arguments).lower(lowering_platforms=("cuda",)).as_text()
+        return len(re.findall(rf"custom_call @[\w.$]*{target}\w*", text))
+
+    return count
+
+
+# Matrices have three shapes (attention, gate and up, down), each a function of its own, and for
+# each there are the forward kernel, its repetition and the backward one.
+TINY = Llama2Config(256, d_model=64, num_layers=3, num_heads=2, d_ff=96, remat=True)
+
+
+def test_on_a_gpu_the_models_layers_are_sampled_by_kernels(count_kernels):
+    config = default(TINY)
     optimizer = make_optimizer(config)
     graph, state = init_state(config, optimizer)
     step = make_train_step(graph, optimizer, rules(config))
     batch = jax.ShapeDtypeStruct((2, 33), jnp.int32)
-    gpu = AbstractDevice(device_kind="NVIDIA H100 80GB HBM3", num_cores=None, platform="gpu")
-    mesh = AbstractMesh((1,), ("x",), axis_types=(AxisType.Auto,), abstract_device=gpu)
-    with jax.sharding.use_abstract_mesh(mesh):
-        traced = step.trace(state, batch, jax.eval_shape(lambda: jax.random.key(0)))
-        text = traced.lower(lowering_platforms=("cuda",)).as_text()
-    target = {"mosaic": "mosaic_gpu", "triton": "triton"}[name]
-    calls = re.findall(rf"custom_call @[\w.$]*{target}\w*", text)
-    # Matrices have three shapes (attention, gate and up, down), each a function of its own.
-    assert len(calls) == 3 * 3
+    assert count_kernels(step, state, batch, jax.eval_shape(lambda: jax.random.key(0))) == 3 * 3
+
+
+def test_on_a_gpu_the_labs_runs_side_by_side_are_sampled_by_kernels(count_kernels):
+    """All runs of a program by one launch of each."""
+    arm = Arm("gaussws", default(TINY), {})
+    begin, step = _begin_and_step(arm.config, structure(arm))
+    state, keys = jax.eval_shape(lambda: begin(np.full(4, 1e-3), np.arange(4)))
+    batch = jax.ShapeDtypeStruct((4, 2, 33), jnp.int32)
+    assert count_kernels(step, state, batch, keys) == 3 * 3

@@ -2,9 +2,11 @@
 # Copyright 2026 The pqt_jax Authors
 """Sweeps: rows, resuming, the same runs as the trainer's, and configs that cannot be used."""
 
+import contextlib
 import json
 import os
 import pathlib
+import pty
 import re
 import shutil
 import signal
@@ -101,6 +103,30 @@ def test_a_part_that_is_missing_is_trained_again_to_the_same_bits(swept, tmp_pat
     assert (copy / sweep.TABLE).read_bytes() == (swept / sweep.TABLE).read_bytes()
     assert first.stat().st_mtime_ns == before  # and the other was not
     assert "E4M1: 5 runs, 0 diverged, 5 stuck" in capsys.readouterr().out
+
+
+def test_names_of_arms_are_printed_as_they_are(swept, tmp_path):
+    """In whole lines where stdout is no terminal, and on one, where [x] could be markup."""
+    name = "[bold] of a name that makes a long line"
+    shutil.copytree(swept, tmp_path / "run")
+    for path in [tmp_path / "run" / "run.json", *parts_of(tmp_path / "run")]:
+        path.write_text(path.read_text().replace('"E4M1"', json.dumps(name)))
+    config = pathlib.Path(SMOKE).read_text().replace('"E4M1"', json.dumps(name))
+    (tmp_path / "named.py").write_text(config)
+    command = [sys.executable, "-m", "pqt_jax.lab.sweep", f"--config={tmp_path / 'named.py'}"]
+    command.append(f"--workdir={tmp_path / 'run'}")
+    line = f"{name}: 5 runs, 0 diverged, 5 stuck, best final loss "
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0 and line in done.stdout, done.stderr
+    ours, theirs = pty.openpty()
+    with subprocess.Popen(command, stdout=theirs, stderr=theirs) as process:
+        os.close(theirs)
+        shown = b""
+        with contextlib.suppress(OSError):  # which is how a terminal ends
+            while some := os.read(ours, 4096):
+                shown += some
+    os.close(ours)
+    assert process.returncode == 0 and " ".join(line.split()) in " ".join(shown.decode().split())
 
 
 @pytest.mark.slow

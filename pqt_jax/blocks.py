@@ -46,6 +46,19 @@ def check_block(block: Block) -> Block:
     return rows, columns
 
 
+def fitted(block: Block, m: int, n: int) -> Block:
+    """The block, no larger than a matrix of m × n needs: cut at the next multiple of 32.
+
+    No grid of blocks changes by it, and nothing is padded to more than that.
+
+    Example:
+      >>> fitted((8192, 16), 100, 70)
+      (128, 16)
+    """
+    rows, columns = (max(32, -(-size // 32) * 32) for size in (m, n))
+    return min(block[0], rows), min(block[1], columns)
+
+
 def _side(side: Any) -> int:
     if isinstance(side, bool):
         raise TypeError

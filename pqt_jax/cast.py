@@ -26,9 +26,10 @@ class ScaleRule(enum.StrEnum):
 
     Attributes:
       FLOOR: `2^(⌊log2 absmax⌋ − emax)`, the rule of OCP MX; what lies near the top saturates.
-      CEIL: the least power of two with `absmax ≤ max · scale`; nothing saturates.
-      EXACT: `absmax / max`, no power of two: the largest weight is met exactly, but the scale takes
-        32 bits instead of eight, and products with it round.
+      CEIL: the least power of two with `absmax ≤ max · scale`; nothing saturates, as long as that
+        is at most 2^126.
+      EXACT: `absmax / max`, no power of two: the largest weight is met up to rounding, but the
+        scale takes 32 bits instead of eight, and products with it round.
     """
 
     FLOOR = "floor"
@@ -166,15 +167,18 @@ def block_scale(absmax: jax.Array, fmt: FloatFormat, rule: Scale) -> jax.Array:
     Returns:
       float32 of the same shape, from 2^-126 to 2^126, a power of two but for "exact"; NaN where
       absmax is Inf or NaN, so that a block with a non-finite weight stays visible.
+
+    Raises:
+      ValueError: for another rule.
     """
-    word = to_word(absmax)
+    word, rule = to_word(absmax), check_scale(rule)
     if rule == ScaleRule.EXACT:
         # As a product, which XLA would make of the division by a constant anyway, where it likes.
         inverse = np.float32(1 / fmt.max)
         scale = jnp.maximum(absmax * inverse, np.float32(2.0**-126))
         return jnp.where(word >= _INF, jnp.float32(jnp.nan), scale)
     exponent = (word >> np.uint32(23)).astype(jnp.int32) - fmt.emax
-    if rule == "ceil":
+    if rule == ScaleRule.CEIL:
         mantissa = np.uint32(0x007FFFFF)
         exponent += ((word & mantissa) > (_word_of(fmt.max) & mantissa)).astype(jnp.int32)
     power = jnp.clip(exponent, 1, 253).astype(jnp.uint32) << np.uint32(23)
@@ -231,7 +235,7 @@ def encode(x: jax.Array, fmt: FloatFormat) -> jax.Array:
 
     Returns:
       uint32 of x's shape, the code in the lowest `fmt.bits` bits. NaN gets the format's NaN, its
-      sign bit 0 (hardware differs in what sign a NaN has), or its largest value where it has none.
+      sign bit 0 (hardware differs in what sign a NaN has), or `fmt.nan_code` where it has none.
 
     Raises:
       ValueError: for a format of eight exponent bits, whose codes are the upper bits of float32.

@@ -5,7 +5,7 @@
 A parameter, seen as a stack of matrices [leads, M, N], becomes these parts:
 
     E2M1    (or another format's name) the codes of the weights in it, packed (`packing`)
-    scale   one per block, E8M0; float32 for the rule "exact"; absent for BF16 alone
+    scale   one per block, E8M0; float32 for the rule "exact"; absent for eight exponent bits
     tags    where blocks have formats of their own: four bits each, an index into `LADDER`
 
 With one format, codes lie in the order of the parameter, row by row. With tags, each format has a
@@ -47,7 +47,7 @@ def encode(w: jax.Array, assigned: Assigned) -> Parts:
     Returns:
       uint8 arrays by the names of their parts; "scale" is float32 for the rule "exact".
     """
-    spec, index = assigned
+    spec, index = assigned.spec.fitted(w.shape), assigned.index
     grid = blocks.grid_shape(w.shape, spec.block, spec.matrix_axes)
     matrices = w.reshape(blocks.matrix_shape(w.shape, spec.matrix_axes))
     if index is None:
@@ -80,7 +80,7 @@ def decode(parts: Parts, shape: tuple[int, ...], assigned: Assigned) -> np.ndarr
     Raises:
       ValueError: if a part has not the size that it must have.
     """
-    spec, index = assigned
+    spec, index = assigned.spec.fitted(shape), assigned.index
     leads, m, n = matrices = blocks.matrix_shape(shape, spec.matrix_axes)
     if index is None:
         codes = packing.unpack(parts[spec.dtype.name], spec.dtype.bits, leads * m * n)
@@ -123,8 +123,10 @@ def _scaled(values: np.ndarray, scale: np.ndarray) -> np.ndarray:
 
 def _codes(spec: Spec, matrices: jax.Array) -> tuple[np.ndarray, np.ndarray | None]:
     """Codes uint16 [leads, M, N] and scales float32 [leads, gm, gn] of one format."""
-    if spec.dtype == BF16:
-        return np.asarray(reference.cast_blocks(spec, matrices)).view(np.uint16), None
+    if spec.dtype.exponent_bits == 8:  # the upper bits of float32, whatever the format
+        word = np.asarray(reference.cast_blocks(spec, matrices)).astype(np.float32).view(np.uint32)
+        word = np.where(word & 0x7FFFFFFF > 0x7F800000, word | 0x00400000, word)  # NaN stays NaN
+        return (word >> (32 - spec.dtype.bits)).astype(np.uint16), None
     scale = reference.grid_scale(
         spec, blocks.block_absmax(blocks.pad_to(matrices, *spec.block), spec.block)
     )

@@ -94,7 +94,7 @@ def default(model: Llama2Config | GPT2Config) -> Config:
                 "dtype": "bfloat16",  # what sampled weights are cast to
                 "learning_rate": 1e-3,  # of the bit-widths, following the schedule of the weights'
                 "weight_decay": 0.1,  # of the bit-widths, towards target_bits
-                "penalty": "none",  # on bit-widths, added to the loss: see `step.make_penalty`
+                "penalty": "none",  # on bit-widths, in the loss: see `learned_bits.make_penalty`
                 "penalty_weight": 0.1,
                 "average_bits": 4.5,  # that penalty "average" draws the mean of all blocks to
                 "snap_at": 1.0,  # share of the steps after which bits snap to formats; 1: never

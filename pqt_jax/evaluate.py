@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from pqt_jax import cli, errors, files, intervals, learned_bits, score, trained, vocabulary, workdir
-from pqt_jax.data import source, tokens
+from pqt_jax.data import source, tokenizers, tokens
 from pqt_jax.data.tokenizers import Tokenizer
 from pqt_jax.errors import InputError
 from pqt_jax.intervals import Interval
@@ -64,7 +64,7 @@ def _parse(arguments: Sequence[str]) -> Namespace:
     for name in given.weights:
         if name not in trained.LABELS and given.weights != ["all"]:
             known = ", ".join(trained.LABELS)
-            raise InputError(f"--weights: {name!r}; it must be all, or of {known}")
+            raise InputError(f"--weights: {name!r}; it must be all alone, or of {known}")
     if given.workdir is None and given.data is None:
         raise InputError("--data is missing; give text files, or the --workdir of a run")
     if given.json is not None and (not given.json or not Path(given.json).parent.is_dir()):
@@ -130,7 +130,7 @@ def _documents(
     """(what the text is called, its documents)."""
     if given.data is not None:
         found = source.documents(given.data, "--data")
-        return f"--data={given.data}", [_document(text, tokenizer, n) for n, text in found.items()]
+        return f"--data={given.data}", [_encoded(text, tokenizer, n) for n, text in found.items()]
     assert model.run is not None
     data = model.run.data
     if data.tokens:
@@ -140,7 +140,7 @@ def _documents(
     if not data.files:
         name += ", the standard library of this Python,"
     _check_fingerprint(given, fingerprint, name)
-    return VALIDATION, [_document(text, tokenizer, name) for name, text in found.items()]
+    return VALIDATION, [_encoded(text, tokenizer, name) for name, text in found.items()]
 
 
 def _prepared(
@@ -154,8 +154,8 @@ def _prepared(
     _check_fingerprint(given, found.fingerprint, name)
     every, end = found.validation[:], tokens.read_index(Path(folder)).end
     parts = np.split(every, np.flatnonzero(every == end) + 1)[:-1]
-    size = lambda part: len(tokenizer.decode(part[1:].tolist()))  # noqa: E731
-    return [score.Document(part[:-1], size(part[:-1])) for part in parts]
+    texts = [(part[:-1], len(tokenizer.decode(part[:-1].tolist()))) for part in parts]
+    return [_document(part, size, tokenizer) for part, size in texts]
 
 
 def _check_fingerprint(given: Namespace, found: str, name: str) -> None:
@@ -163,14 +163,20 @@ def _check_fingerprint(given: Namespace, found: str, name: str) -> None:
         raise InputError(f"{name} is not the text that the run was trained on; give --data")
 
 
-def _document(text: bytes, tokenizer: Tokenizer, name: str) -> score.Document:
+def _encoded(text: bytes, tokenizer: Tokenizer, name: str) -> score.Document:
     try:
         found = np.asarray(tokenizer.encode(text), tokenizer.dtype)
     except UnicodeDecodeError as error:
         raise InputError(
             f"--data: {name} holds bytes that are no UTF-8 ({error.reason}); leave it out"
         ) from None
-    return score.Document(found, len(text) - len(tokenizer.decode(found[:1].tolist())))
+    return _document(found, len(text), tokenizer)
+
+
+def _document(found: np.ndarray, size: int, tokenizer: Tokenizer) -> score.Document:
+    """Tokens of a text of so many bytes."""
+    first = tokenizers.first_bytes(tokenizer, found[:4].tolist()) if found.size else 0
+    return score.Document(found, max(0, size - first))
 
 
 def _describe(

@@ -21,6 +21,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from pqt_jax import (
     blocks,
     cast,
@@ -66,7 +68,11 @@ def _parse(arguments: Sequence[str]) -> Namespace:
     add("--out", metavar="DIR", required=True, help="made whole or not at all")
     add("--overwrite", action="store_true", help="replace what is in DIR")
     add("--layout", choices=LAYOUTS, default="packed", help="default: packed")
-    add("--dtype", choices=["bfloat16", "float32"], help="of Hugging Face weights")
+    add(
+        "--dtype",
+        choices=["bfloat16", "float32"],
+        help="of Hugging Face weights; default: bfloat16 if it holds them",
+    )
     add("--block", type=_block, metavar="RxC", help="of a scale, as 1x32; default: as trained")
     add("--scale", choices=[r.value for r in cast.ScaleRule], help="default: as trained")
     add("--granularity", choices=["block", "tensor", "model"], help="of mixed; default: block")
@@ -98,6 +104,8 @@ def _check(given: Namespace) -> None:
         raise InputError("--format=master goes with --layout=huggingface; give a smaller format")
     if packs and given.dtype is not None:
         raise InputError("--dtype goes with --layout=huggingface; leave it out")
+    if given.scale == "exact" and given.dtype == "bfloat16":
+        raise InputError("--dtype=bfloat16 would round products with exact scales; give float32")
     uniform = given.format not in ("mixed", "master")
     for name, fits in (("block", uniform), ("scale", uniform), ("granularity", not uniform)):
         if getattr(given, name) is not None and (not fits or given.format == "master"):
@@ -124,7 +132,8 @@ def _run(given: Namespace) -> int:
         text = pack(Path(given.out), model, plan, given.format, given.overwrite)
     else:
         rounded = trained.weights_as(model.params, plan)
-        dtype: Any = given.dtype or "bfloat16"
+        wide = any(assigned.spec.storage == np.float32 for assigned in plan.values())
+        dtype: Any = given.dtype or ("float32" if wide else "bfloat16")
         huggingface.save(given.out, model.model, rounded, dtype=dtype, overwrite=given.overwrite)
     print(f"weights: {model.origin}\n{text}written: {given.out}")
     return 0

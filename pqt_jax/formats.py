@@ -63,6 +63,8 @@ class FloatFormat:
             raise ValueError("FloatFormat: eight exponent bits need specials='ieee', as in float32")
         if e == 1 and self.specials == "ieee":
             raise ValueError("FloatFormat: with specials='ieee' one exponent bit leaves no numbers")
+        if (e, self.mantissa_bits) == (1, 0) and self.specials == "nan":
+            raise ValueError("FloatFormat: with specials='nan' E1M0 leaves nothing but 0")
 
     @property
     def name(self) -> str:
@@ -89,7 +91,7 @@ class FloatFormat:
 
     @property
     def nan_code(self) -> int:
-        """The code of (quiet) NaN; that of the largest value where there is none."""
+        """The code of (quiet) NaN; of Inf, or of the largest value, where there is none."""
         after = {"ieee": 1 + (1 << self.mantissa_bits >> 1), "nan": 1, "none": 0}
         return self.max_code + after[self.specials or "none"]
 

@@ -49,8 +49,13 @@ def truncate(logits: jax.Array, *, top_k: int | None = None, top_p: float = 1.0)
     Returns:
       float32 of the same shape.
 
+    Raises:
+      ValueError: for a top_k below 1, or a top_p that is not above 0.
+
     Source: Holtzman et al., arXiv 1904.09751 (2020), for top-p.
     """
+    if top_k is not None and top_k < 1 or not top_p > 0:
+        raise ValueError(f"top_k={top_k}, top_p={top_p}; at least 1, and above 0")
     if top_k is None and top_p >= 1:
         return logits
     order = jnp.argsort(-logits, axis=-1, stable=True)
@@ -83,7 +88,12 @@ def sample(
 
     Returns:
       int32 scalar.
+
+    Raises:
+      ValueError: for a temperature below 0, and as `truncate`.
     """
+    if not temperature >= 0:
+        raise ValueError(f"temperature={temperature}; it must be 0 or above")
     if temperature == 0:
         return jnp.argmax(logits, axis=-1).astype(jnp.int32)
     logits = truncate(logits / temperature, top_k=top_k, top_p=top_p)
@@ -115,7 +125,8 @@ def generate(
       int32[B, steps], the added tokens.
 
     Raises:
-      ValueError: if prompt and steps together are longer than the model's `max_length`.
+      ValueError: if prompt and steps together are longer than the model's `max_length`, and as
+        `sample`.
     """
     options = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
     return _generate(graph, params, jnp.asarray(prompt), key, steps=steps, **options)

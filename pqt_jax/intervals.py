@@ -43,20 +43,23 @@ def ratio(sums: np.ndarray, counts: np.ndarray) -> Interval:
 
     Args:
       sums: [D], s_d, of any sign.
-      counts: [D], n_d, above 0.
+      counts: [D], n_d, not negative.
 
     Returns:
-      Σ s_d / Σ n_d with its 95 % interval.
+      Σ s_d / Σ n_d with its 95 % interval; NaN where no document, or none but one, counts.
 
     Raises:
-      ValueError: for shapes that differ, no documents, or counts that are not above 0.
+      ValueError: for shapes that differ, no documents, or negative counts.
     """
     sums, counts = np.asarray(sums, np.float64), np.asarray(counts, np.float64)
-    if sums.ndim != 1 or sums.shape != counts.shape or not sums.size or not (counts > 0).all():
-        raise ValueError(f"sums {sums.shape} and counts {counts.shape}; give one of each, above 0")
-    value, documents = float(sums.sum() / counts.sum()), sums.size
-    if documents < 2:
-        return Interval(value, float("nan"), float("nan"))
+    if sums.ndim != 1 or sums.shape != counts.shape or not sums.size or not (counts >= 0).all():
+        raise ValueError(f"sums {sums.shape} and counts {counts.shape}; give one of each, from 0")
+    unknown, documents = float("nan"), sums.size
+    if not counts.any():
+        return Interval(unknown, unknown, unknown)
+    value = float(sums.sum() / counts.sum())
+    if np.count_nonzero(counts) < 2:
+        return Interval(value, unknown, unknown)
     without = (sums.sum() - sums) / (counts.sum() - counts)
     spread = without - without.mean()
     error = np.sqrt((documents - 1) / documents * np.sum(spread**2))

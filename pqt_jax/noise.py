@@ -47,12 +47,18 @@ def materialize(function: Callable[..., Any], *operands: Any) -> Any:
     def conditional(*operands):
         words = jax.tree.leaves(operands)[0]  # the key: any uint32 words that XLA does not know
         taken = (words[0] & np.uint32(1)) <= np.uint32(1) + (words[1] >> np.uint32(31))
-        shapes = jax.eval_shape(function, *operands)
-        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+        zeros = jax.tree.map(_zeros, jax.eval_shape(function, *operands))
         return lax.cond(taken, lambda args: function(*args), lambda _: zeros, operands)
 
     barrier = lambda *operands: lax.optimization_barrier(function(*operands))  # noqa: E731
     return lax.platform_dependent(*operands, cpu=conditional, default=barrier)
+
+
+def _zeros(like: Any) -> jax.Array:
+    """Zeros of a shape and dtype, and as different between devices as what they stand for."""
+    zeros = jnp.zeros(like.shape, like.dtype)
+    varying = tuple(getattr(like.manual_axis_type, "varying", ()))
+    return lax.pcast(zeros, varying, to="varying") if varying else zeros
 
 
 def rounded_normal_code(draw: jax.Array) -> jax.Array:

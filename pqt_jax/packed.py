@@ -63,12 +63,16 @@ def write(path: Path, params: Any, plan: Plan, model: Any = None) -> None:
 
     Raises:
       TypeError: for a parameter of another dtype.
+      ValueError: for a path that could be that of another's part.
       OSError: if it cannot be written.
     """
     tensors: dict[str, np.ndarray] = {}
     parameters = {}
-    for name, leaf in paths_and_leaves(params).items():
+    leaves = paths_and_leaves(params)
+    for name, leaf in leaves.items():
         if name in plan:
+            if clash := [other for other in leaves if other.startswith(f"{name}:")]:
+                raise ValueError(f"{clash[0]} could be a part of {name}; give it another name")
             parameters[name] = _describe(plan[name], leaf.shape)
             tensors |= {f"{name}:{part}": x for part, x in codes.encode(leaf, plan[name]).items()}
         elif leaf.dtype in (jnp.float32, jnp.bfloat16):

@@ -23,11 +23,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 
-from pqt_jax import bitwidth, blocks, cast, keys, pallas, sharding
+from pqt_jax import bits, bitwidth, blocks, cast, keys, pallas, sharding
 from pqt_jax.pallas import Implementation
 from pqt_jax.reference import backward, cast_blocks
 from pqt_jax.spec import Spec
+
+Origin = tuple[jax.Array | int, jax.Array | int]
 
 
 def perturb(
@@ -37,14 +40,16 @@ def perturb(
     spec: Spec = Spec(),
     *,
     lead: jax.Array | int = 0,
+    origin: Origin = (0, 0),
     implementation: Implementation | None = None,
 ) -> jax.Array:
     """Sample the weights of one parameter, `ŵ = cast(w + R · max_B|w| · 2^(1 − b_t))`.
 
-    Differentiable in w (straight through the cast) and in b_i. With noise "gauss", R · scale is
-    exact and ŵ has the same bits under jit, vmap and scan and on any mesh. Uniform R is the same
-    everywhere too, but its product rounds, and a compiler may fuse it into the sum: ŵ may then
-    differ in the last place.
+    Differentiable in w (straight through the cast) and in b_i, by reverse mode. With noise "gauss",
+    R · scale is exact and ŵ has the same bits under jit, vmap and scan and on any mesh. Uniform R
+    is the same everywhere too, but its product rounds, and a compiler may fuse it into the sum: ŵ
+    may then differ in the last place. Inside `jax.shard_map` w is what a device holds, and its
+    noise that of a whole matrix unless `origin` says where it lies.
 
     Example:
       >>> w = jax.random.normal(jax.random.key(0), (100, 70))
@@ -59,6 +64,8 @@ def perturb(
       spec: everything static, see `Spec`.
       lead: index of the first matrix among those stacked; slice l of a stacked parameter sampled
         with `lead=l` has the noise that the whole would give it.
+      origin: (row, column) of w's first element in a larger matrix, of whose blocks w holds whole
+        ones; the row a multiple of 32. Under `shard_map`, `jax.lax.axis_index(name) * rows`.
       implementation: "mosaic" or "triton" (the kernels of `pqt_jax.pallas`), or "xla"; None takes
         the best that the platform has. An explicit one that cannot be used is an error.
 
@@ -72,14 +79,16 @@ def perturb(
     w = jnp.asarray(w)
     if spec.encoded:
         raise ValueError("encoded=True; codes come from `perturb_encoded`")
+    spec = spec.fitted(w.shape)
     chosen = pallas.choose(implementation, spec)
     if spec.noise == "none":
-        return jnp.reshape(_straight_through(spec, _matrices(w, spec)), w.shape)
-    operands = _operands(w, b_i, key, spec, lead)
+        rounded: Any = _straight_through(spec, _matrices(w, spec))
+        return sharding.restored(rounded, w, spec.matrix_axes)
+    operands = _operands(w, b_i, key, spec, lead, origin)
     if not w.size:  # no block to launch anything for
         return w.astype(spec.storage)
     outputs: Any = _sample(spec, chosen, *operands)
-    return jnp.reshape(outputs[0], w.shape)
+    return sharding.restored(outputs[0], w, spec.matrix_axes)
 
 
 def perturb_encoded(
@@ -89,6 +98,7 @@ def perturb_encoded(
     spec: Spec,
     *,
     lead: jax.Array | int = 0,
+    origin: Origin = (0, 0),
     implementation: Implementation | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """ŵ as FP8 codes and their scales, one byte per weight: `ŵ = codes · scale`.
@@ -103,7 +113,7 @@ def perturb_encoded(
       (dtype(float8_e4m3fn), [[0.0078125]])
 
     Args:
-      w, b_i, key, lead, implementation: as for `perturb`.
+      w, b_i, key, lead, origin, implementation: as for `perturb`.
       spec: with dtype float8_e4m3fn or float8_e5m2, and noise.
 
     Returns:
@@ -117,13 +127,16 @@ def perturb_encoded(
     if spec.noise == "none":
         raise ValueError("noise='none'; codes are made of sampled weights")
     w = jnp.asarray(w)
-    spec = dataclasses.replace(spec, encoded=True)
-    matrices, step, *place = _operands(w, b_i, key, spec, lead)
+    spec = dataclasses.replace(spec, encoded=True).fitted(w.shape)
+    matrices, step, *place = _operands(w, b_i, key, spec, lead, origin)
     chosen = pallas.choose(implementation, spec)
     forward, _ = pallas.functions(chosen if w.size else "xla")
     codes, absmax = forward(spec, _undifferentiable(matrices), _undifferentiable(step), *place)
-    codes = jax.lax.bitcast_convert_type(codes.reshape(w.shape), spec.dtype.dtype)
-    return codes, cast.block_scale(absmax, spec.dtype, spec.scale).reshape(jnp.shape(b_i))
+    codes = jax.lax.bitcast_convert_type(
+        sharding.restored(codes, w, spec.matrix_axes), spec.dtype.dtype
+    )
+    scale = cast.block_scale(absmax, spec.dtype, spec.scale)
+    return codes, sharding.restored(scale, jnp.asarray(b_i), (1, 1))
 
 
 @jax.custom_jvp
@@ -139,22 +152,45 @@ def _(primals, tangents):
 def _matrices(w: jax.Array, spec: Spec) -> jax.Array:
     if w.dtype not in (jnp.float32, jnp.bfloat16):
         raise TypeError(f"w has dtype {w.dtype}; master weights must be float32 or bfloat16")
-    return w.reshape(blocks.matrix_shape(w.shape, spec.matrix_axes))
+    return sharding.as_matrices(w, spec.matrix_axes)
 
 
-def _operands(w: jax.Array, b_i: jax.Array | None, key: jax.Array | None, spec: Spec, lead: Any):
+def _operands(
+    w: jax.Array,
+    b_i: jax.Array | None,
+    key: jax.Array | None,
+    spec: Spec,
+    lead: Any,
+    origin: Origin,
+):
     """Checked, and as an implementation takes them: matrices, step, words, offset."""
     matrices = _matrices(w, spec)
     blocks.check_grid(b_i, w, spec.block, spec.matrix_axes)
-    if isinstance(lead, str) or not jnp.issubdtype(jnp.result_type(lead), jnp.integer):
-        raise TypeError(f"lead={lead!r}; it must be the index of a matrix, an integer")
-    if jnp.shape(lead) or isinstance(lead, int) and not 0 <= lead < 2**32:
-        raise ValueError(f"lead={lead!r}; it must be one index of a matrix, from 0")
     b_t = bitwidth.bit_width(jnp.asarray(b_i, jnp.float32), spec.target_bits, spec.init_bits)
-    step = bitwidth.step_size(b_t).reshape(matrices.shape[0], *b_t.shape[-2:])
+    step = sharding.as_matrices(bitwidth.step_size(b_t), (1, 1))
     step = sharding.beside(step, matrices, spec.block)  # as its gradient will be
-    offset = jnp.stack([jnp.uint32(lead), jnp.uint32(0), jnp.uint32(0)])
-    return matrices, step, keys.key_words(key), offset
+    return matrices, step, keys.key_words(key), _offset(lead, origin, spec.block)
+
+
+def _offset(lead: Any, origin: Origin, block: blocks.Block) -> jax.Array:
+    """uint32[3]: lead, run of 32 rows, column."""
+    if not isinstance(origin, tuple) or len(origin) != 2:
+        raise TypeError(f"origin={origin!r}; it must be (row, column)")
+    row = _index("origin[0]", origin[0], "row", max(bits.ROWS, block[0]))
+    column = _index("origin[1]", origin[1], "column", block[1])
+    return jnp.stack([_index("lead", lead, "matrix"), row // bits.ROWS, column])
+
+
+def _index(name: str, value: Any, what: str, whole: int = 1) -> jax.Array:
+    if isinstance(value, str) or not jnp.issubdtype(jnp.result_type(value), jnp.integer):
+        raise TypeError(f"{name}={value!r}; it must be the index of a {what}, an integer")
+    one = not jnp.shape(value)
+    known = one and not isinstance(value, Tracer)
+    if not one or known and not 0 <= int(value) < 2**32:
+        raise ValueError(f"{name}={value!r}; it must be one index of a {what}, from 0")
+    if known and int(value) % whole:
+        raise ValueError(f"{name}={value!r}; it must be a multiple of {whole}")
+    return jnp.uint32(value)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

@@ -87,7 +87,7 @@ def snap(b_i: jax.Array, target_bits: float, init_bits: float) -> jax.Array:
     if target_bits == init_bits:
         raise ValueError(f"target_bits=init_bits={init_bits}; bits that do not move cannot snap")
     b_t = bitwidth.bit_width(b_i, target_bits, init_bits)
-    limits = jnp.array([float(fmt.noise_bits) for fmt in LADDER])[format_index(b_t)]
+    limits = jnp.array([fmt.noise_bits for fmt in LADDER], b_t.dtype)[format_index(b_t)]
     snapped = (limits - target_bits) / (init_bits - target_bits)
     for _ in range(2):  # rounding may have lifted b_t over the limit, and so to the next format
         above = bitwidth.bit_width(snapped, target_bits, init_bits) > limits
@@ -182,7 +182,7 @@ def plan_mixed(
 
 def _carrying(index: jax.Array, share: float, axes: tuple[int, ...]) -> jax.Array:
     """The least index that is enough for a share of the blocks along the axes, for each of them."""
-    needed = math.ceil(share * math.prod(index.shape[axis] for axis in axes) - 1e-9)
+    needed = max(1, math.ceil(share * math.prod(index.shape[axis] for axis in axes) - 1e-9))
     held = [jnp.sum(index <= i, axis=axes, keepdims=True) for i in range(len(LADDER))]
     enough = jnp.argmax(jnp.stack(held) >= needed, axis=0)
     return jnp.broadcast_to(enough, index.shape).astype(jnp.int32)
@@ -254,10 +254,10 @@ def quantize_mixed(w: jax.Array, b_t: jax.Array, spec: Spec) -> jax.Array:
 
 def round_parameter(w: jax.Array, assigned: Assigned) -> jax.Array:
     """Round one parameter to what it is assigned."""
-    spec, index = assigned
-    matrices = w.reshape(blocks.matrix_shape(w.shape, spec.matrix_axes))
+    spec, index = assigned.spec.fitted(w.shape), assigned.index
+    matrices = sharding.as_matrices(w, spec.matrix_axes)
     if index is None:
-        return cast_blocks(spec, matrices).reshape(w.shape)
+        return sharding.restored(cast_blocks(spec, matrices), w, spec.matrix_axes)
 
     def mixed(matrices, index):
         _, m, n = matrices.shape
@@ -268,8 +268,8 @@ def round_parameter(w: jax.Array, assigned: Assigned) -> jax.Array:
             out = jnp.where(index == i, rounded, out)
         return out
 
-    index = index.reshape(matrices.shape[0], *index.shape[-2:])
-    return sharding.over_blocks(mixed, spec.block, matrices, index).reshape(w.shape)
+    rounded = sharding.over_blocks(mixed, spec.block, matrices, sharding.as_matrices(index, (1, 1)))
+    return sharding.restored(rounded, w, spec.matrix_axes)
 
 
 def _cast_alone(spec: Spec, **changes: Any) -> Spec:

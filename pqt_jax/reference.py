@@ -77,7 +77,7 @@ def forward(spec: Spec, w, step, words, offset) -> tuple[jax.Array, jax.Array]:
             return forward(spec, w, step, *sharding.of_table(table))
 
         table = sharding.make_table(words, offset, w.shape[0])
-        w_hat, absmax = sharding.mapped(local, spec.block, table, w, step)
+        w_hat, absmax = sharding.mapped(local, spec.block, True, table, w, step)
         return w_hat, absmax
     leads, m, n = w.shape
     padded = blocks.pad_to(w, max(bits.ROWS, spec.block[0]), spec.block[1])
@@ -124,7 +124,7 @@ def backward(spec: Spec, cotangent, words, offset):
             return (backward(spec, cotangent, *sharding.of_table(table)),)
 
         table = sharding.make_table(words, offset, cotangent.shape[0])
-        return sharding.mapped(local, spec.block, table, cotangent)[0]
+        return sharding.mapped(local, spec.block, False, table, cotangent)[0]
     leads, m, n = cotangent.shape
     padded = blocks.pad_to(cotangent, max(bits.ROWS, spec.block[0]), spec.block[1])
     _, rows, columns = padded.shape

@@ -96,7 +96,7 @@ def _rows_of(path: str, w: jax.Array, assigned: Assigned) -> list[Row]:
 
 def _measure(w: jax.Array, assigned: Assigned) -> tuple[jax.Array, ...]:
     """Errors and shares of each matrix of a stack, float32 [leads] each."""
-    spec, index = assigned
+    spec, index = assigned.spec.fitted(w.shape), assigned.index
     shape = blocks.matrix_shape(w.shape, spec.matrix_axes)
     if index is not None:
         index = index.reshape(shape[0], *index.shape[-2:])
@@ -116,7 +116,11 @@ def _measure(w: jax.Array, assigned: Assigned) -> tuple[jax.Array, ...]:
         whole = [jnp.sum(x * jnp.square(unit / largest), axis=(1, 2)) for x in (error, norm)]
         relative = jnp.sqrt(whole[0] / jnp.where(whole[1] == 0, 1.0, whole[1]))
         top = blocks.spread(_largest(assigned.spec, index, absmax), spec.block)
-        share = lambda x: jnp.sum(x, axis=(1, 2)) / (shape[1] * shape[2])  # noqa: E731
+        finite = jnp.isfinite(wide).all(axis=(1, 2))
+
+        def share(x):
+            return jnp.where(finite, jnp.sum(x, axis=(1, 2)) / (shape[1] * shape[2]), jnp.nan)
+
         saturated = share(jnp.abs(wide) > top)
         flushed = share((wide != 0) & (rounded == 0))
         return relative, worst, saturated, flushed
@@ -150,7 +154,7 @@ def as_json(rows: Sequence[Row]) -> list[dict[str, Any]]:
 def table(rows: Sequence[Row]) -> str:
     """The rows as text, one line for each parameter and one for all.
 
-    Errors of a parameter with several layers are those of its worst.
+    Errors of a parameter with several layers are those of its worst; NaN wins.
     """
     lines = [f"{'parameter':<28}{'bits':>7}{'error':>9}{'worst block':>13}{'saturated':>11}"]
     lines[0] += f"{'flushed':>9}  formats"
@@ -164,7 +168,7 @@ def table(rows: Sequence[Row]) -> str:
 
 def _line(name: str, rows: Sequence[Row]) -> str:
     size = _total(rows)
-    worst = [max(getattr(row, field) for row in rows) for field in Row._fields[4:]]
+    worst = [np.max([getattr(row, field) for row in rows]) for field in Row._fields[4:]]
     counts = _formats(rows)
     shares = [f"{fmt} {count / size.weights:.0%}" for fmt, count in counts.items()]
     error, block, saturated, flushed = worst

@@ -69,7 +69,7 @@ class Rule:
                 if spec != Spec():
                     raise ValueError("with target_bits=None it samples nothing; give no options")
                 spec = None
-        except re.error as error:
+        except (re.error, OverflowError, RecursionError) as error:
             raise ValueError(f"Rule({pattern!r}): the pattern does not compile: {error}") from None
         except (ValueError, TypeError) as error:
             raise type(error)(f"Rule({pattern!r}): {error}") from None

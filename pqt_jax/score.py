@@ -53,7 +53,7 @@ class Document(NamedTuple):
     """
 
     tokens: np.ndarray
-    bytes: int
+    bytes: float
 
 
 def cut(documents: Sequence[Document], length: int) -> Windows:

@@ -27,7 +27,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from pqt_jax import bits, noise
-from pqt_jax.blocks import Block
+from pqt_jax.blocks import Block, matrix_shape
 
 Local = Callable[..., tuple[jax.Array, ...]]
 
@@ -68,7 +68,7 @@ def sharded(local: Local, outputs: int, automatic: bool = True) -> Local:
 
     def apply(table, matrices, *per_block):
         if is_explicit():
-            return mapped(local, (32, 32), table, matrices, *per_block)
+            return mapped(local, (32, 32), outputs == 2, table, matrices, *per_block)
         types = jax.sharding.get_abstract_mesh().axis_types
         if AxisType.Manual in types or jax.device_count() == 1 or not automatic:
             return local(table, matrices, *per_block)
@@ -77,8 +77,49 @@ def sharded(local: Local, outputs: int, automatic: bool = True) -> Local:
     return apply
 
 
-def mapped(local: Local, block: Block, table, matrices, *per_block) -> tuple[jax.Array, ...]:
-    """Place `local` on a mesh with Explicit axes; arguments as for `sharded`."""
+def as_matrices(x: jax.Array, matrix_axes: tuple[int, int]) -> jax.Array:
+    """A parameter, or its numbers per block, as a stack of matrices; see `blocks`.
+
+    On a mesh with Explicit axes only the first of the axes that become one can stay on several
+    devices; along the others the parameter is gathered.
+    """
+    shape = matrix_shape(x.shape, matrix_axes)
+    if not is_explicit():
+        return x.reshape(shape)
+    first = _firsts(x.ndim, matrix_axes)
+    given = _entries(jax.typeof(x).sharding.spec, x.ndim)
+    kept = P(*(entry if axis in first else None for axis, entry in enumerate(given)))
+    stack = [given[axis] if axis is not None and x.shape[axis] else None for axis in first]
+    return jnp.reshape(jax.sharding.reshard(x, kept), shape, out_sharding=P(*stack))
+
+
+def restored(matrices: jax.Array, like: jax.Array, matrix_axes: tuple[int, int]) -> jax.Array:
+    """The inverse of `as_matrices`: in the shape of a parameter, and where that is."""
+    if not is_explicit():
+        return matrices.reshape(like.shape)
+    first = _firsts(like.ndim, matrix_axes)
+    given = jax.typeof(like).sharding.spec
+    entries = _entries(given, like.ndim)
+    kept = P(*(entry if axis in first else None for axis, entry in enumerate(entries)))
+    return jax.sharding.reshard(jnp.reshape(matrices, like.shape, out_sharding=kept), given)
+
+
+def _firsts(ndim: int, matrix_axes: tuple[int, int]) -> list[int | None]:
+    """The first of the axes of a parameter that become the stack, the rows and the columns."""
+    rows, columns = matrix_axes
+    return [0 if ndim > rows + columns else None, ndim - columns - rows, ndim - columns]
+
+
+def mapped(
+    local: Local, block: Block, whole: bool, table, matrices, *per_block
+) -> tuple[jax.Array, ...]:
+    """Place `local` on a mesh with Explicit axes.
+
+    Args:
+      local, table, matrices, per_block: as for `sharded`.
+      block: whole ones stay on one device.
+      whole: whether the first result is matrices, which go back to where these were.
+    """
     mesh, given = jax.sharding.get_abstract_mesh(), jax.typeof(matrices).sharding.spec
     spec = servable(given, matrices.shape, block, mesh)
     reshard = jax.sharding.reshard
@@ -92,18 +133,18 @@ def mapped(local: Local, block: Block, table, matrices, *per_block) -> tuple[jax
         reshard(matrices, spec),
         *(reshard(x, spec) for x in per_block),
     )
-    if results[0].shape == matrices.shape:  # back to how the matrices came
+    if whole:  # back to how the matrices came
         results = (reshard(results[0], given), *results[1:])
     return results
 
 
 def over_blocks(function: Callable[..., jax.Array], block: Block, matrices, *per_block):
-    """`function(matrices, *per_block)`, placed where a mesh has Explicit axes."""
+    """`function(matrices, *per_block)` → matrices, placed where a mesh has Explicit axes."""
     if not is_explicit():
         return function(matrices, *per_block)
     table = jnp.zeros((matrices.shape[0], TABLE_COLUMNS), jnp.uint32)  # of no use here
     local = lambda _, *operands: (function(*operands),)  # noqa: E731
-    return mapped(local, block, table, matrices, *per_block)[0]
+    return mapped(local, block, True, table, matrices, *per_block)[0]
 
 
 def beside(per_block: jax.Array, matrices: jax.Array, block: Block) -> jax.Array:
@@ -132,13 +173,17 @@ def _partitioned(local: Local, outputs: int) -> Local:
 
 def servable(spec: P, shape: tuple[int, ...], block: Block, mesh: Any) -> P:
     """The part of a spec under which every shard of [l, M, N] holds whole blocks and runs."""
-    entries = [*spec, *[None] * (3 - len(spec))]
+    entries = _entries(spec, 3)
     wholes = (1, max(bits.ROWS, block[0]), block[1])
     for axis, (size, whole) in enumerate(zip(shape, wholes, strict=True)):
         shards = math.prod(mesh.shape[name] for name in _names(entries[axis]))
         if shards > 1 and size % (shards * whole):
             entries[axis] = None
     return P(*entries)
+
+
+def _entries(spec: P, ndim: int) -> list[Any]:
+    return [*spec, *[None] * (ndim - len(spec))]
 
 
 def _names(entry: Any) -> tuple[str, ...]:

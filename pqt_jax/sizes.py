@@ -129,7 +129,8 @@ def expected_bits(b_t: jax.Array) -> jax.Array:
       float32 of the same shape.
     """
     limits = [float(fmt.noise_bits) for fmt in LADDER[:-1]] + [MAX_BITS]
-    return jnp.interp(b_t, jnp.array(limits), jnp.array([float(fmt.bits) for fmt in LADDER]))
+    bits = [float(fmt.bits) for fmt in LADDER]
+    return jnp.interp(b_t, jnp.array(limits, jnp.float32), jnp.array(bits, jnp.float32))
 
 
 def mean_bits(b_t: Mapping[str, jax.Array], weights: Mapping[str, np.ndarray]) -> jax.Array:
@@ -142,7 +143,9 @@ def mean_bits(b_t: Mapping[str, jax.Array], weights: Mapping[str, np.ndarray]) -
       weights: by the same paths, the number of weights in each block (`block_sizes`).
 
     Returns:
-      float32 scalar.
+      float32 scalar; 0 where nothing is sampled.
     """
+    if not b_t:
+        return jnp.float32(0)
     bits = sum(jnp.sum(expected_bits(b_t[path]) * jnp.float32(weights[path])) for path in b_t)
     return jnp.asarray(bits / sum(float(weights[path].sum()) for path in b_t))

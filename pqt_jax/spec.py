@@ -67,10 +67,17 @@ class Spec:
             raise ValueError(f"matrix_axes={axes!r}; it must be two integers of at least 1")
         object.__setattr__(self, "matrix_axes", tuple(axes))
         object.__setattr__(self, "dtype", as_format(self.dtype))
+        if self.encoded and self.dtype.exponent_bits == 8:
+            raise ValueError(f"dtype={self.dtype}; its codes are the upper bits of float32")
         if self.encoded and self.noise != "none" and self.dtype not in (E4M3, E5M2):
             raise ValueError(
                 f"dtype={self.dtype}; codes are made for float8_e4m3fn and float8_e5m2 alone"
             )
+
+    def fitted(self, shape: tuple[int, ...]) -> "Spec":
+        """The same for a parameter of a shape, see `blocks.fitted`."""
+        _, m, n = blocks.matrix_shape(shape, self.matrix_axes)
+        return dataclasses.replace(self, block=blocks.fitted(self.block, m, n))
 
     @property
     def storage(self) -> np.dtype:

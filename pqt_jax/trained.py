@@ -165,7 +165,9 @@ def _filled(
         found = values[path].shape if path in values else "missing"
         if path not in wanted or found != wanted[path].shape:
             raise InputError(f"{folder}: {path} is {found}, which is not the model's")
-    fill = lambda path, _: jnp.asarray(values[path], model.param_dtype)  # noqa: E731
+    # Products with exact scales are float32, which bfloat16 would round again.
+    own = lambda x: jnp.promote_types(x.dtype, model.param_dtype)  # noqa: E731
+    fill = lambda path, _: jnp.asarray(values[path], own(values[path]))  # noqa: E731
     return graph, map_paths(fill, params)
 
 
@@ -200,7 +202,7 @@ def plan_for(params: nnx.State, rules: Any, name: str, **options: Any) -> Plan:
 
 
 def weights_as(params: nnx.State, plan: Plan) -> nnx.State:
-    """The weights, rounded by a plan, in their own dtype.
+    """The weights, rounded by a plan, in their own dtype or one that holds what they became.
 
     Args:
       params: with or without `BitParam`s.
@@ -216,8 +218,10 @@ def weights_as(params: nnx.State, plan: Plan) -> nnx.State:
         return apply({path: a._replace(index=index[path]) for path, a in plan.items()}, weights)
 
     rounded = jax.jit(round_by)(weights, index) if plan else weights
-    # Back to the parameters' dtype, which holds every format: one compiled model serves all.
-    return jax.tree.map(lambda q, w: q.astype(w.dtype), rounded, weights)
+    # To the parameters' dtype, so that one compiled model serves all; it holds every format, but
+    # products with exact scales may need float32.
+    widen = lambda q, w: q.astype(jnp.promote_types(q.dtype, w.dtype))  # noqa: E731
+    return jax.tree.map(widen, rounded, weights)
 
 
 def weights_in(

@@ -172,6 +172,8 @@ class KernelTests:
         check(run(self.name)(w, b_i, cotangent, keys), run("xla")(w, b_i, cotangent, keys))
         one = lambda name: jax.vmap(functools.partial(sample, name), (0, None, 0))  # noqa: E731
         check(one(self.name)(w, b_i[0], cotangent), one("xla")(w, b_i[0], cotangent))
+        none = [x.shape for x in run(self.name)(w[:0], b_i[:0], cotangent[:0], keys[:0])]
+        assert none == [x.shape for x in run("xla")(w[:0], b_i[:0], cotangent[:0], keys[:0])]
 
     @pytest.mark.parametrize(
         "limit",

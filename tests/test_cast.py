@@ -281,3 +281,8 @@ def test_codes_decode_to_the_values_they_came_from(fmt):
 def test_no_codes_for_formats_with_the_exponents_of_float32():
     with pytest.raises(ValueError, match="encode: BF16 has the exponents of float32"):
         cast.encode(jnp.ones(3), formats.BF16)
+
+
+def test_a_scale_follows_one_of_the_rules():
+    with pytest.raises(ValueError, match="scale='banana'; it must be one of floor, ceil, exact"):
+        cast.block_scale(jnp.float32(7), formats.E2M1, "banana")

@@ -85,12 +85,18 @@ def test_evaluating_the_packed_weights_is_evaluating_the_rounded(trained_run, tm
 
 
 def test_hugging_face_gets_the_rounded_weights_as_numbers(trained_run, tmp_path):
-    for name, dtype in (("fp6_e3m2", "bfloat16"), ("mixed", "float32"), ("master", "float32")):
+    for name, dtype, own in (
+        ("fp6_e3m2", "bfloat16", {}),
+        ("fp4_e2m1", "float32", {"scale": "exact"}),  # which bfloat16 would not hold
+        ("mixed", "float32", {}),
+        ("master", "float32", {}),
+    ):
         out = tmp_path / name
-        options = ["--layout=huggingface", f"--format={name}", f"--dtype={dtype}", f"--out={out}"]
+        options = ["--layout=huggingface", f"--format={name}", f"--out={out}"]
+        options += ["--scale=exact"] if own else [f"--dtype={dtype}"]
         run(f"--workdir={trained_run}", *options)
         original, found = read(f"--workdir={trained_run}"), read(f"--hf={out}")
-        want = paths_and_leaves(trained.weights_as(original.params, plan_of(original, name)))
+        want = paths_and_leaves(trained.weights_as(original.params, plan_of(original, name, **own)))
         for path, leaf in paths_and_leaves(found.params).items():
             exact = dtype == "float32" or path.startswith("h/") and path.endswith("kernel")
             rounded = np.asarray(want[path].astype(dtype).astype("float32"))
@@ -156,6 +162,7 @@ BAD = {
     "--format=mixed --scale=floor": "--scale does not go with --format=mixed",
     "--format=mixed --share=0.5": "--share goes with --granularity=tensor or model",
     "--share=0": "--share: '0'; it must be above 0 and at most 1",
+    "--layout=huggingface --scale=exact --dtype=bfloat16": "give float32",
     "--hf=x": "not allowed with argument --workdir",
 }
 

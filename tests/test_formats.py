@@ -139,6 +139,7 @@ def test_as_format_refuses_what_is_not_in_the_table(given):
         ((8, 3, "nan"), "eight exponent bits need specials='ieee'"),
         ((8, 3, "none"), "eight exponent bits need specials='ieee'"),
         ((1, 2, "ieee"), "one exponent bit leaves no numbers"),
+        ((1, 0, "nan"), "E1M0 leaves nothing but 0"),
         ((4.0, 3), "exponent_bits=4.0"),
         ((4, 3.0), "mantissa_bits=3.0"),
     ],

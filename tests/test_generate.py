@@ -195,3 +195,9 @@ def test_a_model_of_other_tokens_is_refused(tmp_path, capsys):
     assert err.startswith(
         f"error: --tokenizer is missing; the model of {tmp_path}/m has 300 tokens"
     )
+
+
+@pytest.mark.parametrize("options", [{"top_k": 0}, {"top_p": 0.0}, {"temperature": -1.0}], ids=str)
+def test_options_that_leave_nothing_to_draw_are_refused(options):
+    with pytest.raises(ValueError, match=next(iter(options))):
+        sample(LOGITS, jax.random.key(0), **options)

@@ -30,7 +30,15 @@ def test_one_document_has_no_interval():
     assert value == 1.5 and math.isnan(low) and math.isnan(high)
 
 
-@pytest.mark.parametrize("sums, counts", [([], []), ([1], [0]), ([1, 2], [1]), ([[1]], [[1]])])
+def test_documents_that_do_not_count_only_add():
+    found = intervals.ratio(np.array([3.0, 1.0, 2.0]), np.array([2, 2, 0]))
+    assert found.value == 1.5 and math.isfinite(found.low)
+    value, low, high = intervals.ratio(np.array([3.0, 1.0]), np.array([2, 0]))
+    assert value == 2 and math.isnan(low) and math.isnan(high)
+    assert all(map(math.isnan, intervals.ratio(np.array([3.0]), np.array([0]))))
+
+
+@pytest.mark.parametrize("sums, counts", [([], []), ([1], [-1]), ([1, 2], [1]), ([[1]], [[1]])])
 def test_what_is_no_sample_is_refused(sums, counts):
     with pytest.raises(ValueError, match="give one of each"):
         intervals.ratio(np.array(sums), np.array(counts))

@@ -56,7 +56,7 @@ def check_file(path, params, plan):
 
 
 SQUARE, ROW, COLUMN = (32, 32), (1, 32), (32, 1)
-FORMATS = (E4M3, E5M2, E3M2, E2M3, E2M1, E4M7, BF16)
+FORMATS = (E4M3, E5M2, E3M2, E2M3, E2M1, E4M7, FloatFormat(8, 3), BF16)
 
 
 @pytest.mark.parametrize(
@@ -205,3 +205,24 @@ def test_formats_without_a_whole_number_of_codes_in_eight_bytes_are_refused(tmp_
     plan = plan_uniform(params, RULES[:1], FloatFormat(4, 4))
     with pytest.raises(ValueError, match="codes of 9 bits are not packed"):
         packed.write(tmp_path / "weights", params, plan)
+
+
+def test_blocks_larger_than_a_matrix_cost_nothing_and_change_nothing(tmp_path):
+    params = {"kernel": jax.random.normal(jax.random.key(0), (40, 70))}
+    plans = [plan_uniform(params, RULES[:1], E2M1, block=block) for block in ((64, 96), (2**15, 2**15))]
+    files = [check_file_of(tmp_path / str(i), params, plan) for i, plan in enumerate(plans)]
+    same(*(found.params["kernel"] for found in files))
+    assert sizes.total(sizes.sizes(plans[0], params)) == sizes.total(sizes.sizes(plans[1], params))
+
+
+def check_file_of(path, params, plan):
+    packed.write(path, params, plan)
+    found = packed.read(path)
+    same(found.params["kernel"], quantize.apply(plan, params)["kernel"])
+    return found
+
+
+def test_a_path_that_could_be_a_part_of_another_is_refused(tmp_path):
+    params = {"kernel": jnp.ones((32, 32)), "kernel:scale": jnp.ones(1)}
+    with pytest.raises(ValueError, match="kernel:scale could be a part of kernel"):
+        packed.write(tmp_path / "weights", params, plan_uniform(params, RULES[:1], E2M1))

@@ -243,7 +243,7 @@ def test_the_lead_is_an_index():
     for lead in (1.5, "1"):
         with pytest.raises(TypeError, match=f"lead={lead!r}; it must be the index"):
             perturb(w, b_i, jax.random.key(0), lead=lead)
-    for lead in (-1, 2**32, np.arange(2)):
+    for lead in (-1, 2**32, np.arange(2), np.int64(-1), jnp.int32(-1)):
         with pytest.raises(ValueError, match="it must be one index of a matrix, from 0"):
             perturb(w, b_i, jax.random.key(0), lead=lead)
 
@@ -275,3 +275,29 @@ def test_codes_are_refused_where_there_are_none():
         perturb(w, b_i, key, Spec(dtype="float8_e5m2", encoded=True))
     with pytest.raises(TypeError, match="perturb_encoded has no gradient"):
         jax.grad(lambda w: perturb_encoded(w, b_i, key, Spec(dtype="float8_e5m2"))[1].sum())(w)
+
+
+def test_a_part_of_a_matrix_is_sampled_as_its_origin_says():
+    w, b_i, spec = jax.random.normal(key(), (96, 80)), jnp.ones((3, 10)), Spec(block=(32, 8))
+    whole = perturb(w, b_i, key(), spec)
+    part = perturb(w[32:, 16:], b_i[1:, 2:], key(), spec, origin=(32, 16))
+    np.testing.assert_array_equal(part, whole[32:, 16:])
+    for origin, message in (
+        (32, r"origin=32; it must be \(row, column\)"),
+        ((16, 0), r"origin\[0\]=16; it must be a multiple of 32"),
+        ((0, 4), r"origin\[1\]=4; it must be a multiple of 8"),
+        ((0.0, 0), r"origin\[0\]=0.0; it must be the index of a row, an integer"),
+        ((0, -8), r"origin\[1\]=-8; it must be one index of a column, from 0"),
+    ):
+        with pytest.raises((TypeError, ValueError), match=message):
+            perturb(w, b_i, key(), spec, origin=origin)
+
+
+def test_blocks_larger_than_a_matrix_are_one_block_of_it():
+    w = jax.random.normal(key(), (40, 70))
+    same = [
+        jax.value_and_grad(lambda b, s=s: perturb(w, b, key(), s).astype(jnp.float32).sum())
+        for s in (Spec(block=(64, 96)), Spec(block=(2**15, 2**15)))
+    ]
+    (one, first), (other, second) = (f(jnp.ones((1, 1))) for f in same)
+    assert one == other and first == second

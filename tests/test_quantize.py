@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pqt_jax import FloatFormat, Rule, Spec, bitwidth, param_transform, perturb
+from pqt_jax import FloatFormat, Rule, Spec, bitwidth, param_transform, perturb, sizes
 from pqt_jax.formats import BF16, E2M1, E2M3, E3M2, E4M3, E4M7, E5M2
 from pqt_jax.quantize import (
     LADDER,
@@ -249,3 +249,16 @@ def test_gfloat_agrees_on_blocks_of_ocp(name, rule):
                 shift = np.ceil(np.log2(largest / info.max))
             want = [gfloat.round_float(info, x, sat=True) for x in part / 2.0**shift]
             np.testing.assert_array_equal(got[i, j : j + 32], np.array(want) * 2.0**shift)
+
+
+def test_a_share_is_of_one_block_at_least():
+    params, bits = {"w": jnp.ones((32, 64))}, {"w": jnp.ones((1, 2))}
+    index = plan_mixed(params, bits, [Rule("w")], granularity="tensor", share=1e-10)["w"].index
+    assert LADDER[index[0, 0]].noise_bits >= 6
+
+
+def test_bits_keep_their_dtype_where_floats_are_wide():
+    with jax.enable_x64(True):
+        b_i = jnp.array([-1.0, 0.0, 1.0], jnp.float32)
+        assert snap(b_i, 4.0, 6.0).dtype == jnp.float32
+        assert sizes.expected_bits(b_i).dtype == jnp.float32

@@ -94,9 +94,13 @@ def test_large_and_small_weights_have_an_error():
 def test_weights_that_are_no_numbers_are_said():
     w = jnp.ones((32, 64)).at[3, 3].set(jnp.nan)
     (row,) = report.rows({"kernel": w}, plan_uniform({"kernel": w}, RULES, E2M1))
-    assert np.isnan(row.error) and report.as_json([row])[0]["error"] is None
+    w = jax.random.normal(jax.random.key(0), (32, 64))
+    (whole,) = report.rows({"kernel": w}, plan_uniform({"kernel": w}, RULES, E2M1))
+    assert np.isnan(row[4:]).all() and np.isfinite(whole[4:]).all()
+    assert report.as_json([row])[0]["error"] is None
     json.dumps(report.as_json([row]), allow_nan=False)
-    assert "nan%" in report.table([row])
+    for rows in ([row, whole], [whole, row]):
+        assert "nan%" in report.table(rows) and not report.table(rows).count(f"{whole.error:9.2%}")
 
 
 def test_table_and_picture(tmp_path):

@@ -93,6 +93,8 @@ def test_paths_whose_keys_collide_are_refused():
     ("arguments", "options", "message"),
     [
         (("(",), {}, r"Rule\('\('\): the pattern does not compile"),
+        (("a{99999999999999999999}",), {}, r"Rule\('a{9+}'\): the pattern does not compile"),
+        (("(" * 9999 + ")" * 9999,), {}, "the pattern does not compile"),
         (
             (
                 "a",

@@ -2,6 +2,7 @@
 # Copyright 2026 The pqt_jax Authors
 """Sharding on eight fake devices: the same bits as on one, and no communication."""
 
+import dataclasses
 import functools
 import re
 
@@ -156,6 +157,60 @@ def test_quantizing_where_shardings_are_part_of_the_types():
         got = jax.jit(transform.quantize)({"w": w}, {"w": b_i})["w"]
     same_bits(got, want)
     assert got.sharding.is_equivalent_to(sharding, 2)
+
+
+MERGED = {  # shape, matrix axes, block: where some shards are not what becomes matrices
+    "experts": ((2, 4, 32, 64), (1, 1), (32, 32), P(None, "x")),
+    "query": ((64, 4, 32), (1, 2), (32, 32), P(None, None, "x")),
+    "heads": ((64, 4, 32), (1, 2), (32, 32), P("y", "x")),
+    "out": ((4, 32, 64), (2, 1), (32, 32), P(None, "x", "y")),
+    "convolution": ((3, 3, 32, 64), (3, 1), (32, 32), P(None, None, "x", "y")),
+    "blocks of one": ((8, 8), (1, 1), (1, 1), P("x")),
+}
+
+
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=str)
+@pytest.mark.parametrize("name", MERGED)
+def test_axes_that_become_one_may_be_on_many_devices(name, kind):
+    shape, matrix_axes, block, axes = MERGED[name]
+    spec = Spec(init_bits=9.0, matrix_axes=matrix_axes, block=block)
+    rng, key = np.random.default_rng(0), jax.random.key(2)
+    w = jnp.asarray(rng.normal(size=shape), jnp.float32)
+    b_i = jnp.asarray(rng.uniform(size=blocks.grid_shape(shape, block, matrix_axes)), jnp.float32)
+    alone = dataclasses.replace(spec, noise="none", dtype="float4_e2m1fn")
+
+    def run(w, b_i):
+        w_hat, dw, db = forward_and_backward(spec, w, b_i, key, w.astype(jnp.bfloat16))
+        return w_hat, dw, perturb(w, None, None, alone), db
+
+    want = jax.jit(run)(w, b_i)
+    sharding = NamedSharding(mesh(kind), axes)
+    with jax.set_mesh(mesh(kind)):
+        got = jax.jit(run)(jax.device_put(w, sharding), b_i)
+    for one, other in zip(got[:3], want, strict=False):
+        same_bits(one, other)
+        assert kind == AxisType.Auto or one.sharding.is_equivalent_to(sharding, len(shape))
+    np.testing.assert_allclose(got[3], want[3], rtol=0, atol=1e-5 * np.abs(want[3]).max())
+
+
+def test_inside_shard_map_a_shard_is_sampled_as_its_origin_says():
+    w, b_i, _ = operands(MATRIX, "bfloat16")
+    key, spec = jax.random.key(2), SPECS["bfloat16"]
+
+    def local(w, b_i):
+        place = [jax.lax.axis_index(name) * size for name, size in zip("xy", w.shape, strict=True)]
+        return perturb(w, b_i, key, spec, origin=(place[0], place[1]))
+
+    def gradients(w, b_i):
+        return jax.grad(lambda w, b_i: run(w, b_i).astype(jnp.float32).sum(), (0, 1))(w, b_i)
+
+    axes, want = P("x", "y"), on_one_device(MATRIX, "bfloat16")[0]
+    run = jax.shard_map(local, mesh=mesh(), in_specs=(axes, axes), out_specs=axes)
+    same_bits(jax.jit(run)(w, b_i), want)
+    alone = jax.grad(lambda b: perturb(w, b, key, spec).astype(jnp.float32).sum())(b_i)
+    dw, db = jax.jit(gradients)(w, b_i)
+    np.testing.assert_array_equal(dw, np.ones(MATRIX))
+    np.testing.assert_allclose(db, alone, rtol=0, atol=1e-6 * np.abs(alone).max())
 
 
 def test_communication_would_be_seen():

@@ -133,3 +133,13 @@ def test_tokens_that_the_model_does_not_have_are_refused(made, trained_run, caps
         r"tokenizer tokenizer.json has \d+ tokens, and the model of .* only 256", message
     )
     assert tokens.read_index(made / "out").tokenizer["name"] == "tokenizer.json"
+
+
+def test_documents_of_characters_that_tokens_cut_are_scored(made, tmp_path):
+    for name, text in (("a", "é"), ("b", "漢字"), ("c", "the 𝒳")):
+        (tmp_path / f"{name}.txt").write_text(text)
+    given = [f"--workdir={made / 'run'}", "--length=32", f"--data={tmp_path}/*.txt"]
+    found = measured(tmp_path, *given)
+    tokenizer = tokenizers.load(str(made / "tokenizer.json"))
+    first = len(tokenizer.decode(tokenizer.encode(b"the")[:1]))
+    assert found["bytes"] == (2 - 1) + (6 - 1) + (8 - first)

@@ -20,6 +20,7 @@ import numpy as np
 
 from pqt_jax.errors import InputError, system_reason
 
+_REPLACEMENT = "\N{REPLACEMENT CHARACTER}".encode()
 ENDS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>")  # tried in this order
 
 
@@ -33,7 +34,8 @@ class Tokenizer(NamedTuple):
       fingerprint: SHA-256 of what decides about the tokens.
       encode: UTF-8 text → tokens, none of which stands for more than that text; UnicodeDecodeError
         for what is no text.
-      decode: tokens → bytes, among them those of a character that is not whole.
+      decode: tokens → bytes of text; of a character that is not whole its own (bytes, *.tiktoken),
+        or those of U+FFFD.
     """
 
     name: str
@@ -47,6 +49,22 @@ class Tokenizer(NamedTuple):
     def dtype(self) -> np.dtype:
         """The smaller of uint16 and uint32 that holds every token."""
         return np.dtype(np.uint16 if self.vocab_size <= 2**16 else np.uint32)
+
+
+def first_bytes(tokenizer: Tokenizer, tokens: Sequence[int]) -> float:
+    """Bytes of text that the first of some tokens stands for.
+
+    Of a character that several tokens make together, each stands for an equal share.
+
+    Args:
+      tokenizer: that made them.
+      tokens: of a whole document, at least one.
+    """
+    count, text = 0, _REPLACEMENT
+    while text.endswith(_REPLACEMENT) and count < min(len(tokens), 4):  # UTF-8 takes four at most
+        count += 1
+        text = tokenizer.decode(tokens[:count])
+    return len(text) / count
 
 
 def load(path: str, *, end: str = "", pattern: str = "") -> Tokenizer:

@@ -119,9 +119,10 @@ def reduce(x: jax.Array, operand: Operand | None) -> jax.Array:
         return jnp.where(jnp.isinf(x), x, rounded) if fmt.exponent_bits == 8 else rounded
     wide = x.astype(jnp.float32).reshape(-1, *x.shape[-2:])
     m, n = x.shape[-2:]
-    padded = blocks.pad_to(wide, *operand.block)
-    scale = cast.block_scale(blocks.block_absmax(padded, operand.block), fmt, operand.scale)
-    scale = blocks.spread(scale, operand.block)
+    block = blocks.fitted(operand.block, m, n)
+    padded = blocks.pad_to(wide, *block)
+    scale = cast.block_scale(blocks.block_absmax(padded, block), fmt, operand.scale)
+    scale = blocks.spread(scale, block)
     if rounding == "nearest":
         reduced = cast.round_scaled(padded, scale, fmt, operand.scale)
     else:

@@ -51,6 +51,13 @@ def _operation(name: str, implementation: str, interpret: bool, spec: Spec) -> C
 
     @apply.def_vmap
     def _(size, in_batched, *operands):
+        if not size:  # nothing to launch
+            shapes = [
+                x.shape[is_batched:] for x, is_batched in zip(operands, in_batched, strict=True)
+            ]
+            like = [jax.ShapeDtypeStruct(s, x.dtype) for s, x in zip(shapes, operands, strict=True)]
+            empty = [jnp.zeros((0, *x.shape), x.dtype) for x in jax.eval_shape(apply, *like)]
+            return tuple(empty), (True,) * len(empty)
         batched = [
             x if is_batched else jnp.broadcast_to(x, (size, *x.shape))
             for x, is_batched in zip(operands, in_batched, strict=True)

@@ -17,6 +17,7 @@ read is damaged for all.
 """
 
 import functools
+import itertools
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -171,7 +172,7 @@ class DamagedError(Exception):
 
 
 def restore_newest(manager: ocp.CheckpointManager, like: Any, meta: Meta) -> tuple[int, Any, Meta]:
-    """Restore the newest step that can be read, and delete those beyond it, which cannot.
+    """Restore the newest step that can be read, and put those beyond it, which cannot, aside.
 
     Args:
       manager: from `open_manager`, with at least one saved step.
@@ -181,8 +182,8 @@ def restore_newest(manager: ocp.CheckpointManager, like: Any, meta: Meta) -> tup
       (step, state, saved metadata).
 
     Raises:
-      InputError: if no step can be read, or another run saved it; nothing is deleted then.
-      OutputError: if a damaged step cannot be deleted.
+      InputError: if no step can be read, or another run saved it; nothing is moved then.
+      OutputError: if a damaged step cannot be put aside.
     """
     damaged: dict[int, str] = {}
     for step in sorted(manager.all_steps(), reverse=True):
@@ -192,19 +193,37 @@ def restore_newest(manager: ocp.CheckpointManager, like: Any, meta: Meta) -> tup
             damaged[step] = str(error)
             continue
         for other, reason in damaged.items():
-            # else its number could not be saved again
-            _written(_folder(manager, other), manager.delete, other)
-            if processes.is_first():
+            aside = processes.together(functools.partial(_put_aside, _folder(manager, other)))
+            if aside:
                 say(
-                    f"checkpoint of step {other} was damaged ({reason}) and is deleted; "
-                    f"going on from step {step}"
+                    f"checkpoint of step {other} cannot be read ({reason}) and is put aside, in "
+                    f"{aside}; going on from step {step}"
                 )
+        if damaged:
+            manager.reload()
         return step, state, saved
     every = "; ".join(f"step {step}: {reason}" for step, reason in damaged.items())
     raise InputError(
         f"no checkpoint in {manager.directory} can be read ({every}); "
         "put a copy back, or give a new --workdir"
     )
+
+
+def _put_aside(folder: Path) -> Path | None:
+    """Move a step out of the way, by the first process; else its number could not be saved again.
+
+    It is not deleted: what failed may have been the reading.
+    """
+    if not processes.is_first():
+        return None
+    beside = folder.parent.parent / workdir.DAMAGED
+    try:
+        beside.mkdir(exist_ok=True)
+        names = (beside / f"{folder.name}{f'-{i}' if i else ''}" for i in itertools.count())
+        aside = next(path for path in names if not path.exists())
+        return folder.rename(aside)
+    except OSError as error:
+        raise OutputError(folder, error) from None
 
 
 def read_params(run: Path, like: Any, meta: Meta) -> tuple[int, Any]:

@@ -205,8 +205,13 @@ def _parse(text: str, like: Any) -> Any:
         inside = re.fullmatch(r"\s*(?:\(([^()]*)\)|\[([^][]*)\]|([^][()]*))\s*", text)
         parts = next(p for p in inside.groups() if p is not None) if inside else _no(text)
         parts = [part for part in parts.split(",") if part.strip()]
-        return tuple(_parse(part, like[0]) for part in parts)
+        return tuple(_parse(part, _member(like)) for part in parts)
     return text
+
+
+def _member(like: tuple[Any, ...]) -> Any:
+    """What the members of a tuple are like: 0.1 of (1, 0.1), and text of none."""
+    return next((x for x in like if isinstance(x, float)), like[0] if like else "")
 
 
 def _no(text: str) -> Any:

@@ -3,6 +3,7 @@
 """What ends a run with one line instead of a traceback, and the printing of that line."""
 
 import codecs
+import contextlib
 import errno
 import io
 import os
@@ -11,6 +12,7 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 
 class InputError(ValueError):
@@ -93,9 +95,13 @@ def system_reason(error: OSError, remedy: str) -> str:
 
 
 def say(message: str) -> None:
-    """Print one line on stderr, whatever characters are in it; what is long is cut."""
+    """Print one line on stderr, whatever characters are in it; what is long is cut.
+
+    Where stderr cannot be written, there is nobody to tell, and what was to be said is dropped.
+    """
     line = re.sub(r"\S{400,}", lambda word: cut(word[0], 200), escaped(message))
-    print(cut(line, 2000), file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError):
+        print(cut(line, 2000), file=sys.stderr, flush=True)
 
 
 def tell(text: str) -> None:
@@ -107,6 +113,31 @@ def tell(text: str) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         reason = (error.strerror or str(error)).lower()
         say(f"warning: standard output cannot be written ({reason}); going on without it")
+
+
+class Lenient:
+    """A stream that may go away, as a terminal does: what cannot be written is dropped then.
+
+    Args:
+      stream: what it writes to.
+    """
+
+    def __init__(self, stream: Any):
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        """As of a stream."""
+        with contextlib.suppress(OSError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """As of a stream."""
+        with contextlib.suppress(OSError):
+            self._stream.flush()
 
 
 def cut(text: str, length: int) -> str:

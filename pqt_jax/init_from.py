@@ -4,6 +4,7 @@
 
 import dataclasses
 import hashlib
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -30,16 +31,23 @@ class Start(NamedTuple):
     fingerprint: str = ""
 
 
-def read(config: Config) -> Start:
+def read(config: Config, known: str = "") -> Start:
     """The weights that `config.init_from` names.
 
     A GPT2 of Hugging Face always has biases. Where the run's has none, zeros are dropped.
+
+    Args:
+      config: of the run.
+      known: fingerprint of the start of a run that has checkpoints, and so needs its folder no
+        more; "" for none.
 
     Raises:
       InputError: if they cannot be read, or are of another model than `config.model`.
     """
     if not config.init_from:
         return Start()
+    if known and not Path(config.init_from).exists():
+        return Start(fingerprint=known)
     try:
         there, params = huggingface.load(config.init_from)
     except InputError as error:

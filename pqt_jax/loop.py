@@ -7,7 +7,7 @@ files, checkpoints apart, of which each writes its own part.
 """
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,7 @@ def train(
     *,
     mesh: Mesh | None = None,
     signals: Sequence[int] = (),
-    start_params: Any = None,
+    take_start: Callable[[], Any] = lambda: None,
     profile: bool = False,
 ) -> int:
     """Train from the newest checkpoint, or from the start, to the end.
@@ -62,7 +62,7 @@ def train(
       meta: from `workdir.describe`; saved with every checkpoint.
       mesh: that is entered; None for one device.
       signals: from `interruptions`; looked at before compilation and at every step.
-      start_params: the weights before the first step; None for new ones.
+      take_start: called for a new run: the weights before the first step; None for new ones.
       profile: whether to write a trace of a few steps to `workdir/profile`.
 
     Returns:
@@ -82,9 +82,11 @@ def train(
 
     timer, watch = metrics.Timer(), Watch(config.watch)
     optimizer, rules = steps.make_optimizer(config), configs.rules(config)
-    graph, state = states.init_state(config, optimizer, start_params)
-    if newest is not None:
-        newest, state, saved = checkpoint.restore_newest(manager, state, meta)
+    if newest is None:
+        graph, state = states.init_state(config, optimizer, take_start())
+    else:
+        graph, like = states.abstract_state(config, optimizer)
+        newest, state, saved = checkpoint.restore_newest(manager, like, meta)
         timer, watch = metrics.Timer(**saved["time"]), Watch(config.watch, saved["losses"])
         _print(f"resumed from step {newest} of {config.steps}")
         _compare_versions(saved["versions"], meta["versions"])
@@ -101,7 +103,7 @@ def train(
     )
     end = text.end if config.data.boundaries == "mask" else None
     validation = meshes.put_many(validation, mesh)
-    validation_loss = table.make_loss(graph, validation, end=end)
+    validation_loss = table.make_loss(graph, validation, end, steps.parts_of(config))
     sharpness_of = jax.jit(
         lambda p, all_: sharpness.of_model(graph, p, all_[0].astype("int32"), end)
     )
@@ -115,8 +117,9 @@ def train(
     train_step = steps.make_train_step(graph, optimizer, rules, end=end, **options)
     like = meshes.put(np.zeros((len(rows), length + 1), text.train.dtype), mesh, batch)
     predicted = batch * length  # tokens of a step
-    waits = (log.every, log.validate_every, log.checkpoint_every, log.sharpness_every)
+    waits = (log.every, log.validate_every, log.sharpness_every)
     stop_of, unseen = processes.stops(signals, mesh), deque[tuple[int, steps.Metrics]]()
+    due = False  # a checkpoint, put off by steps that were skipped
     folder = workdir / workdirs.PROFILE if profile else None
     with (
         records.opened(config, workdir, start) as (advance, record),
@@ -131,7 +134,8 @@ def train(
             profiled(step - start)
             timer.start()
             state, measured = train_step(state, meshes.put(next(batches), mesh, batch), key)
-            waited = bool(last or stop or any(n and step % n == 0 for n in waits))
+            due = due or step % log.checkpoint_every == 0
+            waited = bool(last or stop or due or any(n and step % n == 0 for n in waits))
             if waited:
                 jax.block_until_ready(state)  # else the next step is prepared while this one runs
             unseen.append((step, measured))
@@ -144,7 +148,7 @@ def train(
                     raise SkipError(watch.in_a_row, seen[0], manager.latest_step())
             timer.stop(predicted)  # not before: what was read of the step before is waited for
             if last or step % log.every == 0:
-                rate = float(schedule(step - 1 - watch.skipped))
+                rate = float(schedule(step - 1 - watch.skipped + bool(watch.in_a_row)))
                 record(records.of_step(config, step, mesh, timer, rate, measured))
             if last or step % log.validate_every == 0:
                 record({"step": step, "validation_loss": validation_loss(state.params)})
@@ -154,7 +158,8 @@ def train(
             if log.sharpness_every and (last or step % log.sharpness_every == 0):
                 record({"step": step, "sharpness": float(sharpness_of(state.params, validation))})
             # Not among skipped steps: what made them so may be in the weights already.
-            if last or stop or (step % log.checkpoint_every == 0 and not watch.in_a_row):
+            if last or stop or due and not watch.in_a_row:
+                due = False
                 more = {"time": timer.state(), "losses": watch.state()}
                 checkpoint.save(manager, step, state, {**meta, **more})
             checkpoint.check(manager)

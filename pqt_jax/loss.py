@@ -1,12 +1,61 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright 2026 The pqt_jax Authors
-"""Logits and targets → loss: cross-entropy in nats, of every token or as their mean."""
+"""Logits and targets → loss: cross-entropy in nats, of every token or as their mean.
+
+The mean over all windows is taken part by part, `of_model` of each and then the mean of those.
+Where targets do not all count, each part divides by what counts in one on average.
+"""
 
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 from jax import lax
+
+from pqt_jax import segments
+
+
+def of_model(
+    graph: nnx.GraphDef,
+    params: nnx.State,
+    tokens: jax.Array,
+    *,
+    key: jax.Array | None = None,
+    chunk: int = 0,
+    end: int | None = None,
+    each: jax.Array | None = None,
+) -> jax.Array:
+    """The loss of a model on some windows, or on a part of them.
+
+    Args:
+      graph: the model's structure.
+      params: its parameters.
+      tokens: int[B, T + 1].
+      key: that samples the weights; None for the bare model.
+      chunk: positions whose logits are made at once; 0 for all.
+      end: as for `segments.window`.
+      each: of a part, how many targets count in one on average, from `segments.count`.
+
+    Returns:
+      float32 scalar, in nats per token.
+    """
+    inputs, targets, of, counted = segments.window(tokens, end)
+    model = nnx.merge(graph, params)
+    if not chunk:
+        return cross_entropy(model(inputs, of, pqt_key=key), targets, counted, each)
+    # Merged again inside, since a module belongs to the trace that made it.
+    logits_of = lambda x: nnx.merge(graph, params).logits(x, pqt_key=key)  # noqa: E731
+    x = model.hidden(inputs, of, pqt_key=key)
+    return chunked_cross_entropy(logits_of, x, targets, chunk, counted, each)
+
+
+def parts_of(tokens: jax.Array, count: int) -> jax.Array:
+    """Windows [B, T + 1] as so many parts, [count, B / count, T + 1].
+
+    Window i goes to part i mod count: on a mesh every device keeps its share of each part.
+    """
+    return jnp.moveaxis(tokens.reshape(-1, count, tokens.shape[1]), 1, 0)
 
 
 def cross_entropy(

@@ -10,14 +10,14 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column
 
 from pqt_jax import files
-from pqt_jax.errors import tell
+from pqt_jax.errors import Lenient, tell
 
 Record = dict[str, Any]
 Report = Callable[[Record], None]
@@ -124,7 +124,7 @@ def progress(start: int, total: int) -> Iterator[tuple[Callable[[int], None], Re
     if sys.stdout is None or not sys.stdout.isatty():
         yield (lambda step: None), (lambda record: tell(format_line(record)))
         return
-    digits, console = len(str(total)), Console()
+    digits, console = len(str(total)), Console(file=cast(Any, Lenient(sys.stdout)))
     counter = (
         TextColumn("step", table_column=Column(no_wrap=True, min_width=4)),
         MofNCompleteColumn(table_column=Column(no_wrap=True, min_width=2 * digits + 1)),
@@ -185,7 +185,7 @@ class Timer:
     def __init__(self, before: float = 0.0, stepping: float = 0.0, tokens: int = 0):
         self.began, self.before = time.perf_counter(), before
         self.stepping, self.tokens = stepping, tokens
-        self.lapped = (stepping, tokens)
+        self.lapped = self.part = (stepping, tokens)
 
     def start(self) -> None:
         """A step begins."""
@@ -211,8 +211,9 @@ class Timer:
         return (self.tokens - tokens) / (self.stepping - seconds)
 
     def hours(self, tokens: int) -> float:
-        """Hours that so many tokens take at the rate of the whole run, in steps alone."""
-        return tokens / self.rate() / 3600
+        """Hours that so many tokens take at the rate of this part of the run, in steps alone."""
+        seconds, before = self.part
+        return tokens * (self.stepping - seconds) / (self.tokens - before) / 3600
 
     def state(self) -> dict[str, float]:
         """What a later part needs to go on counting: arguments of a new timer."""

@@ -9,6 +9,7 @@ that has ended. What only one of them notices, a signal or an error, is therefor
 
 import os
 import socket
+import sys
 import threading
 import time
 import warnings
@@ -30,6 +31,7 @@ LOST = 4  # exit code
 VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 _WAIT = "PQT_JAX_WAIT"  # seconds to wait for the others, at the start and for a sign of life
 _PATIENCE = 300  # JAX's own, at the start
+_LEAVING = 5  # seconds that a process waits for others to end, too
 _GIVE = f"set {', '.join(VARIABLES)}, or start by srun, mpirun, or on a TPU or Kubernetes cluster"
 
 
@@ -112,6 +114,38 @@ def _reach(address: str, patience: int) -> None:
                     f"({why}); start it there, or mend the address"
                 ) from None
             time.sleep(0.2)
+
+
+def are_joined() -> bool:
+    """Whether this is one of several processes."""
+    return jax.distributed.is_initialized()
+
+
+def is_loss(error: Exception) -> bool:
+    """Whether an error of JAX is that another process is gone, and not one of this one alone."""
+    own = ("RESOURCE_EXHAUSTED", "INVALID_ARGUMENT", "UNIMPLEMENTED")
+    return isinstance(error, jax.errors.JaxRuntimeError) and not str(error).startswith(own)
+
+
+def leave(code: int) -> int:
+    """End this process, after what ended its run was said.
+
+    JAX waits for the others at exit, for minutes. Where all of them end, they do so together;
+    otherwise this one ends alone, and that is what the others notice.
+
+    Args:
+      code: the exit code.
+
+    Returns:
+      It, where this is the only process.
+    """
+    if not are_joined():
+        return code
+    together = threading.Thread(target=jax.distributed.shutdown, daemon=True)
+    together.start()
+    together.join(_LEAVING)
+    sys.stdout.flush()
+    os._exit(code)
 
 
 def is_first() -> bool:

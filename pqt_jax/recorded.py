@@ -83,7 +83,9 @@ def _read(name: str, folder: Path, meta: workdir.Meta) -> Recorded:
         raise InputError(f"{folder}: {file} in it cannot be read: {why}") from None
     parameters = None
     with contextlib.suppress(InputError, KeyError, TypeError, ValueError, AttributeError):
-        parameters = states.count_parameters(ConfigDict(meta["config"]))
+        config: Any = ConfigDict(meta["config"])
+        config.model.attention = "xla"  # else JAX would look for devices
+        parameters = states.count_parameters(config)
     run = Recorded(
         name,
         dict(configs.fields(meta)),

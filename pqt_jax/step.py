@@ -17,9 +17,9 @@ import optax
 from flax import nnx
 
 from pqt_jax import bitwidth, keys, learned_bits, mesh, optim, segments
+from pqt_jax import loss as losses
 from pqt_jax.adam_mini import model_blocks
 from pqt_jax.config import Config
-from pqt_jax.loss import chunked_cross_entropy, cross_entropy
 from pqt_jax.rules import Rule
 from pqt_jax.state import TrainState
 
@@ -142,7 +142,8 @@ def make_train_step(
 
         def loss_of(params, tokens, key):
             weights = outside.sample(params, key) if outside else params
-            loss = _loss(graph, weights, tokens, key, parts.loss_chunk, end, each)
+            options = {"chunk": parts.loss_chunk, "end": end, "each": each}
+            loss = losses.of_model(graph, weights, tokens, key=key, **options)
             extra = penalty(params) if penalty else None
             return loss if extra is None else loss + extra, (loss, extra)
 
@@ -169,26 +170,6 @@ def make_train_step(
     return jax.jit(train_step, donate_argnums=0, compiler_options=options)
 
 
-def _loss(
-    graph: nnx.GraphDef,
-    params: nnx.State,
-    tokens: jax.Array,
-    key: jax.Array,
-    chunk: int,
-    end: int | None,
-    each: jax.Array | None,
-) -> jax.Array:
-    """Of a microbatch; `each` is how many targets count in one on average."""
-    inputs, targets, of, counted = segments.window(tokens, end)
-    model = nnx.merge(graph, params)
-    if not chunk:
-        return cross_entropy(model(inputs, of, pqt_key=key), targets, counted, each)
-    # Merged again inside, since a module belongs to the trace that made it.
-    logits_of = lambda x: nnx.merge(graph, params).logits(x, pqt_key=key)  # noqa: E731
-    x = model.hidden(inputs, of, pqt_key=key)
-    return chunked_cross_entropy(logits_of, x, targets, chunk, counted, each)
-
-
 def _gradients(
     loss_of: Callable[..., Any], params: nnx.State, batch: jax.Array, key: jax.Array, parts: Parts
 ) -> tuple[Any, Any]:
@@ -204,8 +185,7 @@ def _gradients(
         grads, aux = gradient(params, tokens, own)
         return jax.tree.map(lambda a, b: a + b.astype(a.dtype), total, (aux, grads)), None
 
-    # Sequence i goes to part i mod n: on a mesh every device keeps its share of each part.
-    cut = jnp.moveaxis(tokens.reshape(-1, parts.microbatches, tokens.shape[1]), 1, 0)
+    cut = losses.parts_of(tokens, parts.microbatches)
     shapes = jax.eval_shape(gradient, params, cut[0], key)[::-1]
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), shapes)
     total, _ = jax.lax.scan(add, zeros, (jnp.arange(parts.microbatches), cut))

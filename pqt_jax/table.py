@@ -17,12 +17,13 @@ from jax.sharding import Mesh
 
 from pqt_jax import bitwidth, diffq, segments, sizes, trained
 from pqt_jax import config as configs
+from pqt_jax import loss as losses
 from pqt_jax import mesh as meshes
 from pqt_jax.config import Config
 from pqt_jax.learned_bits import are_learned, diffq_options, logits_of, method_widths, weights
-from pqt_jax.loss import cross_entropy
 from pqt_jax.quantize import LADDER, Plan
 from pqt_jax.rules import paths_and_leaves
+from pqt_jax.step import Parts
 
 ROWS = ("master", "bf16", "fp8_e4m3", "fp6_e3m2", "fp4_e2m1", "mixed")
 LABELS = {name: trained.LABELS[name] for name in ROWS}
@@ -30,13 +31,16 @@ LABELS = {name: trained.LABELS[name] for name in ROWS}
 Loss = Callable[[nnx.State], float]
 
 
-def make_loss(graph: nnx.GraphDef, batches: Any, end: int | None = None) -> Loss:
+def make_loss(
+    graph: nnx.GraphDef, batches: Any, end: int | None = None, parts: Parts = Parts()
+) -> Loss:
     """The validation loss as a function of the parameters.
 
     Args:
       graph: the model's structure.
       batches: int[N, B, T + 1], fixed.
       end: as for `step.make_train_step`.
+      parts: how its steps are cut, and so are the batches here.
 
     Returns:
       `params -> nats per token` of the bare model, the mean over all targets that count in any of
@@ -45,15 +49,17 @@ def make_loss(graph: nnx.GraphDef, batches: Any, end: int | None = None) -> Loss
 
     @jax.jit
     def mean_loss(params, batches):
-        model = nnx.merge(graph, params)
-        each = segments.count(batches, end, batches.shape[0])
+        cut = jax.vmap(lambda batch: losses.parts_of(batch, parts.microbatches))(batches)
+        cut = cut.reshape(-1, *cut.shape[2:])
+        options = {"chunk": parts.loss_chunk, "end": end}
+        options["each"] = segments.count(batches, end, len(cut))
 
-        def add(total, batch):
-            inputs, targets, of, counted = segments.window(batch.astype(jnp.int32), end)
-            return total + cross_entropy(model(inputs, of), targets, counted, each), None
+        def add(total, tokens):
+            own = losses.of_model(graph, params, tokens.astype(jnp.int32), **options)
+            return total + own, None
 
-        total, _ = lax.scan(add, jnp.float32(0), batches)
-        return total / batches.shape[0]
+        total, _ = lax.scan(add, jnp.float32(0), cut)
+        return total / len(cut)
 
     return lambda params: float(mean_loss(params, batches))
 
@@ -82,25 +88,25 @@ def table(
         return loss(nnx.merge_state(params, rounded))
 
     learned = are_learned(params)
-    losses: dict[str, Any] = {"method": config.method}
-    losses |= {name: loss_of(name) if name != "mixed" or learned else None for name in ROWS}
-    losses |= {"mean_bits": None, "formats": None}
+    found: dict[str, Any] = {"method": config.method}
+    found |= {name: loss_of(name) if name != "mixed" or learned else None for name in ROWS}
+    found |= {"mean_bits": None, "formats": None}
     if config.method == "diffq":
-        losses["size_mb"] = None
+        found["size_mb"] = None
     if learned:
         mean = float(bitwidth.statistics(method_widths(config, params))["mean"])
         if math.isfinite(mean):  # a bit-width that is NaN has no format
-            losses["mean_bits"] = mean
+            found["mean_bits"] = mean
             if config.method == "diffq":
                 logits = meshes.whole(logits_of(params), mesh)
                 held = diffq.sizes_of(weights(params), logits, diffq_options(config))
-                losses["size_mb"] = sizes.total(held).bits / diffq.MB
+                found["size_mb"] = sizes.total(held).bits / diffq.MB
             else:
                 plan = trained.plan_for(params, rules, "mixed")
                 index = meshes.whole({path: given.index for path, given in plan.items()}, mesh)
                 here = {path: given._replace(index=index[path]) for path, given in plan.items()}
-                losses["formats"] = format_shares(here, params)
-    return losses
+                found["formats"] = format_shares(here, params)
+    return found
 
 
 def format_shares(plan: Plan, params: nnx.State) -> dict[str, float]:

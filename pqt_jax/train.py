@@ -17,7 +17,8 @@ in a row; 4 another process was lost; 128 + number of the signal that interrupte
 import json
 import os
 import sys
-from collections.abc import Sequence
+import traceback
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -51,10 +52,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _run(sys.argv[1:] if arguments is None else arguments, signals)
         except (InputError, OutputError, ProcessError, SkipError) as error:
             say(f"error: {error}")
-            return error.exit_code
-        except jax.errors.JaxRuntimeError as error:
-            if jax.process_count() == 1:
+            return processes.leave(error.exit_code)
+        except Exception as error:
+            if not processes.are_joined():
                 raise
+            if not processes.is_loss(error):
+                traceback.print_exc()
+                return processes.leave(1)
             # The others are waited for at exit, and one of them is gone.
             say(f"error: another process was lost; start all of them again ({error})")
             os._exit(processes.LOST)
@@ -64,6 +68,7 @@ def _run(arguments: Sequence[str], signals: Sequence[int]) -> int:
     given = cli.parse(arguments)
     if given.distributed:
         processes.join()
+        processes.every(0)  # connected now: later they would wait for each other half a minute only
     ready = processes.together(lambda: _prepare(given))
     lock = _claimed(given, ready.meta)
     try:
@@ -80,7 +85,7 @@ def _run(arguments: Sequence[str], signals: Sequence[int]) -> int:
                 ready.meta,
                 mesh=ready.mesh,
                 signals=signals,
-                start_params=ready.start_params,
+                take_start=ready.take_start,
                 profile=given.profile,
             )
     finally:
@@ -91,7 +96,7 @@ def _run(arguments: Sequence[str], signals: Sequence[int]) -> int:
 class _Ready(NamedTuple):
     text: source.Text
     mesh: Mesh | None
-    start_params: Any
+    take_start: Callable[[], Any]  # once, so that nobody holds the weights when they are placed
     meta: workdirs.Meta
 
 
@@ -108,9 +113,9 @@ def _prepare(given: cli.Given) -> _Ready:
     states.check_memory(config, parameters)
     mesh = meshes.make(config.mesh)
     meshes.check(mesh, config)
-    start = init_from.read(config)
+    start = init_from.read(config, workdirs.start_of(given.workdir))
     meta = workdirs.describe(config, text, start.fingerprint)
-    return _Ready(text, mesh, start.params, meta)
+    return _Ready(text, mesh, [start.params].pop, meta)
 
 
 def _claimed(given: cli.Given, meta: workdirs.Meta) -> int | None:

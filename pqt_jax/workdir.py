@@ -31,7 +31,7 @@ from pqt_jax.errors import InputError, OutputError, system_reason
 
 RUN, LOCK, METRICS, SUMMARY = "run.json", "run.lock", "metrics.jsonl", "summary.json"
 HISTORY, LOSS, BITS, CHECKPOINTS = "bits.jsonl", "loss.png", "bits.png", "checkpoints"
-PROFILE = "profile"
+PROFILE, DAMAGED = "profile", "damaged"
 PARTS, TABLE = "parts", "runs.jsonl"  # of a sweep
 _FILES = (METRICS, HISTORY, SUMMARY, LOSS, BITS, TABLE)
 _FOLDERS = (CHECKPOINTS, PARTS)
@@ -170,6 +170,14 @@ def _check_owner(workdir: Path, meta: Meta) -> bool:
     check_same(old, meta, f"--workdir={workdir}")
     _check_checkpoints(workdir, old, meta)
     return True
+
+
+def start_of(workdir: Path) -> str:
+    """The fingerprint of the weights that a run with checkpoints started from; "" for none."""
+    with contextlib.suppress(OSError, InputError):
+        if any((workdir / CHECKPOINTS).iterdir()):
+            return _read(workdir, "--workdir=").get("init_fingerprint", "")
+    return ""
 
 
 def read(workdir: Path, option: str = "--workdir=", whose: str = "a training run") -> Meta:

@@ -153,8 +153,8 @@ def test_a_damaged_step_gives_way_to_the_one_before(tmp_path, capsys):
         jax.tree.map(np.testing.assert_array_equal, found, marked)
         err = capsys.readouterr().err
         assert re.fullmatch(
-            r"checkpoint of step 2 was damaged \(.+\) "
-            "and is deleted; going on from step 1\n",
+            r"checkpoint of step 2 cannot be read \(.+\) and is put aside, in "
+            rf"{re.escape(str(tmp_path))}/damaged/2; going on from step 1\n",
             err,
         )
         checkpoint.save(manager, 2, state, {**META, "saved": 3})
@@ -299,7 +299,7 @@ def test_a_copy_of_another_step_is_not_taken_for_it(tmp_path, capsys):
     shutil.copytree(tmp_path / "checkpoints" / "1", tmp_path / "checkpoints" / "2")
     with opened(tmp_path) as manager:
         assert checkpoint.restore_newest(manager, state, META)[0] == 1
-        assert "step 2 was damaged (it holds step 1)" in capsys.readouterr().err
+        assert "step 2 cannot be read (it holds step 1)" in capsys.readouterr().err
         checkpoint.save(manager, 2, state, META)
 
 
@@ -314,3 +314,29 @@ def test_a_failed_call_is_one_line_and_leaves_the_hooks(capfd):
         quiet.call(fail)
     assert (sys.unraisablehook, logging.root.manager.disable) == (hook, level)
     assert capfd.readouterr() == ("", "")
+
+
+def test_a_step_whose_reading_fails_is_kept_aside(tmp_path, monkeypatch, capsys):
+    """Twice; what is put aside can be put back."""
+    state, folder = fresh(tiny.get_config()), tmp_path / "checkpoints"
+    read = checkpoint._read
+
+    def fails(path, *rest):
+        if path.name == "2":
+            raise checkpoint.DamagedError(os.strerror(errno.EIO))
+        return read(path, *rest)
+
+    with opened(tmp_path) as manager:
+        checkpoint.save(manager, 1, state, META)
+    for aside in ("2", "2-1"):
+        with opened(tmp_path) as manager:
+            checkpoint.save(manager, 2, state, META)
+        monkeypatch.setattr(checkpoint, "_read", fails)
+        with opened(tmp_path) as manager:
+            assert checkpoint.restore_newest(manager, state, META)[0] == 1
+            assert list(manager.all_steps()) == [1]
+        monkeypatch.setattr(checkpoint, "_read", read)
+        assert f"{tmp_path}/damaged/{aside}; going on" in capsys.readouterr().err
+    shutil.move(tmp_path / "damaged" / "2", folder / "2")
+    with opened(tmp_path) as manager:
+        assert checkpoint.restore_newest(manager, state, META)[0] == 2

@@ -3,6 +3,7 @@
 """However a command ends, there is one line, or none, and an exit code."""
 
 import errno
+import io
 import os
 from pathlib import Path
 
@@ -37,3 +38,12 @@ def test_other_errors_are_not_hidden():
     for error in (OSError(errno.EIO, os.strerror(errno.EIO)), ZeroDivisionError()):
         with pytest.raises(type(error)):
             errors.run(ending(error))
+
+
+def test_a_line_that_nobody_can_read_ends_nothing(monkeypatch):
+    class Gone(io.StringIO):
+        def write(self, _):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(errors.sys, "stderr", Gone())
+    errors.say("warning: nobody hears it")

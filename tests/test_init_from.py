@@ -87,6 +87,12 @@ def test_a_folder_that_changed_is_refused_by_name(tmp_path, capsys):
     options = {"dtype": "float32", "overwrite": True}
     huggingface.save(tmp_path / "hf", config, params, shard_bytes=9000, **options)
     assert main(tmp_path, given, *QUICK) == 0
+    (tmp_path / "hf").rename(tmp_path / "elsewhere")  # the checkpoints have what was in it
+    assert main(tmp_path, given, *QUICK) == 0
+    (tmp_path / "run").rename(tmp_path / "old")
+    assert main(tmp_path, given, *QUICK) == 2  # and a new run needs it
+    (tmp_path / "old").rename(tmp_path / "run")
+    (tmp_path / "elsewhere").rename(tmp_path / "hf")
     model.norm.scale[...] = model.norm.scale[...].at[3].add(1e-3)
     huggingface.save(tmp_path / "hf", config, nnx.state(model), **options)
     capsys.readouterr()

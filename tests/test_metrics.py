@@ -2,7 +2,10 @@
 # Copyright 2026 The pqt_jax Authors
 """Records of a run: whole lines, dropped beyond a step, shown as lines or as a bar."""
 
+import errno
+import io
 import json
+import os
 import re
 import sys
 from types import SimpleNamespace
@@ -126,6 +129,34 @@ def test_the_peak_of_memory_says_whose_it_is():
     assert metrics.peak_memory([device()])["process_peak_gb"] >= held.nbytes / 1e9 > 0.2
 
 
-def test_hours_are_those_of_the_steps():
+def test_hours_are_those_of_the_steps_of_this_part():
     timer = metrics.Timer(before=50.0, stepping=10.0, tokens=1000)
-    assert timer.hours(360_000) == pytest.approx(1.0)
+    timer.stepping += 1.0
+    timer.tokens += 1000  # on ten times as many devices
+    assert timer.hours(3_600_000) == pytest.approx(1.0)
+    assert timer.rate() == pytest.approx(2000 / 11)
+
+
+def test_a_terminal_that_goes_away_ends_nothing(monkeypatch):
+    class Terminal(io.StringIO):
+        gone = False
+
+        def isatty(self):
+            return True
+
+        def write(self, text):
+            if self.gone:
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            return super().write(text)
+
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stdout", terminal)
+    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.setenv("TERM", "xterm")
+    with metrics.progress(0, 10) as (advance, report):
+        report({"step": 1, "loss": 3.0})
+        terminal.gone = True
+        print("a line")
+        report({"step": 2, "loss": 2.0})
+        advance(3)
+    assert "0/10" in terminal.getvalue()

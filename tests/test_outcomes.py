@@ -86,6 +86,9 @@ def test_it_is_the_definition_step_by_step():
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_a_loss_that_is_not_finite_is_divergence(bad):
     assert diverged_at([*FALL, bad, 2.0]) == 201 and diverged_at([bad]) == 1
+    # A rise is dated as at the end of a run, though what is not finite cuts its window short.
+    high = [FALL[-1] + 2] * 15
+    assert diverged_at([*FALL, *high, bad, 2.0]) == diverged_at([*FALL, *high]) == 201
     assert math.isnan(final([*FALL, bad])) and math.isfinite(final([bad, *FALL]))
 
 
@@ -131,6 +134,7 @@ def test_usable_ranges_by_hand():
     assert usable(of(math.nan, 2.0, math.nan, 2.0), 2.25) == 0
     assert usable({0.03: 2.0, 0.003: 2.0}, 2.0) == pytest.approx(1)  # in whatever order
     assert usable({}, 2.0) == usable({1.0: 1.0}, 2.0) == 0
+    assert math.isnan(usable(of(2.0, 2.0, 2.0, 2.0), math.nan))
 
 
 def test_what_says_no_more_than_frequencies_is_stuck():

@@ -209,7 +209,9 @@ def test_formats_without_a_whole_number_of_codes_in_eight_bytes_are_refused(tmp_
 
 def test_blocks_larger_than_a_matrix_cost_nothing_and_change_nothing(tmp_path):
     params = {"kernel": jax.random.normal(jax.random.key(0), (40, 70))}
-    plans = [plan_uniform(params, RULES[:1], E2M1, block=block) for block in ((64, 96), (2**15, 2**15))]
+    plans = [
+        plan_uniform(params, RULES[:1], E2M1, block=block) for block in ((64, 96), (2**15, 2**15))
+    ]
     files = [check_file_of(tmp_path / str(i), params, plan) for i, plan in enumerate(plans)]
     same(*(found.params["kernel"] for found in files))
     assert sizes.total(sizes.sizes(plans[0], params)) == sizes.total(sizes.sizes(plans[1], params))

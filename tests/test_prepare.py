@@ -4,6 +4,8 @@
 
 import gzip
 import json
+import os
+import signal
 
 import numpy as np
 import pytest
@@ -120,6 +122,19 @@ BAD = {
     "--end=x": "--end and --pattern do not go with --tokenizer=bytes",
     "--inputs=x": "unrecognized arguments: --inputs=x",
 }
+
+
+def killed(_):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_process_that_is_killed_is_said(tmp_path, monkeypatch, capsys):
+    write_texts(tmp_path / "in", 3)
+    monkeypatch.setattr(prepare, "_encode", killed)
+    given = ["--tokenizer=bytes", f"--input={tmp_path}/in/*", f"--out={tmp_path / 'out'}"]
+    message = refused(prepare.main, [*given, "--processes=1"], capsys)
+    assert "a process was killed, as where memory is short; give fewer --processes" in message
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in"]
 
 
 @pytest.mark.parametrize("argument", BAD)

@@ -243,3 +243,26 @@ def test_one_process_agrees_with_itself():
     assert stop() == 0
     signals.append(signal.SIGINT)
     assert stop() == signal.SIGINT
+
+
+@pytest.mark.slow
+def test_an_error_of_one_process_ends_all_soon(tmp_path, text):
+    """Of the first, whose disk is full; without it they would wait for five minutes."""
+    given = [f"--workdir={tmp_path / 'run'}", text, "--config.steps=20000"]
+    both = start_all(*given)
+    wait_for(both[0], "step=10 ")
+    (tmp_path / "run" / "metrics.jsonl").unlink()
+    (tmp_path / "run" / "metrics.jsonl").symlink_to("/dev/full")
+    began = time.monotonic()
+    (_, err), _ = (process.communicate(timeout=240) for process in both)
+    assert time.monotonic() - began < 60
+    assert both[0].returncode == 1 and both[1].returncode not in (0, 2, 3)
+    assert re.search("^error: cannot write .*metrics.jsonl: no space left", err, re.M)
+
+
+def test_an_error_of_this_process_alone_is_no_loss_of_another():
+    error = jax.errors.JaxRuntimeError
+    assert processes.is_loss(error("INTERNAL: Gloo all-reduce failed: connection closed by peer"))
+    assert not processes.is_loss(error("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes"))
+    assert not processes.is_loss(ValueError("UNAVAILABLE"))
+    assert processes.leave(3) == 3 and not processes.are_joined()

@@ -100,8 +100,8 @@ def test_damaged_files_of_a_finished_run_are_made_again(tmp_path, capsys):
     assert main(tmp_path, "--config.steps=8") == 0
     out, err = capsys.readouterr()
     damaged, dropped = err.splitlines()
-    assert damaged.startswith("checkpoint of step 8 was damaged (")
-    assert damaged.endswith(" and is deleted; going on from step 4")
+    assert damaged.startswith("checkpoint of step 8 cannot be read (")
+    assert damaged.endswith(f" and is put aside, in {run / 'damaged' / '8'}; going on from step 4")
     assert dropped == f"{records}: 1 broken line was dropped"
     assert "resumed from step 4 of 8" in out
     assert [r["step"] for r in metrics.read(records) if "loss" in r] == list(range(1, 9))

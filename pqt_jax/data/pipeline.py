@@ -98,7 +98,8 @@ def train_batches(
       tokens: of the training text.
       length: T.
       batch: sequences in a batch.
-      seed: of the shuffle.
+      seed: of the shuffle. Grain adds the epoch to it, so the second epoch of seed 0 has the order
+        of the first of seed 1.
       first: number of the batch to begin with: the position in the data is the step alone.
       rows: those of the batch that are wanted here; None for all.
 

@@ -149,6 +149,11 @@ def _parts(
             f"--input: {batch.path} holds bytes that are no UTF-8 ({error.reason}); leave it out, "
             "or give --tokenizer=bytes"
         ) from None
+    except futures.process.BrokenProcessPool:
+        raise InputError(
+            f"--input: {batch.path}: a process was killed, as where memory is short; give fewer "
+            "--processes"
+        ) from None
     for text, found in zip(batch.texts, every, strict=True):
         yield "validation" if held_out(text, share) else "train", text, found
     advance(batch)

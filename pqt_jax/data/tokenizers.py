@@ -132,6 +132,7 @@ def _hugging_face(path: str, content: bytes, end: str, _: str) -> Loaded:
     model = tokenizers.Tokenizer.from_str(content.decode())
     model.no_padding()
     model.no_truncation()
+    model.encode_special_tokens = True  # what a text spells is text
 
     def encode(text: bytes) -> list[int]:
         return model.encode(text.decode(), add_special_tokens=False).ids

@@ -61,10 +61,14 @@ class Cells(NamedTuple):
         """As `grid`; NaN also where the run diverged."""
         return np.where(self.diverged(arm), np.nan, self.grid(arm, field))
 
-    def best(self, arm: str) -> int:
-        """Which of the rates has the lowest median final loss, diverged runs above any."""
+    def best(self, arm: str) -> int | None:
+        """Which of the rates has the lowest median final loss, diverged runs above any.
+
+        None where at every rate half of the runs or more diverged.
+        """
         finals = self.whole(arm, "final_loss")
-        return int(np.argmin(np.median(np.where(np.isnan(finals), np.inf, finals), axis=0)))
+        medians = np.median(np.where(np.isnan(finals), np.inf, finals), axis=0)
+        return int(np.argmin(medians)) if np.isfinite(medians).any() else None
 
     def diverged(self, arm: str) -> np.ndarray:
         """bool[seeds, rates]."""

@@ -78,7 +78,10 @@ def _by_losses(all_losses: Losses, margin: float, window: int) -> int | None:
     for i in range(1, end - -(-window // 2) + 1):
         before = losses[i - window : i] if i >= window else losses[:1]
         level = min(level, float(np.median(before)))
-        if losses[i] > level + margin and np.median(losses[i : i + window]) > level + margin:
+        if (
+            losses[i] > level + margin
+            and np.median(losses[i : min(i + window, end)]) > level + margin
+        ):
             return i + 1
     return end + 1 if bad.size else None
 
@@ -177,7 +180,12 @@ def usable(finals: Mapping[float, float], level: float) -> float:
     Args:
       finals: learning rate → final loss of its run; NaN for one that diverged.
       level: nats per token.
+
+    Returns:
+      Decades; NaN where the level is.
     """
+    if math.isnan(level):
+        return math.nan
     width = 0.0
     for (rate, one), (next_rate, other) in itertools.pairwise(sorted(finals.items())):
         low, high = min(one, other), max(one, other)

@@ -22,7 +22,10 @@ _LABELS = dict(zip(FORMATS, ("as they are", "FP8 E4M3", "FP6 E3M2", "FP4 E2M1"),
 def usable_level(cells: Cells, nats: float) -> float:
     """So many nats above the first arm's median final loss at its best rate; NaN without one."""
     first = cells.arms[0]
-    finals = cells.whole(first, "final_loss")[:, cells.best(first)]
+    best = cells.best(first)
+    if best is None:
+        return math.nan
+    finals = cells.whole(first, "final_loss")[:, best]
     finals = finals[np.isfinite(finals)]
     return nats + float(np.median(finals)) if finals.size else math.nan
 
@@ -34,12 +37,12 @@ def overview(cells: Cells, level: float) -> str:
     rows = []
     for arm in cells.arms:
         best, total = cells.best(arm), int(cells.known(arm).sum())
-        there = cells.whole(arm, "final_loss")[:, best]
+        there = _at(cells, arm, "final_loss", best)
         count = lambda what, arm=arm: int(cells.became(arm, what).sum())  # noqa: E731
         own = [
             f"{total}",
             *(_percent(share(count(what), total)) for what in ("diverged", "stuck")),
-            f"{cells.rates[best]:g}",
+            "—" if best is None else f"{cells.rates[best]:g}",
             _mean(there, ".4f"),
             _mean(_usable(cells, arm, level), ".3f"),
             _mean(_sensitivity(cells, arm), ".3f"),
@@ -81,12 +84,13 @@ def survival(cells: Cells) -> str:
     rows = []
     for arm in cells.arms:
         best = cells.best(arm)
-        of = lambda name, arm=arm, best=best: cells.whole(arm, name)[:, best]  # noqa: E731
+        of = lambda name, arm=arm, best=best: _at(cells, arm, name, best)  # noqa: E731
         master, *others = (of(f"held_out_losses.{name}") for name in FORMATS)
         bits = of("bits_mean")
         mean_bits = f"{np.nanmean(bits):.2f}" if np.isfinite(bits).any() else "—"
         added = [_difference(paired(other, master), "+.4f") for other in others]
-        rows.append([text(arm), f"{cells.rates[best]:g}", mean_bits, _mean(master, ".4f"), *added])
+        rate = "—" if best is None else f"{cells.rates[best]:g}"
+        rows.append([text(arm), rate, mean_bits, _mean(master, ".4f"), *added])
     return web_page.table(head, rows, "numbers")
 
 
@@ -99,6 +103,12 @@ def alarms(found: dict[str, Alarm]) -> str:
         lead = f"{np.median(own.lead):.0f}" if own.lead else "—"
         rows.append([text(name), f"{own.threshold:.3g}", _percent(own.told), lead])
     return web_page.table(head, rows, "numbers")
+
+
+def _at(cells: Cells, arm: str, field: str, rate: int | None) -> np.ndarray:
+    """float64[seeds] of a field at a rate, NaN where a run diverged or there is no such rate."""
+    every = cells.whole(arm, field)
+    return np.full(len(every), math.nan) if rate is None else every[:, rate]
 
 
 def _by_seed(cells: Cells, arm: str, of: Callable[[dict[float, float], int], float]) -> np.ndarray:

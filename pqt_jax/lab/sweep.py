@@ -18,9 +18,10 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 from ml_collections import ConfigDict
+from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from pqt_jax import checks, cli, errors, files
@@ -29,7 +30,7 @@ from pqt_jax import state as states
 from pqt_jax import workdir as workdirs
 from pqt_jax.config import Config
 from pqt_jax.data import pipeline, source, tokens
-from pqt_jax.errors import InputError, tell
+from pqt_jax.errors import InputError, Lenient, tell
 from pqt_jax.lab import cells, grid, runs
 from pqt_jax.lab.grid import Arm, Grid
 from pqt_jax.workdir import PARTS, TABLE
@@ -156,7 +157,8 @@ def _train(wanted: Grid, workdir: Path, text: source.Text) -> None:
     columns = (name, MofNCompleteColumn(), TimeRemainingColumn())
     total = sum(part.arm.config.steps for part in parts)
     terminal = sys.stdout is not None and sys.stdout.isatty()
-    with Progress(*columns, disable=not terminal) as bar:
+    console = Console(file=cast(Any, Lenient(sys.stdout)))
+    with Progress(*columns, console=console, disable=not terminal) as bar:
         above = functools.partial(bar.console.print, highlight=False, markup=False)
         show = above if terminal else tell
         task = bar.add_task("steps", total=total)

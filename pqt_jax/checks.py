@@ -3,6 +3,7 @@
 """What the fields of a training configuration can be, and which of them fit together."""
 
 import math
+import os
 import re
 
 import jax
@@ -113,7 +114,15 @@ def check(config: Config) -> None:
 
 def check_devices(config: Config) -> None:
     """Raise InputError for what the devices at hand cannot do; apart, since it starts them."""
-    chosen = attention.choose(configs.model_config(config), jax.devices()).implementation
+    try:
+        devices = jax.devices()
+    except (RuntimeError, AssertionError) as error:  # of a platform that was asked for by name
+        reason = " ".join(str(error).split()) or "no reason given"
+        platforms = os.environ.get("JAX_PLATFORMS", "")
+        raise InputError(
+            f"JAX finds no device of JAX_PLATFORMS={platforms}: {reason:.300}"
+        ) from None
+    chosen = attention.choose(configs.model_config(config), devices).implementation
     if chosen == "cudnn" and config.data.boundaries == "mask" and config.data.length % 2:
         raise InputError(
             f"config.data.length={config.data.length}; with cuDNN's attention and "

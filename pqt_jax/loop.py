@@ -89,7 +89,8 @@ def train(
         newest, state, saved = checkpoint.restore_newest(manager, like, meta)
         timer, watch = metrics.Timer(**saved["time"]), Watch(config.watch, saved["losses"])
         _print(f"resumed from step {newest} of {config.steps}")
-        _compare_versions(saved["versions"], meta["versions"])
+        if changed := workdirs.changed_versions(saved, meta):
+            _print(f"resumed under {changed}, so results may differ in the last digits")
     start = int(state.step)
     _print(page.to_go(config, start, timer.rate()))
 
@@ -181,14 +182,3 @@ def stopped(when: str, number: int) -> int:
 def _print(text: str) -> None:
     if processes.is_first():
         tell(text)
-
-
-def _compare_versions(old: dict[str, str], new: dict[str, str]) -> None:
-    """Say so if a checkpoint was written under other versions."""
-    if changed := [name for name in new if old.get(name) != new[name]]:
-        now = ", ".join(f"{name} {new[name]}" for name in changed)
-        before = ", ".join(f"{old.get(name)}" for name in changed)
-        _print(
-            f"resumed under {now}; the checkpoint was written under {before}, "
-            "so results may differ in the last digits"
-        )

@@ -191,6 +191,8 @@ def together(function: Callable[[], T]) -> T:
     try:
         result = function()
     except (InputError, OutputError) as error:
+        if not are_joined():
+            raise
         failure = error
     codes = every(failure.exit_code if failure else 0)
     failed = [index for index, code in enumerate(codes) if code]

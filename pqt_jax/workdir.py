@@ -35,6 +35,11 @@ PROFILE, DAMAGED = "profile", "damaged"
 PARTS, TABLE = "parts", "runs.jsonl"  # of a sweep
 _FILES = (METRICS, HISTORY, SUMMARY, LOSS, BITS, TABLE)
 _FOLDERS = (CHECKPOINTS, PARTS)
+_FINGERPRINTS = {  # and the fields whose files they are of
+    "data_fingerprint": ("config.data.files ", "config.data.tokens "),
+    "init_fingerprint": ("config.init_from ",),
+    "stream_version": (),
+}
 _LONGEST = 3840  # bytes; with the names of a checkpoint's files Linux takes 4096
 _PACKAGES = ("pqt_jax", "jax", "flax", "optax", "grain", "orbax-checkpoint")
 
@@ -69,8 +74,10 @@ def is_whole(meta: Any) -> bool:
 def check_same(old: Meta, new: Meta, what: str) -> None:
     """Raise InputError, naming the field, unless two runs are the same but for their logging."""
     different = configs.differences(old["config"], new["config"])
-    for name in ("data_fingerprint", "init_fingerprint", "stream_version"):
-        if old.get(name, "") != new.get(name, ""):
+    for name, fields in _FINGERPRINTS.items():
+        if old.get(name, "") == new.get(name, ""):  # wherever it lies now
+            different = [text for text in different if not text.startswith(fields or "none")]
+        else:
             before, now = (meta.get(name) or "none" for meta in (old, new))
             different.append(f"{name} was {before!s:.12} and is {now!s:.12}")
             if name == "init_fingerprint":
@@ -83,6 +90,15 @@ def check_same(old: Meta, new: Meta, what: str) -> None:
         raise InputError(
             f"{what} belongs to another run: {different[0]}{more}; give another --workdir"
         )
+
+
+def changed_versions(old: Meta, new: Meta) -> str:
+    """What to say where something goes on under other versions; "" where they are the same."""
+    before, now = old["versions"], new["versions"]
+    if not (changed := [name for name in now if before.get(name) != now[name]]):
+        return ""
+    names = ", ".join(f"{name} {now[name]}" for name in changed)
+    return f"{names}; it was {', '.join(f'{before.get(name)}' for name in changed)} before"
 
 
 def claim(workdir: Path, meta: Meta) -> int:

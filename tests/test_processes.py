@@ -266,3 +266,10 @@ def test_an_error_of_this_process_alone_is_no_loss_of_another():
     assert not processes.is_loss(error("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes"))
     assert not processes.is_loss(ValueError("UNAVAILABLE"))
     assert processes.leave(3) == 3 and not processes.are_joined()
+
+
+def test_a_platform_that_is_not_there_is_one_line(tmp_path, text):
+    # JAX says it in words of its own.
+    given = [f"--workdir={tmp_path / 'run'}", text]
+    _, err = end(start(*given, JAX_PLATFORMS="cuda"), 2)
+    assert err.splitlines()[-1].startswith("error: JAX finds no device of JAX_PLATFORMS=cuda: ")

@@ -186,7 +186,7 @@ def test_other_versions_are_said(tmp_path, capsys, monkeypatch):
     capsys.readouterr()
     assert main(tmp_path, "--config.steps=4") == 0
     assert (
-        f"resumed under jax 99.0; the checkpoint was written under {jax.__version__}, "
+        f"resumed under jax 99.0; it was {jax.__version__} before, "
         "so results may differ in the last digits\n"
     ) in capsys.readouterr().out
 

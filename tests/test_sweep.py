@@ -105,6 +105,15 @@ def test_a_part_that_is_missing_is_trained_again_to_the_same_bits(swept, tmp_pat
     assert "E4M1: 5 runs, 0 diverged, 5 stuck" in capsys.readouterr().out
 
 
+def test_other_versions_are_said(swept, tmp_path, capsys):
+    shutil.copytree(swept, tmp_path / "run")
+    path = tmp_path / "run" / "run.json"
+    path.write_text(path.read_text().replace(f'"jax": "{jax.__version__}"', '"jax": "0.1"'))
+    assert sweep.main(arguments(tmp_path / "run")) == 0
+    out = capsys.readouterr().out
+    assert f"the rest is trained under jax {jax.__version__}; it was 0.1 before, so runs" in out
+
+
 def test_names_of_arms_are_printed_as_they_are(swept, tmp_path):
     """In whole lines where stdout is no terminal, and on one, where [x] could be markup."""
     name = "[bold] of a name that makes a long line"

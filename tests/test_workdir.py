@@ -157,3 +157,12 @@ def test_a_users_file_is_no_probe(tmp_path):
     (tmp_path / ".run.json.probe").write_text("mine")
     claim(tmp_path)
     assert (tmp_path / ".run.json.probe").read_text() == "mine"
+
+
+def test_files_that_lie_elsewhere_are_the_same_text():
+    old, new = (workdirs.describe(tiny.get_config(), TEXT) for _ in range(2))
+    new["config"]["data"]["files"] = "/mnt/other/*.txt"
+    workdirs.check_same(old, new, "it")
+    new["data_fingerprint"] = "other"
+    with pytest.raises(InputError, match="config.data.files was .* and is '/mnt/other/"):
+        workdirs.check_same(old, new, "it")

@@ -35,6 +35,7 @@ import scipy.special
 from flax import nnx
 
 from pqt_jax import segments
+from pqt_jax.loss import token_losses
 
 Maximizer = Literal["corner", "gradient", "lbfgsb"]
 EPSILON = 5e-4  # of Keskar and others
@@ -43,12 +44,6 @@ EPSILON = 5e-4  # of Keskar and others
 def relative(before: Any, after: Any) -> Any:
     """`100 · (after − before) / (1 + before)`, in percent."""
     return 100 * (after - before) / (1 + before)
-
-
-def cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
-    """float32[…, V], int[…] → float32[…], in nats."""
-    picked = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
-    return jax.nn.logsumexp(logits, axis=-1) - picked
 
 
 def of_logits(
@@ -134,7 +129,7 @@ def bounds(logits: jax.Array, targets: jax.Array, epsilon: float) -> tuple[jax.A
     """
     radius = epsilon * (jnp.abs(logits) + 1)
     others = 1 - jax.nn.one_hot(targets, logits.shape[-1])
-    p, f = jax.nn.softmax(logits, -1), cross_entropy(logits, targets)
+    p, f = jax.nn.softmax(logits, -1), token_losses(logits, targets)
     own = jnp.sum(radius * (1 - others), -1)
     below = jnp.sum(p * others, -1) * own + jnp.sum(p * radius * others, -1)
     above = own + jnp.max(radius * others, -1)
@@ -210,7 +205,7 @@ def _of_logits(z, targets, epsilon, iterations, maximizer):
         search = functools.partial(_lbfgsb, iterations=iterations)
         out = jax.ShapeDtypeStruct(targets.shape, jnp.float32)
         rises = jax.pure_callback(search, out, z, targets, radius, vmap_method="broadcast_all")
-        return 100 * rises / (1 + cross_entropy(z, targets))
+        return 100 * rises / (1 + token_losses(z, targets))
     if maximizer == "corner":
         y = (1 - 2 * jax.nn.one_hot(targets, z.shape[-1])) * radius
     else:
@@ -223,7 +218,7 @@ def _of_logits(z, targets, epsilon, iterations, maximizer):
 
         y = radius * jax.lax.fori_loop(0, iterations, ascend, jnp.zeros_like(z))
     best = jnp.maximum(rise(z, y, targets), 0)  # that of y = 0, where digits fail
-    return 100 * best / (1 + cross_entropy(z, targets))
+    return 100 * best / (1 + token_losses(z, targets))
 
 
 def _lbfgsb(z, targets, radius, *, iterations):

@@ -131,12 +131,17 @@ def _describe(wanted: Grid, text: source.Text) -> workdirs.Meta:
 
 
 def _check_same(workdir: Path, meta: workdirs.Meta) -> None:
-    """Raise InputError for any other field, also one that a training run may set anew."""
-    old = workdirs.read(workdir)["config"]
-    if different := configs.differences(old, meta["config"], may=()):
+    """Raise InputError for any other field, also one that a training run may set anew.
+
+    Other versions are said.
+    """
+    old = workdirs.read(workdir)
+    if different := configs.differences(old["config"], meta["config"], may=()):
         raise InputError(
             f"--workdir={workdir} belongs to another sweep: {different[0]}; give another --workdir"
         )
+    if changed := workdirs.changed_versions(old, meta):
+        tell(f"the rest is trained under {changed}, so runs may differ in the last digits")
 
 
 def _parts(wanted: Grid, workdir: Path) -> Iterator[Part]:

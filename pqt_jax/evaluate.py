@@ -61,10 +61,11 @@ def _parse(arguments: Sequence[str]) -> Namespace:
     add("--json", metavar="FILE", help="write the numbers there, too")
     given = parser.parse_args(arguments)
     given.weights = [name.strip() for name in given.weights.split(",")]
-    for name in given.weights:
-        if name not in trained.LABELS and given.weights != ["all"]:
-            known = ", ".join(trained.LABELS)
-            raise InputError(f"--weights: {name!r}; it must be all alone, or of {known}")
+    strange = [name for name in given.weights if name not in trained.LABELS]
+    if strange and given.weights != ["all"]:
+        name = next((name for name in strange if name != "all"), "all")
+        known = ", ".join(trained.LABELS)
+        raise InputError(f"--weights: {name!r}; it must be all alone, or of {known}")
     if given.workdir is None and given.data is None:
         raise InputError("--data is missing; give text files, or the --workdir of a run")
     if given.json is not None and (not given.json or not Path(given.json).parent.is_dir()):

@@ -24,7 +24,12 @@ def step_key(key: jax.Array, step: jax.Array | int) -> jax.Array:
 
     Returns:
       A key, to be given to `ParamTransform.sample`.
+
+    Raises:
+      TypeError: for a step that is no integer, or a key that cannot be one.
     """
+    if not jnp.issubdtype(jnp.result_type(step), jnp.integer):
+        raise TypeError(f"step={step!r}; it must be an integer")
     return jax.random.fold_in(check_key(key), step)
 
 

@@ -105,7 +105,8 @@ def legend(figure: Figure, runs: Runs, notes: Mapping[int, str] | None = None) -
 def format_legend(figure: Figure) -> None:
     """Every format of the ladder below the pictures."""
     names = ["BF16" if fmt.name == "BF16" else f"FP{fmt.bits} {fmt.name}" for fmt in LADDER]
-    _below(figure, [Patch(color=color) for color in FORMATS.values()], names, len(names))
+    columns = max(1, min(len(names), int(figure.get_figwidth() * 11) // 18))
+    _below(figure, [Patch(color=color) for color in FORMATS.values()], names, columns)
 
 
 def _below(figure: Figure, handles: list[Any], texts: list[str], columns: int) -> None:

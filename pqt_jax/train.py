@@ -9,9 +9,9 @@ Ctrl-C or SIGTERM leads to one more step, a checkpoint and an end; before compil
 without either. What XLA compiles, it compiles first. A second one stops at once. Only one run at a
 time can use a workdir.
 
-Exit codes: 0 finished; 1 something could not be written, such as on a full disk; 2 the input cannot
-be used (one line on stderr, nothing compiled); 3 loss or gradient was not finite in too many steps
-in a row; 4 another process was lost; 128 + number of the signal that interrupted it.
+Exit codes: 0 finished; 1 something could not be written, or memory did not suffice; 2 the input
+cannot be used (one line on stderr, nothing compiled); 3 loss or gradient was not finite in too many
+steps in a row; 4 another process was lost; 128 + number of the signal that interrupted it.
 """
 
 import json
@@ -36,6 +36,8 @@ from pqt_jax.processes import ProcessError
 from pqt_jax.signals import interruptions
 from pqt_jax.watch import SkipError
 
+_MEMORY = "give more of config.data.microbatches, config.model.remat, or a smaller batch or model"
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Check everything that was given, then train.
@@ -54,6 +56,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             say(f"error: {error}")
             return processes.leave(error.exit_code)
         except Exception as error:
+            if str(error).startswith("RESOURCE_EXHAUSTED"):
+                say(f"error: memory does not suffice: {error}; {_MEMORY}")
+                return processes.leave(OutputError.exit_code)
             if not processes.are_joined():
                 raise
             if not processes.is_loss(error):

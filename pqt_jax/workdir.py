@@ -19,6 +19,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -120,6 +121,11 @@ def claim(workdir: Path, meta: Meta) -> int:
     name = str(workdir.absolute())
     if "\0" in name or name.encode(errors="ignore").decode() != name:
         raise InputError(f"--workdir={workdir}: its name must be UTF-8 without NUL; give another")
+    if found := re.search(r"[][\\]", name):
+        raise InputError(
+            f"--workdir={workdir}: checkpoints cannot be kept under a path with {found[0]}; give "
+            "another"
+        )
     if len(name.encode()) > _LONGEST:
         raise InputError(
             f"--workdir={workdir} is too long for the files in it; give a shorter path"

@@ -181,3 +181,11 @@ def test_validation_windows_are_fixed_and_spread_over_the_text():
     assert starts == sorted(set(starts)) and starts[0] == 0 and starts[-1] == 236
     assert pipeline.validation_batches(TOKENS, length=4, batch=6, count=99).shape == (10, 6, 5)
     assert pipeline.validation_batches(TOKENS[:9], length=4, batch=6, count=5).shape == (1, 2, 5)
+
+
+def test_a_file_whose_name_reads_as_a_pattern_is_itself(tmp_path):
+    (tmp_path / "v[1].txt").write_text("it")
+    (tmp_path / "v1.txt").write_text("not it")
+    assert source.documents(f"{tmp_path}/v[1].txt", "--data") == {"v[1].txt": b"it"}
+    (tmp_path / "v[1].txt").unlink()
+    assert source.documents(f"{tmp_path}/v[1].txt", "--data") == {"v1.txt": b"not it"}

@@ -68,7 +68,7 @@ def test_a_null_in_parquet_is_an_empty_document(tmp_path):
         ("a.jsonl", b'{"text": "a"}\n{"text": \n', "a.jsonl, line 2 is no JSON: "),
         ("a.jsonl", b'{"body": "a", "url": 3}\n', "line 1 has no text 'text' (there is body, url)"),
         ("a.jsonl", b'["text"]\n', "line 1 has no text 'text' (there is list); give --field"),
-        ("a.jsonl", b'{"text": 3}\n', "line 1 has no text 'text' (there is text)"),
+        ("a.jsonl", b'{"text": 3}\n', "line 1 has no text 'text' (there is text: int)"),
         ("a.jsonl.gz", b"{}", "a.jsonl.gz is no whole gzip file: "),
         (
             "a.jsonl.gz",

@@ -60,7 +60,9 @@ def test_documents_and_chosen_formats(trained_run, tmp_path, capsys):
 
 BAD = {
     "--workdir=nowhere": "--workdir=nowhere does not exist; give the workdir",
-    "--weights=int4": "--weights: 'int4'; it must be all, or of master, bf16",
+    "--weights=all,int4": "--weights: 'int4'; it must be",
+    "--weights=all,bf16": "--weights: 'all'; it must be all alone",
+    "--weights=int4": "--weights: 'int4'; it must be all alone, or of master, bf16",
     "--length=33": "--length=33; it must be at most 32",
     "--length=0": "--length: '0'; it must be a whole number from 1 on",
     "--data=nowhere/*": "--data='nowhere/*' matches no file",

@@ -109,3 +109,8 @@ def test_one_use_of_each_key_is_no_reuse():
             loss = lambda w, b, key=key: perturb(w, b, key).astype(jnp.float32).sum()  # noqa: E731
             dw, db = jax.grad(loss, (0, 1))(W, B)  # the backward pass draws again from one use
             assert dw.shape == W.shape and db.shape == B.shape
+
+
+def test_a_step_is_a_whole_number():
+    with pytest.raises(TypeError, match="step=1.5; it must be an integer"):
+        keys.step_key(jax.random.key(0), 1.5)

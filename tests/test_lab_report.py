@@ -66,7 +66,7 @@ def write_sweep(folder, keep=lambda row: True):
     )
     for number, arm in enumerate(ARMS):
         rows = [row_of(arm, rate, seed) for rate in RATES for seed in SEEDS]
-        lines = [json.dumps(row) + "\n" for row in rows if keep(row)]
+        lines = [tables.as_line(row) for row in rows if keep(row)]
         (folder / "parts" / f"{number:03d}-00000.jsonl").write_text("".join(lines))
     return folder
 
@@ -191,8 +191,8 @@ def test_a_sweep_at_work_and_one_that_measures_nothing_have_a_page(tmp_path):
     none = write_sweep(tmp_path / "b")
     for path in (none / "parts").iterdir():
         none_of = {"sharpness": [], "sharpness_of_weights": []}
-        rows = [json.loads(line) | none_of for line in path.read_text().splitlines()]
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        rows = [row | none_of for row in tables.read_part(path)]
+        path.write_text("".join(map(tables.as_line, rows)))
     assert report.main([str(none)]) == 0
     assert {path.name for path in (none / "report").iterdir()} == {
         report.PAGE,
@@ -224,8 +224,8 @@ def test_a_sweep_of_which_all_diverged_has_a_page(tmp_path):
     for path in (folder / "parts").iterdir():
         all_nan = {"outcome": "diverged", "diverged_at": 7, "final_loss": None}
         all_nan |= {"losses": [None] * 60, "sharpness": [[0, None]], "sharpness_of_weights": []}
-        rows = [json.loads(line) | all_nan for line in path.read_text().splitlines()]
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        rows = [row | all_nan for row in tables.read_part(path)]
+        path.write_text("".join(map(tables.as_line, rows)))
     assert report.main([str(folder)]) == 0
     words = plain((folder / "report" / report.PAGE).read_text())
     assert "No rate of BF16 is best" in words and "nan" not in words and "0.000" not in words

@@ -22,7 +22,7 @@ from flax import nnx
 
 from pqt_jax import learned_bits, metrics, rules, train
 from pqt_jax.data import pipeline, source
-from pqt_jax.lab import grid, report, runs, sweep
+from pqt_jax.lab import cells, grid, report, runs, sweep
 from pqt_jax.loss import cross_entropy
 
 SMOKE = str(pathlib.Path(__file__).parents[1] / "configs" / "lab" / "smoke.py")
@@ -47,13 +47,23 @@ def parts_of(workdir):
     return sorted((workdir / sweep.PARTS).iterdir())
 
 
+def better(workdir):
+    """A row of which someone has changed a number."""
+    part = parts_of(workdir)[1]
+    part.write_text(re.sub(r'"final_loss": \d', '"final_loss": 1', part.read_text(), count=1))
+
+
 @pytest.mark.parametrize(
     "damage, message",
     [
         (lambda d: parts_of(d)[0].write_text(""), "holds other runs than its own"),
         (lambda d: shutil.copy(*parts_of(d)), "holds other runs than its own"),
-        (lambda d: parts_of(d)[1].write_text('{"arm": "E4M1"}\n'), "line 1 is no row of a sweep"),
-        (lambda d: parts_of(d)[1].write_bytes(b"\xff\n"), "line 1 is no row of a sweep"),
+        (
+            lambda d: parts_of(d)[1].write_text('{"arm": "E4M1"}\n'),
+            "line 1 is no row as a sweep has",
+        ),
+        (lambda d: parts_of(d)[1].write_bytes(b"\xff\n"), "line 1 is no row as a sweep has"),
+        (better, "line 1 is no row as a sweep has written it"),
         (lambda d: (d / "run.json").unlink(), "holds runs.jsonl but no run.json"),
         (
             lambda d: shutil.move(d / sweep.PARTS, d / "x") and (d / sweep.PARTS).write_text(""),
@@ -118,8 +128,9 @@ def test_names_of_arms_are_printed_as_they_are(swept, tmp_path):
     """In whole lines where stdout is no terminal, and on one, where [x] could be markup."""
     name = "[bold] of a name that makes a long line"
     shutil.copytree(swept, tmp_path / "run")
-    for path in [tmp_path / "run" / "run.json", *parts_of(tmp_path / "run")]:
-        path.write_text(path.read_text().replace('"E4M1"', json.dumps(name)))
+    about, (_, part) = tmp_path / "run" / "run.json", parts_of(tmp_path / "run")
+    about.write_text(about.read_text().replace('"E4M1"', json.dumps(name)))
+    part.write_text("".join(cells.as_line(r | {"arm": name}) for r in cells.read_part(part)))
     config = pathlib.Path(SMOKE).read_text().replace('"E4M1"', json.dumps(name))
     (tmp_path / "named.py").write_text(config)
     command = [sys.executable, "-m", "pqt_jax.lab.sweep", f"--config={tmp_path / 'named.py'}"]
@@ -225,6 +236,9 @@ def test_every_method_and_a_rate_that_is_too_high_are_rows(tmp_path):
         ((("_a",),), "not begin with _"),
         ((("a" * 41,),), "1 to 40 printable"),
         ((("one", "init_from=x"),), "a sweep has no use for it"),
+        ((("one", "seed=1"),), "config.seed=1; a sweep has no use for it"),
+        ((("one", "mesh.fsdp=2"),), "config.mesh.fsdp=2; a sweep has no use for it"),
+        ((("one", "optimizer.learning_rate=1"),), "rates are config.sweep.learning_rates"),
         ((("one", "steps=9"),), "at least twice config.sweep.window=5"),
         ((("one", "simulate.scale=exact"),), "config.simulate.dtype is empty"),
         ((("one", "pqt.pattern=zzz", "method=ste", "pqt.dtype=E3M2"),), "arms['one']"),

@@ -12,7 +12,7 @@ import pytest
 import tiny
 from command import end, main, start
 
-from pqt_jax import metrics, pictures, records
+from pqt_jax import metrics, pictures, records, train
 
 
 @pytest.mark.slow
@@ -158,3 +158,14 @@ def test_short_and_empty_text_in_a_process_of_its_own(tmp_path):
         assert out == "" and err.startswith("error: config.data.") and message in err
         assert err.count("\n") == 1
     assert not (tmp_path / "run").exists()
+
+
+def test_memory_that_does_not_suffice_is_one_line(tmp_path, monkeypatch, capsys):
+    def exhausted(*_, **__):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.")
+
+    monkeypatch.setattr(train.loop, "train", exhausted)
+    assert main(tmp_path) == 1
+    err = capsys.readouterr().err
+    assert err.startswith("error: memory does not suffice: RESOURCE_EXHAUSTED: Out of memory all")
+    assert "give more of config.data.microbatches" in err and err.count("\n") == 1

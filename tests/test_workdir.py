@@ -144,6 +144,8 @@ def test_paths_that_cannot_be_are_one_line(tmp_path):
     for name, message in (
         ("x" * 300, "cannot be written: File name too long; give a shorter path"),
         ("/".join(39 * ["x" * 100]), "is too long for the files in it; give a shorter path"),
+        ("[new]/run", r"checkpoints cannot be kept under a path with \["),
+        ("a\\b", r"checkpoints cannot be kept under a path with \\"),
         ("\udcff", "must be UTF-8 without NUL"),
         ("\0", "must be UTF-8 without NUL"),
         ("loop", "is a link to nowhere"),

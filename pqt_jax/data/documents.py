@@ -72,6 +72,8 @@ def _json_lines(path: Path, field: str) -> Iterator[bytes]:
                 raise InputError(f"{where} is no JSON: {error}; mend it") from None
             if not isinstance(found, dict) or not isinstance(found.get(field), str):
                 names = ", ".join(found) if isinstance(found, dict) else type(found).__name__
+                if isinstance(found, dict) and field in found:
+                    names = f"{field}: {type(found[field]).__name__}"
                 raise InputError(
                     f"{where} has no text {field!r} (there is {names:.200}); give --field"
                 )

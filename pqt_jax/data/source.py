@@ -151,7 +151,8 @@ def matching(pattern: str, argument: str = _FIELD, give: str = _GIVE) -> tuple[P
     """
     expanded = os.path.expanduser(pattern)
     try:
-        found = glob.glob(expanded, recursive=True)
+        literal = os.path.isfile(expanded)  # also where its name reads as a pattern
+        found = [expanded] if literal else glob.glob(expanded, recursive=True)
         paths = [Path(name) for name in found if not os.path.isdir(name)]
         missing = f"matches {'only folders' if found else 'no file'}; {give}"
         if not found and not glob.has_magic(pattern):

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pqt_jax import metrics, workdir
+from pqt_jax import digests, metrics, workdir
 from pqt_jax.errors import InputError, system_reason
 
 _FIELDS = {"arm", "learning_rate", "seed", "steps", "losses", "first_loss", "final_loss", "outcome"}
@@ -99,6 +99,11 @@ class Cells(NamedTuple):
         return at, np.array(values, np.float64).reshape(len(rows), at.size)
 
 
+def as_line(row: metrics.Record) -> str:
+    """A row as a file of a sweep holds it, with a digest of it."""
+    return json.dumps({**row, "digest": digests.of_json(row)[:16]}) + "\n"
+
+
 def read_part(path: Path) -> list[metrics.Record]:
     """The rows of a file of a sweep.
 
@@ -109,15 +114,18 @@ def read_part(path: Path) -> list[metrics.Record]:
     try:
         rows = []
         for number, line in enumerate(path.read_bytes().splitlines(), 1):  # noqa: B007
-            rows.append(json.loads(line))
-            if not _FIELDS <= rows[-1].keys():
+            row = json.loads(line)
+            digest = row.pop("digest", None)
+            if not _FIELDS <= row.keys() or digest != digests.of_json(row)[:16]:
                 raise ValueError
+            rows.append(row)
     except OSError as error:
         why = system_reason(error, "move it away and run the sweep again")
         raise InputError(f"{path} cannot be read: {why}") from None
     except (ValueError, AttributeError, RecursionError):
         raise InputError(
-            f"{path}: line {number} is no row of a sweep; delete the file and run the sweep again"
+            f"{path}: line {number} is no row as a sweep has written it; delete the file and run "
+            "the sweep again"
         ) from None
     return rows
 

@@ -40,6 +40,7 @@ _RANGES: checked_fields.Ranges = {
 }
 _LONGEST = 40  # characters of an arm's name
 _NO_USE = {"init_from": "", "log.sharpness_every": 0, "log.wandb": "", "log.tensorboard": False}
+_NO_USE |= {"seed": 0, "mesh.data": 0, "mesh.fsdp": 1, "mesh.tensor": 1}
 _MAY_BE_ZERO = {"sweep.sharpness_every"}
 
 
@@ -190,6 +191,8 @@ def _arm(config: Config, arm: Sequence[str]) -> Arm:
             field, _, text = change.partition("=")
             if field.split(".")[0] == "sweep":
                 raise InputError(f"config.{field} is one for all arms")
+            if field == "optimizer.learning_rate":
+                raise InputError(f"config.{field}={text}; rates are config.sweep.learning_rates")
             cli.override(own, field, text)
         simulated: Config = own.simulate
         for section in SECTIONS:

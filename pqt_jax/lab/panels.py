@@ -140,7 +140,8 @@ def warning(found: Mapping[str, Sequence[Landmark]]) -> Figure:
         panel.set_ylim(0, 1.02)
         panel.set_xlabel("step at which it is measured")
         panel.set_ylabel(f"area under the ROC, {of}")
-    marks = next(iter(found.values()))
+    first, marks = next(iter(found.items()))
+    curves.set_title(f"ROC of {first}", fontsize=10)
     for i, mark in enumerate(marks[len(marks) // 4 :: max(1, len(marks) // 4)][:3]):
         label = f"step {mark.step}: {mark.bad} of {mark.bad + mark.good} diverge later"
         style = look(i + len(found))
@@ -148,7 +149,7 @@ def warning(found: Mapping[str, Sequence[Landmark]]) -> Figure:
     curves.plot([0, 1], [0, 1], color="#888", lw=1, ls=":")
     curves.set_xlabel("false alarms, share of the others")
     curves.set_ylabel("hits, share of runs that diverge")
-    curves.legend(fontsize=8, loc="lower right")
+    curves.legend(fontsize=8, loc="best")
     return _legend(figure, ax)
 
 

@@ -61,7 +61,7 @@ _WARNING = (
     "Left: at each step, the area under the ROC as a forecast of divergence, among the runs of all "
     "arms and rates that have not diverged by then, with 95 % intervals; 0.5 is chance. Middle: "
     "the same among runs of one arm and rate only, and in grey what chance gives sharpness there. "
-    "Right: the ROC of sharpness at some steps.",
+    "Right: the ROC of the first of them at some steps.",
 )
 _USABLE = 0.25
 _WRITTEN = re.compile("|".join(map(re.escape, (PAGE, RUNS, WARNING, *PICTURES))))

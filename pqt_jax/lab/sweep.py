@@ -177,7 +177,7 @@ def _train(wanted: Grid, workdir: Path, text: source.Text) -> None:
                     continue
                 train = train or runs.make_train(arm, text, wanted.sweep)
                 rows = train(part.cells, lambda: bar.advance(task))
-                files.write(part.path, "".join(json.dumps(row) + "\n" for row in rows))
+                files.write(part.path, "".join(map(cells.as_line, rows)))
             show(_line(arm, own))
     table = "".join(part.path.read_text() for part in parts)
     files.write(workdir / TABLE, table)

@@ -49,7 +49,8 @@ def make_loss(
 
     @jax.jit
     def mean_loss(params, batches):
-        cut = jax.vmap(lambda batch: losses.parts_of(batch, parts.microbatches))(batches)
+        count = math.gcd(parts.microbatches, batches.shape[1])  # of a short text, it has fewer
+        cut = jax.vmap(lambda batch: losses.parts_of(batch, count))(batches)
         cut = cut.reshape(-1, *cut.shape[2:])
         options = {"chunk": parts.loss_chunk, "end": end}
         options["each"] = segments.count(batches, end, len(cut))

@@ -82,3 +82,6 @@ def test_validation_is_cut_as_training_is(monkeypatch):
             measured(end, parts) for parts in (steps.Parts(), steps.Parts(4, loss_chunk=8))
         )
         assert cut == pytest.approx(whole, rel=1e-6) and little < 0.5 * much
+    few = table.make_loss(graph, batches[:, :6], None, steps.Parts(4))(state.params)
+    want = table.make_loss(graph, batches[:, :6])(state.params)
+    assert few == pytest.approx(want, rel=1e-6)

@@ -70,11 +70,25 @@ def sharded(local: Local, outputs: int, automatic: bool = True) -> Local:
         if is_explicit():
             return mapped(local, (32, 32), outputs == 2, table, matrices, *per_block)
         types = jax.sharding.get_abstract_mesh().axis_types
-        if AxisType.Manual in types or jax.device_count() == 1 or not automatic:
+        if AxisType.Manual in types:
+            return _of_shards(local, table, matrices, *per_block)
+        if jax.device_count() == 1 or not automatic:
             return local(table, matrices, *per_block)
         return partitioned(table, matrices, *per_block)
 
     return apply
+
+
+def _of_shards(local: Local, *operands: jax.Array) -> tuple[jax.Array, ...]:
+    """Call a kernel under `shard_map`, all it takes and gives varying as any of what it takes."""
+    own = lambda x: jax.typeof(x).manual_axis_type.varying  # noqa: E731
+    every = frozenset().union(*map(own, operands))
+
+    def varying(x):
+        more = tuple(every - own(x))
+        return lax.pcast(x, more, to="varying") if more else x
+
+    return tuple(map(varying, local(*map(varying, operands))))
 
 
 def as_matrices(x: jax.Array, matrix_axes: tuple[int, int]) -> jax.Array:

@@ -209,6 +209,19 @@ class KernelTests:
         check(got, sample("xla", *parameters(shape)))
         assert not COLLECTIVE.findall(compiled)
 
+    def test_inside_shard_map_a_shard_has_the_bits_of_its_origin(self):
+        w, b_i, _ = parameters((64, 64))
+        mesh = jax.make_mesh((2, 2), ("x", "y"), axis_types=(AxisType.Auto,) * 2)
+
+        def local(w, b_i):
+            row, column = (jax.lax.axis_index(n) * s for n, s in zip("xy", w.shape, strict=True))
+            return perturb(w, b_i, KEY, origin=(row, column), implementation=self.name)
+
+        axes = P("x", "y")  # unchecked, since Triton's interpreter knows nothing of what varies
+        options = {"in_specs": (axes, axes), "out_specs": axes, "check_vma": False}
+        run = jax.jit(jax.shard_map(local, mesh=mesh, **options))
+        same(run(w, b_i), perturb(w, b_i, KEY, implementation="xla"))
+
     @pytest.mark.slow
     @pytest.mark.parametrize("devices", [(1, 1), (2, 1), (1, 2), (2, 2), (8, 1)], ids=str)
     @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=str)

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType
+from jax.sharding import PartitionSpec as P
 
 from pqt_jax import bits, noise, pallas, perturb
 from pqt_jax.config import default, rules
@@ -143,3 +144,19 @@ def test_on_a_gpu_the_labs_runs_side_by_side_are_sampled_by_kernels(count_kernel
     state, keys = jax.eval_shape(lambda: begin(np.full(4, 1e-3), np.arange(4)))
     batch = jax.ShapeDtypeStruct((4, 2, 33), jnp.int32)
     assert count_kernels(step, state, batch, keys) == 3 * 3
+
+
+def test_on_a_gpu_shards_are_sampled_by_kernels_under_shard_map(count_kernels):
+    """With JAX's check of what varies between devices, also of gradients."""
+    spec = Spec()
+
+    def local(w, b_i):
+        row = jax.lax.axis_index("x") * w.shape[0]
+        return perturb(w, b_i, KEY, spec, origin=(row, 0))
+
+    def loss(w, b_i):
+        sample = jax.shard_map(local, in_specs=(P("x"), P("x")), out_specs=P("x"))
+        return sample(w, b_i).astype(jnp.float32).sum()
+
+    shapes = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((64, 64), (2, 2))]
+    assert count_kernels(jax.jit(jax.grad(loss, (0, 1))), *shapes) == 2

@@ -79,9 +79,10 @@ def _call(function: Any, spec: Spec, shape, in_specs, out_specs, out_shape, inte
 
 def forward(spec: Spec, w, step, table, *, interpret: bool = False):
     """ŵ and the block maxima; shapes as for `launch.forward`, padded to whole tiles."""
+    kind = jax.typeof(w).manual_axis_type  # under shard_map
     out_shape = (
-        jax.ShapeDtypeStruct(w.shape, spec.storage),
-        jax.ShapeDtypeStruct(step.shape, jnp.float32),
+        jax.ShapeDtypeStruct(w.shape, spec.storage, manual_axis_type=kind),
+        jax.ShapeDtypeStruct(step.shape, jnp.float32, manual_axis_type=kind),
     )
     specs = [_MATRIX, _BLOCK]
     return _call(_forward, spec, w.shape, specs, specs, out_shape, interpret)(table, w, step)
@@ -90,6 +91,8 @@ def forward(spec: Spec, w, step, table, *, interpret: bool = False):
 def backward(spec: Spec, cotangent, table, *, interpret: bool = False):
     """Block sums of ∂L/∂ŵ · R; shapes as for `launch.backward`, padded to whole tiles."""
     leads, m, n = cotangent.shape
-    out_shape = jax.ShapeDtypeStruct((leads, m // 32, n // 32), jnp.float32)
+    kind = jax.typeof(cotangent).manual_axis_type
+    shape = (leads, m // 32, n // 32)
+    out_shape = jax.ShapeDtypeStruct(shape, jnp.float32, manual_axis_type=kind)
     call = _call(_backward, spec, cotangent.shape, [_MATRIX], _BLOCK, out_shape, interpret)
     return call(table, cotangent)

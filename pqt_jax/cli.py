@@ -137,6 +137,10 @@ def load(path: str, changes: Sequence[tuple[str, str]] = ()) -> Config:
       InputError: for anything wrong with file, field or value.
     """
     config = config_file.read(path)
+    if "sweep" in config:
+        raise InputError(
+            f"--config={path}: it is a sweep's; give it to python -m pqt_jax.lab.sweep"
+        )
     try:
         set_types(config)
     except InputError as error:

@@ -34,6 +34,7 @@ RUN, LOCK, METRICS, SUMMARY = "run.json", "run.lock", "metrics.jsonl", "summary.
 HISTORY, LOSS, BITS, CHECKPOINTS = "bits.jsonl", "loss.png", "bits.png", "checkpoints"
 PROFILE, DAMAGED = "profile", "damaged"
 PARTS, TABLE = "parts", "runs.jsonl"  # of a sweep
+RUNNING, SWEEP = "a training run", "a sweep"
 _FILES = (METRICS, HISTORY, SUMMARY, LOSS, BITS, TABLE)
 _FOLDERS = (CHECKPOINTS, PARTS)
 _FINGERPRINTS = {  # and the fields whose files they are of
@@ -202,7 +203,7 @@ def start_of(workdir: Path) -> str:
     return ""
 
 
-def read(workdir: Path, option: str = "--workdir=", whose: str = "a training run") -> Meta:
+def read(workdir: Path, option: str = "--workdir=", whose: str = RUNNING) -> Meta:
     """The metadata of a run, for those who only look.
 
     Args:
@@ -218,7 +219,10 @@ def read(workdir: Path, option: str = "--workdir=", whose: str = "a training run
         if not workdir.is_dir():
             what = "is not a directory" if workdir.exists() else "does not exist"
             raise InputError(f"{given} {what}; give the workdir of {whose}")
-        return _read(workdir, option)
+        meta = _read(workdir, option)
+        if ("sweep" in meta["config"]) != (whose == SWEEP):
+            raise InputError(f"{given} is not of {whose}; give the workdir of one")
+        return meta
     except FileNotFoundError:
         what = f"holds no {RUN}; give the workdir of {whose}"
         raise InputError(f"{given} {what}") from None

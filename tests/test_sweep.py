@@ -20,7 +20,7 @@ import pytest
 from command import refused
 from flax import nnx
 
-from pqt_jax import learned_bits, metrics, rules, train
+from pqt_jax import generate, learned_bits, metrics, plot, rules, train
 from pqt_jax.data import pipeline, source
 from pqt_jax.lab import cells, grid, report, runs, sweep
 from pqt_jax.loss import cross_entropy
@@ -348,3 +348,10 @@ def test_another_sweep_does_not_go_on_in_its_folder(swept, capsys):
     assert "belongs to another sweep: config.log.validation_batches" in line
     line = refused(sweep.main, ["--config", "configs/quickstart.py"], capsys)
     assert "it is no sweep's" in line
+
+
+def test_a_sweep_is_no_training_run(swept, capsys):
+    wanted = f"={swept} is not of a training run; give the workdir of one"
+    assert wanted in refused(generate.main, ["--workdir", swept], capsys)
+    assert wanted[1:] in refused(plot.main, [swept], capsys)
+    assert not (swept / "plot").exists()

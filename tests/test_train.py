@@ -105,6 +105,7 @@ BAD = {
     "no GPU": "--config.model.attention=cudnn",
     "workdir": "--workdir=/dev/null/run",
     "config": "--config=configs/missing.py",
+    "sweep": "--config=configs/lab/smoke.py",
     "line break": "--config.op\ntimizer=1",
     "device": "--config.data.files=/dev/zero",
     "path": "--workdir=/" + "x" * 300,

@@ -136,7 +136,7 @@ def read(folder: Path) -> Cells:
     Raises:
       InputError: if there is nothing, or something that is no row of a sweep.
     """
-    about = workdir.read(folder, "", "a sweep")
+    about = workdir.read(folder, "", workdir.SWEEP)
     if not isinstance(about["config"].get("sweep"), dict):
         raise InputError(f"{folder} is not of a sweep; give the workdir of one")
     rows = {}

@@ -135,7 +135,7 @@ def _check_same(workdir: Path, meta: workdirs.Meta) -> None:
 
     Other versions are said.
     """
-    old = workdirs.read(workdir)
+    old = workdirs.read(workdir, whose=workdirs.SWEEP)
     if different := configs.differences(old["config"], meta["config"], may=()):
         raise InputError(
             f"--workdir={workdir} belongs to another sweep: {different[0]}; give another --workdir"

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright 2026 The pqt_jax Authors
-"""Memory of the compiled training step with each method, as `python -m pqt_jax.train` compiles it.
+"""Memory of the compiled training step by method, and of validation, as the trainer compiles them.
 
     python benchmarks/step_memory.py --out FILE --config FILE --config.field=value …
 
@@ -21,6 +21,7 @@ from pqt_jax import cli
 from pqt_jax.config import rules
 from pqt_jax.state import abstract_state
 from pqt_jax.step import make_optimizer, make_train_step, parts_of
+from pqt_jax.table import mean_loss
 
 
 def main() -> int:
@@ -38,7 +39,10 @@ def main() -> int:
         step = make_train_step(graph, optimizer, rules(config), parts=parts_of(config))
         compiled = step.lower(state, batch, jax.random.key(0)).compile()
         methods[method] = gpu_train.memory(compiled)
-    given.out.write_text(json.dumps({**gpu.versions(), "methods": methods}, indent=1) + "\n")
+    some = jax.ShapeDtypeStruct((config.log.validation_batches, *batch.shape), batch.dtype)
+    loss = mean_loss(graph, None, parts_of(config)).lower(state.params, some).compile()
+    record = {**gpu.versions(), "methods": methods, "validation": gpu_train.memory(loss)}
+    given.out.write_text(json.dumps(record, indent=1) + "\n")
     return 0
 
 

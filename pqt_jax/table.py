@@ -31,20 +31,19 @@ LABELS = {name: trained.LABELS[name] for name in ROWS}
 Loss = Callable[[nnx.State], float]
 
 
-def make_loss(
-    graph: nnx.GraphDef, batches: Any, end: int | None = None, parts: Parts = Parts()
-) -> Loss:
-    """The validation loss as a function of the parameters.
+def mean_loss(
+    graph: nnx.GraphDef, end: int | None = None, parts: Parts = Parts()
+) -> Callable[[nnx.State, Any], jax.Array]:
+    """The loss of the bare model on fixed batches, with no more in memory than a training step has.
 
     Args:
       graph: the model's structure.
-      batches: int[N, B, T + 1], fixed.
       end: as for `step.make_train_step`.
       parts: how its steps are cut, and so are the batches here.
 
     Returns:
-      `params -> nats per token` of the bare model, the mean over all targets that count in any of
-      the batches; compiled once, at the first call.
+      A jitted function, `(params, int[N, B, T + 1]) -> nats per token`, the mean over all targets
+      that count in any of the batches.
     """
 
     @jax.jit
@@ -62,7 +61,15 @@ def make_loss(
         total, _ = lax.scan(add, jnp.float32(0), cut)
         return total / len(cut)
 
-    return lambda params: float(mean_loss(params, batches))
+    return mean_loss
+
+
+def make_loss(
+    graph: nnx.GraphDef, batches: Any, end: int | None = None, parts: Parts = Parts()
+) -> Loss:
+    """`mean_loss` on some batches as a function of the parameters; compiled once, when called."""
+    mean = mean_loss(graph, end, parts)
+    return lambda params: float(mean(params, batches))
 
 
 def table(

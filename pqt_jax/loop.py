@@ -104,7 +104,7 @@ def train(
     )
     end = text.end if config.data.boundaries == "mask" else None
     validation = meshes.put_many(validation, mesh)
-    validation_loss = table.make_loss(graph, validation, end, steps.parts_of(config))
+    validation_loss = table.make_loss(graph, validation, end=end, parts=steps.parts_of(config))
     sharpness_of = jax.jit(
         lambda p, all_: sharpness.of_model(graph, p, all_[0].astype("int32"), end)
     )

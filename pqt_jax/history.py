@@ -136,7 +136,7 @@ def _parse(record: metrics.Record) -> Bits | None:
         formats = metrics.numbers(record["formats"])
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
         return None
-    if any(mean.ndim != 1 for mean in layers.values()):
+    if not layers or any(mean.ndim != 1 for mean in layers.values()):
         return None
     shares = {fmt.name: formats.get(fmt.name) or 0.0 for fmt in LADDER}
     return Bits(record["step"], tokens, layers, {name: x for name, x in shares.items() if x})

@@ -82,7 +82,9 @@ def _read(name: str, folder: Path, meta: workdir.Meta) -> Recorded:
         why = system_reason(error, "mend that, or leave the run out")
         raise InputError(f"{folder}: {file} in it cannot be read: {why}") from None
     parameters = None
-    with contextlib.suppress(InputError, KeyError, TypeError, ValueError, AttributeError):
+    with contextlib.suppress(
+        InputError, LookupError, TypeError, ValueError, AttributeError, ArithmeticError
+    ):
         config: Any = ConfigDict(meta["config"])
         config.model.attention = "xla"  # else JAX would look for devices
         parameters = states.count_parameters(config)
@@ -104,7 +106,7 @@ def tokens_at(run: Recorded, step: int) -> float:
     sizes = (run.fields.get(f"config.data.{name}") for name in ("batch", "length"))
     try:
         return float(np.prod([int(size) for size in sizes]) * step)  # pyright: ignore
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return float("nan")
 
 

@@ -256,14 +256,18 @@ def refuse_checkpoints(out: Path, given: str) -> None:
 def _check_checkpoints(workdir: Path, old: Meta, meta: Meta) -> None:
     """Raise InputError if checkpoints must have been there and none is: they cannot be made anew.
 
-    The first is whole when the second begins: without any, metrics go up to the second at most.
+    The first is whole when the second begins, and skipped steps put both off: without any, metrics
+    go up to the second at most.
     """
     folder = workdir / CHECKPOINTS
     if folder.is_dir() and any(path.name.isdecimal() for path in folder.iterdir()):
         return
-    recorded = max((r["step"] for r in metrics.read(workdir / METRICS)), default=0)
-    first = max(run["config"]["log"]["checkpoint_every"] for run in (old, meta))
-    if (workdir / SUMMARY).exists() or recorded > 2 * first:
+    records = metrics.read(workdir / METRICS)
+    recorded = max((record["step"] for record in records), default=0)
+    skipped = max((record.get("skipped") or 0 for record in records), default=0)
+    both = [configs.completed(run["config"]) for run in (old, meta)]
+    first = max(config["log"]["checkpoint_every"] for config in both)
+    if (workdir / SUMMARY).exists() or recorded > 2 * first + skipped:
         raise InputError(
             f"--workdir={workdir} holds metrics up to step {recorded} but no checkpoint; "
             f"put {CHECKPOINTS}/ back, or give a new directory"

@@ -125,7 +125,11 @@ def test_what_is_no_record_is_passed_over_and_later_steps_are_dropped(tmp_path):
     bad += ('{"step": 5, "layers": {"w": [[1]]}, "formats": {}}', '{"step": 5, "formats": {}}')
     bad += ('{"step": 5, "layers": {"w": 1}, "formats": {}}', '{"step": 5, "layers": {"w": [1]}}')
     bad += ('{"step": 5, "layers": {"w": [1' + 400 * "0" + ']}, "formats": {}}', "3", "\x00")
-    later, torn = '{"step": 6, "layers": {}, "formats": {}}', '{"step": 8, "layers": {"w": [1.'
+    bad += ('{"step": 5, "layers": {}, "formats": {}}',)
+    later, torn = (
+        '{"step": 6, "layers": {"w": [2]}, "formats": {}}',
+        '{"step": 8, "layers": {"w": [1.',
+    )
     path.write_text("\n".join((good, *bad, later, torn)))
     first, last = history.read(path)
     assert first.tokens is None and first.formats == {"E4M3": 1} and last.step == 6

@@ -94,3 +94,15 @@ def test_a_run_that_only_skips_ends_and_keeps_what_was_good(tmp_path, capsys, ev
         f"{'the newest checkpoint is of step 1' if saved else 'there is no checkpoint'}; "
     )
     assert "Traceback" not in out
+
+
+def test_a_checkpoint_that_is_due_at_a_skipped_step_is_written_after_it(tmp_path, monkeypatch):
+    see = Watch.see
+
+    def skipped(self, step, loss, total, in_a_row):
+        return see(self, step, loss, int(step >= 5), {4: 1, 5: 2}.get(step, in_a_row))
+
+    monkeypatch.setattr(Watch, "see", skipped)
+    assert main(tmp_path, "--config.steps=9", "--config.log.keep=9") == 0
+    saved = sorted(int(p.name) for p in (tmp_path / "run" / "checkpoints").iterdir())
+    assert saved == [6, 8, 9]

@@ -131,6 +131,17 @@ def test_a_run_without_its_checkpoints_is_not_started_over(tmp_path):
     claim(tmp_path)
 
 
+def test_skipped_steps_put_checkpoints_off(tmp_path):
+    claim(tmp_path)
+    record(tmp_path, 1, 8)
+    metrics.append(tmp_path / "metrics.jsonl", {"step": 8, "skipped": 1, "in_a_row": 1})
+    record(tmp_path, 9)
+    claim(tmp_path)
+    record(tmp_path, 10)
+    with pytest.raises(InputError, match="metrics up to step 10 but no checkpoint"):
+        claim(tmp_path)
+
+
 def test_a_finished_run_without_its_checkpoints_is_refused(tmp_path):
     claim(tmp_path)
     (tmp_path / "summary.json").write_text("{}")

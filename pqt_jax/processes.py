@@ -3,7 +3,14 @@
 """Several processes that train one model, each with its own devices.
 
 They take the same steps in the same order, since whoever waits for another waits in vain for one
-that has ended. What only one of them notices, a signal or an error, is therefore told to all.
+that has ended. What only one of them notices is therefore told to all:
+
+    wrong input, before training    `together`: that one raises, and the others a ProcessError
+    a checkpoint it cannot read     `every`: all take the one before (`checkpoint.restore`)
+    a signal                        `stops`: all end after the same step
+    too many steps skipped          nothing to tell: all see the same numbers
+    a full disk, a bug              `leave`: it ends within seconds, and for the others is lost
+
 `docs/scaling.md` has the lines that start them.
 """
 

@@ -32,7 +32,7 @@ from pqt_jax.blocks import Block, matrix_shape
 Local = Callable[..., tuple[jax.Array, ...]]
 
 TABLE_COLUMNS = 8  # a power of two, as Triton wants it; six are used
-_RUN, _COLUMN = 3, 4
+RUN, COLUMN = 3, 4  # the first of each, in a row of a table
 
 
 def make_table(words: jax.Array, offset: jax.Array, leads: int) -> jax.Array:
@@ -206,7 +206,7 @@ def _names(entry: Any) -> tuple[str, ...]:
 
 def _at_its_place(local: Local, spec: P, mesh: Any, table, matrices, *per_block):
     """Run on one shard, with its global offsets in the table."""
-    for column, axis, unit in ((_RUN, 1, bits.ROWS), (_COLUMN, 2, 1)):
+    for column, axis, unit in ((RUN, 1, bits.ROWS), (COLUMN, 2, 1)):
         index = jnp.uint32(0)
         for name in _names(spec[axis]):
             index = index * jnp.uint32(mesh.shape[name]) + lax.axis_index(name).astype(jnp.uint32)

@@ -81,7 +81,7 @@ def _in_pieces(name: str, kernel: Any, interpret: bool, spec: Spec, table, matri
 
     def launch(some_leads: slice, some_runs: slice):
         some_rows = slice(some_runs.start * bits.ROWS, some_runs.stop * bits.ROWS)
-        moved = table[some_leads].at[:, 3].add(jnp.uint32(some_runs.start))
+        moved = table[some_leads].at[:, sharding.RUN].add(jnp.uint32(some_runs.start))
         inputs = [matrices[some_leads, some_rows], *(x[some_leads, some_runs] for x in per_block)]
         outputs = run(inputs[0], *inputs[1:], moved)
         return outputs if isinstance(outputs, tuple) else (outputs,)

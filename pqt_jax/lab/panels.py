@@ -59,7 +59,7 @@ def losses(cells: Cells) -> Figure:
             steps = every * some * (1 + np.arange(count))
             low, middle, high = _quantiles(curves)
             _band(ax, steps, low, middle, high, i, arm)
-            lows.extend(middle[np.isfinite(middle)])
+            lows.extend(low[np.isfinite(low)])
             starts.extend(row["first_loss"] for row in cells.of(arm, rate) if row["first_loss"])
         ax.set_title(f"learning rate {rate:g}", fontsize=10)
         ax.set_xlabel("step")

@@ -99,10 +99,14 @@ def test_a_run_that_only_skips_ends_and_keeps_what_was_good(tmp_path, capsys, ev
 def test_a_checkpoint_that_is_due_at_a_skipped_step_is_written_after_it(tmp_path, monkeypatch):
     see = Watch.see
 
-    def skipped(self, step, loss, total, in_a_row):
-        return see(self, step, loss, int(step >= 5), {4: 1, 5: 2}.get(step, in_a_row))
+    def skipped(self, step, loss, *_):
+        total, row = {4: (1, 1), 5: (2, 2)}.get(step, (2 * (step > 5), 0))
+        return see(self, step, loss, total, row)
 
     monkeypatch.setattr(Watch, "see", skipped)
     assert main(tmp_path, "--config.steps=9", "--config.log.keep=9") == 0
     saved = sorted(int(p.name) for p in (tmp_path / "run" / "checkpoints").iterdir())
     assert saved == [6, 8, 9]
+    records = metrics.read(tmp_path / "run" / "metrics.jsonl")
+    rates = {r["step"]: r["lr"] for r in records if "lr" in r}
+    assert rates[3] != rates[4] == rates[5] == rates[6] != rates[7]  # a skipped step is tried again

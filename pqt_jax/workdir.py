@@ -78,7 +78,7 @@ def check_same(old: Meta, new: Meta, what: str) -> None:
     different = configs.differences(old["config"], new["config"])
     for name, fields in _FINGERPRINTS.items():
         if old.get(name, "") == new.get(name, ""):  # wherever it lies now
-            different = [text for text in different if not text.startswith(fields or "none")]
+            different = [text for text in different if not text.startswith(fields)]
         else:
             before, now = (meta.get(name) or "none" for meta in (old, new))
             different.append(f"{name} was {before!s:.12} and is {now!s:.12}")

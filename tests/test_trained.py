@@ -23,15 +23,16 @@ from pqt_jax import (
     export,
     generate,
     huggingface,
+    packed,
     param_transform,
     trained,
 )
 from pqt_jax import config as configs
 from pqt_jax.errors import InputError
 from pqt_jax.learned_bits import collect_bits, weights
-from pqt_jax.models import GPT2
-from pqt_jax.quantize import quantize
-from pqt_jax.rules import paths_and_leaves
+from pqt_jax.models import GPT2, Llama2
+from pqt_jax.quantize import apply, quantize
+from pqt_jax.rules import Rule, paths_and_leaves
 
 
 def listing(folder):
@@ -211,3 +212,16 @@ def test_a_hugging_face_folder(tmp_path):
         trained.from_arguments(arguments(f"--hf={tmp_path / 'nan'}"))
     with pytest.raises(InputError, match="none is missing; give a folder with config.json"):
         trained.from_arguments(arguments(f"--hf={tmp_path / 'none'}"))
+
+
+def test_products_with_exact_scales_are_not_rounded_again(tmp_path):
+    """They take float32, also where the parameters are bfloat16."""
+    config = dataclasses.replace(tiny.LLAMA2, param_dtype="bfloat16")
+    params = nnx.state(Llama2(config, rngs=nnx.Rngs(0)))
+    plan = trained.plan_for(params, [Rule("h/.*/kernel")], "fp4_e2m1", scale="exact")
+    want = apply(plan, weights(params))
+    packed.write(tmp_path / packed.FILE, weights(params), plan, export.describe(config))
+    for found in (trained.weights_as(params, plan), trained.load_packed(tmp_path)[2]):
+        jax.tree.map(np.testing.assert_array_equal, found, want)
+        kernels = {leaf.dtype for path, leaf in paths_and_leaves(found).items() if path in plan}
+        assert kernels == {np.dtype("float32")}

@@ -8,8 +8,8 @@
     checkpoints/     metrics.jsonl     bits.jsonl     summary.json     loss.png     bits.png
     profile/
 
-Only the run that `run.json` describes uses it, and one process at a time. What would stop the run
-later, or lose what is there, is refused here, before anything is changed.
+Only the run that `run.json` describes uses it, and one process at a time (of a sweep, any number).
+What would stop the run later, or lose what is there, is refused here, before anything is changed.
 """
 
 import contextlib
@@ -103,15 +103,17 @@ def changed_versions(old: Meta, new: Meta) -> str:
     return f"{names}; it was {', '.join(f'{before.get(name)}' for name in changed)} before"
 
 
-def claim(workdir: Path, meta: Meta) -> int:
+def claim(workdir: Path, meta: Meta, *, alone: bool = True) -> int:
     """Make a workdir this run's own, or find that it already is, and lock it.
 
     Args:
       workdir: made if it is missing.
       meta: from `describe`.
+      alone: whether no other process may use it meanwhile; else they agree among themselves by
+        locks on bytes of the file (`lab.parts`).
 
     Returns:
-      A file descriptor that holds the lock until it is closed or the process ends.
+      A descriptor of the file of locks; it holds the lock until it is closed or the process ends.
 
     Raises:
       InputError: if the workdir cannot be written, holds outputs of something else, is in use, or
@@ -147,10 +149,15 @@ def claim(workdir: Path, meta: Meta) -> int:
         why = system_reason(error, "give another directory")
         raise InputError(f"--workdir={workdir} cannot be written: {why}") from None
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if alone:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        else:
+            fcntl.lockf(descriptor, fcntl.LOCK_EX, 1)
         # Again, since another run may have claimed it in between.
         if not _check_owner(workdir, meta):
             files.write(workdir / RUN, json.dumps(meta, indent=2) + "\n")
+        if not alone:
+            fcntl.lockf(descriptor, fcntl.LOCK_UN, 1)
     except BlockingIOError:
         os.close(descriptor)
         raise InputError(f"--workdir={workdir} is in use by another run") from None

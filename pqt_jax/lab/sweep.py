@@ -5,8 +5,9 @@
     config → arms → programs of at_once runs → DIR/parts/… → DIR/runs.jsonl, a row for each run
 
 The same command goes on where it was stopped: a program's rows are written at its end, whole, and
-what is there is not trained again. A run that diverges is a row like the others; what that means is
-in `outcomes`.
+what is there is not trained again. Given again while it runs, it is a second process that takes
+what no other is at (`parts`), on another GPU by CUDA_VISIBLE_DEVICES. A run that diverges is a row
+like the others; what that means is in `outcomes`.
 
 Exit codes: 0 done; 1 something cannot be written; 2 the input cannot be used (one line on stderr,
 nothing compiled); 130 after Ctrl-C.
@@ -16,9 +17,9 @@ import functools
 import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 from ml_collections import ConfigDict
 from rich.console import Console
@@ -31,23 +32,10 @@ from pqt_jax import workdir as workdirs
 from pqt_jax.config import Config
 from pqt_jax.data import pipeline, source, tokens
 from pqt_jax.errors import InputError, Lenient, tell
-from pqt_jax.lab import cells, grid, runs
+from pqt_jax.lab import cells, grid, parts, runs
 from pqt_jax.lab.grid import Arm, Grid
+from pqt_jax.lab.parts import Part
 from pqt_jax.workdir import PARTS, TABLE
-
-
-class Part(NamedTuple):
-    """What one program trains.
-
-    Attributes:
-      arm: of all its runs.
-      cells: learning rates and seeds.
-      path: of its rows.
-    """
-
-    arm: Arm
-    cells: list[runs.Cell]
-    path: Path
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -83,10 +71,10 @@ def _run(arguments: Sequence[str]) -> int:
     workdir = Path(given.workdir or Path("runs") / Path(given.config).stem)
     text = _checked_text(wanted)
     meta = _describe(wanted, text)
-    lock = workdirs.claim(workdir, meta)
+    lock = workdirs.claim(workdir, meta, alone=False)
     try:
         _check_same(workdir, meta)
-        _train(wanted, workdir, text)
+        _train(wanted, workdir, text, lock)
     finally:
         os.close(lock)
     return 0
@@ -144,63 +132,63 @@ def _check_same(workdir: Path, meta: workdirs.Meta) -> None:
         tell(f"the rest is trained under {changed}, so runs may differ in the last digits")
 
 
-def _parts(wanted: Grid, workdir: Path) -> Iterator[Part]:
-    every = [(rate, seed) for rate in wanted.learning_rates for seed in wanted.seeds]
-    for number, arm in enumerate(wanted.arms):
-        for start in range(0, len(every), wanted.sweep.at_once):
-            some = every[start : start + wanted.sweep.at_once]
-            yield Part(arm, some, workdir / PARTS / f"{number:03d}-{start:05d}.jsonl")
-
-
-def _train(wanted: Grid, workdir: Path, text: source.Text) -> None:
+def _train(wanted: Grid, workdir: Path, text: source.Text, lock: int) -> None:
     (workdir / PARTS).mkdir(exist_ok=True)
-    parts = list(_parts(wanted, workdir))
-    for part in parts:
-        if part.path.exists():
-            _check_part(part)
+    every = parts.plan(wanted, workdir)
+    of_arm = {arm.name: [part for part in every if part.arm is arm] for arm in wanted.arms}
+    for part in every:
+        if part.is_done():
+            parts.check(part)
     name = TextColumn("{task.description}", markup=False)
     columns = (name, MofNCompleteColumn(), TimeRemainingColumn())
-    total = sum(part.arm.config.steps for part in parts)
     terminal = sys.stdout is not None and sys.stdout.isatty()
     console = Console(file=cast(Any, Lenient(sys.stdout)))
     with Progress(*columns, console=console, disable=not terminal) as bar:
         above = functools.partial(bar.console.print, highlight=False, markup=False)
         show = above if terminal else tell
-        task = bar.add_task("steps", total=total)
-        for arm in wanted.arms:
-            own = [part for part in parts if part.arm is arm]
-            bar.update(task, description=arm.name)
-            train = None
-            for part in own:
-                if part.path.exists():
-                    bar.advance(task, arm.config.steps)
-                    continue
-                train = train or runs.make_train(arm, text, wanted.sweep)
-                rows = train(part.cells, lambda: bar.advance(task))
-                files.write(part.path, "".join(map(cells.as_line, rows)))
-            show(_line(arm, own))
-    table = "".join(part.path.read_text() for part in parts)
-    files.write(workdir / TABLE, table)
+        task = bar.add_task("steps", total=_steps(every))
+        for own in of_arm.values():
+            if not _missing(own):
+                show(_line(own))
+        before = train = None
+        for part in parts.to_train(every, lock):
+            arm = part.arm
+            if train is None or arm is not before:
+                before, train = arm, runs.make_train(arm, text, wanted.sweep)
+            done = _steps([part for part in every if part.is_done()])  # by whichever process
+            bar.update(task, description=arm.name, completed=done)
+            rows = train(part.cells, lambda: bar.advance(task))
+            files.write(part.path, "".join(map(cells.as_line, rows)))
+            if not _missing(own := of_arm[arm.name]):
+                show(_line(own))
+    with parts.alone(lock):
+        if missing := _missing(every):
+            tell(
+                f"{missing} of {len(every)} parts are with other processes; the last of them "
+                f"writes {workdir / TABLE}"
+            )
+            return
+        table = "".join(part.path.read_text() for part in every)
+        files.write(workdir / TABLE, table)
     tell(f"{table.count(chr(10))} runs: {workdir / TABLE}")
 
 
-def _check_part(part: Part) -> None:
-    """Raise InputError if a file holds other rows than those of its runs."""
-    found = [(row["arm"], row["learning_rate"], row["seed"]) for row in cells.read_part(part.path)]
-    if found != [(part.arm.name, rate, seed) for rate, seed in part.cells]:
-        raise InputError(
-            f"{part.path} holds other runs than its own; delete it and run the sweep again"
-        )
+def _steps(some: Sequence[Part]) -> int:
+    return sum(part.arm.config.steps for part in some)
 
 
-def _line(arm: Arm, parts: Sequence[Part]) -> str:
-    rows = [row for part in parts for row in cells.read_part(part.path)]
+def _missing(some: Sequence[Part]) -> int:
+    return sum(not part.is_done() for part in some)
+
+
+def _line(some: Sequence[Part]) -> str:
+    """What became of the runs of an arm, by all its parts."""
+    rows = [row for part in some for row in cells.read_part(part.path)]
     count = lambda what: sum(row["outcome"] == what for row in rows)  # noqa: E731
     finals = [row["final_loss"] for row in rows if row["final_loss"] is not None]
     best = f", best final loss {min(finals):.4f}" if finals else ""
-    return (
-        f"{arm.name}: {len(rows)} runs, {count('diverged')} diverged, {count('stuck')} stuck{best}"
-    )
+    became = f"{count('diverged')} diverged, {count('stuck')} stuck"
+    return f"{some[0].arm.name}: {len(rows)} runs, {became}{best}"
 
 
 if __name__ == "__main__":

@@ -83,10 +83,10 @@ def compile_case(arch: int, case: str, implementation: Any, size: int) -> str:
     direction, dtype, spec = CASES[case]
     forward, backward = pallas.functions(implementation)
     matrix = jax.ShapeDtypeStruct((1, size, size), dtype)
-    step = jax.ShapeDtypeStruct((1, size // 32, size // 32), jnp.float32)
+    b_i = jax.ShapeDtypeStruct((1, size // 32, size // 32), jnp.float32)
     key = [jax.ShapeDtypeStruct((n,), jnp.uint32) for n in (2, 3)]
     if direction == "forward":
-        function, operands = forward, [matrix, step, *key]
+        function, operands = forward, [matrix, b_i, *key]
     else:
         function, operands = backward, [matrix, *key]
     return compile_for(arch, functools.partial(function, spec), operands)
@@ -107,7 +107,8 @@ def measure(arch: int, case: str, implementation: str, size: int, kept: Path) ->
     for path in kept.iterdir():
         path.unlink()
     text = compile_case(arch, case, implementation, size)
-    per_thread = bits.ROWS * launch.kernel_of("mosaic")._MOST_TILES
+    tiles = launch.kernel_of("mosaic").tiles_per_block(size // bits.ROWS, size // 128)
+    per_thread = bits.ROWS * tiles
     threads = threads_of(kept, size**2 // per_thread if implementation == "mosaic" else 0)
     counts, registers, spills, loops, seen = collections.Counter(), 0, 0, False, set()
     for path in kept.glob("*.ptx"):

@@ -33,7 +33,7 @@ MOST_WORKERS = 6  # nearly all of the time is tracing and compilation, on the CP
 
 
 def weights(smoke: bool) -> tuple[np.ndarray, np.ndarray]:
-    """A ragged stack with blocks of everything that could go wrong, and a step for each block."""
+    """A ragged stack with blocks of everything that could go wrong, and b_i for b_t from 1 to 9."""
     m, n = (70, 130) if smoke else (4100, 1090)
     rng = np.random.default_rng(0)
     w = rng.normal(0, 0.02, (2, m, n)).astype(np.float32)
@@ -45,8 +45,8 @@ def weights(smoke: bool) -> tuple[np.ndarray, np.ndarray]:
     w[0, 32:, 32:64] *= np.float32(2.0**120)
     w[1, :32, :32] = 0
     w[1, 32:64, :32] = np.ldexp(1.0, np.arange(32))
-    step = 2.0 ** (1 - rng.uniform(1, 9, (2, -(-m // 32), -(-n // 32))))
-    return w, step.astype(np.float32)
+    b_t = rng.uniform(1, 9, (2, -(-m // 32), -(-n // 32)))
+    return w, ((b_t - 4) / 2).astype(np.float32)
 
 
 def run(smoke: bool) -> dict[str, Any]:
@@ -72,9 +72,9 @@ def _cases(check: tuple[bool, str, Spec, Any]) -> dict[str, str]:
     """Name → what differs, of every implementation."""
     smoke, direction, spec, dtype = check
     names: list[Implementation] = [*pallas.KERNELS, "xla"]
-    w, step = weights(smoke)
+    w, b_i = weights(smoke)
     compare, of_cpu, title = _forward, reference.forward, f"to {_title(spec)}"
-    operands: tuple[Any, ...] = (jnp.asarray(w, dtype), step, *PLACE)
+    operands: tuple[Any, ...] = (jnp.asarray(w, dtype), b_i, *PLACE)
     if direction == "backward":
         compare, of_cpu, title = _backward, reference.backward, spec.noise
         operands = (jnp.asarray(np.random.default_rng(1).normal(size=w.shape), dtype), *PLACE)

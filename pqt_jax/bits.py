@@ -28,18 +28,19 @@ ROWS = 32  # rows that share a row of Philox calls
 DRAWS = 8  # 16-bit draws in one call
 GROUP = ROWS // DRAWS  # rows that one slice of draws covers
 
-_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
+_MULTIPLIERS = (np.uint32(0xD2511F53), np.uint32(0xCD9E8D57))
 _WEYL = (0x9E3779B9, 0xBB67AE85)
 
 Words = tuple[jax.Array, jax.Array, jax.Array, jax.Array]
 
 
-def _multiply(a: jax.Array, b: int) -> tuple[jax.Array, jax.Array]:
-    """The high and low word of the 64-bit product."""
+def multiply(a: jax.Array, b: jax.Array | np.uint32) -> tuple[jax.Array, jax.Array]:
+    """The high and low word of the 64-bit product of uint32 numbers."""
     with jax.enable_x64(True):  # lax.mulhi would do, but the GPU kernel languages lack it
-        wide = lax.convert_element_type(a, jnp.uint64) * np.uint64(b)
+        widen = lambda x: lax.convert_element_type(x, jnp.uint64)  # noqa: E731
+        wide = widen(a) * (np.uint64(b) if isinstance(b, np.generic) else widen(b))
         high = lax.convert_element_type(wide >> np.uint64(32), jnp.uint32)
-    return high, a * np.uint32(b)
+    return high, a * b
 
 
 def philox4x32(key: tuple[jax.Array, jax.Array], counter: Words, rounds: int = 10) -> Words:
@@ -58,8 +59,8 @@ def philox4x32(key: tuple[jax.Array, jax.Array], counter: Words, rounds: int = 1
     for i in range(rounds):
         if i:
             k0, k1 = k0 + np.uint32(_WEYL[0]), k1 + np.uint32(_WEYL[1])
-        high0, low0 = _multiply(c0, _MULTIPLIERS[0])
-        high1, low1 = _multiply(c2, _MULTIPLIERS[1])
+        high0, low0 = multiply(c0, _MULTIPLIERS[0])
+        high1, low1 = multiply(c2, _MULTIPLIERS[1])
         c0, c1, c2, c3 = high1 ^ c1 ^ k0, low1, high0 ^ c3 ^ k1, low0
     return c0, c1, c2, c3
 

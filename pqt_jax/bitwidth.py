@@ -22,6 +22,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from pqt_jax import bits
+
 MIN_BITS = 1.0
 MAX_BITS = 16.0
 
@@ -77,13 +79,13 @@ def step_size(b_t: jax.Array) -> jax.Array:
     Returns:
       float32 of the same shape, within one unit in the last place; NaN for NaN.
     """
-    exponent = 1.0 - b_t  # exact, and a multiple of 2^-23, as is b_t itself
-    whole = jnp.floor(exponent)
-    fraction = ((exponent - whole) * 2.0**23).astype(jnp.uint32)
-    power = _exp2_fixed(fraction)  # in [2^31, 2^32)
+    # In units of 2^-23, of which b_t is a multiple: 1 − b_t, which is exact, and 16 − b_t.
+    negative = lax.convert_element_type((1.0 - b_t) * 2.0**23, jnp.int32)
+    fixed = (negative + np.int32(int(MAX_BITS - 1) << 23)).astype(jnp.uint32)
+    power = _exp2_fixed(fixed & np.uint32(2**23 - 1))  # in [2^31, 2^32)
     # To 24 bits, of which the first is implied; a carry out of them goes into the exponent.
     mantissa = (power >> np.uint32(8)) + ((power >> np.uint32(7)) & np.uint32(1))
-    biased = (whole.astype(jnp.int32) + 126).astype(jnp.uint32)
+    biased = (fixed >> np.uint32(23)) + np.uint32(126 + 1 - int(MAX_BITS))
     step = lax.bitcast_convert_type((biased << np.uint32(23)) + mantissa, jnp.float32)
     return jnp.where(jnp.isnan(b_t), b_t, step)
 
@@ -100,12 +102,12 @@ def _exp2_fixed(fraction: jax.Array) -> jax.Array:
     Twelve terms `(ln 2)^k / k!` of the exponential series leave less than 2^-32.
     """
     terms = [round(2**31 * math.log(2) ** k / math.factorial(k)) for k in range(12)]
-    with jax.enable_x64(True):
-        x = lax.convert_element_type(fraction, jnp.uint64) << np.uint64(8)
-        power = jnp.full_like(x, np.uint64(terms[-1]))
-        for term in reversed(terms[:-1]):
-            power = np.uint64(term) + ((power * x) >> np.uint64(31))
-        return lax.convert_element_type(power, jnp.uint32)
+    x = fraction << np.uint32(8)
+    power = jnp.full_like(x, np.uint32(terms[-1]))
+    for term in reversed(terms[:-1]):
+        high, low = bits.multiply(power, x)
+        power = np.uint32(term) + ((high << np.uint32(1)) | (low >> np.uint32(31)))
+    return power
 
 
 def layer_loss(b_t: Any, target_bits: float) -> jax.Array:

@@ -25,9 +25,9 @@ import jax
 import jax.numpy as jnp
 from jax.core import Tracer
 
-from pqt_jax import bits, bitwidth, blocks, cast, keys, pallas, sharding
+from pqt_jax import bits, blocks, cast, keys, pallas, sharding
 from pqt_jax.pallas import Implementation
-from pqt_jax.reference import backward, cast_blocks
+from pqt_jax.reference import backward, cast_blocks, step_of
 from pqt_jax.spec import Spec
 
 Origin = tuple[jax.Array | int, jax.Array | int]
@@ -126,17 +126,17 @@ def perturb_encoded(
     """
     if spec.noise == "none":
         raise ValueError("noise='none'; codes are made of sampled weights")
-    w = jnp.asarray(w)
+    w, given = jnp.asarray(w), jnp.asarray(b_i)
     spec = dataclasses.replace(spec, encoded=True).fitted(w.shape)
-    matrices, step, *place = _operands(w, b_i, key, spec, lead, origin)
+    matrices, b_i, *place = _operands(w, b_i, key, spec, lead, origin)
     chosen = pallas.choose(implementation, spec)
     forward, _ = pallas.functions(chosen if w.size else "xla")
-    codes, absmax = forward(spec, _undifferentiable(matrices), _undifferentiable(step), *place)
+    codes, absmax = forward(spec, _undifferentiable(matrices), _undifferentiable(b_i), *place)
     codes = jax.lax.bitcast_convert_type(
         sharding.restored(codes, w, spec.matrix_axes), spec.dtype.dtype
     )
     scale = cast.block_scale(absmax, spec.dtype, spec.scale)
-    return codes, sharding.restored(scale, jnp.asarray(b_i), (1, 1))
+    return codes, sharding.restored(scale, given, (1, 1))
 
 
 @jax.custom_jvp
@@ -163,13 +163,12 @@ def _operands(
     lead: Any,
     origin: Origin,
 ):
-    """Checked, and as an implementation takes them: matrices, step, words, offset."""
+    """Checked, and as an implementation takes them: matrices, b_i, words, offset."""
     matrices = _matrices(w, spec)
     blocks.check_grid(b_i, w, spec.block, spec.matrix_axes)
-    b_t = bitwidth.bit_width(jnp.asarray(b_i, jnp.float32), spec.target_bits, spec.init_bits)
-    step = sharding.as_matrices(bitwidth.step_size(b_t), (1, 1))
-    step = sharding.beside(step, matrices, spec.block)  # as its gradient will be
-    return matrices, step, keys.key_words(key), _offset(lead, origin, spec.block)
+    b_i = sharding.as_matrices(jnp.asarray(b_i, jnp.float32), (1, 1))
+    b_i = sharding.beside(b_i, matrices, spec.block)  # as its gradient will be
+    return matrices, b_i, keys.key_words(key), _offset(lead, origin, spec.block)
 
 
 def _offset(lead: Any, origin: Origin, block: blocks.Block) -> jax.Array:
@@ -210,22 +209,23 @@ _straight_through.defvjp(_straight_through_fwd, _straight_through_bwd)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _sample(spec: Spec, implementation: Implementation, w, step, words, offset):
+def _sample(spec: Spec, implementation: Implementation, w, b_i, words, offset):
     forward, _ = pallas.functions(implementation)
-    return forward(spec, w, step, words, offset)
+    return forward(spec, w, b_i, words, offset)
 
 
-def _sample_fwd(spec, implementation, w, step, words, offset):
+def _sample_fwd(spec, implementation, w, b_i, words, offset):
     # By way of itself, so that whoever differentiates this again meets the same rule.
-    outputs: Any = _sample(spec, implementation, w, step, words, offset)
-    return outputs, (words, offset, outputs[1], jnp.zeros((), w.dtype))
+    outputs: Any = _sample(spec, implementation, w, b_i, words, offset)
+    return outputs, (b_i, words, offset, outputs[1], jnp.zeros((), w.dtype))
 
 
 def _sample_bwd(spec, implementation, residual, cotangents):
-    words, offset, absmax, like = residual
+    b_i, words, offset, absmax, like = residual
     cotangent, _ = cotangents  # the maximum is detached
     product = _block_sums(spec, implementation, cotangent, words, offset)
-    return cotangent.astype(like.dtype), absmax * product, None, None
+    _, to_bits = jax.vjp(functools.partial(step_of, spec), b_i)
+    return cotangent.astype(like.dtype), *to_bits(absmax * product), None, None
 
 
 _sample.defvjp(_sample_fwd, _sample_bwd)

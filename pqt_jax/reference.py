@@ -2,7 +2,7 @@
 # Copyright 2026 The pqt_jax Authors
 """Sampling as XLA compiles it: the reference that the kernels must equal, on every platform.
 
-    forward    w, step, key → ŵ, max_B|w|
+    forward    w, b_i, key → ŵ, max_B|w|
     backward   ∂L/∂ŵ, key  → Σ_B (∂L/∂ŵ · R)
 
 Both work on stacks of matrices [leads, M, N] with one number per block [leads, gm, gn].
@@ -13,7 +13,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from pqt_jax import bits, blocks, cast, sharding
+from pqt_jax import bits, bitwidth, blocks, cast, sharding
 from pqt_jax.formats import BF16, FP32
 from pqt_jax.noise import materialize, noise_codes, noise_rows, noise_tile
 from pqt_jax.spec import Spec
@@ -31,6 +31,11 @@ def _cast_blocks(spec: Spec, w: jax.Array) -> jax.Array:
     if scale is not None:
         scale = blocks.spread(scale, spec.block)
     return _cast(spec, padded.astype(jnp.float32), scale)[:, :m, :n]
+
+
+def step_of(spec: Spec, b_i: jax.Array) -> jax.Array:
+    """`2^(1 − b_t)` of each block, by operations whose bits are the same anywhere."""
+    return bitwidth.step_size(bitwidth.bit_width(b_i, spec.target_bits, spec.init_bits))
 
 
 def grid_scale(spec: Spec, absmax: jax.Array) -> jax.Array | None:
@@ -58,13 +63,13 @@ def _cast(spec: Spec, x: jax.Array, scale: jax.Array | None) -> jax.Array:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def forward(spec: Spec, w, step, words, offset) -> tuple[jax.Array, jax.Array]:
+def forward(spec: Spec, w, b_i, words, offset) -> tuple[jax.Array, jax.Array]:
     """ŵ and the block maxima.
 
     Args:
       spec: static.
       w: float32 or bfloat16 [leads, M, N].
-      step: float32 [leads, gm, gn], `2^(1 − b_t)` of each block.
+      b_i: float32 [leads, gm, gn], one for each block.
       words: uint32[2], the key.
       offset: uint32[3], global (lead, run of 32 rows, column) of the first element.
 
@@ -73,11 +78,11 @@ def forward(spec: Spec, w, step, words, offset) -> tuple[jax.Array, jax.Array]:
     """
     if sharding.is_explicit():
 
-        def local(table, w, step):
-            return forward(spec, w, step, *sharding.of_table(table))
+        def local(table, w, b_i):
+            return forward(spec, w, b_i, *sharding.of_table(table))
 
         table = sharding.make_table(words, offset, w.shape[0])
-        w_hat, absmax = sharding.mapped(local, spec.block, True, table, w, step)
+        w_hat, absmax = sharding.mapped(local, spec.block, True, table, w, b_i)
         return w_hat, absmax
     leads, m, n = w.shape
     padded = blocks.pad_to(w, max(bits.ROWS, spec.block[0]), spec.block[1])
@@ -100,7 +105,7 @@ def forward(spec: Spec, w, step, words, offset) -> tuple[jax.Array, jax.Array]:
 
     codes = noise_codes(spec.noise, words, offset, leads, runs, columns)
     wide = padded.astype(jnp.float32).reshape(leads, runs, bits.DRAWS, bits.GROUP, columns)
-    noisy = wide + noise_tile(spec.noise, codes) * tile(absmax * step)
+    noisy = wide + noise_tile(spec.noise, codes) * tile(absmax * step_of(spec, b_i))
     scale = grid_scale(spec, absmax)
     w_hat = _cast(spec, noisy, None if scale is None else tile(scale))
     return w_hat.reshape(leads, rows, columns)[:, :m, :n], absmax

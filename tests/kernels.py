@@ -45,8 +45,10 @@ def hard_matrices():
     w[0, 32:, 32:64] *= 2.0**120
     w[1, :32, :32] = 0
     w[1, 32:, :32] = np.ldexp(1.0, np.arange(32))
-    step = np.random.default_rng(1).uniform(1, 9, (2, 2, 4))
-    return jnp.asarray(w), jnp.asarray(2.0 ** (1 - step.round(1)), jnp.float32)
+    b_i = np.random.default_rng(1).uniform(
+        -2, 7, (2, 2, 4)
+    )  # b_t from 1, where it is clamped, to 16
+    return jnp.asarray(w), jnp.asarray(b_i.round(1), jnp.float32)
 
 
 def same(got, want):
@@ -92,32 +94,32 @@ class KernelTests:
         with pallas.interpret():
             yield
 
-    def forward(self, spec, w, step):
-        return launch.forward(self.name, True, spec, w, step, WORDS, NOWHERE)
+    def forward(self, spec, w, b_i):
+        return launch.forward(self.name, True, spec, w, b_i, WORDS, NOWHERE)
 
     @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=["f32", "bf16"])
     @pytest.mark.parametrize("fmt", FORMATS, ids=str)
     def test_forward_has_the_bits_of_the_reference(self, fmt, dtype):
-        w, step = hard_matrices()
+        w, b_i = hard_matrices()
         spec = Spec(dtype=fmt)
-        got = self.forward(spec, w.astype(dtype), step)
-        want = reference.forward(spec, w.astype(dtype), step, WORDS, NOWHERE)
+        got = self.forward(spec, w.astype(dtype), b_i)
+        want = reference.forward(spec, w.astype(dtype), b_i, WORDS, NOWHERE)
         same(got[0], want[0]), same(got[1], want[1])
 
     @pytest.mark.parametrize("fmt", [E4M3, E5M2], ids=str)
     def test_codes_have_the_bits_of_the_reference(self, fmt):
-        w, step = hard_matrices()
+        w, b_i = hard_matrices()
         spec = Spec(dtype=fmt, encoded=True)
-        got = self.forward(spec, w, step)
-        want = reference.forward(spec, w, step, WORDS, NOWHERE)
+        got = self.forward(spec, w, b_i)
+        want = reference.forward(spec, w, b_i, WORDS, NOWHERE)
         assert got[0].dtype == want[0].dtype == jnp.uint8
         same(got[0], want[0]), same(got[1], want[1])
 
     @pytest.mark.parametrize("options", [{"scale": "floor", "dtype": E4M3}, {"noise": "uniform"}])
     def test_other_specs_too(self, options):
-        w, step = hard_matrices()
-        got = self.forward(Spec(**options), w, step)
-        want = reference.forward(Spec(**options), w, step, WORDS, NOWHERE)
+        w, b_i = hard_matrices()
+        got = self.forward(Spec(**options), w, b_i)
+        want = reference.forward(Spec(**options), w, b_i, WORDS, NOWHERE)
         same(got[0], want[0]), same(got[1], want[1])
 
     @pytest.mark.parametrize("noise", ["gauss", "uniform"])
@@ -261,11 +263,11 @@ class KernelTests:
         mesh = AbstractMesh((1,), ("x",), axis_types=(AxisType.Auto,), abstract_device=device)
         kernel = launch.kernel_of(self.name)
         table, w = shape((2, 8), jnp.uint32), shape((2, 64, 256), jnp.float32)
-        step = shape((2, 2, 8), jnp.float32)
+        b_i = shape((2, 2, 8), jnp.float32)
         cotangent = shape(w.shape, jnp.bfloat16)
         with jax.sharding.use_abstract_mesh(mesh):
             for function, operands in (
-                (functools.partial(kernel.forward, spec), (w, step, table)),
+                (functools.partial(kernel.forward, spec), (w, b_i, table)),
                 (functools.partial(kernel.backward, spec), (cotangent, table)),
             ):
                 lowered = jax.jit(function).trace(*operands).lower(lowering_platforms=("cuda",))

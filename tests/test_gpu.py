@@ -54,22 +54,30 @@ def test_uniform_noise_fused_or_not_is_within_what_the_section_allows(monkeypatc
     import gpu_exact
 
     spec = Spec(noise="uniform", dtype=FP32)
-    w, step = gpu_exact.weights(smoke=False)
-    operands = (jnp.asarray(w, dtype), step, *gpu_exact.PLACE)
+    w, b_i = gpu_exact.weights(smoke=False)
+    operands = (jnp.asarray(w, dtype), b_i, *gpu_exact.PLACE)
     want, absmax = gpu_exact._on_cpu(functools.partial(reference.forward, spec), operands)
     shape, cut = (2, 129 * 32, 35 * 32), (slice(None), slice(4100), slice(1090))
     codes = noise_codes("uniform", *map(jnp.asarray, gpu_exact.PLACE), 2, shape[1] // 32, shape[2])
     noise = np.asarray(noise_tile("uniform", codes)).reshape(shape)[cut]
-    scale = np.repeat(np.repeat(absmax * step, 32, 1), 32, 2)[cut]
     wide = np.asarray(operands[0].astype(jnp.float32))
-    with np.errstate(invalid="ignore"):
-        apart = wide + noise * scale  # the product rounds, and then the sum
-        fused = (wide + np.float64(noise) * np.float64(scale)).astype(np.float32)
-        known = np.isfinite(want)
-        known[gpu_exact.DENORMAL] = False
-        ways = [(way[known] == want[known]).all() for way in (apart, fused)]
-        far = known & ~np.isclose(apart, fused, rtol=1e-6, atol=0)
-    assert any(ways) and far.sum() == count  # a CPU takes one of the two
+    known = np.isfinite(want)
+    known[gpu_exact.DENORMAL] = False
+
+    def both(step):
+        """The product rounded, and then the sum; and both at once."""
+        scale = np.repeat(np.repeat(absmax * step, 32, 1), 32, 2)[cut]
+        with np.errstate(invalid="ignore"):
+            at_once = (wide + np.float64(noise) * np.float64(scale)).astype(np.float32)
+            return wide + noise * scale, at_once
+
+    rng = np.random.default_rng(0)  # steps as they were, which had not gone by way of b_i
+    rng.normal(size=w.shape)
+    then = (2.0 ** (1 - rng.uniform(1, 9, b_i.shape))).astype(np.float32)
+    far = known & ~np.isclose(*both(then), rtol=1e-6, atol=0)
+    apart, fused = both(np.asarray(reference.step_of(spec, jnp.asarray(b_i))))
+    assert any((way[known] == want[known]).all() for way in (apart, fused))  # a CPU takes either
+    assert far.sum() == count
     want = np.where(known, fused, want)
     monkeypatch.setattr(gpu_exact, "_on_default", lambda *_: (apart, absmax))
     assert gpu_exact._forward("xla", spec, operands, (want, absmax)) == ""

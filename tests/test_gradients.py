@@ -62,7 +62,7 @@ def test_residual_is_a_few_numbers_per_block(dtype, noise):
     w, b_i = normal((3, *SHAPE)), jnp.ones((3, *GRID))
     spec = Spec(dtype=dtype, noise=noise)
     back = jax.vjp(lambda w: perturb(w, b_i, key(), spec), w)[1]
-    assert sum(leaf.size for leaf in jax.tree.leaves(back)) <= b_i.size + 8
+    assert sum(leaf.size for leaf in jax.tree.leaves(back)) <= 2 * b_i.size + 8  # maxima, and b_i
     back = jax.vjp(lambda w, b_i: perturb(w, b_i, key(), spec), w, b_i)[1]
     sizes = [leaf.size for leaf in jax.tree.leaves(back)]
     assert max(sizes) <= b_i.size and sum(sizes) <= 8 * b_i.size + 8 < w.size / 50

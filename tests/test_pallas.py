@@ -104,8 +104,8 @@ def test_pieces_cover_everything_once():
 
 
 @pytest.fixture(params=pallas.KERNELS)
-def count_kernels(monkeypatch, request):
-    """(jitted function, arguments) → calls of a GPU kernel in it, lowered for an H100."""
+def lower_for_gpu(monkeypatch, request):
+    """(jitted function, arguments) → its text, lowered for an H100, and calls of a kernel in it."""
     if request.param == "mosaic" and jax.__version_info__ < (0, 11):
         pytest.skip("Mosaic GPU needs jax 0.11")
     monkeypatch.setattr(pallas, "KERNELS", (request.param,))
@@ -113,14 +113,33 @@ def count_kernels(monkeypatch, request):
     monkeypatch.setattr(jax, "device_count", lambda: 1)
     target = {"mosaic": "mosaic_gpu", "triton": "triton"}[request.param]
 
-    def count(function, *arguments):
+    def lower(function, *arguments):
         gpu = AbstractDevice(device_kind="NVIDIA H100 80GB HBM3", num_cores=None, platform="gpu")
         mesh = AbstractMesh((1,), ("x",), axis_types=(AxisType.Auto,), abstract_device=gpu)
         with jax.sharding.use_abstract_mesh(mesh):
             text = function.trace(*arguments).lower(lowering_platforms=("cuda",)).as_text()
-        return len(re.findall(rf"custom_call @[\w.$]*{target}\w*", text))
+        return text, len(re.findall(rf"custom_call @[\w.$]*{target}\w*", text))
 
-    return count
+    return lower
+
+
+@pytest.fixture
+def count_kernels(lower_for_gpu):
+    """(jitted function, arguments) → calls of a GPU kernel in it."""
+    return lambda *some: lower_for_gpu(*some)[1]
+
+
+def test_on_a_gpu_nothing_is_computed_of_weights_and_bits_beside_the_kernel(lower_for_gpu):
+    """Every small operation is a launch of its own, which costs as much as its matrix (LOG.md)."""
+    like = jax.ShapeDtypeStruct
+    operands = (like((64, 256), jnp.float32), like((2, 8), jnp.float32))
+    sample = jax.jit(lambda w, b_i: perturb(w, b_i, KEY))
+    text, kernels = lower_for_gpu(sample, *operands)
+    assert kernels == 1
+    text = re.sub(r"custom_call .*", "", text)  # which holds the kernel
+    of_weights = [line for line in text.splitlines() if re.search(r"x(f32|bf16)>", line)]
+    assert not [line for line in of_weights if not re.search("reshape|call|func|return", line)]
+    assert "scatter" not in text  # and the table is made at once
 
 
 # Matrices have three shapes (attention, gate and up, down), each a function of its own, and for

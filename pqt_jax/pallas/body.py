@@ -47,7 +47,7 @@ def forward(
     rows: Sequence[jax.Array],
     noise_at: Noise,
     absmax: jax.Array,
-    step: jax.Array,
+    b_i: jax.Array,
     spread: Spread,
 ) -> Iterator[jax.Array]:
     """ŵ of the eight slices of a run.
@@ -56,13 +56,13 @@ def forward(
       spec: static.
       rows: eight float32 slices of w.
       noise_at: from `noise_of`.
-      absmax, step: of each block, in whatever shape the back-end holds them.
+      absmax, b_i: of each block, in whatever shape the back-end holds them.
       spread: takes such a number to the shape of a slice.
 
     Yields:
       Slices in the dtype `spec.storage`.
     """
-    unit, scale = spread(absmax * step), reference.grid_scale(spec, absmax)
+    unit, scale = spread(absmax * reference.step_of(spec, b_i)), reference.grid_scale(spec, absmax)
     scale = None if scale is None else spread(scale)
     for s, w in enumerate(rows):
         noisy = w + noise_at(s) * unit

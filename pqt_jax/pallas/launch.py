@@ -24,10 +24,10 @@ MOST_ELEMENTS = 2**31 - 1  # of an array that a kernel indexes by 32 bits
 MOST_IN_GRID = 65535  # thread blocks along a grid's second and third axis
 
 
-def forward(implementation: str, interpret: bool, spec: Spec, w, step, words, offset):
+def forward(implementation: str, interpret: bool, spec: Spec, w, b_i, words, offset):
     """ŵ and the block maxima; see `pqt_jax.reference.forward`."""
     table = sharding.make_table(words, offset, w.shape[0])
-    return _operation("forward", implementation, interpret, spec)(table, w, step)
+    return _operation("forward", implementation, interpret, spec)(table, w, b_i)
 
 
 def backward(implementation: str, interpret: bool, spec: Spec, cotangent, words, offset):
@@ -81,7 +81,9 @@ def _in_pieces(name: str, kernel: Any, interpret: bool, spec: Spec, table, matri
 
     def launch(some_leads: slice, some_runs: slice):
         some_rows = slice(some_runs.start * bits.ROWS, some_runs.stop * bits.ROWS)
-        moved = table[some_leads].at[:, sharding.RUN].add(jnp.uint32(some_runs.start))
+        moved = table[some_leads]
+        if some_runs.start:  # else a kernel of its own would add nothing
+            moved = moved.at[:, sharding.RUN].add(jnp.uint32(some_runs.start))
         inputs = [matrices[some_leads, some_rows], *(x[some_leads, some_runs] for x in per_block)]
         outputs = run(inputs[0], *inputs[1:], moved)
         return outputs if isinstance(outputs, tuple) else (outputs,)

@@ -26,6 +26,7 @@ ROWS, COLUMNS = bits.ROWS, 128  # of a tile; w must be padded to multiples
 _WARPS, _VECTOR = 4, 4
 _SLICE = (bits.GROUP, _WARPS, COLUMNS // _WARPS)
 _MOST_TILES = 4  # one after the other in a thread block; more need more registers than they gain
+_THREAD_BLOCKS = 512  # about what an A100 or H100 holds at once; fewer leave some of it idle
 
 try:
     Tiling = plgpu.Tiling
@@ -88,7 +89,7 @@ def _noise(spec: Spec, row: list[jax.Array], run: Any, tile: Any) -> body.Noise:
     return body.noise_of(spec, row, run.astype(jnp.uint32), iota[0], column)
 
 
-def _forward(table_ref, w_ref, step_ref, out_ref, absmax_ref, *, spec: Spec, tiles: int):
+def _forward(table_ref, w_ref, bits_ref, out_ref, absmax_ref, *, spec: Spec, tiles: int):
     row = _row(table_ref)
     for t in range(tiles):
         at = _tile(tiles, t)
@@ -97,8 +98,8 @@ def _forward(table_ref, w_ref, step_ref, out_ref, absmax_ref, *, spec: Spec, til
         rows = [_load(ref, _LAYOUT).astype(jnp.float32) for ref in _slices(w_ref, *at)]
         largest = _reduce(jnp.max, body.magnitude(rows))
         absmax = lax.bitcast_convert_type(largest, jnp.float32)
-        step = _load(step_ref.at[lead, run, per_block], _PER_WARP)
-        w_hat = body.forward(spec, rows, _noise(spec, row, run, tile), absmax, step, _spread)
+        b_i = _load(bits_ref.at[lead, run, per_block], _PER_WARP)
+        w_hat = body.forward(spec, rows, _noise(spec, row, run, tile), absmax, b_i, _spread)
         for ref, value in zip(_slices(out_ref, *at), w_hat, strict=True):
             _store(ref, value)
         _store(absmax_ref.at[lead, run, per_block], absmax)
@@ -114,10 +115,21 @@ def _backward(table_ref, cotangent_ref, out_ref, *, spec: Spec, tiles: int):
         _store(out_ref.at[lead, run, pl.ds(tile * _WARPS, _WARPS)], total)
 
 
+def tiles_per_block(runs: int, columns: int) -> int:
+    """Tiles that a thread block takes of a run; fewer where there would be too few thread blocks.
+
+    Args:
+      runs: of 32 rows, of all matrices of a launch.
+      columns: tiles across a matrix, which the result divides.
+    """
+    few = runs * columns // _THREAD_BLOCKS
+    return next(t for t in range(_MOST_TILES, 0, -1) if columns % t == 0 and t <= max(few, 1))
+
+
 def _kernel(function: Any, spec: Spec, shape: tuple[int, ...], out_type: Any, interpret: bool):
     leads, m, n = shape
     columns = n // COLUMNS
-    tiles = next(t for t in range(_MOST_TILES, 0, -1) if columns % t == 0)
+    tiles = tiles_per_block(leads * (m // ROWS), columns)
     options = {"interpret": getattr(plgpu, "InterpretGPUParams")()} if interpret else {}  # noqa: B009
     return plgpu.kernel(
         functools.partial(function, spec=spec, tiles=tiles),
@@ -130,7 +142,7 @@ def _kernel(function: Any, spec: Spec, shape: tuple[int, ...], out_type: Any, in
     )
 
 
-def forward(spec: Spec, w, step, table, *, interpret: bool = False):
+def forward(spec: Spec, w, b_i, table, *, interpret: bool = False):
     """ŵ and the block maxima; shapes as for `launch.forward`, padded to whole tiles."""
     leads, m, n = w.shape
     out_type = (
@@ -138,7 +150,7 @@ def forward(spec: Spec, w, step, table, *, interpret: bool = False):
         jax.ShapeDtypeStruct((leads, m // 32, n // 32), jnp.float32),
     )
     kernel = _kernel(_forward, spec, w.shape, out_type, interpret)
-    w_hat, absmax = kernel(table, w.reshape(leads, m, n // 32, 32), step)
+    w_hat, absmax = kernel(table, w.reshape(leads, m, n // 32, 32), b_i)
     return w_hat.reshape(w.shape), absmax
 
 

@@ -44,11 +44,11 @@ def _noise(spec: Spec, table_ref: Any) -> body.Noise:
     return body.noise_of(spec, [table_ref[i] for i in range(body.ENTRIES)], run, q, column)
 
 
-def _forward(table_ref, w_ref, step_ref, out_ref, absmax_ref, *, spec: Spec):
+def _forward(table_ref, w_ref, bits_ref, out_ref, absmax_ref, *, spec: Spec):
     rows = _slices(w_ref)
     largest = _reduce(jnp.max, body.magnitude(rows))
     absmax = lax.bitcast_convert_type(largest, jnp.float32)
-    w_hat = body.forward(spec, rows, _noise(spec, table_ref), absmax, step_ref[0, 0], _spread)
+    w_hat = body.forward(spec, rows, _noise(spec, table_ref), absmax, bits_ref[0, 0], _spread)
     for s, value in enumerate(w_hat):
         out_ref[pl.ds(s * bits.GROUP, bits.GROUP), :] = value
     absmax_ref[0, 0] = absmax
@@ -77,15 +77,15 @@ def _call(function: Any, spec: Spec, shape, in_specs, out_specs, out_shape, inte
     )
 
 
-def forward(spec: Spec, w, step, table, *, interpret: bool = False):
+def forward(spec: Spec, w, b_i, table, *, interpret: bool = False):
     """ŵ and the block maxima; shapes as for `launch.forward`, padded to whole tiles."""
     kind = jax.typeof(w).manual_axis_type  # under shard_map
     out_shape = (
         jax.ShapeDtypeStruct(w.shape, spec.storage, manual_axis_type=kind),
-        jax.ShapeDtypeStruct(step.shape, jnp.float32, manual_axis_type=kind),
+        jax.ShapeDtypeStruct(b_i.shape, jnp.float32, manual_axis_type=kind),
     )
     specs = [_MATRIX, _BLOCK]
-    return _call(_forward, spec, w.shape, specs, specs, out_shape, interpret)(table, w, step)
+    return _call(_forward, spec, w.shape, specs, specs, out_shape, interpret)(table, w, b_i)
 
 
 def backward(spec: Spec, cotangent, table, *, interpret: bool = False):

@@ -75,7 +75,7 @@ def compile_for(arch: int, function: Callable[..., Any], operands: Sequence[Any]
     Args:
       arch: one of `GPUS`, the same in every call: Mosaic keeps it for the process.
       function: what to compile.
-      operands: of it, as `jax.ShapeDtypeStruct`.
+      operands: of it, trees of `jax.ShapeDtypeStruct`.
     """
     from jax.experimental.mosaic.gpu import utils
 
@@ -88,7 +88,8 @@ def compile_for(arch: int, function: Callable[..., Any], operands: Sequence[Any]
         platform="cuda", topology_name="", target_config=config, topology="1x1x1"
     )
     placed = jax.sharding.SingleDeviceSharding(topology.devices[0])
-    operands = [jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placed) for x in operands]
+    place = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placed)  # noqa: E731
+    operands = jax.tree.map(place, tuple(operands))
     abstract = AbstractDevice(device_kind=name, num_cores=None, platform="gpu")
     mesh = AbstractMesh((1,), ("x",), axis_types=(AxisType.Auto,), abstract_device=abstract)
     with jax.sharding.use_abstract_mesh(mesh):  # by which Pallas knows the GPU

@@ -96,3 +96,26 @@ def hlo_traffic(text: str) -> float:
             used = re.findall(r"%([\w.-]+)", operands)
             total += sizes[name] + sum(sizes[operand] for operand in used)
     return total
+
+
+def count_launches(module: str) -> dict[str, int]:
+    """Fusions, custom calls and copies of a training step's optimized module, by where they are.
+
+    Args:
+      module: text, with a loop over layers in the forward and one in the backward pass.
+
+    Returns:
+      {"forward": of a layer, "backward": of a layer, "once": outside the loops}.
+    """
+    counts: dict[str, int] = {}
+    loops: dict[str, str] = {}
+    name = main = ""
+    for line in module.splitlines():
+        if head := re.match(r"(ENTRY )?%?([\w.-]+) .*\{$", line):
+            name, counts[head[2]] = head[2], 0
+            main = name if head[1] else main
+        elif re.search(r" (fusion|custom-call|copy)\(", line):
+            counts[name] += 1
+        elif body := re.search(r" while\(.* body=%?([\w.-]+)", line):
+            loops["backward" if "transpose(jvp" in line else "forward"] = body[1]
+    return {way: counts[loops[way]] for way in ("forward", "backward")} | {"once": counts[main]}

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright 2026 The pqt_jax Authors
-"""Everything that only a GPU can tell, by one command, in about eight minutes.
+"""Everything that only a GPU can tell, by one command, in about ten minutes.
 
     pip install -e '.[cuda12]'   (or cuda13)
     python benchmarks/gpu.py --out benchmarks/results/gpu-NAME.json
@@ -9,11 +9,13 @@
     speed   sampling and its gradients, as shares of the bandwidth of a copy (`gpu_speed`)
     train   steps of GPT2-124M, Llama2-134M and Llama2-1B, by three methods (`gpu_train`)
 
-What cannot be run is recorded with its reason, and the rest goes on. The exit status is 1 where
+What cannot be run is recorded with its reason, and the rest goes on; the file is written after
+every model and size, so that a run that is cut off leaves what it has. The exit status is 1 where
 bits differ. `--smoke` exercises the same code anywhere, on shapes that mean nothing.
 """
 
 import argparse
+import hashlib
 import json
 import os
 import platform
@@ -35,6 +37,7 @@ import pqt_jax
 from pqt_jax import pallas
 
 SECTIONS = {"exact": gpu_exact.run, "speed": gpu_speed.run, "train": gpu_train.run}
+PACKAGE = Path(__file__).resolve().parents[1] / "pqt_jax"
 
 
 def versions() -> dict[str, Any]:
@@ -49,7 +52,16 @@ def versions() -> dict[str, Any]:
         "jax": jax.__version__,
         "python": platform.python_version(),
         "pqt_jax": pqt_jax.__version__,
+        "sources": _sources(),
     }
+
+
+def _sources() -> str:
+    """SHA-256 of the package's code, the first twelve digits: what the figures are of."""
+    digest = hashlib.sha256()
+    for path in sorted(PACKAGE.rglob("*.py")):
+        digest.update(path.relative_to(PACKAGE).as_posix().encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()[:12]
 
 
 def _driver() -> str | None:
@@ -68,19 +80,21 @@ def main() -> int:
     parser.add_argument("--smoke", action="store_true", help="tiny shapes, on any platform")
     parser.add_argument("--out", type=Path, help="where the JSON goes")
     options = parser.parse_args()
+    if (measured := Path(pqt_jax.__file__).resolve().parent) != PACKAGE:
+        parser.error(f"pqt_jax comes from {measured}, not from beside this file; install with -e")
     if not options.smoke and jax.devices()[0].platform != "gpu":
         parser.error(f"the default device is {jax.devices()[0]}, no GPU; --smoke runs anywhere")
     record: dict[str, Any] = {"smoke": options.smoke, **versions()}
     record["implementations"] = {name: pallas.is_supported(name)[1] for name in pallas.KERNELS}
     print("\n".join(f"{key}: {value}" for key, value in record.items()), flush=True)
     for name in options.only or SECTIONS:
-        start = time.perf_counter()
-        record[name] = SECTIONS[name](options.smoke)
-        record[name]["seconds"] = time.perf_counter() - start
+        start, record[name] = time.perf_counter(), {}
+        for part in SECTIONS[name](options.smoke):
+            record[name] |= part | {"seconds": time.perf_counter() - start}
+            if options.out:
+                options.out.parent.mkdir(parents=True, exist_ok=True)
+                options.out.write_text(json.dumps(record, indent=1) + "\n")
         print(f"{name}: {record[name]['seconds']:.0f} s", flush=True)
-        if options.out:  # after every section: a later one may bring the process down
-            options.out.parent.mkdir(parents=True, exist_ok=True)
-            options.out.write_text(json.dumps(record, indent=1) + "\n")
     wrong = record.get("exact", {}).get("wrong", [])
     if wrong:
         print("\n".join(["differs:", *wrong]), file=sys.stderr)

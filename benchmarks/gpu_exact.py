@@ -8,6 +8,7 @@ import functools
 import itertools
 import multiprocessing
 import os
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
@@ -49,7 +50,7 @@ def weights(smoke: bool) -> tuple[np.ndarray, np.ndarray]:
     return w, ((b_t - 4) / 2).astype(np.float32)
 
 
-def run(smoke: bool) -> dict[str, Any]:
+def run(smoke: bool) -> Iterator[dict[str, Any]]:
     """`{"cases": {name: what differs}, "wrong": names}`; an empty text says that all is equal."""
     specs = (Spec(), Spec(dtype=E4M3, encoded=True)) if smoke else SPECS
     dtypes = (jnp.float32,) if smoke else (jnp.float32, jnp.bfloat16)
@@ -65,7 +66,7 @@ def run(smoke: bool) -> dict[str, Any]:
             print("\n".join(f"{what or 'equal':8s} {name}" for name, what in some.items()))
     wrong = [f"{name}: {what}" for name, what in cases.items() if what]
     print(f"exact: {len(cases) - len(wrong)} of {len(cases)} cases are equal", flush=True)
-    return {"cases": cases, "wrong": wrong}
+    yield {"cases": cases, "wrong": wrong}
 
 
 def _cases(check: tuple[bool, str, Spec, Any]) -> dict[str, str]:

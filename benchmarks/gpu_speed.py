@@ -12,7 +12,7 @@ Several matrices go through one program, so that none is found in a cache and la
 import functools
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -74,9 +74,10 @@ def programs() -> dict[str, tuple[int, Callable[..., Any]]]:
     return rows
 
 
-def run(smoke: bool) -> dict[str, Any]:
+def run(smoke: bool) -> Iterator[dict[str, Any]]:
     """`{matrices: {row: {…}}}`, bandwidths in bytes per second."""
-    return {name: _measure(name, some, smoke) for name, some in shapes(smoke).items()}
+    for name, some in shapes(smoke).items():
+        yield {name: _measure(name, some, smoke)}
 
 
 def _measure(title: str, matrices: list[tuple[int, int]], smoke: bool) -> dict[str, Any]:

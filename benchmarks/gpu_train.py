@@ -10,6 +10,7 @@ peak       what the compiler says is held at most at once; a CPU's leaves tempor
 import dataclasses
 import statistics
 import time
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -58,13 +59,12 @@ def cases(smoke: bool) -> dict[str, Case]:
     }
 
 
-def run(smoke: bool) -> dict[str, Any]:
+def run(smoke: bool) -> Iterator[dict[str, Any]]:
     """`{model: {"batch": …, method: {…}}}`; a model that does not fit has its error instead."""
-    table = {}
     for name, case in cases(smoke).items():
         fused = jax.devices()[0].platform == "gpu"
-        batch = case.batch
-        while name not in table:
+        batch, table = case.batch, {}
+        while not table:
             model = dataclasses.replace(case.model, attention="cudnn" if fused else "xla")
             try:
                 table[name] = measure(name, case._replace(model=model, batch=batch))
@@ -77,7 +77,7 @@ def run(smoke: bool) -> dict[str, Any]:
                     batch //= 2
                 else:
                     table[name] = {"error": what}
-    return table
+        yield table
 
 
 def measure(name: str, case: Case) -> dict[str, Any]:

@@ -79,6 +79,17 @@ def step_size(b_t: jax.Array) -> jax.Array:
     Returns:
       float32 of the same shape, within one unit in the last place; NaN for NaN.
     """
+    return undifferentiable_step_size(b_t)
+
+
+@step_size.defjvp
+def _step_size_jvp(primals, tangents):
+    step = step_size(*primals)
+    return step, -math.log(2) * step * tangents[0]
+
+
+def undifferentiable_step_size(b_t: jax.Array) -> jax.Array:
+    """`step_size` for kernels, whose languages know no rule for gradients (Mosaic of jax 0.11)."""
     # In units of 2^-23, of which b_t is a multiple: 1 − b_t, which is exact, and 16 − b_t.
     negative = lax.convert_element_type((1.0 - b_t) * 2.0**23, jnp.int32)
     fixed = (negative + np.int32(int(MAX_BITS - 1) << 23)).astype(jnp.uint32)
@@ -88,12 +99,6 @@ def step_size(b_t: jax.Array) -> jax.Array:
     biased = (fixed >> np.uint32(23)) + np.uint32(126 + 1 - int(MAX_BITS))
     step = lax.bitcast_convert_type((biased << np.uint32(23)) + mantissa, jnp.float32)
     return jnp.where(jnp.isnan(b_t), b_t, step)
-
-
-@step_size.defjvp
-def _step_size_jvp(primals, tangents):
-    step = step_size(*primals)
-    return step, -math.log(2) * step * tangents[0]
 
 
 def _exp2_fixed(fraction: jax.Array) -> jax.Array:

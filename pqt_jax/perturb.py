@@ -25,9 +25,9 @@ import jax
 import jax.numpy as jnp
 from jax.core import Tracer
 
-from pqt_jax import bits, blocks, cast, keys, pallas, sharding
+from pqt_jax import bits, bitwidth, blocks, cast, keys, pallas, sharding
 from pqt_jax.pallas import Implementation
-from pqt_jax.reference import backward, cast_blocks, step_of
+from pqt_jax.reference import backward, cast_blocks
 from pqt_jax.spec import Spec
 
 Origin = tuple[jax.Array | int, jax.Array | int]
@@ -224,11 +224,15 @@ def _sample_bwd(spec, implementation, residual, cotangents):
     b_i, words, offset, absmax, like = residual
     cotangent, _ = cotangents  # the maximum is detached
     product = _block_sums(spec, implementation, cotangent, words, offset)
-    _, to_bits = jax.vjp(functools.partial(step_of, spec), b_i)
+    _, to_bits = jax.vjp(functools.partial(_step, spec), b_i)
     return cotangent.astype(like.dtype), *to_bits(absmax * product), None, None
 
 
 _sample.defvjp(_sample_fwd, _sample_bwd)
+
+
+def _step(spec: Spec, b_i: jax.Array) -> jax.Array:
+    return bitwidth.step_size(bitwidth.bit_width(b_i, spec.target_bits, spec.init_bits))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))

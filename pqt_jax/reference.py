@@ -34,8 +34,9 @@ def _cast_blocks(spec: Spec, w: jax.Array) -> jax.Array:
 
 
 def step_of(spec: Spec, b_i: jax.Array) -> jax.Array:
-    """`2^(1 − b_t)` of each block, by operations whose bits are the same anywhere."""
-    return bitwidth.step_size(bitwidth.bit_width(b_i, spec.target_bits, spec.init_bits))
+    """`2^(1 − b_t)` of each block, by operations whose bits are the same anywhere; no gradient."""
+    b_t = bitwidth.bit_width(b_i, spec.target_bits, spec.init_bits)
+    return bitwidth.undifferentiable_step_size(b_t)
 
 
 def grid_scale(spec: Spec, absmax: jax.Array) -> jax.Array | None:

@@ -60,6 +60,41 @@ def test_a_branch_back_is_a_loop(counts):
     assert counts.count_sass(listing)[1]
 
 
+STEP = """HloModule jit_train_step
+
+%fused (p: f32[8]) -> f32[8] {
+  %p = f32[8]{0} parameter(0)
+  ROOT %c = f32[8]{0} copy(%p)
+}
+
+%ahead.1 (s: (s32[], f32[8])) -> (s32[], f32[8]) {
+  %s = (s32[], f32[8]{0}) parameter(0)
+  %one = f32[8]{0} fusion(%s), kind=kLoop, calls=%fused
+  ROOT %out = (s32[], f32[8]{0}) tuple(%s, %one)
+}
+
+%back.2 (s: (s32[], f32[8])) -> (s32[], f32[8]) {
+  %s = (s32[], f32[8]{0}) parameter(0)
+  %one = (bf16[8]{0}, f32[2]{0}) custom-call(%s), custom_call_target="mosaic_gpu_v2"
+  %two = f32[8]{0} fusion(%one), kind=kInput, calls=%fused
+  ROOT %out = (s32[], f32[8]{0}) tuple(%s, %two)
+}
+
+ENTRY %main.3 (x: f32[8]) -> f32[8] {
+  %x = f32[8]{0} parameter(0)
+  %a = f32[8]{0} copy(%x)
+  %w = (s32[], f32[8]{0}) while(%a), condition=%c, body=%ahead.1, metadata={op_name="jvp()/while"}
+  %v = (s32[], f32[8]{0}) while(%w), body=%back.2, metadata={op_name="transpose(jvp())/while"}
+  %b = f32[8]{0} fusion(%v), kind=kLoop, calls=%fused
+  ROOT %d = f32[8]{0} fusion(%b), kind=kLoop, calls=%fused
+}
+"""
+
+
+def test_launches_are_counted_where_they_are(counts):
+    assert counts.count_launches(STEP) == {"forward": 1, "backward": 2, "once": 3}
+
+
 HLO = """HloModule jit_f, entry_computation_layout={(f32[64,32]{1,0})->bf16[64,32]{1,0}}
 
 %fused (p: f32[64,32]) -> bf16[64,32] {

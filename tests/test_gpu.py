@@ -4,7 +4,9 @@
 
 import functools
 import json
+import os
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -20,9 +22,10 @@ from pqt_jax.spec import Spec
 SCRIPT = pathlib.Path(__file__).parents[1] / "benchmarks" / "gpu.py"
 
 
-def run(*options):
+def run(*options, path=SCRIPT.parents[1]):
     command = [sys.executable, str(SCRIPT), *options]
-    return subprocess.run(command, capture_output=True, text=True)
+    environment = os.environ | {"PYTHONPATH": str(path)}
+    return subprocess.run(command, capture_output=True, text=True, env=environment)
 
 
 @pytest.mark.slow
@@ -40,6 +43,31 @@ def test_every_section_runs(tmp_path):
             row = record["train"][model][method]
             assert row["tokens_per_second"] > 0 and row["memory_bytes"] > 1e5
         assert record["train"][model]["bf16"]["overhead"] == 0
+
+
+def test_figures_of_other_code_are_refused(tmp_path):
+    """An installed copy, while the clone beside the script has changed."""
+    shutil.copytree(SCRIPT.parents[1] / "pqt_jax", tmp_path / "pqt_jax")
+    done = run("--smoke", path=tmp_path)
+    assert done.returncode == 2 and f"pqt_jax comes from {tmp_path}" in done.stderr
+
+
+def test_what_was_measured_is_left_by_a_run_that_is_cut_off(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(SCRIPT.parent)
+    import gpu
+
+    def section(smoke):
+        yield {"first": {}}
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(gpu.SECTIONS, "train", section)
+    out = tmp_path / "record.json"
+    given = ["gpu.py", "--smoke", "--only", "train", f"--out={out}"]
+    monkeypatch.setattr(sys, "argv", given)
+    with pytest.raises(KeyboardInterrupt):
+        gpu.main()
+    record = json.loads(out.read_text())
+    assert "first" in record["train"] and len(record["sources"]) == 12
 
 
 def test_without_a_gpu_it_says_so():

@@ -41,7 +41,8 @@ _LAYOUT = plgpu.Layout.TILED(
     vector_dim=-1,
 )
 _PER_WARP = _LAYOUT.reduce((0, 2))
-_LOAD_INDEX = ((),) if "idx" in inspect.signature(plgpu.load).parameters else ()  # jax 0.10
+_INDEX = inspect.signature(plgpu.load).parameters.get("idx")  # jax 0.10 needs it, 0.11 warns of it
+_LOAD_INDEX = ((),) if _INDEX and _INDEX.default is inspect.Parameter.empty else ()
 
 
 def _load(ref: Any, layout: Any) -> jax.Array:

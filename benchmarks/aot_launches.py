@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright 2026 The pqt_jax Authors
+"""How many kernels a training step launches, with sampling and without, with no GPU at hand.
+
+    pip install -e '.[aot]'                              (Python 3.12, jax 0.11, Linux)
+    python benchmarks/aot_launches.py [--out FILE.json]                (about a minute)
+
+The step of a Llama2-134M of two layers is compiled for an H100 as XLA would there. A launch is a
+fusion, a custom call or a copy in the optimized module: of a layer in the forward and in the
+backward pass, which are loops over the layers, and of all that is done once. What each takes is not
+seen; by LOG.md a launch of next to nothing takes about two microseconds on an H200.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from aot_compile import compile_for, prepare
+from aot_counts import count_launches
+from aot_gpu import reason_not_to_run
+
+from pqt_jax import pallas
+from pqt_jax.config import default, rules
+from pqt_jax.models.llama2 import LLAMA2_134M
+from pqt_jax.state import abstract_state
+from pqt_jax.step import make_optimizer, make_train_step, parts_of
+
+METHODS = ("bf16", "gaussws")
+ARCHITECTURE = 90
+
+
+def compile_step(method: str) -> str:
+    """The optimized module of a step."""
+    # As if the default device were the GPU that is compiled for.
+    setattr(pallas, "_unsuited_device", lambda: None)  # noqa: B010
+    config = default(dataclasses.replace(LLAMA2_134M, num_layers=2, attention="xla"))
+    config.method = method
+    optimizer = make_optimizer(config)
+    graph, state = abstract_state(config, optimizer)
+    step: Any = make_train_step(graph, optimizer, rules(config), parts=parts_of(config))
+    tokens = jax.ShapeDtypeStruct((8, 2049), jnp.int32)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    return compile_for(ARCHITECTURE, step.__wrapped__, (state, tokens, key))
+
+
+def main() -> None:
+    """Print the table and write the JSON."""
+    parser = argparse.ArgumentParser(description="Launches of a training step, without a GPU.")
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--child", choices=METHODS, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if reason := reason_not_to_run():
+        sys.exit(f"{sys.argv[0]}: {reason}")
+    if options.child:
+        print(json.dumps(count_launches(compile_step(options.child))))
+        return
+    table: dict[str, dict[str, int]] = {}
+    for method in METHODS:
+        with tempfile.TemporaryDirectory() as root:
+            child = [sys.executable, __file__, f"--child={method}"]
+            environment = os.environ | prepare(Path(root))
+            done = subprocess.run(child, env=environment, capture_output=True, text=True)
+        if done.returncode:
+            sys.exit(f"{sys.argv[0]}: {method} failed\n{done.stderr[-4000:]}")
+        table[method] = json.loads(done.stdout.splitlines()[-1])
+        print(f"{method:8s}", *(f"{way} {n}" for way, n in table[method].items()), flush=True)
+    if options.out:
+        record = {"jax": jax.__version__, "architecture": f"sm_{ARCHITECTURE}", "launches": table}
+        options.out.write_text(json.dumps(record, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -25,7 +25,7 @@ _WRITTEN = re.compile(
     r"config\.json|report\.(txt|json|png)|weights\.safetensors"
     r"|model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json"
 )
-Overwrite = bool | re.Pattern[str]
+Overwrite = bool | re.Pattern[str] | None
 
 
 @contextlib.contextmanager
@@ -45,7 +45,8 @@ def whole_folder(out: str | os.PathLike[str], overwrite: Overwrite = False) -> I
     Args:
       out: the folder to be. Its parents are made; a link to a folder is followed.
       overwrite: replace what is there, once the new folder is whole; only if an export may have
-        written it, or, of a pattern, if every name in it matches.
+        written it, or, of a pattern, if every name in it matches. None is False for callers that
+        offer no choice.
 
     Yields:
       The temporary folder, beside `out`. An OSError of the body counts as a failure to write it.
@@ -100,9 +101,8 @@ def _check(given: Path, out: Path, overwrite: Overwrite) -> None:
         return
     entries = sorted(out.iterdir())
     if entries and not overwrite:
-        raise InputError(
-            f"{given} exists and holds {entries[0].name}; give another folder, or ask to overwrite"
-        )
+        or_ask = "" if overwrite is None else ", or ask to overwrite"
+        raise InputError(f"{given} exists and holds {entries[0].name}; give another folder{or_ask}")
     ours = overwrite if isinstance(overwrite, re.Pattern) else _WRITTEN
     foreign = [path.name for path in entries if path.is_dir() or not ours.fullmatch(path.name)]
     if foreign:  # somebody's home, or their thesis

@@ -74,6 +74,8 @@ def test_what_is_there_is_replaced_only_when_asked(tmp_path):
         InputError, match="out exists and holds config.json; give another folder, or ask"
     ):
         write(out, "new")
+    with pytest.raises(InputError, match="config.json; give another folder$"):
+        folders.check(out, None)  # of a command that has no such option
     with pytest.raises(RuntimeError), whole_folder(out, overwrite=True) as temporary:
         (temporary / "config.json").write_text("half")
         raise RuntimeError

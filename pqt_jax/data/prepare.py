@@ -75,7 +75,7 @@ def _parse(arguments: Sequence[str]) -> Namespace:
 
 
 def _run(given: Namespace) -> int:
-    check(given.out)
+    check(given.out, None)
     tokenizer = tokenizers.load(given.tokenizer, end=given.end, pattern=given.pattern)
     if tokenizer.end is None:
         ends = ", ".join(tokenizers.ENDS)
@@ -85,7 +85,7 @@ def _run(given: Namespace) -> int:
         )
     _, paths = matching(given.input, "--input")
     paths = sorted(paths)
-    with whole_folder(given.out) as folder:
+    with whole_folder(given.out, None) as folder:
         writers = {
             part: shards.Writer(folder, part, tokenizer.dtype, given.shard) for part in tokens.PARTS
         }

@@ -11,8 +11,8 @@ Backward, with max_B|w| and the cast passed straight through:
     ∂L/∂w   = ∂L/∂ŵ
     ∂L/∂b_t = −ln 2 · max_B|w| · 2^(1 − b_t) · Σ_B (∂L/∂ŵ · R)
 
-R is drawn again in the backward pass. What is kept for it is the key and one maximum per block;
-neither R nor a second copy of w.
+R is drawn again in the backward pass. What is kept for it is the key and, per block, a maximum and
+b_i; neither R nor a second copy of w.
 
 Source: arXiv 2505.11170 (2025); detaching max_B|w| is ours.
 """

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pqt_jax import bitwidth
+from pqt_jax import bitwidth, reference
+from pqt_jax.spec import Spec
 
 RANDOM = np.random.default_rng(0).uniform(1, 16, 10_000).astype(np.float32)
 
@@ -100,6 +101,15 @@ def test_statistics_count_every_block_once():
 def test_step_size_of_a_constant_is_that_of_the_same_number_at_run_time():
     at_run_time = jax.jit(bitwidth.step_size)(RANDOM)
     np.testing.assert_array_equal(jax.jit(lambda: bitwidth.step_size(RANDOM))(), at_run_time)
+
+
+@pytest.mark.parametrize(("target", "init"), [(4.0, 6.0), (3.0, 6.0), (2.7, 5.9), (1.0, 16.0)])
+def test_a_step_has_the_same_bits_where_it_is_compiled_with_its_bit_width(target, init):
+    """XLA takes (target + x) − 1 for x + (target − 1), which rounds otherwise."""
+    b_i = np.random.default_rng(2).uniform(-0.5, 1.5, 10_000).astype(np.float32)
+    spec = Spec(target_bits=target, init_bits=init)
+    apart = bitwidth.step_size(bitwidth.bit_width(b_i, target, init))
+    np.testing.assert_array_equal(jax.jit(lambda b: reference.step_of(spec, b))(b_i), apart)
 
 
 def test_step_size_by_python_integers():

@@ -57,10 +57,11 @@ def versions() -> dict[str, Any]:
 
 
 def _sources() -> str:
-    """SHA-256 of the package's code, the first twelve digits: what the figures are of."""
+    """SHA-256 of the package's and these scripts' code, twelve digits: what the figures are of."""
     digest = hashlib.sha256()
-    for path in sorted(PACKAGE.rglob("*.py")):
-        digest.update(path.relative_to(PACKAGE).as_posix().encode() + b"\0" + path.read_bytes())
+    for path in [*sorted(PACKAGE.rglob("*.py")), *sorted(Path(__file__).parent.glob("gpu*.py"))]:
+        name = path.resolve().relative_to(PACKAGE.parent).as_posix()
+        digest.update(name.encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()[:12]
 
 

@@ -12,7 +12,7 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 
 class InputError(ValueError):
@@ -76,6 +76,18 @@ def run(command: Callable[[], int]) -> int:
         failure = OutputError("standard output", error)
         say(f"error: {failure}")
         return failure.exit_code
+
+
+def leave(code: int) -> NoReturn:
+    """End the process with the code of `run`.
+
+    After Ctrl-C at once: jaxlib of jax 0.10 may crash while Python ends, if it was compiling.
+    """
+    if code != INTERRUPTED:
+        sys.exit(code)
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
+    os._exit(code)
 
 
 def _prints() -> bool:

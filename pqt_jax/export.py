@@ -191,4 +191,4 @@ def _sizes(path: Path, weights: Any, plan: Plan) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    errors.leave(main())

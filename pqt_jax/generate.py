@@ -279,4 +279,4 @@ def _prompt(given: Namespace) -> bytes | None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    errors.leave(main())

@@ -3,43 +3,45 @@
 """Signals to a run: the first is noted, for it to end in order; the second ends it at once.
 
 They are SIGINT, SIGTERM and SIGHUP. SIGHUP is what a lost terminal sends; where it is ignored, as
-under nohup, it stays so.
+under nohup, it stays so. What has nothing to save is ended by the first.
 
 Python's own handlers run only between its instructions, and compilation takes seconds. A thread
-therefore counts what the C handler writes to a pipe, says that the first has been noted, and ends
-the process at the second, wherever it is.
+therefore reads what the C handler writes to a pipe, and says that the first has been noted, or ends
+the process, wherever it is.
 """
 
 import contextlib
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _NOTED = b"stopping after this step; another signal ends the run at once, without a checkpoint\n"
+_SHOW_CURSOR = b"\r\n\x1b[?25h"  # which a bar hides
 
 
 @contextlib.contextmanager
 def interruptions() -> Iterator[list[int]]:
     """A list that signals add their numbers to. For the main thread."""
     received: list[int] = []
-    reader, writer = os.pipe()
-    os.set_blocking(writer, False)  # a handler must not wait
-    heard = [n for n in NUMBERS if signal.getsignal(n) != signal.SIG_IGN]
-    before = {n: signal.signal(n, lambda number, _: received.append(number)) for n in heard}
-    wakeup = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-    thread = threading.Thread(target=_end_at_the_second, args=(reader,), daemon=True)
-    thread.start()
-    try:
+    with _heard(lambda number, _: received.append(number), _end_at_the_second):
         yield received
-    finally:
-        signal.set_wakeup_fd(wakeup)
-        for number, handler in before.items():
-            signal.signal(number, handler)
-        os.close(writer)
-        thread.join()
-        os.close(reader)
+
+
+@contextlib.contextmanager
+def leaving_at_the_first() -> Iterator[None]:
+    """Signals end the process with one line and 128 + their number; for what has nothing to save.
+
+    KeyboardInterrupt does it less well: Python drops it where it comes in a callback of its own,
+    and jaxlib of jax 0.10 may crash at exit where it came while compiling.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    with _heard(lambda *_: None, _end_at_the_first):
+        yield
 
 
 @contextlib.contextmanager
@@ -48,13 +50,44 @@ def ending_at_once() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    heard = [n for n in NUMBERS if signal.getsignal(n) != signal.SIG_IGN]
-    before = {number: signal.signal(number, signal.SIG_DFL) for number in heard}
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in _not_ignored()}
     try:
         yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _not_ignored() -> list[signal.Signals]:
+    return [n for n in NUMBERS if signal.getsignal(n) != signal.SIG_IGN]
+
+
+@contextlib.contextmanager
+def _heard(handler: Callable[[int, Any], None], listen: Callable[[int], None]) -> Iterator[None]:
+    """Signals call a handler, and a thread listens to the pipe that their numbers go to."""
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)  # a handler must not wait
+    before = {number: signal.signal(number, handler) for number in _not_ignored()}
+    wakeup = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    thread = threading.Thread(target=listen, args=(reader,), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(wakeup)
+        for number, old in before.items():
+            signal.signal(number, old)
+        os.close(writer)
+        thread.join()
+        os.close(reader)
+
+
+def _end_at_the_first(reader: int) -> None:
+    while written := os.read(reader, 1):
+        if written[0] in NUMBERS:
+            with contextlib.suppress(OSError):
+                os.write(2, (_SHOW_CURSOR if os.isatty(2) else b"") + b"interrupted\n")
+            os._exit(128 + written[0])
 
 
 def _end_at_the_second(reader: int) -> None:

@@ -21,6 +21,7 @@ import os
 import platform
 import re
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,7 @@ _FINGERPRINTS = {  # and the fields whose files they are of
     "stream_version": (),
 }
 _LONGEST = 3840  # bytes; with the names of a checkpoint's files Linux takes 4096
+_PATIENCE = 30.0  # seconds
 _PACKAGES = ("pqt_jax", "jax", "flax", "optax", "grain", "orbax-checkpoint")
 
 Meta = dict[str, Any]
@@ -151,8 +153,9 @@ def claim(workdir: Path, meta: Meta, *, alone: bool = True) -> int:
     try:
         if alone:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # every byte, also of a sweep's
         else:
-            fcntl.lockf(descriptor, fcntl.LOCK_EX, 1)
+            _wait_for_the_first_byte(descriptor, workdir, meta)
         # Again, since another run may have claimed it in between.
         if not _check_owner(workdir, meta):
             files.write(workdir / RUN, json.dumps(meta, indent=2) + "\n")
@@ -168,6 +171,19 @@ def claim(workdir: Path, meta: Meta, *, alone: bool = True) -> int:
         os.close(descriptor)
         raise
     return descriptor
+
+
+def _wait_for_the_first_byte(descriptor: int, workdir: Path, meta: Meta) -> None:
+    """Processes of a sweep hold it for moments; whoever else does is soon seen to be the owner."""
+    deadline = time.monotonic() + _PATIENCE
+    while True:
+        try:
+            return fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, 1)
+        except (BlockingIOError, PermissionError) as error:  # which of them, POSIX leaves open
+            _check_owner(workdir, meta)
+            if time.monotonic() > deadline:
+                raise BlockingIOError from error
+            time.sleep(0.05)
 
 
 def check_shared(workdir: Path) -> None:

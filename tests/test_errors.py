@@ -5,6 +5,8 @@
 import errno
 import io
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -47,3 +49,11 @@ def test_a_line_that_nobody_can_read_ends_nothing(monkeypatch):
 
     monkeypatch.setattr(errors.sys, "stderr", Gone())
     errors.say("warning: nobody hears it")
+
+
+@pytest.mark.parametrize("code, last", [(130, ""), (2, "last\n")])
+def test_only_after_ctrl_c_a_command_ends_without_the_end_of_python(code, last):
+    program = "import atexit; from pqt_jax import errors; atexit.register(print, 'last')\n"
+    program += f"print('first'); errors.leave({code})"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == code and done.stdout == "first\n" + last

@@ -124,7 +124,7 @@ def test_a_sweep_says_what_others_are_at_and_leaves_the_table_to_them(tmp_path, 
     assert sweep.main(given) == 0
     out = capsys.readouterr().out
     assert "BF16: 5 runs" in out and "E4M1" not in out
-    assert f"1 of 2 parts are with other processes; the last of them writes {workdir}" in out
+    assert f"left to other processes: 1 of 2 parts; the last of them writes {workdir}" in out
     assert not (workdir / sweep.TABLE).exists()
     other.kill()
     other.wait()

@@ -5,10 +5,11 @@
 import signal
 import subprocess
 import sys
+import threading
 
 import pytest
 
-from pqt_jax.signals import NUMBERS, ending_at_once, interruptions
+from pqt_jax.signals import NUMBERS, ending_at_once, interruptions, leaving_at_the_first
 
 PROGRAM = """
 import hashlib
@@ -31,6 +32,34 @@ def test_a_second_signal_ends_the_process_at_once(pair):
     _, err = process.communicate(timeout=20)
     assert process.returncode == 128 + pair[1]
     assert err.startswith(b"stopping after this step; another") and err.count(b"\n") == 1
+
+
+@pytest.mark.parametrize("number", NUMBERS)
+def test_what_has_nothing_to_save_is_ended_by_the_first(number):
+    program = PROGRAM.replace("interruptions", "leaving_at_the_first")
+    pipe = subprocess.PIPE
+    process = subprocess.Popen([sys.executable, "-c", program], stdout=pipe, stderr=pipe)
+    assert process.stdout.readline() == b"ready\n"
+    process.send_signal(number)
+    _, err = process.communicate(timeout=20)
+    assert process.returncode == 128 + number and err == b"interrupted\n"
+
+
+def test_leaving_at_the_first_ends_with_its_body_and_needs_no_main_thread():
+    before = [signal.getsignal(number) for number in NUMBERS]
+    with leaving_at_the_first():
+        assert [signal.getsignal(number) for number in NUMBERS] != before
+    assert [signal.getsignal(number) for number in NUMBERS] == before
+    found = []
+
+    def elsewhere():
+        with leaving_at_the_first():
+            found.append(1)
+
+    thread = threading.Thread(target=elsewhere)
+    thread.start()
+    thread.join()
+    assert found == [1]
 
 
 def test_a_lost_terminal_is_noted_unless_it_is_ignored():

@@ -4,6 +4,8 @@
 
 import json
 import os
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -97,6 +99,43 @@ def test_a_directory_where_a_file_belongs_is_named(tmp_path, name):
     (tmp_path / name).mkdir()
     with pytest.raises(InputError, match=f"{name} in it is a directory; move it away"):
         claim(tmp_path)
+
+
+CLAIM = """
+import fcntl, json, pathlib, sys
+from pqt_jax import workdir
+workdir._PATIENCE = 0.2
+folder, kind, meta = pathlib.Path(sys.argv[1]), sys.argv[2], json.loads(sys.argv[3])
+try:
+    lock = workdir.claim(folder, meta, alone=kind == "training")
+except workdir.InputError as error:
+    sys.exit(str(error))
+if kind == "sweep":
+    fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, 1 + int(sys.argv[4]))  # at a part
+print("claimed", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("first", ["training", "sweep"])
+@pytest.mark.parametrize("second", ["training", "sweep"])
+def test_a_training_run_is_alone_and_processes_of_a_sweep_are_not(tmp_path, first, second):
+    """By locks alone, as where both come to a new folder before either can read whose it is."""
+    meta = json.dumps(workdirs.describe(tiny.get_config(), TEXT))
+
+    def start(kind, part):
+        command = [sys.executable, "-c", CLAIM, tmp_path, kind, meta, part]
+        pipe = subprocess.PIPE
+        return subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
+
+    with start(first, "0") as one:
+        assert one.stdout.readline() == "claimed\n"
+        out, error = start(second, "1").communicate()
+        one.stdin.close()
+    if first == second == "sweep":
+        assert out == "claimed\n" and not error
+    else:
+        assert not out and "is in use by another run" in error
 
 
 def test_a_file_where_checkpoints_belong_is_named(tmp_path):

@@ -20,7 +20,8 @@ class Cells(NamedTuple):
     """A sweep's runs.
 
     Attributes:
-      arms: names, in the order of the config; the first is what others are compared with.
+      arms: names, in the order of the config: the first, with which the others are compared, and
+        those that have runs.
       rates, seeds: from the lowest on.
       rows: (arm, rate, seed) → record of `runs.train`.
       about: `run.json` of the sweep.
@@ -145,6 +146,8 @@ def read(folder: Path) -> Cells:
             rows[row["arm"], row["learning_rate"], row["seed"]] = row
     if not rows:
         raise InputError(f"{folder} holds no runs of a sweep yet; give the workdir of one")
-    arms = list(dict.fromkeys(arm for arm, _, _ in rows))
+    with_runs = {arm for arm, _, _ in rows}
+    wanted = [arm[0] for arm in about["config"]["sweep"]["arms"]]
+    arms = [arm for i, arm in enumerate(wanted) if not i or arm in with_runs]
     rates, seeds = (sorted({key[i] for key in rows}) for i in (1, 2))
     return Cells(arms, rates, seeds, rows, about)

@@ -139,6 +139,8 @@ def compose(
     sweep, versions = cells.about["config"]["sweep"], cells.about["versions"]
     first, level = cells.arms[0], summaries.usable_level(cells, usable)
     limit = f"No rate of {first} is best: at each of them half of the runs or more diverged."
+    if not cells.known(first).any():
+        limit = f"Of {first}, with which the others are to be compared, no run is there yet."
     if math.isfinite(level):
         limit = f"A rate is usable if the final loss is at most {level:.4f}, {usable:g} nats above "
         limit += f"the median of {first} at its best rate."

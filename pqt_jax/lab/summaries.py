@@ -37,6 +37,9 @@ def overview(cells: Cells, level: float) -> str:
     rows = []
     for arm in cells.arms:
         best, total = cells.best(arm), int(cells.known(arm).sum())
+        if not total:
+            rows.append([text(arm), "0", *["—"] * (len(head) - 2)])
+            continue
         there = _at(cells, arm, "final_loss", best)
         count = lambda what, arm=arm: int(cells.became(arm, what).sum())  # noqa: E731
         own = [

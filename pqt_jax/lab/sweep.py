@@ -10,7 +10,7 @@ what no other is at (`parts`), on another GPU by CUDA_VISIBLE_DEVICES. A run tha
 like the others; what that means is in `outcomes`.
 
 Exit codes: 0 done; 1 something cannot be written; 2 the input cannot be used (one line on stderr,
-nothing compiled); 130 after Ctrl-C.
+nothing compiled); 130 after Ctrl-C, 143 after SIGTERM, at once.
 """
 
 import functools
@@ -25,7 +25,7 @@ from ml_collections import ConfigDict
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from pqt_jax import checks, cli, errors, files
+from pqt_jax import checks, cli, errors, files, signals
 from pqt_jax import config as configs
 from pqt_jax import state as states
 from pqt_jax import workdir as workdirs
@@ -74,7 +74,8 @@ def _run(arguments: Sequence[str]) -> int:
     lock = workdirs.claim(workdir, meta, alone=False)
     try:
         _check_same(workdir, meta)
-        _train(wanted, workdir, text, lock)
+        with signals.leaving_at_the_first():  # rows are whole on the disk, or not there
+            _train(wanted, workdir, text, lock)
     finally:
         os.close(lock)
     return 0
@@ -163,11 +164,11 @@ def _train(wanted: Grid, workdir: Path, text: source.Text, lock: int) -> None:
                 show(_line(own))
     with parts.alone(lock):
         if missing := _missing(every):
-            tell(
-                f"{missing} of {len(every)} parts are with other processes; the last of them "
-                f"writes {workdir / TABLE}"
-            )
+            left = f"left to other processes: {missing} of {len(every)} parts"
+            tell(f"{left}; the last of them writes {workdir / TABLE}")
             return
+        for part in every:  # again: whoever wrote it
+            parts.check(part)
         table = "".join(part.path.read_text() for part in every)
         files.write(workdir / TABLE, table)
     tell(f"{table.count(chr(10))} runs: {workdir / TABLE}")

@@ -38,10 +38,13 @@ def test_a_second_signal_ends_the_process_at_once(pair):
 def test_what_has_nothing_to_save_is_ended_by_the_first(number):
     program = PROGRAM.replace("interruptions", "leaving_at_the_first")
     pipe = subprocess.PIPE
-    process = subprocess.Popen([sys.executable, "-c", program], stdout=pipe, stderr=pipe)
-    assert process.stdout.readline() == b"ready\n"
-    process.send_signal(number)
-    _, err = process.communicate(timeout=20)
+    with subprocess.Popen([sys.executable, "-c", program], stdout=pipe, stderr=pipe) as process:
+        assert process.stdout.readline() == b"ready\n"
+        process.send_signal(number)
+        try:
+            _, err = process.communicate(timeout=20)
+        finally:
+            process.kill()  # where it goes on, which is for minutes
     assert process.returncode == 128 + number and err == b"interrupted\n"
 
 

@@ -45,10 +45,11 @@ import jax.numpy as jnp
 from aot_compile import GPUS, compile_for, prepare, tools
 
 import pqt_jax
-from pqt_jax import bits, pallas
-from pqt_jax.formats import BF16, E2M1, E4M3, FP32
+from pqt_jax import pallas
+from pqt_jax.numerics import philox
+from pqt_jax.numerics.formats import BF16, E2M1, E4M3, FP32
+from pqt_jax.numerics.spec import Spec
 from pqt_jax.pallas import launch
-from pqt_jax.spec import Spec
 
 CASES = {  # pass, dtype of what is read, how ŵ is made
     "forward f32→bf16": ("forward", jnp.float32, Spec(dtype=BF16)),
@@ -107,8 +108,8 @@ def measure(arch: int, case: str, implementation: str, size: int, kept: Path) ->
     for path in kept.iterdir():
         path.unlink()
     text = compile_case(arch, case, implementation, size)
-    tiles = launch.kernel_of("mosaic").tiles_per_block(size // bits.ROWS, size // 128)
-    per_thread = bits.ROWS * tiles
+    tiles = launch.kernel_of("mosaic").tiles_per_block(size // philox.ROWS, size // 128)
+    per_thread = philox.ROWS * tiles
     threads = threads_of(kept, size**2 // per_thread if implementation == "mosaic" else 0)
     counts, registers, spills, loops, seen = collections.Counter(), 0, 0, False, set()
     for path in kept.glob("*.ptx"):

@@ -28,10 +28,10 @@ from aot_counts import count_launches
 from aot_gpu import reason_not_to_run
 
 from pqt_jax import pallas
-from pqt_jax.config import default, rules
 from pqt_jax.models.llama2 import LLAMA2_134M
-from pqt_jax.state import abstract_state
-from pqt_jax.step import make_optimizer, make_train_step, parts_of
+from pqt_jax.training.config.schema import default, rules
+from pqt_jax.training.state import abstract_state
+from pqt_jax.training.step import make_optimizer, make_train_step, parts_of
 
 METHODS = ("bf16", "gaussws")
 ARCHITECTURE = 90

@@ -20,12 +20,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from pqt_jax import config as configs
-from pqt_jax import costs
-from pqt_jax import mesh as meshes
-from pqt_jax import state as states
-from pqt_jax import step as steps
+from pqt_jax.models import partitioning
 from pqt_jax.models.llama2 import LLAMA2_1B, Llama2Config
+from pqt_jax.training import flops
+from pqt_jax.training import state as states
+from pqt_jax.training import step as steps
+from pqt_jax.training.config import schema
 
 METHODS = ("bf16", "gaussws")
 LENGTH = 2048
@@ -69,20 +69,20 @@ def measure(
     model: Llama2Config, method: str, count: int, sequences: int, length: int
 ) -> dict[str, Any]:
     """Bytes on each device, and seconds, of one method on a mesh of fsdp=count."""
-    config = configs.default(model)
+    config = schema.default(model)
     config.method, config.data.length, config.data.batch = method, length, sequences * count
     config.data.loss_chunk = length // 4
     config.mesh = {"data": 1, "fsdp": count, "tensor": 1}
-    mesh = meshes.make(config.mesh)
+    mesh = partitioning.make(config.mesh)
     assert mesh is not None, "two devices at least"
-    with meshes.entered(mesh):
+    with partitioning.entered(mesh):
         start = time.perf_counter()
         optimizer = steps.make_optimizer(config)
         graph, state = states.abstract_state(config, optimizer)
         parts = steps.parts_of(config)
-        step = steps.make_train_step(graph, optimizer, configs.rules(config), parts=parts)
+        step = steps.make_train_step(graph, optimizer, schema.rules(config), parts=parts)
         batch = jax.ShapeDtypeStruct(
-            (config.data.batch, length + 1), np.uint16, sharding=meshes.batch_sharding(mesh)
+            (config.data.batch, length + 1), np.uint16, sharding=partitioning.batch_sharding(mesh)
         )
         lowered = step.lower(state, batch, jax.random.key(0))
         traced = time.perf_counter()
@@ -91,7 +91,7 @@ def measure(
     return {
         "devices": count,
         "method": method,
-        "state_bytes": costs.device_bytes(state),
+        "state_bytes": flops.device_bytes(state),
         "argument_bytes": memory.argument_size_in_bytes,
         "temporary_bytes": memory.temp_size_in_bytes,
         "peak_bytes": memory.peak_memory_in_bytes,

@@ -30,7 +30,8 @@ from typing import Any
 import gpt2_text_report as reports
 import python_text
 
-from pqt_jax import files, metrics
+from pqt_jax.interchange import files
+from pqt_jax.training.run import metrics
 
 ROOT = Path(__file__).resolve().parent.parent
 METHODS = ("bf16", "gaussws", "uniform")

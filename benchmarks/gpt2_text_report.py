@@ -7,7 +7,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from pqt_jax import metrics, workdir
+from pqt_jax.training.run import metrics, workdir
 
 BEGIN, END = "<!-- table of benchmarks/gpt2_text.py -->", "<!-- end of the table -->"
 

@@ -16,10 +16,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pqt_jax import pallas, reference
-from pqt_jax.formats import BF16, E2M1, E2M3, E3M2, E4M3, E4M7, E5M2, FP32, FloatFormat
+from pqt_jax import pallas
+from pqt_jax.numerics import reference
+from pqt_jax.numerics.formats import BF16, E2M1, E2M3, E3M2, E4M3, E4M7, E5M2, FP32, FloatFormat
+from pqt_jax.numerics.spec import Spec
 from pqt_jax.pallas import Implementation
-from pqt_jax.spec import Spec
 
 FORMATS = (BF16, FP32, E4M7, E4M3, E5M2, E3M2, E2M3, E2M1, FloatFormat(8, 3))
 SPECS = (

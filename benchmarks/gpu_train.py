@@ -16,11 +16,11 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from pqt_jax.config import default, rules
 from pqt_jax.models.gpt2 import GPT2_124M, GPT2Config
 from pqt_jax.models.llama2 import LLAMA2_1B, LLAMA2_134M, Llama2Config
-from pqt_jax.state import abstract_state, init_state
-from pqt_jax.step import make_optimizer, make_train_step, parts_of
+from pqt_jax.training.config.schema import default, rules
+from pqt_jax.training.state import abstract_state, init_state
+from pqt_jax.training.step import make_optimizer, make_train_step, parts_of
 
 METHODS = ("bf16", "gaussws", "uniform")
 

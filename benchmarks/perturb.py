@@ -29,7 +29,7 @@ import jax
 import jax.numpy as jnp
 
 import pqt_jax
-from pqt_jax.perturb import Spec, perturb
+from pqt_jax.transform.perturb import Spec, perturb
 
 
 def copy_and_cast(w, b, g, key):

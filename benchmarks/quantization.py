@@ -32,11 +32,14 @@ import jax
 import numpy as np
 from scipy import stats
 
-from pqt_jax import FloatFormat, learned_bits, table, trained
-from pqt_jax import config as configs
+from pqt_jax import FloatFormat
+from pqt_jax.analysis import load
 from pqt_jax.data import pipeline, source
-from pqt_jax.formats import E2M1, E3M2, E4M3
-from pqt_jax.quantize import Plan, plan_mixed, plan_uniform
+from pqt_jax.numerics.formats import E2M1, E3M2, E4M3
+from pqt_jax.quantization.quantize import Plan, plan_mixed, plan_uniform
+from pqt_jax.training import final_evaluation
+from pqt_jax.training.config import schema
+from pqt_jax.transform import bit_state
 
 ROOT = Path(__file__).resolve().parent.parent
 TARGETS = (3, 4, 5)
@@ -100,20 +103,20 @@ def plans(weights: Any, rules: Any, bits: Any) -> dict[str, Plan]:
 
 def measure(workdir: Path) -> dict[str, float]:
     """The validation loss of a run's weights, as they are and rounded in every way."""
-    run = trained.load_run(workdir)
+    run = load.load_run(workdir)
     text, data = source.load(run.config.data.files), run.config.data
     batches = pipeline.validation_batches(
         text.validation, length=data.length, batch=data.batch, count=64
     )
-    loss = table.make_loss(run.graph, batches)
-    weights = learned_bits.weights(run.params)
-    bits = learned_bits.collect_bits(run.params)
-    rules = configs.quantization_rules(run.config)
+    loss = final_evaluation.make_loss(run.graph, batches)
+    weights = bit_state.weights(run.params)
+    bits = bit_state.collect_bits(run.params)
+    rules = schema.quantization_rules(run.config)
     losses = {"master": loss(weights)}
     for name, plan in plans(weights, rules, bits).items():
-        losses[name] = loss(trained.weights_as(run.params, plan))
+        losses[name] = loss(load.weights_as(run.params, plan))
     if bits:
-        b_t = jax.tree.leaves(learned_bits.bit_widths(run.params, rules))
+        b_t = jax.tree.leaves(bit_state.bit_widths(run.params, rules))
         losses["mean_bits"] = float(np.concatenate([np.ravel(x) for x in b_t]).mean())
     return losses
 

@@ -17,11 +17,11 @@ import gpu_train
 import jax
 import numpy as np
 
-from pqt_jax import cli
-from pqt_jax.config import rules
-from pqt_jax.state import abstract_state
-from pqt_jax.step import make_optimizer, make_train_step, parts_of
-from pqt_jax.table import mean_loss
+from pqt_jax.training.config import command_line
+from pqt_jax.training.config.schema import rules
+from pqt_jax.training.final_evaluation import mean_loss
+from pqt_jax.training.state import abstract_state
+from pqt_jax.training.step import make_optimizer, make_train_step, parts_of
 
 
 def main() -> int:
@@ -29,7 +29,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Memory of the compiled training step.")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="JSON")
     given, rest = parser.parse_known_args()
-    config = cli.parse(rest).config
+    config = command_line.parse(rest).config
     batch = jax.ShapeDtypeStruct((config.data.batch, config.data.length + 1), np.uint16)
     methods = {}
     for method in gpu_train.METHODS:

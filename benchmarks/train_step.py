@@ -23,10 +23,10 @@ import gpu_train
 import jax
 import numpy as np
 
-from pqt_jax.config import default, rules
 from pqt_jax.models.llama2 import Llama2Config
-from pqt_jax.state import abstract_state
-from pqt_jax.step import make_optimizer, make_train_step
+from pqt_jax.training.config.schema import default, rules
+from pqt_jax.training.state import abstract_state
+from pqt_jax.training.step import make_optimizer, make_train_step
 
 MODEL = Llama2Config(4096, d_model=256, num_layers=6, num_heads=4, d_ff=704, dtype="float32")
 TINY = Llama2Config(256, d_model=32, num_layers=2, num_heads=2, d_ff=64, dtype="float32")

@@ -13,12 +13,12 @@ Expect    nanoGPT reports a validation loss near 2.85 on OpenWebText in BF16; no
 
 from ml_collections import ConfigDict
 
-from pqt_jax.config import default
 from pqt_jax.models.gpt2 import GPT2_124M
+from pqt_jax.training.config import default
 
 
 def get_config() -> ConfigDict:
-    """The configuration; fields that are not set here are explained in `pqt_jax.config`."""
+    """The configuration; `pqt_jax.training.config` explains the fields that are not set here."""
     config = default(GPT2_124M)
     config.steps = 600_000
     config.data.tokens = "data/openwebtext"

@@ -14,12 +14,12 @@ Compare   --config.optimizer.name=adam_mini, --config.method=bf16, --config.meth
 
 from ml_collections import ConfigDict
 
-from pqt_jax.config import default
 from pqt_jax.models.llama2 import LLAMA2_134M
+from pqt_jax.training.config import default
 
 
 def get_config() -> ConfigDict:
-    """The configuration; fields that are not set here are explained in `pqt_jax.config`."""
+    """The configuration; `pqt_jax.training.config` explains the fields that are not set here."""
     config = default(LLAMA2_134M)
     config.steps = 200_000
     config.data.tokens = "data/c4"

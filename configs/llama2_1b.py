@@ -12,12 +12,12 @@ Expect    the paper shows the curve of BF16 or one below it, without a number; n
 
 from ml_collections import ConfigDict
 
-from pqt_jax.config import default
 from pqt_jax.models.llama2 import LLAMA2_1B
+from pqt_jax.training.config import default
 
 
 def get_config() -> ConfigDict:
-    """The configuration; fields that are not set here are explained in `pqt_jax.config`."""
+    """The configuration; `pqt_jax.training.config` explains the fields that are not set here."""
     config = default(LLAMA2_1B)
     config.steps = 50_000
     config.data.tokens = "data/c4"

@@ -14,12 +14,12 @@ Compare   --config.method=bf16 (no sampling) and --config.method=uniform (unifor
 
 from ml_collections import ConfigDict
 
-from pqt_jax.config import default
 from pqt_jax.models import Llama2Config
+from pqt_jax.training.config import default
 
 
 def get_config() -> ConfigDict:
-    """The configuration; fields that are not set here are explained in `pqt_jax.config`."""
+    """The configuration; `pqt_jax.training.config` explains the fields that are not set here."""
     model = Llama2Config(
         vocab_size=256,
         d_model=128,

@@ -5,13 +5,15 @@
 key(seed, step, path) → bits → R → block scale → w + R·scale → cast → model(ŵ) → loss
 """
 
-from pqt_jax import cast, formats, keys, optim, quantize
-from pqt_jax.formats import FloatFormat
-from pqt_jax.perturb import perturb, perturb_encoded
-from pqt_jax.rules import Rule
-from pqt_jax.spec import Spec
-from pqt_jax.transform import ParamTransform, param_transform, pqt_transform
-from pqt_jax.wrap_nnx import BitParam
+from pqt_jax.numerics import cast, formats, keys
+from pqt_jax.numerics.formats import FloatFormat
+from pqt_jax.numerics.spec import Spec
+from pqt_jax.quantization import quantize
+from pqt_jax.transform import optim
+from pqt_jax.transform.nnx_wrapper import BitParam
+from pqt_jax.transform.param_transform import ParamTransform, param_transform, pqt_transform
+from pqt_jax.transform.perturb import perturb, perturb_encoded
+from pqt_jax.transform.rules import Rule
 
 __version__ = "0.1.0"
 

@@ -21,11 +21,16 @@ from typing import Any
 
 import numpy as np
 
-from pqt_jax import cli, errors, files, intervals, learned_bits, score, trained, vocabulary, workdir
+from pqt_jax import errors
+from pqt_jax.analysis import find_tokenizer, intervals, load, score
+from pqt_jax.analysis.intervals import Interval
 from pqt_jax.data import source, tokenizers, tokens
 from pqt_jax.data.tokenizers import Tokenizer
 from pqt_jax.errors import InputError
-from pqt_jax.intervals import Interval
+from pqt_jax.interchange import files
+from pqt_jax.training.config import command_line
+from pqt_jax.training.run import workdir
+from pqt_jax.transform import bit_state
 
 VALIDATION = "the run's validation text"
 TITLES = {
@@ -49,22 +54,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parse(arguments: Sequence[str]) -> Namespace:
-    parser = cli.Parser(prog="python -m pqt_jax.evaluate", description="Evaluate trained weights.")
-    trained.add_arguments(parser)
-    vocabulary.add_argument(parser)
-    above = cli.number(int, lambda n: 0 < n < 2**31, "a whole number from 1 on")
+    parser = command_line.Parser(
+        prog="python -m pqt_jax.evaluate", description="Evaluate trained weights."
+    )
+    load.add_arguments(parser)
+    find_tokenizer.add_argument(parser)
+    above = command_line.number(int, lambda n: 0 < n < 2**31, "a whole number from 1 on")
     add = parser.add_argument
     add("--data", metavar="GLOB", help="text files; default: the run's own validation text")
-    add("--weights", metavar="A,B", default="all", help=f"all, or of {', '.join(trained.LABELS)}")
+    add("--weights", metavar="A,B", default="all", help=f"all, or of {', '.join(load.LABELS)}")
     add("--length", type=above, metavar="T", help="of a window; default: as trained")
     add("--batch", type=above, default=16, metavar="N", help="windows at once; default: 16")
     add("--json", metavar="FILE", help="write the numbers there, too")
     given = parser.parse_args(arguments)
     given.weights = [name.strip() for name in given.weights.split(",")]
-    strange = [name for name in given.weights if name not in trained.LABELS]
+    strange = [name for name in given.weights if name not in load.LABELS]
     if strange and given.weights != ["all"]:
         name = next((name for name in strange if name != "all"), "all")
-        known = ", ".join(trained.LABELS)
+        known = ", ".join(load.LABELS)
         raise InputError(f"--weights: {name!r}; it must be all alone, or of {known}")
     if given.workdir is None and given.data is None:
         raise InputError("--data is missing; give text files, or the --workdir of a run")
@@ -76,14 +83,14 @@ def _parse(arguments: Sequence[str]) -> Namespace:
 
 
 def _run(given: Namespace) -> int:
-    model = trained.from_arguments(given)
-    tokenizer = vocabulary.of(given, model)
+    model = load.from_arguments(given)
+    tokenizer = find_tokenizer.of(given, model)
     default = model.model.max_length if model.run is None else model.run.data.length
     length = default if given.length is None else given.length
     if length > model.model.max_length:
         raise InputError(f"--length={length}; it must be at most {model.model.max_length}")
-    learned = learned_bits.are_learned(model.params)
-    every = ["master"] if given.packed else list(trained.LABELS)  # those are rounded already
+    learned = bit_state.are_learned(model.params)
+    every = ["master"] if given.packed else list(load.LABELS)  # those are rounded already
     wanted = every if given.weights == ["all"] else given.weights
     if not learned and "mixed" in wanted:
         if given.weights != ["all"]:
@@ -101,10 +108,10 @@ def _run(given: Namespace) -> int:
     print(f"\n{'weights':<20}" + "".join(f"{title:<30}" for title in TITLES.values()).rstrip())
     results, master = {}, None
     for name in dict.fromkeys(["master", *wanted]):  # the others are compared with it
-        nats = nats_of(trained.weights_in(model.run, model.params, model.rules, name))
+        nats = nats_of(load.weights_in(model.run, model.params, model.rules, name))
         master = nats if master is None else master
         results[name] = score.measure(nats, master, windows)
-        label = trained.label(model.run and model.run.method, name)
+        label = load.label(model.run and model.run.method, name)
         label = "as packed" if given.packed and name == "master" else label
         print(_row(label, results[name]), flush=True)
     if given.json is not None:
@@ -126,7 +133,7 @@ def _run(given: Namespace) -> int:
 
 
 def _documents(
-    given: Namespace, model: trained.Trained, tokenizer: Tokenizer
+    given: Namespace, model: load.Trained, tokenizer: Tokenizer
 ) -> tuple[str, list[score.Document]]:
     """(what the text is called, its documents)."""
     if given.data is not None:

@@ -23,25 +23,18 @@ from typing import Any
 
 import numpy as np
 
-from pqt_jax import (
-    blocks,
-    cast,
-    cli,
-    errors,
-    folders,
-    huggingface,
-    learned_bits,
-    packed,
-    report,
-    sizes,
-    trained,
-    workdir,
-)
-from pqt_jax import config as configs
+from pqt_jax import errors
+from pqt_jax.analysis import load
 from pqt_jax.errors import InputError
+from pqt_jax.interchange import folders, huggingface
 from pqt_jax.models import GPT2Config
-from pqt_jax.quantize import Plan
-from pqt_jax.rules import paths_and_leaves
+from pqt_jax.numerics import blocks, cast
+from pqt_jax.quantization import packed_file, report, sizes
+from pqt_jax.quantization.quantize import Plan
+from pqt_jax.training.config import command_line, schema
+from pqt_jax.training.run import workdir
+from pqt_jax.transform import bit_state
+from pqt_jax.transform.rules import paths_and_leaves
 
 LAYOUTS = ("packed", "huggingface")
 
@@ -59,10 +52,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parse(arguments: Sequence[str]) -> Namespace:
-    parser = cli.Parser(prog="python -m pqt_jax.export", description="Export trained weights.")
-    trained.add_arguments(parser)
-    formats = [*trained.FORMATS, "mixed"]
-    share = cli.number(float, lambda x: 0 < x <= 1, "above 0 and at most 1")
+    parser = command_line.Parser(
+        prog="python -m pqt_jax.export", description="Export trained weights."
+    )
+    load.add_arguments(parser)
+    formats = [*load.FORMATS, "mixed"]
+    share = command_line.number(float, lambda x: 0 < x <= 1, "above 0 and at most 1")
     add = parser.add_argument
     add("--format", choices=["master", *formats], required=True)
     add("--out", metavar="DIR", required=True, help="made whole or not at all")
@@ -116,22 +111,22 @@ def _check(given: Namespace) -> None:
 
 def _run(given: Namespace) -> int:
     workdir.refuse_checkpoints(folders.check(given.out, given.overwrite), given.out)
-    model = trained.from_arguments(given)
+    model = load.from_arguments(given)
     if given.format == "mixed" and model.run is not None and model.run.method == "diffq":
         raise InputError(
             "--format=mixed: DiffQ's own bits are levels between a matrix's ends, which no format "
             "holds; give another format, or --weights=mixed to pqt_jax.evaluate"
         )
-    if given.format == "mixed" and not learned_bits.collect_bits(model.params):
+    if given.format == "mixed" and not bit_state.collect_bits(model.params):
         raise InputError("--format=mixed: no bits were learned; give another format")
     names = ("block", "scale", "granularity", "share")
     options = {n: getattr(given, n) for n in names if getattr(given, n) is not None}
-    plan = trained.plan_for(model.params, model.rules, given.format, **options)
+    plan = load.plan_for(model.params, model.rules, given.format, **options)
     text = ""
     if given.layout == "packed":
         text = pack(Path(given.out), model, plan, given.format, given.overwrite)
     else:
-        rounded = trained.weights_as(model.params, plan)
+        rounded = load.weights_as(model.params, plan)
         wide = any(assigned.spec.storage == np.float32 for assigned in plan.values())
         dtype: Any = given.dtype or ("float32" if wide else "bfloat16")
         huggingface.save(given.out, model.model, rounded, dtype=dtype, overwrite=given.overwrite)
@@ -139,7 +134,7 @@ def _run(given: Namespace) -> int:
     return 0
 
 
-def pack(out: Path, model: trained.Trained, plan: Plan, name: str, overwrite: bool = False) -> str:
+def pack(out: Path, model: load.Trained, plan: Plan, name: str, overwrite: bool = False) -> str:
     """Write packed weights and their report.
 
     Args:
@@ -156,22 +151,22 @@ def pack(out: Path, model: trained.Trained, plan: Plan, name: str, overwrite: bo
       InputError: if there is something in the folder already.
       OutputError: if it cannot be written.
     """
-    weights = learned_bits.weights(model.params)
+    weights = bit_state.weights(model.params)
     with folders.whole_folder(out, overwrite) as folder:
-        packed.write(folder / packed.FILE, weights, plan, describe(model.model))
+        packed_file.write(folder / packed_file.FILE, weights, plan, describe(model.model))
         rows = report.rows(weights, plan)
-        text = f"{report.table(rows)}\n\n{_sizes(folder / packed.FILE, weights, plan)}\n"
+        text = f"{report.table(rows)}\n\n{_sizes(folder / packed_file.FILE, weights, plan)}\n"
         (folder / "report.txt").write_text(text)
         content = json.dumps(report.as_json(rows), indent=2, allow_nan=False)
         (folder / "report.json").write_text(content + "\n")
-        report.picture(folder / "report.png", rows, f"{model.origin}, {trained.LABELS[name]}")
+        report.picture(folder / "report.png", rows, f"{model.origin}, {load.LABELS[name]}")
     return text
 
 
-def describe(model: trained.ModelConfig) -> dict[str, Any]:
+def describe(model: load.ModelConfig) -> dict[str, Any]:
     """A model's configuration with the name that `config.model.name` gives it."""
     name = "gpt2" if isinstance(model, GPT2Config) else "llama2"
-    assert isinstance(model, configs.MODELS[name][0])
+    assert isinstance(model, schema.MODELS[name][0])
     return {"name": name, **dataclasses.asdict(model)}
 
 

@@ -24,9 +24,11 @@ import numpy as np
 from flax import nnx
 from jax import lax
 
-from pqt_jax import cli, errors, trained, vocabulary
+from pqt_jax import errors
+from pqt_jax.analysis import find_tokenizer, load
 from pqt_jax.data.tokenizers import Tokenizer
 from pqt_jax.errors import InputError, system_reason
+from pqt_jax.training.config import command_line
 
 TOKENS = 200  # of a sample, where the model has room for that many
 
@@ -174,15 +176,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parse(arguments: Sequence[str]) -> Namespace:
-    parser = cli.Parser(prog="python -m pqt_jax.generate", description="Sample text from a model.")
-    trained.add_arguments(parser)
-    vocabulary.add_argument(parser)
-    above = cli.number(int, lambda n: 0 < n < 2**31, "a whole number from 1 on")
-    seeds = cli.number(int, lambda n: 0 <= n < 2**32, "a whole number from 0 to 2^32 - 1")
-    heat = cli.number(float, lambda t: 1e-3 <= t <= 1e3 or t == 0, "0, or from 0.001 to 1000")
-    mass = cli.number(float, lambda p: 0 < p <= 1, "above 0 and at most 1")
+    parser = command_line.Parser(
+        prog="python -m pqt_jax.generate", description="Sample text from a model."
+    )
+    load.add_arguments(parser)
+    find_tokenizer.add_argument(parser)
+    above = command_line.number(int, lambda n: 0 < n < 2**31, "a whole number from 1 on")
+    seeds = command_line.number(int, lambda n: 0 <= n < 2**32, "a whole number from 0 to 2^32 - 1")
+    heat = command_line.number(
+        float, lambda t: 1e-3 <= t <= 1e3 or t == 0, "0, or from 0.001 to 1000"
+    )
+    mass = command_line.number(float, lambda p: 0 < p <= 1, "above 0 and at most 1")
     add = parser.add_argument
-    add("--weights", choices=list(trained.LABELS), default="master", help="default: master")
+    add("--weights", choices=list(load.LABELS), default="master", help="default: master")
     text = parser.add_mutually_exclusive_group()
     text.add_argument("--prompt", metavar="TEXT", help="default: a line break")
     text.add_argument("--prompt-file", metavar="FILE", help="the prompt is all that is in it")
@@ -197,8 +203,8 @@ def _parse(arguments: Sequence[str]) -> Namespace:
 
 def _run(given: Namespace) -> int:
     text = _prompt(given)
-    model = trained.from_arguments(given)
-    tokenizer = vocabulary.of(given, model)
+    model = load.from_arguments(given)
+    tokenizer = find_tokenizer.of(given, model)
     masked = model.run is not None and model.run.data.boundaries == "mask"
     prompt = _encoded(text, tokenizer, masked)
     room = model.model.max_length - len(prompt)
@@ -215,7 +221,7 @@ def _run(given: Namespace) -> int:
             f"--tokens={steps}; it must be at most {room}: the model sees "
             f"{model.model.max_length} tokens in all, and the prompt has {len(prompt)}"
         )
-    weights = trained.weights_in(model.run, model.params, model.rules, given.weights)
+    weights = load.weights_in(model.run, model.params, model.rules, given.weights)
     tokens = jnp.asarray(prompt[None], jnp.int32)
     for i in range(given.samples):
         added = generate(

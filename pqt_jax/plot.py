@@ -18,11 +18,15 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from pqt_jax import cli, errors, folders, overlay, pictures, recorded, tabulate, web_page, workdir
+from pqt_jax import errors
+from pqt_jax.analysis import html_page, run_figures, run_reader, run_tables
+from pqt_jax.analysis.html_page import Picture
+from pqt_jax.analysis.plot_style import Runs
+from pqt_jax.analysis.run_reader import Recorded
 from pqt_jax.errors import InputError
-from pqt_jax.looks import Runs
-from pqt_jax.recorded import Recorded
-from pqt_jax.web_page import Picture
+from pqt_jax.interchange import folders
+from pqt_jax.training.config import command_line
+from pqt_jax.training.run import run_plots, workdir
 
 PAGE = "report.html"
 # File → (title, caption, what draws it, which runs it is of).
@@ -31,33 +35,33 @@ PICTURES: dict[str, tuple[str, str, Callable[[Runs], Figure], Callable[[Recorded
         "Loss",
         "Scales leave out the first fifth of each run, and spikes; × marks a loss that is no "
         "number from there on.",
-        overlay.losses,
+        run_figures.losses,
         lambda run: True,
     ),
     "bits.png": (
         "Bit-widths by layer and kernel",
         "Mean over the blocks of each matrix in the newest record, and of the whole model over "
         "training.",
-        overlay.bits,
-        recorded.learns_bits,
+        run_figures.bits,
+        run_reader.learns_bits,
     ),
     "bits_over_training.png": (
         "Bit-widths by layer over training",
         "Mean over the kernels of each layer; each record stands for the tokens since the last.",
-        overlay.bits_over_training,
+        run_figures.bits_over_training,
         lambda run: bool(run.bits),
     ),
     "formats.png": (
         "Formats",
         "The smallest format that carries the learned bit-width of each block, in the newest "
         "record.",
-        overlay.formats,
-        lambda run: bool(recorded.formats(run)),
+        run_figures.formats,
+        lambda run: bool(run_reader.formats(run)),
     ),
     "formats_over_training.png": (
         "Formats over training",
         "The same for every record, each of which stands for the tokens since the last.",
-        overlay.formats_over_training,
+        run_figures.formats_over_training,
         lambda run: bool(run.bits),
     ),
 }
@@ -77,7 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parse(arguments: Sequence[str]) -> Namespace:
-    parser = cli.Parser(
+    parser = command_line.Parser(
         prog="python -m pqt_jax.plot",
         description="Compare runs: pictures by tokens, and a page with them all, report.html.",
     )
@@ -91,11 +95,11 @@ def _parse(arguments: Sequence[str]) -> Namespace:
 
 
 def _run(given: Namespace) -> int:
-    runs = dict(enumerate(recorded.read(given.runs)))
+    runs = dict(enumerate(run_reader.read(given.runs)))
     out = given.out or str(Path(given.runs[0]) / "plot" if len(runs) == 1 else "plot")
     workdir.refuse_checkpoints(folders.check(out, _WRITTEN), out)
     drawn = {
-        name: Picture(title, caption, pictures.png(draw(chosen)))
+        name: Picture(title, caption, run_plots.png(draw(chosen)))
         for name, (title, caption, draw, shows) in PICTURES.items()
         if (chosen := {i: run for i, run in runs.items() if shows(run)})
     }
@@ -125,17 +129,17 @@ def compose(runs: Runs, drawn: Sequence[Picture]) -> str:
     now = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
     state = f"{finished} of {len(runs)} finished" if len(runs) > 1 else ""
     state = state or ("finished" if finished else "still training, or stopped")
-    overview = web_page.section(
-        "Results", tabulate.overview(runs), web_page.paragraph(tabulate.ABOUT)
+    overview = html_page.section(
+        "Results", run_tables.overview(runs), html_page.paragraph(run_tables.ABOUT)
     )
-    parts = [overview, tabulate.fields(runs), *map(web_page.picture, drawn)]
-    learning = [run for run in runs.values() if recorded.learns_bits(run)]
+    parts = [overview, run_tables.fields(runs), *map(html_page.picture, drawn)]
+    learning = [run for run in runs.values() if run_reader.learns_bits(run)]
     if not learning:
-        parts.append(web_page.paragraph("No learned bit-widths are recorded here."))
+        parts.append(html_page.paragraph("No learned bit-widths are recorded here."))
     if bare := [run.name for run in learning if not run.bits]:
         missing = f"Without {workdir.HISTORY}, and so without bit-widths by layer: "
-        parts.append(web_page.paragraph(missing + ", ".join(bare) + "."))
-    return web_page.page(title, f"As of {now}; {state}.", parts)
+        parts.append(html_page.paragraph(missing + ", ".join(bare) + "."))
+    return html_page.page(title, f"As of {now}; {state}.", parts)
 
 
 if __name__ == "__main__":

@@ -24,17 +24,16 @@ from typing import Any, NamedTuple
 import jax
 from jax.sharding import Mesh
 
-from pqt_jax import checks, cli, init_from, loop, page, processes, sinks
-from pqt_jax import config as configs
-from pqt_jax import mesh as meshes
-from pqt_jax import state as states
-from pqt_jax import workdir as workdirs
-from pqt_jax.config import Config
 from pqt_jax.data import boundaries, pipeline, source, tokens
 from pqt_jax.errors import InputError, OutputError, escape_output, say, tell
-from pqt_jax.processes import ProcessError
-from pqt_jax.signals import interruptions
-from pqt_jax.watch import SkipError
+from pqt_jax.models import partitioning
+from pqt_jax.training import init_from, loop, startup_summary, state
+from pqt_jax.training.config import command_line, schema, validation
+from pqt_jax.training.config.schema import Config
+from pqt_jax.training.run import distributed, trackers, workdir
+from pqt_jax.training.run.distributed import ProcessError
+from pqt_jax.training.run.loss_monitor import SkipError
+from pqt_jax.training.run.signals import interruptions
 
 _MEMORY = "give more of config.data.microbatches, config.model.remat, or a smaller batch or model"
 
@@ -54,35 +53,40 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _run(sys.argv[1:] if arguments is None else arguments, signals)
         except (InputError, OutputError, ProcessError, SkipError) as error:
             say(f"error: {error}")
-            return processes.leave(error.exit_code)
+            return distributed.leave(error.exit_code)
         except Exception as error:
             if str(error).startswith("RESOURCE_EXHAUSTED"):
                 say(f"error: memory does not suffice: {error}; {_MEMORY}")
-                return processes.leave(OutputError.exit_code)
-            if not processes.are_joined():
+                return distributed.leave(OutputError.exit_code)
+            if not distributed.are_joined():
                 raise
-            if not processes.is_loss(error):
+            if not distributed.is_loss(error):
                 traceback.print_exc()
-                return processes.leave(1)
+                return distributed.leave(1)
             # The others are waited for at exit, and one of them is gone.
             say(f"error: another process was lost; start all of them again ({error})")
-            os._exit(processes.LOST)
+            os._exit(distributed.LOST)
 
 
 def _run(arguments: Sequence[str], signals: Sequence[int]) -> int:
-    given = cli.parse(arguments)
+    given = command_line.parse(arguments)
     if given.distributed:
-        processes.join()
-        processes.every(0)  # connected now: later they would wait for each other half a minute only
-    ready = processes.together(lambda: _prepare(given))
+        distributed.join()
+        distributed.every(
+            0
+        )  # connected now: later they would wait for each other half a minute only
+    ready = distributed.together(lambda: _prepare(given))
     lock = _claimed(given, ready.meta)
     try:
-        if number := max(processes.every(signals[0] if signals else 0)):
+        if number := max(distributed.every(signals[0] if signals else 0)):
             return loop.stopped("before training", number)
-        with meshes.entered(ready.mesh):
-            if processes.is_first():
-                facts = page.gather(given.config, ready.mesh, ready.text.description, given.workdir)
-                tell(f"{configs.describe(given.config)}\n{page.before(given.config, facts)}")
+        with partitioning.entered(ready.mesh):
+            if distributed.is_first():
+                facts = startup_summary.gather(
+                    given.config, ready.mesh, ready.text.description, given.workdir
+                )
+                tell(schema.describe(given.config))
+                tell(startup_summary.before(given.config, facts))
             return loop.train(
                 given.config,
                 given.workdir,
@@ -102,43 +106,43 @@ class _Ready(NamedTuple):
     text: source.Text
     mesh: Mesh | None
     take_start: Callable[[], Any]  # once, so that nobody holds the weights when they are placed
-    meta: workdirs.Meta
+    meta: workdir.Meta
 
 
-def _prepare(given: cli.Given) -> _Ready:
+def _prepare(given: command_line.Given) -> _Ready:
     """Everything that can be wrong with the input, before anything is compiled."""
-    config, profile = given.config, given.workdir / workdirs.PROFILE
+    config, profile = given.config, given.workdir / workdir.PROFILE
     if given.profile and profile.exists() and not profile.is_dir():
         raise InputError(f"--profile: {profile} is not a directory; move it away")
-    checks.check_devices(config)
-    sinks.check(config.log)
+    validation.check_devices(config)
+    trackers.check(config.log)
     text = _text(config)
     pipeline.check_lengths(text.train, text.validation, config.data.length, config.data.batch)
-    parameters = states.count_parameters(config)  # here the rules meet the parameters' paths
-    states.check_memory(config, parameters)
-    mesh = meshes.make(config.mesh)
-    meshes.check(mesh, config)
-    start = init_from.read(config, workdirs.start_of(given.workdir))
-    meta = workdirs.describe(config, text, start.fingerprint)
+    parameters = state.count_parameters(config)  # here the rules meet the parameters' paths
+    state.check_memory(config, parameters)
+    mesh = partitioning.make(config.mesh)
+    partitioning.check(mesh, config)
+    start = init_from.read(config, workdir.start_of(given.workdir))
+    meta = workdir.describe(config, text, start.fingerprint)
     return _Ready(text, mesh, [start.params].pop, meta)
 
 
-def _claimed(given: cli.Given, meta: workdirs.Meta) -> int | None:
+def _claimed(given: command_line.Given, meta: workdir.Meta) -> int | None:
     """Claim the workdir for all processes, which must be of one run; the lock, in the first."""
     run = {"--workdir": str(given.workdir.absolute()), **meta}
-    first = json.loads(processes.of_first(json.dumps(run)))
-    processes.together(lambda: _check_one_run(first, run))
-    own = processes.is_first()
-    lock = processes.together(lambda: workdirs.claim(given.workdir, meta) if own else None)
-    processes.together(lambda: workdirs.check_shared(given.workdir))
+    first = json.loads(distributed.of_first(json.dumps(run)))
+    distributed.together(lambda: _check_one_run(first, run))
+    own = distributed.is_first()
+    lock = distributed.together(lambda: workdir.claim(given.workdir, meta) if own else None)
+    distributed.together(lambda: workdir.check_shared(given.workdir))
     return lock
 
 
-def _check_one_run(first: workdirs.Meta, run: workdirs.Meta) -> None:
+def _check_one_run(first: workdir.Meta, run: workdir.Meta) -> None:
     """Raise InputError, naming the field, if a process is of another run than the first."""
     before, now = (
         {name: value for name, value in meta.items() if name not in ("config", "versions")}
-        | {f"config.{name}": value for name, value in configs.fields(meta["config"])}
+        | {f"config.{name}": value for name, value in schema.fields(meta["config"])}
         for meta in (first, json.loads(json.dumps(run)))
     )
     for name in before | now:

@@ -8,7 +8,7 @@ import shutil
 import jax
 import pytest
 
-ROOT = pathlib.Path(__file__).parents[1]
+from support.paths import ROOT
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_compilation_cache_dir", str(ROOT / ".cache" / "jax"))
@@ -26,7 +26,7 @@ def pytest_configure(config):
 @pytest.fixture(scope="session")
 def trained_run(tmp_path_factory):
     """The workdir of a real run of eight steps with checkpoints 4 and 8; not to be changed."""
-    from command import main
+    from support.command import main
 
     folder = tmp_path_factory.mktemp("trained")
     assert main(folder, "--config.steps=8") == 0

@@ -4,24 +4,26 @@
 
 import json
 import os
-import pathlib
 import subprocess
 import sys
 
 import jax
 import numpy as np
 import pytest
-import tiny
-from command import refused
 from flax import nnx
 
-from pqt_jax import evaluate, export, generate, huggingface, packed, trained
+from pqt_jax import evaluate, export, generate
+from pqt_jax.analysis import load
 from pqt_jax.errors import InputError
+from pqt_jax.interchange import huggingface
 from pqt_jax.models import Llama2
-from pqt_jax.rules import paths_and_leaves
+from pqt_jax.quantization import packed_file
+from pqt_jax.transform.rules import paths_and_leaves
+from support import tiny
+from support.command import refused
+from support.paths import ROOT
 
-ROOT = pathlib.Path(__file__).parents[1]
-FORMATS = [*trained.FORMATS, "mixed"]
+FORMATS = [*load.FORMATS, "mixed"]
 ALIKE = ("fp8_e5m2", "fp6_e2m3", "fp4_e2m1")
 SLOWER = [pytest.param(n, marks=pytest.mark.slow if n in ALIKE else ()) for n in FORMATS]
 
@@ -31,13 +33,13 @@ def run(*arguments):
 
 
 def plan_of(found, name, **options):
-    return trained.plan_for(found.params, found.rules, name, **options)
+    return load.plan_for(found.params, found.rules, name, **options)
 
 
 def read(path):
     parser = export.cli.Parser(prog="test")
-    trained.add_arguments(parser)
-    return trained.from_arguments(parser.parse_args([path]))
+    load.add_arguments(parser)
+    return load.from_arguments(parser.parse_args([path]))
 
 
 def same(a, b):
@@ -58,7 +60,7 @@ def test_what_is_packed_comes_back_as_it_was_rounded(trained_run, tmp_path, name
     assert files == ["report.json", "report.png", "report.txt", "weights.safetensors"]
     assert (tmp_path / "out/report.txt").read_text() in shown
     original, found = read(f"--workdir={trained_run}"), read(f"--packed={tmp_path / 'out'}")
-    rounded = trained.weights_as(original.params, plan_of(original, name))
+    rounded = load.weights_as(original.params, plan_of(original, name))
     same(found.params, rounded)
     assert found.model == original.model
     rows = json.loads((tmp_path / "out/report.json").read_text())
@@ -96,7 +98,7 @@ def test_hugging_face_gets_the_rounded_weights_as_numbers(trained_run, tmp_path)
         options += ["--scale=exact"] if own else [f"--dtype={dtype}"]
         run(f"--workdir={trained_run}", *options)
         original, found = read(f"--workdir={trained_run}"), read(f"--hf={out}")
-        want = paths_and_leaves(trained.weights_as(original.params, plan_of(original, name, **own)))
+        want = paths_and_leaves(load.weights_as(original.params, plan_of(original, name, **own)))
         for path, leaf in paths_and_leaves(found.params).items():
             exact = dtype == "float32" or path.startswith("h/") and path.endswith("kernel")
             rounded = np.asarray(want[path].astype(dtype).astype("float32"))
@@ -113,7 +115,7 @@ def test_options_reach_the_plan(trained_run, tmp_path):
     for name, options, given in every:
         out = tmp_path / name
         run(f"--workdir={trained_run}", f"--format={name}", f"--out={out}", *given)
-        want = trained.weights_as(original.params, plan_of(original, name, **options))
+        want = load.weights_as(original.params, plan_of(original, name, **options))
         same(read(f"--packed={out}").params, want)
 
 
@@ -123,20 +125,20 @@ def test_a_hugging_face_model_is_packed_too(tmp_path):
     huggingface.save(tmp_path / "hf", tiny.LLAMA2, nnx.state(model), dtype="float32")
     run(f"--hf={tmp_path / 'hf'}", "--format=fp8_e4m3", f"--out={tmp_path / 'out'}")
     original, found = read(f"--hf={tmp_path / 'hf'}"), read(f"--packed={tmp_path / 'out'}")
-    same(found.params, trained.weights_as(original.params, plan_of(original, "fp8_e4m3")))
+    same(found.params, load.weights_as(original.params, plan_of(original, "fp8_e4m3")))
 
 
 def test_what_is_there_is_not_replaced_unasked(trained_run, tmp_path, capsys):
     out = tmp_path / "out"
     given = [f"--workdir={trained_run}", f"--out={out}"]
     run(*given, "--format=fp8_e4m3")
-    before = (out / packed.FILE).read_bytes()
+    before = (out / packed_file.FILE).read_bytes()
     assert "give another folder, or ask to overwrite" in refused(
         export.main, [*given, "--format=fp4_e2m1"], capsys
     )
-    assert (out / packed.FILE).read_bytes() == before
+    assert (out / packed_file.FILE).read_bytes() == before
     run(*given, "--format=fp4_e2m1", "--overwrite")
-    assert len((out / packed.FILE).read_bytes()) < len(before)
+    assert len((out / packed_file.FILE).read_bytes()) < len(before)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
@@ -202,21 +204,25 @@ def test_a_reader_that_has_left_and_a_full_disk(trained_run, tmp_path):
         os.close(stdout)
         assert done.returncode == code and done.stderr.startswith(says)
         assert done.stderr.count("\n") == bool(says)
-        assert packed.read(out / packed.FILE).params  # printed about once it is whole
+        assert packed_file.read(out / packed_file.FILE).params  # printed about once it is whole
 
 
 def test_packed_weights_are_not_exported_again_and_need_a_model(tmp_path, capsys):
     given = ["--format=fp8_e4m3", f"--out={tmp_path / 'out'}"]
     message = refused(export.main, [f"--packed={tmp_path}", *given], capsys)
     assert "those weights are exported already" in message
-    packed.write(tmp_path / packed.FILE, {"w": jax.numpy.ones((3, 3))}, {}, {"name": "bert"})
+    packed_file.write(
+        tmp_path / packed_file.FILE, {"w": jax.numpy.ones((3, 3))}, {}, {"name": "bert"}
+    )
     with pytest.raises(InputError, match="describes no model of this version"):
         read(f"--packed={tmp_path}")
     model = export.describe(tiny.LLAMA2)
     for wrong in ({"num_heads": 0}, {"num_heads": 3}, {"vocab_size": "256"}, {"dtype": "foo"}):
-        packed.write(tmp_path / packed.FILE, {"w": jax.numpy.ones((3, 3))}, {}, model | wrong)
+        packed_file.write(
+            tmp_path / packed_file.FILE, {"w": jax.numpy.ones((3, 3))}, {}, model | wrong
+        )
         with pytest.raises(InputError, match="describes no model of this version"):
             read(f"--packed={tmp_path}")
-    packed.write(tmp_path / packed.FILE, {"w": jax.numpy.ones((3, 3))}, {}, model)
+    packed_file.write(tmp_path / packed_file.FILE, {"w": jax.numpy.ones((3, 3))}, {}, model)
     with pytest.raises(InputError, match="which is not the model's"):
         read(f"--packed={tmp_path}")

@@ -3,12 +3,12 @@
 """The README's examples run, and its file tree names the files that there are."""
 
 import re
-from pathlib import Path
 
 import jax.numpy as jnp
 import pytest
 
-ROOT = Path(__file__).parent.parent
+from support.paths import ROOT
+
 TEXT = (ROOT / "README.md").read_text()
 SNIPPETS = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
 

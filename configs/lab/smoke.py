@@ -10,12 +10,12 @@ Expect    a row for each run in runs/smoke/runs.jsonl, within a minute on two CP
 
 from ml_collections import ConfigDict
 
-from pqt_jax.lab.grid import default
+from pqt_jax.lab.sweep_config import default
 from pqt_jax.models import Llama2Config
 
 
 def get_config() -> ConfigDict:
-    """The configuration; fields of the sweep are explained in `pqt_jax.lab.grid`."""
+    """The configuration; fields of the sweep are explained in `pqt_jax.lab.sweep_config`."""
     model = Llama2Config(256, d_model=32, num_layers=2, num_heads=2, d_ff=64, max_length=32)
     config = default(model)
     config.steps = 30

@@ -29,11 +29,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from pqt_jax import cli, errors
+from pqt_jax import errors
 from pqt_jax.data import documents, shards, tokenizers, tokens
 from pqt_jax.data.source import matching
 from pqt_jax.errors import InputError
-from pqt_jax.folders import check, whole_folder
+from pqt_jax.interchange.folders import check, whole_folder
+from pqt_jax.training.config import command_line
 
 _BATCH = 1 << 20  # bytes of text that a process gets at once
 
@@ -58,9 +59,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parse(arguments: Sequence[str]) -> Namespace:
-    parser = cli.Parser(prog="python -m pqt_jax.data.prepare", description="Tokenize text.")
-    above = cli.number(int, lambda n: 0 < n < 2**40, "a whole number from 1 on")
-    share = cli.number(float, lambda x: 0 < x < 1, "above 0 and below 1")
+    parser = command_line.Parser(
+        prog="python -m pqt_jax.data.prepare", description="Tokenize text."
+    )
+    above = command_line.number(int, lambda n: 0 < n < 2**40, "a whole number from 1 on")
+    share = command_line.number(float, lambda x: 0 < x < 1, "above 0 and below 1")
     add = parser.add_argument
     add("--tokenizer", required=True, metavar="FILE", help="bytes, *.json, *.model or *.tiktoken")
     add("--input", required=True, metavar="GLOB", help="text, jsonl(.gz), Parquet or ArrayRecord")

@@ -20,8 +20,8 @@ import jax
 import numpy as np
 from jax import lax
 
-from pqt_jax import cast
 from pqt_jax.lab.operands import Operand, Rounding, reduce
+from pqt_jax.numerics import cast
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,8 +19,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pqt_jax import blocks, cast
-from pqt_jax.formats import FloatFormat, as_format
+from pqt_jax.numerics import blocks, cast
+from pqt_jax.numerics.formats import FloatFormat, as_format
 
 Rounding = Literal["truncate", "nearest"]
 

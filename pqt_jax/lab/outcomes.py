@@ -11,8 +11,8 @@ step was skipped.
                `config.watch.skips` steps in a row, where the trainer would have ended. The level is
                the least of the first loss, before any step, and the medians of each `window` losses
                before: one batch that is easy, or one that is hard, decides nothing.
-    spikes     rows of steps whose score (`watch.spike_score`: standard deviations above the median
-               of the steps before) is above a threshold; a row counts once
+    spikes     rows of steps whose score (`loss_monitor.spike_score`: standard deviations above
+               the median of the steps before) is above a threshold; a row counts once
     final      the mean of the last `share` of the steps
     stuck      it has not diverged, and its final loss is not below the entropy of the tokens'
                frequencies: what it says of the next token, it could say without the others
@@ -33,7 +33,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from pqt_jax.watch import spike_score
+from pqt_jax.training.run.loss_monitor import spike_score
 
 Losses = Sequence[float] | np.ndarray
 

@@ -18,13 +18,17 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from pqt_jax import cli, errors, folders, pictures, web_page
+from pqt_jax import errors
+from pqt_jax.analysis import html_page
+from pqt_jax.analysis.html_page import Picture, paragraph, section
 from pqt_jax.errors import InputError
-from pqt_jax.lab import cells as tables
-from pqt_jax.lab import forecasts, panels, summaries
-from pqt_jax.lab.cells import Cells
-from pqt_jax.lab.forecasts import Landmark
-from pqt_jax.web_page import Picture, paragraph, section
+from pqt_jax.interchange import folders
+from pqt_jax.lab import figures, prediction, sweep_table
+from pqt_jax.lab import tables as summaries
+from pqt_jax.lab.prediction import Landmark
+from pqt_jax.lab.sweep_table import Cells
+from pqt_jax.training.config import command_line
+from pqt_jax.training.run import run_plots
 
 PAGE, RUNS, WARNING = "report.html", "runs.csv", "warning.png"
 _BAND = "median over seeds and the middle eighty percent."
@@ -34,26 +38,26 @@ PICTURES: dict[str, tuple[str, str, Callable[[Cells], Figure]]] = {
         f"Left: {_BAND} A run that diverged counts as worse than any; below the dotted line is "
         "what token frequencies alone do not give. Right: share of the seeds that diverged, with "
         "exact 95 % intervals, the arms side by side.",
-        panels.finals,
+        figures.finals,
     ),
     "heat.png": (
         "Every run",
         "Final loss by seed and learning rate; × marks a run that diverged, ○ one that is stuck. "
         "The scale ends at the ninth decile of the runs that did not diverge.",
-        panels.heat,
+        figures.heat,
     ),
-    "losses.png": ("Loss of the training batches", f"The {_BAND}", panels.losses),
+    "losses.png": ("Loss of the training batches", f"The {_BAND}", figures.losses),
     "sharpness.png": (
         "Sharpness by step",
         "Of the loss at the logits of the last token, on fixed windows of held-out text, also of "
         f"runs that have diverged; the {_BAND}",
-        panels.sharpness,
+        figures.sharpness,
     ),
     "sharpness_of_weights.png": (
         "Sharpness by step, in the space of weights",
         f"Of the loss on the same windows, where every array may move by a share of its norm; the "
         f"{_BAND}",
-        panels.sharpness_of_weights,
+        figures.sharpness_of_weights,
     ),
 }
 _WARNING = (
@@ -80,20 +84,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: Sequence[str]) -> int:
-    parser = cli.Parser(prog="python -m pqt_jax.lab.report", description="Report on a sweep.")
+    parser = command_line.Parser(
+        prog="python -m pqt_jax.lab.report", description="Report on a sweep."
+    )
     parser.add_argument("workdir", metavar="DIR", help="of the sweep, also one at work")
     parser.add_argument("--out", metavar="DIR", help="default: DIR/report; replaces what is there")
     parser.add_argument(
         "--usable",
         metavar="NATS",
-        type=cli.number(float, lambda x: 0 <= x < float("inf"), "a number from 0 on"),
+        type=command_line.number(float, lambda x: 0 <= x < float("inf"), "a number from 0 on"),
         default=_USABLE,
         help="above the first arm's best loss, where rates are no longer usable; default: 0.25",
     )
     given = parser.parse_args(arguments)
     if given.out == "":
         raise InputError("--out= is empty; give a folder")
-    cells = tables.read(Path(given.workdir))
+    cells = sweep_table.read(Path(given.workdir))
     out = given.out or str(Path(given.workdir) / "report")
     folders.check(out, _WRITTEN)
     if Path(out).is_dir() and any(Path(out).iterdir()) and not (Path(out) / PAGE).exists():
@@ -113,8 +119,8 @@ def _run(arguments: Sequence[str]) -> int:
 def _marks(cells: Cells) -> dict[str, list[Landmark]]:
     """Name of a score → its landmarks, of those that have some."""
     found = {
-        name: forecasts.landmarks(cells.rows.values(), points)
-        for name, points in forecasts.scores(cells).items()
+        name: prediction.landmarks(cells.rows.values(), points)
+        for name, points in prediction.scores(cells).items()
     }
     return {name: marks for name, marks in found.items() if marks}
 
@@ -126,9 +132,9 @@ def _draw(cells: Cells, marks: dict[str, list[Landmark]]) -> dict[str, Picture]:
         field = Path(name).stem
         if field.startswith("sharpness") and not any(r.get(field) for r in cells.rows.values()):
             continue
-        drawn[name] = Picture(title, caption, pictures.png(draw(cells)))
+        drawn[name] = Picture(title, caption, run_plots.png(draw(cells)))
     if marks:
-        drawn[WARNING] = Picture(*_WARNING, pictures.png(panels.warning(marks)))
+        drawn[WARNING] = Picture(*_WARNING, run_plots.png(figures.warning(marks)))
     return drawn
 
 
@@ -180,10 +186,11 @@ def compose(
             paragraph("At each arm's best rate: of the weights, and what each format adds to it."),
             summaries.survival(cells),
         ),
-        *map(web_page.picture, drawn),
+        *map(html_page.picture, drawn),
     ]
     told = {
-        name: forecasts.alarm(cells.rows.values(), forecasts.scores(cells)[name]) for name in marks
+        name: prediction.alarm(cells.rows.values(), prediction.scores(cells)[name])
+        for name in marks
     }
     if told := {name: own for name, own in told.items() if own}:
         what = (
@@ -192,8 +199,8 @@ def compose(
         parts.append(section("How early", paragraph(what), summaries.alarms(told)))
     fields = {"arms": sweep["arms"], **{k: v for k, v in sweep.items() if k != "arms"}}
     fields |= {k: v for k, v in cells.about["config"].items() if k not in ("sweep", "simulate")}
-    parts.append(section("How it was made", web_page.folded("the configuration", fields)))
-    return web_page.page("Stability of training", words, parts)
+    parts.append(section("How it was made", html_page.folded("the configuration", fields)))
+    return html_page.page("Stability of training", words, parts)
 
 
 def table_of_runs(cells: Cells) -> str:

@@ -22,18 +22,21 @@ import numpy as np
 import optax
 from flax import nnx
 
-from pqt_jax import config as configs
-from pqt_jax import learned_bits, metrics, trained
-from pqt_jax import state as states
-from pqt_jax import step as steps
-from pqt_jax.config import Config
+from pqt_jax.analysis import load
 from pqt_jax.data import pipeline
 from pqt_jax.data.source import Text
-from pqt_jax.lab import outcomes, sharpness
-from pqt_jax.lab.grid import Arm
+from pqt_jax.lab import outcomes
 from pqt_jax.lab.simulate import simulate
-from pqt_jax.loss import cross_entropy
-from pqt_jax.rules import BITS, map_paths
+from pqt_jax.lab.sweep_config import Arm
+from pqt_jax.training import sharpness
+from pqt_jax.training import state as states
+from pqt_jax.training import step as steps
+from pqt_jax.training.config import schema
+from pqt_jax.training.config.schema import Config
+from pqt_jax.training.loss import cross_entropy
+from pqt_jax.training.run import metrics
+from pqt_jax.transform import bit_state
+from pqt_jax.transform.rules import BITS, map_paths
 
 FORMATS = ("master", "fp8_e4m3", "fp6_e3m2", "fp4_e2m1")  # of weights on held-out text
 Cell = tuple[float, int]  # learning rate, seed
@@ -65,13 +68,13 @@ def scaled(optimizer: optax.GradientTransformation) -> optax.GradientTransformat
 
 def structure(arm: Arm) -> nnx.GraphDef:
     """The model of an arm, its products reduced as the arm says, without its parameters."""
-    model = nnx.eval_shape(lambda: learned_bits.make_model(arm.config, nnx.Rngs(0)))
+    model = nnx.eval_shape(lambda: bit_state.make_model(arm.config, nnx.Rngs(0)))
     return nnx.split(simulate(model, arm.rules) if arm.rules else model)[0]
 
 
 def check(arm: Arm) -> None:
     """Raise what the arm's products and model would, by tracing a forward pass of them."""
-    params = nnx.eval_shape(lambda: nnx.state(learned_bits.make_model(arm.config, nnx.Rngs(0))))
+    params = nnx.eval_shape(lambda: nnx.state(bit_state.make_model(arm.config, nnx.Rngs(0))))
     tokens = jax.ShapeDtypeStruct((1, arm.config.data.length), jnp.int32)
     jax.eval_shape(lambda p, x: nnx.merge(structure(arm), p)(x), params, tokens)
 
@@ -130,9 +133,9 @@ def _begin_and_step(
 ) -> tuple[Callable[..., Any], Callable[..., Any]]:
     """`(rates, seeds) -> (states, keys)`, and the step of all runs."""
     optimizer = scaled(steps.make_optimizer(config))
-    options = {"penalty": learned_bits.make_penalty(config), "snap": learned_bits.snap_step(config)}
-    options |= {"parts": steps.parts_of(config), "outside": learned_bits.outside(config)}
-    step: Any = steps.make_train_step(graph, optimizer, configs.rules(config), **options)
+    options = {"penalty": bit_state.make_penalty(config), "snap": bit_state.snap_step(config)}
+    options |= {"parts": steps.parts_of(config), "outside": bit_state.outside(config)}
+    step: Any = steps.make_train_step(graph, optimizer, schema.rules(config), **options)
     initialize = jax.jit(jax.vmap(_initializer(config, optimizer)))
 
     def begin(rates: np.ndarray, seeds: np.ndarray) -> tuple[states.TrainState, jax.Array]:
@@ -166,7 +169,7 @@ def _initializer(
     """(seed, factor) → the state before the first step, as the trainer has it for that seed."""
 
     def init(seed, factor):
-        params = nnx.state(learned_bits.make_model(config, nnx.Rngs(jax.random.key(seed))))
+        params = nnx.state(bit_state.make_model(config, nnx.Rngs(jax.random.key(seed))))
         none = jnp.zeros((), jnp.int32)
         opt_state: Any = optimizer.init(params)
         return states.TrainState(params, opt_state._replace(factor=factor), none, none, none)
@@ -215,7 +218,7 @@ def _measurements(graph: nnx.GraphDef, tokens: jax.Array, sweep: Config) -> Call
         options = {name: sweep[name] for name in ("epsilon", "maximizer", "iterations")}
         found = {"sharpness": sharpness.of_model(graph, params, tokens, **options)}
         if sweep.rho:
-            bits, weights = nnx.split_state(params, learned_bits.BitParam, ...)
+            bits, weights = nnx.split_state(params, bit_state.BitParam, ...)
 
             def loss(weights):
                 model = nnx.merge(graph, nnx.merge_state(bits, weights))
@@ -231,10 +234,10 @@ def _held_out_losses(
     config: Config, graph: nnx.GraphDef, batches: jax.Array
 ) -> Callable[[Any], dict[str, jax.Array]]:
     """Parameters of all runs → {name of `FORMATS`: float32[runs]}, in nats per token."""
-    rules = configs.quantization_rules(config)
+    rules = schema.quantization_rules(config)
 
     def of_one(params):
-        rounded = {name: trained.weights_in(config, params, rules, name) for name in FORMATS}
+        rounded = {name: load.weights_in(config, params, rules, name) for name in FORMATS}
 
         def of_batch(batch):
             def loss(weights):

@@ -19,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 import scipy.stats
 
-from pqt_jax.intervals import CONFIDENCE, Interval
+from pqt_jax.analysis.intervals import CONFIDENCE, Interval
 from pqt_jax.lab.outcomes import Losses
 
 

@@ -25,17 +25,19 @@ from ml_collections import ConfigDict
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from pqt_jax import checks, cli, errors, files, signals
-from pqt_jax import config as configs
-from pqt_jax import state as states
-from pqt_jax import workdir as workdirs
-from pqt_jax.config import Config
+from pqt_jax import errors
 from pqt_jax.data import pipeline, source, tokens
 from pqt_jax.errors import InputError, Lenient, tell
-from pqt_jax.lab import cells, grid, parts, runs
-from pqt_jax.lab.grid import Arm, Grid
-from pqt_jax.lab.parts import Part
-from pqt_jax.workdir import PARTS, TABLE
+from pqt_jax.interchange import files
+from pqt_jax.lab import runs, sweep_config, sweep_table, work_units
+from pqt_jax.lab.sweep_config import Arm, Grid
+from pqt_jax.lab.work_units import Part
+from pqt_jax.training import state
+from pqt_jax.training.config import command_line, schema, validation
+from pqt_jax.training.config.schema import Config
+from pqt_jax.training.run import signals
+from pqt_jax.training.run import workdir as workdirs
+from pqt_jax.training.run.workdir import PARTS, TABLE
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -51,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: Sequence[str]) -> int:
-    parser = cli.Parser(
+    parser = command_line.Parser(
         prog="python -m pqt_jax.lab.sweep",
         description="Train arms × learning rates × seeds.",
         epilog="Any field of the config: --config.field=value. With --config, --help lists them.",
@@ -67,7 +69,7 @@ def _run(arguments: Sequence[str]) -> int:
         raise InputError("--config is missing; try --config configs/lab/smoke.py")
     if given.workdir == "":
         raise InputError("--workdir= is empty; give a directory")
-    wanted = grid.load(given.config, cli.overrides(rest))
+    wanted = sweep_config.load(given.config, command_line.overrides(rest))
     workdir = Path(given.workdir or Path("runs") / Path(given.config).stem)
     text = _checked_text(wanted)
     meta = _describe(wanted, text)
@@ -81,10 +83,10 @@ def _run(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _help(parser: cli.Parser, path: str | None) -> int:
+def _help(parser: command_line.Parser, path: str | None) -> int:
     parser.print_help()
     if path is not None:
-        print("\n" + configs.describe(ConfigDict(grid.load(path).everything)))
+        print("\n" + schema.describe(ConfigDict(sweep_config.load(path).everything)))
     return 0
 
 
@@ -108,9 +110,9 @@ def _check_arm(arm: Arm, data: Config, text: source.Text) -> None:
             "config.data.files, tokens and boundaries must be those of all arms, and boundaries "
             "token"
         )
-    checks.check_devices(arm.config)
+    validation.check_devices(arm.config)
     pipeline.check_lengths(text.train, text.validation, own.length, own.batch)
-    states.count_parameters(arm.config)  # where its rules meet the paths
+    state.count_parameters(arm.config)  # where its rules meet the paths
     runs.check(arm)
 
 
@@ -125,7 +127,7 @@ def _check_same(workdir: Path, meta: workdirs.Meta) -> None:
     Other versions are said.
     """
     old = workdirs.read(workdir, whose=workdirs.SWEEP)
-    if different := configs.differences(old["config"], meta["config"], may=()):
+    if different := schema.differences(old["config"], meta["config"], may=()):
         raise InputError(
             f"--workdir={workdir} belongs to another sweep: {different[0]}; give another --workdir"
         )
@@ -135,11 +137,11 @@ def _check_same(workdir: Path, meta: workdirs.Meta) -> None:
 
 def _train(wanted: Grid, workdir: Path, text: source.Text, lock: int) -> None:
     (workdir / PARTS).mkdir(exist_ok=True)
-    every = parts.plan(wanted, workdir)
+    every = work_units.plan(wanted, workdir)
     of_arm = {arm.name: [part for part in every if part.arm is arm] for arm in wanted.arms}
     for part in every:
         if part.is_done():
-            parts.check(part)
+            work_units.check(part)
     name = TextColumn("{task.description}", markup=False)
     columns = (name, MofNCompleteColumn(), TimeRemainingColumn())
     terminal = sys.stdout is not None and sys.stdout.isatty()
@@ -152,23 +154,23 @@ def _train(wanted: Grid, workdir: Path, text: source.Text, lock: int) -> None:
             if not _missing(own):
                 show(_line(own))
         before = train = None
-        for part in parts.to_train(every, lock):
+        for part in work_units.to_train(every, lock):
             arm = part.arm
             if train is None or arm is not before:
                 before, train = arm, runs.make_train(arm, text, wanted.sweep)
             done = _steps([part for part in every if part.is_done()])  # by whichever process
             bar.update(task, description=arm.name, completed=done)
             rows = train(part.cells, lambda: bar.advance(task))
-            files.write(part.path, "".join(map(cells.as_line, rows)))
+            files.write(part.path, "".join(map(sweep_table.as_line, rows)))
             if not _missing(own := of_arm[arm.name]):
                 show(_line(own))
-    with parts.alone(lock):
+    with work_units.alone(lock):
         if missing := _missing(every):
             left = f"left to other processes: {missing} of {len(every)} parts"
             tell(f"{left}; the last of them writes {workdir / TABLE}")
             return
         for part in every:  # again: whoever wrote it
-            parts.check(part)
+            work_units.check(part)
         table = "".join(part.path.read_text() for part in every)
         files.write(workdir / TABLE, table)
     tell(f"{table.count(chr(10))} runs: {workdir / TABLE}")
@@ -184,7 +186,7 @@ def _missing(some: Sequence[Part]) -> int:
 
 def _line(some: Sequence[Part]) -> str:
     """What became of the runs of an arm, by all its parts."""
-    rows = [row for part in some for row in cells.read_part(part.path)]
+    rows = [row for part in some for row in sweep_table.read_part(part.path)]
     count = lambda what: sum(row["outcome"] == what for row in rows)  # noqa: E731
     finals = [row["final_loss"] for row in rows if row["final_loss"] is not None]
     best = f", best final loss {min(finals):.4f}" if finals else ""

@@ -11,7 +11,7 @@ from flax import nnx
 from pqt_jax.models import cache as caches
 from pqt_jax.models import layers, stacked
 from pqt_jax.models.cache import Cache
-from pqt_jax.segments import positions
+from pqt_jax.models.document_mask import positions
 
 
 class LanguageModel(nnx.Module):
@@ -44,8 +44,8 @@ class LanguageModel(nnx.Module):
 
         Args:
           tokens: int[batch, T], T at most `max_length`.
-          segments: int[batch, T], the document that a token is of, as `segments.window` numbers
-            them: each is read as if it were alone; None for one in every row.
+          segments: int[batch, T], the document that a token is of, as `document_mask.window`
+            numbers them: each is read as if it were alone; None for one in every row.
           pqt_key: the step's key (`keys.step_key`), which samples the weights; None for the bare
             model.
 

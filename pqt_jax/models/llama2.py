@@ -21,7 +21,7 @@ from pqt_jax.models import layers, stacked
 from pqt_jax.models.attention import Attend, resolved
 from pqt_jax.models.cache import Cache
 from pqt_jax.models.decoder import LanguageModel
-from pqt_jax.rules import Rule
+from pqt_jax.transform.rules import Rule
 
 
 @dataclasses.dataclass(frozen=True)

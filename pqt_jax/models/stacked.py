@@ -14,9 +14,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
-from pqt_jax import mesh
-from pqt_jax.rules import BITS, Rule, first_match, paths_and_leaves, resolve
-from pqt_jax.transform import pqt_transform
+from pqt_jax.models import partitioning
+from pqt_jax.transform.param_transform import pqt_transform
+from pqt_jax.transform.rules import BITS, Rule, first_match, paths_and_leaves, resolve
 
 
 def sampled(module: Any, rules: Sequence[Rule], path: str) -> Any:
@@ -90,12 +90,14 @@ def scan(
 
     def body(x, layer):
         index, state = layer
-        return mesh.on_batch(call(nnx.merge(graph, state), x, segments, key=key, lead=index)), None
+        return partitioning.on_batch(
+            call(nnx.merge(graph, state), x, segments, key=key, lead=index)
+        ), None
 
     policies = jax.checkpoint_policies
     policy = policies.nothing_saveable if remat else policies.dots_saveable
     body = jax.checkpoint(body, prevent_cse=False, policy=policy)  # a scan is barrier enough
-    return lax.scan(body, mesh.on_batch(x), (jnp.arange(length), state))[0]
+    return lax.scan(body, partitioning.on_batch(x), (jnp.arange(length), state))[0]
 
 
 def check_rules(model: nnx.Module, rules: Sequence[Rule]) -> None:

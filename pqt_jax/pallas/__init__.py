@@ -4,7 +4,7 @@
 
 "mosaic"   Pallas on Mosaic GPU    Ampere and newer, jax 0.11 and newer
 "triton"   Pallas on Triton        Ampere and newer, while jax still has it
-"xla"      `pqt_jax.reference`     everywhere
+"xla"      `pqt_jax.numerics.reference`     everywhere
 """
 
 import contextlib
@@ -15,8 +15,8 @@ from typing import Any, Literal
 
 import jax
 
-from pqt_jax import reference
-from pqt_jax.spec import Spec
+from pqt_jax.numerics import reference
+from pqt_jax.numerics.spec import Spec
 
 Implementation = Literal["mosaic", "triton", "xla"]
 KERNELS: tuple[Implementation, ...] = ("mosaic", "triton")  # the best first
@@ -114,7 +114,7 @@ def choose(implementation: Implementation | None, spec: Spec) -> Implementation:
 
 
 def functions(implementation: Implementation) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """Forward and backward of an implementation, with the signatures of `pqt_jax.reference`."""
+    """Forward and backward of an implementation, signatures as in `numerics.reference`."""
     if implementation == "xla":
         return reference.forward, reference.backward
     from pqt_jax.pallas import launch

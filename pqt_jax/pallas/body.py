@@ -4,8 +4,9 @@
 
 A run is eight slices of four rows (see `bits`): slice s takes draw s of one Philox call for each of
 its elements, so nothing here shuffles or reduces but the block maximum and the block sum, which
-each back-end does in its own way. The arithmetic is that of the reference (`pqt_jax.reference`):
-the same functions where a GPU runs them well, and functions proved equal where it has better.
+each back-end does in its own way. The arithmetic is that of the reference
+(`pqt_jax.numerics.reference`): the same functions where a GPU runs them well, and functions proved
+equal where it has better.
 """
 
 import functools
@@ -16,14 +17,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from pqt_jax import bits, noise, reference
-from pqt_jax.formats import BF16, FP32
-from pqt_jax.spec import Spec
+from pqt_jax.numerics import noise, philox, reference
+from pqt_jax.numerics.formats import BF16, FP32
+from pqt_jax.numerics.spec import Spec
 
 Spread = Callable[[jax.Array], jax.Array]
 Noise = Callable[[int], jax.Array]  # slice s → its R, float32
 
-ENTRIES = 6  # of a row of the table, see `sharding.make_table`
+ENTRIES = 6  # of a row of the table, see `partition.make_table`
 
 
 def noise_of(spec: Spec, row: Sequence[jax.Array], run, q, column) -> Noise:
@@ -36,9 +37,9 @@ def noise_of(spec: Spec, row: Sequence[jax.Array], run, q, column) -> Noise:
       q, column: uint32[...] of one shape: row in its slice, column in this array.
     """
     k0, k1, lead, first_run, first_column, one = row
-    group = (run + first_run) * np.uint32(bits.GROUP) + q
+    group = (run + first_run) * np.uint32(philox.GROUP) + q
     zero = jnp.zeros_like(column)
-    words = bits.philox4x32((k0, k1), (column + first_column, group, zero + lead, zero))
+    words = philox.philox4x32((k0, k1), (column + first_column, group, zero + lead, zero))
     return functools.partial(noise.of_words, spec.noise, words, one=one)
 
 

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright 2026 The pqt_jax Authors
-"""From `pqt_jax.reference`'s signatures to one kernel launch: padding, pieces, vmap.
+"""From `pqt_jax.numerics.reference`'s signatures to one kernel launch: padding, pieces, vmap.
 
     forward, backward → vmap as more matrices in the stack → shards (`sharding`) → pieces → a kernel
 
@@ -17,22 +17,22 @@ import jax
 import jax.numpy as jnp
 from jax.custom_batching import custom_vmap
 
-from pqt_jax import bits, blocks, sharding
-from pqt_jax.spec import Spec
+from pqt_jax.numerics import blocks, partition, philox
+from pqt_jax.numerics.spec import Spec
 
 MOST_ELEMENTS = 2**31 - 1  # of an array that a kernel indexes by 32 bits
 MOST_IN_GRID = 65535  # thread blocks along a grid's second and third axis
 
 
 def forward(implementation: str, interpret: bool, spec: Spec, w, b_i, words, offset):
-    """ŵ and the block maxima; see `pqt_jax.reference.forward`."""
-    table = sharding.make_table(words, offset, w.shape[0])
+    """ŵ and the block maxima; see `pqt_jax.numerics.reference.forward`."""
+    table = partition.make_table(words, offset, w.shape[0])
     return _operation("forward", implementation, interpret, spec)(table, w, b_i)
 
 
 def backward(implementation: str, interpret: bool, spec: Spec, cotangent, words, offset):
-    """The block sums of ∂L/∂ŵ · R; see `pqt_jax.reference.backward`."""
-    table = sharding.make_table(words, offset, cotangent.shape[0])
+    """The block sums of ∂L/∂ŵ · R; see `pqt_jax.numerics.reference.backward`."""
+    table = partition.make_table(words, offset, cotangent.shape[0])
     return _operation("backward", implementation, interpret, spec)(table, cotangent)[0]
 
 
@@ -47,7 +47,7 @@ def _operation(name: str, implementation: str, interpret: bool, spec: Spec) -> C
     local = functools.partial(_in_pieces, name, kernel_of(implementation), interpret, spec)
     # Mosaic's interpreter has ordered effects, which custom_partitioning does not lower.
     automatic = not (interpret and implementation == "mosaic")
-    apply = custom_vmap(sharding.sharded(local, 2 if name == "forward" else 1, automatic))
+    apply = custom_vmap(partition.sharded(local, 2 if name == "forward" else 1, automatic))
 
     @apply.def_vmap
     def _(size, in_batched, *operands):
@@ -74,16 +74,16 @@ def _in_pieces(name: str, kernel: Any, interpret: bool, spec: Spec, table, matri
     leads, m, n = matrices.shape
     matrices = blocks.pad_to(matrices, kernel.ROWS, kernel.COLUMNS)
     _, rows, columns = matrices.shape
-    runs, tiles = rows // bits.ROWS, columns // 32
+    runs, tiles = rows // philox.ROWS, columns // 32
     fill = lambda x: jnp.pad(x, ((0, 0), (0, runs - x.shape[1]), (0, tiles - x.shape[2])))  # noqa: E731
     per_block = [fill(x) if x.shape[1:] != (runs, tiles) else x for x in per_block]
     run = functools.partial(getattr(kernel, name), spec, interpret=interpret)
 
     def launch(some_leads: slice, some_runs: slice):
-        some_rows = slice(some_runs.start * bits.ROWS, some_runs.stop * bits.ROWS)
+        some_rows = slice(some_runs.start * philox.ROWS, some_runs.stop * philox.ROWS)
         moved = table[some_leads]
         if some_runs.start:  # else a kernel of its own would add nothing
-            moved = moved.at[:, sharding.RUN].add(jnp.uint32(some_runs.start))
+            moved = moved.at[:, partition.RUN].add(jnp.uint32(some_runs.start))
         inputs = [matrices[some_leads, some_rows], *(x[some_leads, some_runs] for x in per_block)]
         outputs = run(inputs[0], *inputs[1:], moved)
         return outputs if isinstance(outputs, tuple) else (outputs,)
@@ -105,10 +105,10 @@ def _concatenate(arrays: list[jax.Array], axis: int) -> jax.Array:
 
 def _pieces(leads: int, runs: int, columns: int) -> Iterator[tuple[slice, list[slice]]]:
     """Leads and runs of each launch."""
-    most_runs = min(runs, MOST_IN_GRID, max(1, MOST_ELEMENTS // (columns * bits.ROWS)))
+    most_runs = min(runs, MOST_IN_GRID, max(1, MOST_ELEMENTS // (columns * philox.ROWS)))
     most_leads = 1
     if most_runs == runs:
-        most_leads = min(MOST_IN_GRID, max(1, MOST_ELEMENTS // (columns * bits.ROWS * runs)))
+        most_leads = min(MOST_IN_GRID, max(1, MOST_ELEMENTS // (columns * philox.ROWS * runs)))
     for first in range(0, leads, most_leads):
         cuts = range(0, runs, most_runs)
         rows = [slice(start, min(start + most_runs, runs)) for start in cuts]

@@ -18,13 +18,13 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from pqt_jax import bits
+from pqt_jax.numerics import philox
+from pqt_jax.numerics.spec import Spec
 from pqt_jax.pallas import body
-from pqt_jax.spec import Spec
 
-ROWS, COLUMNS = bits.ROWS, 128  # of a tile; w must be padded to multiples
+ROWS, COLUMNS = philox.ROWS, 128  # of a tile; w must be padded to multiples
 _WARPS, _VECTOR = 4, 4
-_SLICE = (bits.GROUP, _WARPS, COLUMNS // _WARPS)
+_SLICE = (philox.GROUP, _WARPS, COLUMNS // _WARPS)
 _MOST_TILES = 4  # one after the other in a thread block; more need more registers than they gain
 _THREAD_BLOCKS = 512  # about what an A100 or H100 holds at once; fewer leave some of it idle
 
@@ -35,7 +35,7 @@ except AttributeError:  # jax 0.10
 
 # [4, warp, 32]: each lane one row and four columns.
 _LAYOUT = plgpu.Layout.TILED(
-    Tiling(((bits.GROUP, _WARPS, 32), (bits.GROUP, 1, 32), (_VECTOR,))),
+    Tiling(((philox.GROUP, _WARPS, 32), (philox.GROUP, 1, 32), (_VECTOR,))),
     warp_dims=(-6,),
     lane_dims=(-4, -2),
     vector_dim=-1,
@@ -74,8 +74,8 @@ def _slices(ref: Any, lead: Any, run: Any, tile: Any) -> list[Any]:
     """The eight slices of a tile, as references into [leads, M, N/32, 32]."""
     warps = pl.ds(tile * _WARPS, _WARPS)
     return [
-        ref.at[lead, pl.ds(run * ROWS + s * bits.GROUP, bits.GROUP), warps, :]
-        for s in range(bits.DRAWS)
+        ref.at[lead, pl.ds(run * ROWS + s * philox.GROUP, philox.GROUP), warps, :]
+        for s in range(philox.DRAWS)
     ]
 
 

@@ -16,12 +16,12 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)  # jax announces the end of this back-end
     from jax.experimental.pallas import triton as plt
 
-from pqt_jax import bits
+from pqt_jax.numerics import philox
+from pqt_jax.numerics.spec import Spec
 from pqt_jax.pallas import body
-from pqt_jax.spec import Spec
 
-ROWS, COLUMNS = bits.ROWS, 32  # of a tile; w must be padded to multiples
-_SLICE = (bits.GROUP, COLUMNS)
+ROWS, COLUMNS = philox.ROWS, 32  # of a tile; w must be padded to multiples
+_SLICE = (philox.GROUP, COLUMNS)
 
 
 def _spread(per_block: jax.Array) -> jax.Array:
@@ -33,7 +33,7 @@ def _reduce(reduction: Any, x: jax.Array) -> jax.Array:
 
 
 def _slices(ref: Any) -> list[jax.Array]:
-    slices = (ref[pl.ds(s * bits.GROUP, bits.GROUP), :] for s in range(bits.DRAWS))
+    slices = (ref[pl.ds(s * philox.GROUP, philox.GROUP), :] for s in range(philox.DRAWS))
     return [x.astype(jnp.float32) for x in slices]
 
 
@@ -50,7 +50,7 @@ def _forward(table_ref, w_ref, bits_ref, out_ref, absmax_ref, *, spec: Spec):
     absmax = lax.bitcast_convert_type(largest, jnp.float32)
     w_hat = body.forward(spec, rows, _noise(spec, table_ref), absmax, bits_ref[0, 0], _spread)
     for s, value in enumerate(w_hat):
-        out_ref[pl.ds(s * bits.GROUP, bits.GROUP), :] = value
+        out_ref[pl.ds(s * philox.GROUP, philox.GROUP), :] = value
     absmax_ref[0, 0] = absmax
 
 

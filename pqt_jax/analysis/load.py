@@ -1,0 +1,287 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright 2026 The pqt_jax Authors
+"""Trained weights, wherever they are, read and not changed: a run's, or a Hugging Face folder's.
+
+--workdir RUN | --hf DIR → structure of the bare model, parameters, rules → weights in a format
+"""
+
+from argparse import Namespace
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from ml_collections import ConfigDict
+
+from pqt_jax.errors import InputError
+from pqt_jax.interchange import huggingface
+from pqt_jax.models import GPT2, GPT2Config, Llama2, Llama2Config
+from pqt_jax.numerics.formats import BF16, E2M1, E2M3, E3M2, E4M3, E5M2
+from pqt_jax.quantization import packed_file
+from pqt_jax.quantization.quantize import Plan, apply, plan_mixed, plan_uniform
+from pqt_jax.training.config import command_line, schema, validation
+from pqt_jax.training.config.schema import Config
+from pqt_jax.training.run import checkpoint, workdir
+from pqt_jax.transform import bit_state, diffq
+from pqt_jax.transform.rules import Rule, map_paths, paths_and_leaves
+
+FORMATS = {
+    "bf16": BF16,
+    "fp8_e4m3": E4M3,
+    "fp8_e5m2": E5M2,
+    "fp6_e3m2": E3M2,
+    "fp6_e2m3": E2M3,
+    "fp4_e2m1": E2M1,
+}
+LABELS = {
+    "master": "master weights",
+    "bf16": "BF16",
+    "fp8_e4m3": "FP8 E4M3",
+    "fp8_e5m2": "FP8 E5M2",
+    "fp6_e3m2": "FP6 E3M2",
+    "fp6_e2m3": "FP6 E2M3",
+    "fp4_e2m1": "FP4 E2M1",
+    "mixed": "learned mixed bits",
+}
+DIFFQ_LABEL = "DiffQ's own bits"
+HF_RULES = (Rule("h/.*/kernel"),)  # what is quantized of a model that was trained elsewhere
+ModelConfig = Llama2Config | GPT2Config
+
+
+class Run(NamedTuple):
+    """What `load_run` reads.
+
+    Attributes:
+      config: of the run, as it was trained, but for `model.attention`, which is "auto": this may
+        be another machine.
+      graph: structure of the bare model.
+      params: its parameters, and the `BitParam`s if bits were learned.
+      step: of the checkpoint.
+    """
+
+    config: Config
+    graph: nnx.GraphDef
+    params: nnx.State
+    step: int
+
+
+class Trained(NamedTuple):
+    """A trained model, whatever it was read from.
+
+    Attributes:
+      model: the model's own configuration.
+      graph, params: as in `Run`.
+      rules: which parameters are quantized.
+      origin: where it is from, for people.
+      run: configuration of the run; None for a Hugging Face folder.
+    """
+
+    model: ModelConfig
+    graph: nnx.GraphDef
+    params: nnx.State
+    rules: tuple[Rule, ...]
+    origin: str
+    run: Config | None
+
+
+def load_run(path: Path) -> Run:
+    """Read a run's newest checkpoint that is whole, while a trainer may be adding others.
+
+    Args:
+      path: the workdir; nothing in it is changed, and its lock is not taken.
+
+    Raises:
+      InputError: if it is not a run's, or nothing in it can be read.
+    """
+    meta = workdir.read(path)
+    saved = schema.completed(meta["config"])
+    config: Config = ConfigDict(_with_tuples(saved), type_safe=False)
+    try:
+        if isinstance(config.get("model"), ConfigDict):
+            config.model.attention = "auto"
+        command_line.set_types(config)
+        validation.check(config)
+    except (InputError, TypeError) as error:
+        raise InputError(
+            f"--workdir={path}: {workdir.RUN} in it is damaged or of another version: {error}"
+        ) from None
+    _, cls = schema.MODELS[config.model.name]
+    model = schema.model_config(config)
+    like = nnx.eval_shape(lambda: bit_state.make_model(config, nnx.Rngs(0)))
+    step, params = checkpoint.read_params(path, nnx.state(like), meta)
+    return Run(config.lock(), _structure(cls, model)[0], params, step)
+
+
+def _with_tuples(value: Any) -> Any:
+    """What JSON made lists of as tuples again; a ConfigDict would keep a list a list."""
+    if isinstance(value, dict):
+        return {name: _with_tuples(inside) for name, inside in value.items()}
+    return tuple(value) if isinstance(value, list) else value
+
+
+def load_hf(folder: Path) -> tuple[ModelConfig, nnx.GraphDef, nnx.State]:
+    """Read a GPT2 or a Llama from a Hugging Face folder.
+
+    Returns:
+      (the model's configuration, structure of the model, parameters).
+
+    Raises:
+      InputError: if it cannot be read.
+    """
+    model, values = huggingface.load(folder)
+    return model, *_filled(model, paths_and_leaves(values), folder)
+
+
+def load_packed(folder: Path) -> tuple[ModelConfig, nnx.GraphDef, nnx.State]:
+    """Read what `pqt_jax.export` has packed, as numbers.
+
+    Returns:
+      As `load_hf`; the parameters are the rounded ones.
+
+    Raises:
+      InputError: if it cannot be read.
+    """
+    path = folder / packed_file.FILE
+    found = packed_file.read(path)
+    try:
+        options = {**found.model, "attention": "auto"}  # this may be another machine
+        jnp.dtype(options["dtype"])
+        model = schema.MODELS[options.pop("name")][0](**options)
+        return model, *_filled(model, found.params, folder)
+    except InputError:
+        raise
+    except (TypeError, KeyError, ValueError, ArithmeticError) as error:
+        raise InputError(f"{path} describes no model of this version: {error!r}") from None
+
+
+def _filled(
+    model: ModelConfig, values: Mapping[str, np.ndarray], folder: Path
+) -> tuple[nnx.GraphDef, nnx.State]:
+    """Structure and parameters of a bare model from values by path."""
+    cls = {config: cls for config, cls in schema.MODELS.values()}[type(model)]
+    graph, params = _structure(cls, model)
+    wanted = paths_and_leaves(params)
+    for path in wanted.keys() | values.keys():
+        found = values[path].shape if path in values else "missing"
+        if path not in wanted or found != wanted[path].shape:
+            raise InputError(f"{folder}: {path} is {found}, which is not the model's")
+    # Products with exact scales are float32, which bfloat16 would round again.
+    own = lambda x: jnp.promote_types(x.dtype, model.param_dtype)  # noqa: E731
+    fill = lambda path, _: jnp.asarray(values[path], own(values[path]))  # noqa: E731
+    return graph, map_paths(fill, params)
+
+
+def _structure(
+    cls: type[Llama2] | type[GPT2], model: Any
+) -> tuple[nnx.GraphDef, nnx.State[Any, Any]]:
+    return nnx.split(nnx.eval_shape(lambda: cls(model, rngs=nnx.Rngs(0))))
+
+
+def plan_for(params: nnx.State, rules: Any, name: str, **options: Any) -> Plan:
+    """How weights are rounded to a format, or by the learned bits.
+
+    Args:
+      params: with or without `BitParam`s.
+      rules: which parameters are rounded, and by what blocks.
+      name: one of `LABELS`; nothing is rounded for "master".
+      options: of `quantize.plan_mixed` for "mixed", and of `quantize.plan_uniform` for the rest.
+
+    Raises:
+      InputError: for "mixed" where no bits were learned, or an unknown name.
+    """
+    weights = bit_state.weights(params)
+    if name not in LABELS:
+        raise InputError(f"weights {name!r}; it must be one of {', '.join(LABELS)}")
+    if name == "master":
+        return {}
+    if name != "mixed":
+        return plan_uniform(weights, rules, FORMATS[name], **options)
+    if not (bits := bit_state.collect_bits(params)):
+        raise InputError("weights 'mixed': no bits were learned here; give another format")
+    return plan_mixed(weights, bits, rules, **options)
+
+
+def weights_as(params: nnx.State, plan: Plan) -> nnx.State:
+    """The weights, rounded by a plan, in their own dtype or one that holds what they became.
+
+    Args:
+      params: with or without `BitParam`s.
+      plan: from `plan_for`.
+
+    Returns:
+      The weights alone, without bits, as the bare model takes them.
+    """
+    weights = bit_state.weights(params)
+    index = {path: assigned.index for path, assigned in plan.items()}
+
+    def round_by(weights, index):  # an argument, since it may be spread over several processes
+        return apply({path: a._replace(index=index[path]) for path, a in plan.items()}, weights)
+
+    rounded = jax.jit(round_by)(weights, index) if plan else weights
+    # To the parameters' dtype, so that one compiled model serves all; it holds every format, but
+    # products with exact scales may need float32.
+    widen = lambda q, w: q.astype(jnp.promote_types(q.dtype, w.dtype))  # noqa: E731
+    return jax.tree.map(widen, rounded, weights)
+
+
+def weights_in(
+    config: Config | None, params: nnx.State, rules: Sequence[Rule], name: str
+) -> nnx.State:
+    """The weights in a format; "mixed" of a DiffQ run is DiffQ's own quantization.
+
+    Args:
+      config: of the run; None for a model that was trained elsewhere.
+      params, rules, name: as for `plan_for`.
+
+    Returns:
+      As `weights_as`.
+
+    Raises:
+      InputError: as `plan_for`.
+    """
+    if name == "mixed" and config is not None and config.method == "diffq":
+        options = bit_state.diffq_options(config)
+        round_all = jax.jit(lambda w, logits: diffq.quantize_all(w, logits, options))
+        return round_all(bit_state.weights(params), bit_state.logits_of(params))
+    return weights_as(params, plan_for(params, rules, name))
+
+
+def label(method: str | None, name: str) -> str:
+    """What weights in a format are called, by the method that they were trained with."""
+    return DIFFQ_LABEL if (method, name) == ("diffq", "mixed") else LABELS[name]
+
+
+def add_arguments(parser: command_line.Parser) -> None:
+    """Add `--workdir`, `--hf` and `--packed`, of which one has to be given."""
+    origin = parser.add_mutually_exclusive_group(required=True)
+    origin.add_argument("--workdir", metavar="RUN", help="workdir of a training run")
+    origin.add_argument("--hf", metavar="DIR", help="Hugging Face folder of a GPT2 or a Llama")
+    origin.add_argument("--packed", metavar="DIR", help="folder of packed weights")
+
+
+def from_arguments(given: Namespace) -> Trained:
+    """Read what `--workdir`, `--hf` or `--packed` names.
+
+    Raises:
+      InputError: if it cannot be read, or a weight in it is not finite.
+    """
+    for name in ("workdir", "hf", "packed"):
+        if getattr(given, name) == "":
+            raise InputError(f"--{name}= is empty; give a directory")
+    if given.workdir is not None:
+        run = load_run(Path(given.workdir))
+        model = schema.model_config(run.config)
+        origin = f"{given.workdir}, step {run.step}"
+        rules = tuple(schema.quantization_rules(run.config))
+        trained = Trained(model, run.graph, run.params, rules, origin, run.config)
+    elif given.hf is not None:
+        trained = Trained(*load_hf(Path(given.hf)), HF_RULES, given.hf, None)
+    else:
+        trained = Trained(*load_packed(Path(given.packed)), HF_RULES, given.packed, None)
+    for path, leaf in paths_and_leaves(trained.params).items():
+        if not np.isfinite(np.asarray(leaf)).all():
+            raise InputError(f"{trained.origin}: {path} is not finite; its training diverged")
+    return trained

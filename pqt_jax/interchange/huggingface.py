@@ -1,0 +1,265 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright 2026 The pqt_jax Authors
+"""GPT2 and Llama in the layout of Hugging Face's transformers, written and read without it.
+
+    config.json                    huggingface_config
+    model.safetensors (or shards)  tensors
+
+Each of their tensors is one of our parameters for one layer, or several beside each other (GPT-2's
+c_attn is q, k and v), transposed where their linear layers are [out, in]. GPT-2's are [in, out].
+"""
+
+import dataclasses
+import functools
+import json
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from flax import nnx
+
+from pqt_jax.errors import InputError, system_reason
+from pqt_jax.interchange import files, safetensors_io
+from pqt_jax.interchange.folders import whole_folder
+from pqt_jax.interchange.huggingface_config import ModelConfig, from_json, to_json
+from pqt_jax.interchange.safetensors_io import Stored
+from pqt_jax.models import GPT2, GPT2Config, Llama2
+from pqt_jax.transform.rules import paths_and_leaves
+
+CONFIG = "config.json"
+
+
+class Entry(NamedTuple):
+    """One of their tensors, or one for each layer.
+
+    Attributes:
+      name: theirs, with {} for the number of the layer.
+      paths: of our parameters that it holds, side by side along their last axis.
+      transposed: whether it is [out, in].
+    """
+
+    name: str
+    paths: tuple[str, ...]
+    transposed: bool = False
+
+
+def _gpt2() -> list[Entry]:
+    entries = [Entry("wte.weight", ("embed/embedding",)), Entry("wpe.weight", ("pos/embedding",))]
+    for theirs, ours in (("ln_1", "attn_norm"), ("ln_2", "mlp_norm"), ("ln_f", "norm")):
+        theirs, ours = (theirs, ours) if ours == "norm" else (f"h.{{}}.{theirs}", f"h/{ours}")
+        entries += [Entry(f"{theirs}.weight", (f"{ours}/scale",))]
+        entries += [Entry(f"{theirs}.bias", (f"{ours}/bias",))]
+    linear = {"attn.c_attn": ("attn/q", "attn/k", "attn/v"), "attn.c_proj": ("attn/out",)}
+    linear |= {"mlp.c_fc": ("mlp/up",), "mlp.c_proj": ("mlp/down",)}
+    for theirs, ours in linear.items():
+        for part, own in (("weight", "kernel"), ("bias", "bias")):
+            entries.append(Entry(f"h.{{}}.{theirs}.{part}", tuple(f"h/{o}/{own}" for o in ours)))
+    return entries
+
+
+def _llama() -> list[Entry]:
+    entries = [Entry("embed_tokens.weight", ("embed/embedding",))]
+    entries += [Entry("norm.weight", ("norm/scale",))]
+    norms = {"input_layernorm": "attn_norm", "post_attention_layernorm": "mlp_norm"}
+    for theirs, ours in norms.items():
+        entries.append(Entry(f"layers.{{}}.{theirs}.weight", (f"h/{ours}/scale",)))
+    linear = {f"self_attn.{name}_proj": f"attn/{name}" for name in "qkv"}
+    linear |= {"self_attn.o_proj": "attn/out"}
+    linear |= {f"mlp.{name}_proj": f"mlp/{name}" for name in ("gate", "up", "down")}
+    for theirs, ours in linear.items():
+        entries.append(Entry(f"layers.{{}}.{theirs}.weight", (f"h/{ours}/kernel",), True))
+    return entries
+
+
+HEAD = Entry("lm_head.weight", ("head/kernel",), True)
+# Buffers that older versions of transformers saved, and that hold nothing learned.
+_IGNORED = re.compile(r"h\.\d+\.attn\.(masked_)?bias|layers\.\d+\.self_attn\.rotary_emb\.inv_freq")
+
+
+def entries(config: ModelConfig) -> list[Entry]:
+    """Every tensor of a model, without the prefix that all but the head have."""
+    table = _gpt2() if isinstance(config, GPT2Config) else _llama()
+    return table if config.tie_embeddings else [*table, HEAD]
+
+
+def save(
+    folder: str | os.PathLike[str],
+    config: ModelConfig,
+    params: Any,
+    *,
+    dtype: Literal["bfloat16", "float32"] = "bfloat16",
+    overwrite: bool = False,
+    shard_bytes: int = safetensors_io.SHARD_BYTES,
+) -> None:
+    """Write a model so that `AutoModelForCausalLM.from_pretrained(folder)` loads it.
+
+    GPT-2 of transformers has biases: one without gets zeros.
+
+    Args:
+      folder: made whole or not at all.
+      config: of the model.
+      params: of the bare model, nnx.State or nested dict; bit-widths in it are passed over.
+      dtype: that the weights are rounded to.
+      overwrite: replace what is in the folder.
+      shard_bytes: the most that a file holds.
+
+    Raises:
+      ValueError: if the parameters are not those of the model.
+      InputError: if the folder cannot be one, or holds something already.
+      OutputError: if it cannot be written.
+    """
+    if dtype not in ("bfloat16", "float32"):
+        raise ValueError(f"dtype={dtype!r}; it must be bfloat16 or float32")
+    leaves = {path: np.asarray(leaf) for path, leaf in paths_and_leaves(params).items()}
+    own = _shapes(config)
+    for path in sorted(own.keys() | leaves.keys()):
+        if path not in own or path not in leaves or leaves[path].shape != own[path]:
+            found = leaves[path].shape if path in leaves else "missing"
+            raise ValueError(f"parameter {path!r} is {found}, the model's {own.get(path, 'none')}")
+    whole = _shapes(_with_biases(config))
+    leaves |= {p: np.zeros(shape, np.float32) for p, shape in whole.items() if p not in leaves}
+    prefix = _prefix(config)
+    values = {}
+    for entry, layer, name in _each(config):
+        parts = [leaves[path] if layer is None else leaves[path][layer] for path in entry.paths]
+        value = np.concatenate(parts, axis=-1) if len(parts) > 1 else parts[0]
+        name = name if entry is HEAD else prefix + name
+        values[name] = value.T if entry.transposed else value
+    with whole_folder(folder, overwrite) as temporary:
+        safetensors_io.write(temporary, values, dtype, shard_bytes)
+        files.write(temporary / CONFIG, json.dumps(to_json(config, dtype), indent=2) + "\n")
+
+
+def load(folder: str | os.PathLike[str]) -> tuple[ModelConfig, dict[str, Any]]:
+    """Read a model that transformers, or `save`, has written.
+
+    Args:
+      folder: with config.json and model.safetensors, or its shards and their index.
+
+    Returns:
+      (configuration, parameters): nested by our paths, numpy arrays in float32, which
+      `nnx.update(model, params)` takes. A GPT-2 has biases.
+
+    Raises:
+      InputError: for a folder that holds no such model, or a damaged one; the message names file
+        and field or tensor.
+    """
+    folder = Path(folder)
+    try:
+        if not folder.is_dir():
+            there = "is not a folder" if folder.exists() else "is missing"
+            raise InputError(f"{folder} {there}; give a folder with {CONFIG}")
+        if not (folder / CONFIG).exists():
+            raise InputError(f"{folder} holds no {CONFIG}; give a folder of a saved model")
+        config = from_json(safetensors_io.read_json(folder / CONFIG), folder / CONFIG)
+        found = safetensors_io.find(folder)
+    except OSError as error:
+        raise InputError(f"{folder}: {system_reason(error, 'give another')}") from None
+    prefix = _prefix(config)
+    stored = {name.removeprefix(prefix): tensor for name, tensor in found.items()}
+    if len(stored) != len(found):
+        raise InputError(
+            f"{folder} has tensors with and without {prefix!r}; put a whole copy there"
+        )
+    shapes = _shapes(config)
+    _check(folder, config, stored, shapes)
+
+    leaves = {path: np.empty(shape, np.float32) for path, shape in shapes.items()}
+    for entry, layer, name in _each(config):
+        value = safetensors_io.read(stored[name])
+        value = value.T if entry.transposed else value
+        start = 0
+        for path in entry.paths:
+            target = leaves[path] if layer is None else leaves[path][layer]
+            target[...] = value[..., start : start + target.shape[-1]]
+            start += target.shape[-1]
+    return config, nested(leaves)
+
+
+def _check(
+    folder: Path,
+    config: ModelConfig,
+    stored: dict[str, Stored],
+    shapes: dict[str, tuple[int, ...]],
+) -> None:
+    """Raise InputError unless the tensors are those of the model."""
+    known = set()
+    for entry, layer, name in _each(config):
+        if name not in stored:  # the first one ends it, however many layers are claimed
+            raise InputError(f"{folder}: no tensor {name}; {CONFIG} says it must have one")
+        parts = [shapes[path] if layer is None else shapes[path][1:] for path in entry.paths]
+        shape = (*parts[0][:-1], sum(part[-1] for part in parts))
+        shape = shape[::-1] if entry.transposed else shape
+        path, dtype, found, _ = stored[name]
+        if found != shape:
+            raise InputError(
+                f"{path}: {name} is {_shown(found)}; by {CONFIG} it is {_shown(shape)}"
+            )
+        if dtype not in safetensors_io.FLOATS:
+            raise InputError(
+                f"{path}: {name} is {dtype}; it must be {', '.join(safetensors_io.FLOATS)}"
+            )
+        known.add(name)
+    if config.tie_embeddings and HEAD.name in stored:
+        embedding = entries(config)[0].name
+        head, embed = stored[HEAD.name], stored[embedding]
+        same = head[1:3] == embed[1:3]
+        if not same or safetensors_io.read(head).tobytes() != safetensors_io.read(embed).tobytes():
+            raise InputError(
+                f"{head.path}: {HEAD.name} differs from {embedding}, and {CONFIG} has "
+                "tie_word_embeddings=true; it must be false"
+            )
+        known.add(HEAD.name)
+    if extra := sorted(n for n in stored if n not in known and not _IGNORED.fullmatch(n)):
+        more = f" (and {len(extra) - 1} more)" if len(extra) > 1 else ""
+        raise InputError(
+            f"{stored[extra[0]].path}: tensor {extra[0]}{more} is no part of the model that "
+            f"{CONFIG} describes; give the folder of a plain GPT2 or Llama"
+        )
+
+
+def _each(config: ModelConfig) -> Iterator[tuple[Entry, int | None, str]]:
+    """(entry, layer, name) of every tensor, without the prefix."""
+    for entry in entries(config):
+        if "{}" not in entry.name:
+            yield entry, None, entry.name
+    for layer in range(config.num_layers):
+        for entry in entries(config):
+            if "{}" in entry.name:
+                yield entry, layer, entry.name.format(layer)
+
+
+def _prefix(config: ModelConfig) -> str:
+    return "transformer." if isinstance(config, GPT2Config) else "model."
+
+
+def _with_biases(config: ModelConfig) -> ModelConfig:
+    is_gpt2 = isinstance(config, GPT2Config)
+    return dataclasses.replace(config, bias=True) if is_gpt2 else config
+
+
+@functools.cache
+def _shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """The shape of every parameter by its path, as the model itself makes them."""
+    cls: Any = GPT2 if isinstance(config, GPT2Config) else Llama2
+    state = nnx.state(nnx.eval_shape(lambda: cls(config, rngs=nnx.Rngs(0))), nnx.Param)
+    return {path: leaf.shape for path, leaf in paths_and_leaves(state).items()}
+
+
+def nested(leaves: dict[str, np.ndarray]) -> dict[str, Any]:
+    """{"h/mlp": x} → {"h": {"mlp": x}}."""
+    tree: dict[str, Any] = {}
+    for path, leaf in leaves.items():
+        *parents, last = path.split("/")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[last] = leaf
+    return tree
+
+
+def _shown(shape: tuple[int, ...]) -> str:
+    return "×".join(map(str, shape)) or "a scalar"

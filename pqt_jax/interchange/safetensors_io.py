@@ -1,0 +1,210 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright 2026 The pqt_jax Authors
+"""Named arrays ↔ safetensors files: one, or shards with an index, as Hugging Face lays them out.
+
+    model.safetensors
+    model-00001-of-00002.safetensors … model.safetensors.index.json: {"weight_map": {name: file}}
+
+What is read is checked by the safetensors package. Values are read by numpy, to which that package
+does not hand bfloat16.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import ml_dtypes
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from pqt_jax.errors import InputError, OutputError, system_reason
+from pqt_jax.interchange import files
+
+FILE, INDEX = "model.safetensors", "model.safetensors.index.json"
+SHARD_BYTES = 5_000_000_000  # as large as transformers makes them
+FLOATS = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
+CODES = {np.dtype(dtype): code for code, dtype in {**FLOATS, "U8": np.uint8}.items()}
+
+
+class Stored(NamedTuple):
+    """Where a tensor lies.
+
+    Attributes:
+      path: of its file.
+      dtype: as safetensors names it ("F32").
+      shape: of the tensor.
+      offset: of its first byte in the file.
+    """
+
+    path: Path
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+
+
+def write(
+    folder: Path, tensors: Mapping[str, np.ndarray], dtype: Any, shard_bytes: int = SHARD_BYTES
+) -> None:
+    """Write tensors, in shards where one file would be too large.
+
+    Args:
+      folder: an empty one.
+      tensors: name → array.
+      dtype: that values are rounded to (to nearest, ties to even), one shard at a time.
+      shard_bytes: the most that a shard holds, but for a tensor that is larger by itself.
+
+    Raises:
+      OutputError: if they cannot be written.
+    """
+    item = np.dtype(dtype).itemsize
+    shards: list[list[str]] = [[]]
+    room = shard_bytes
+    for name, array in tensors.items():
+        if array.size * item > room and shards[-1]:
+            shards.append([])
+            room = shard_bytes
+        shards[-1].append(name)
+        room -= array.size * item
+    names = [FILE]
+    if len(shards) > 1:
+        count = len(shards)
+        names = [f"model-{i:05}-of-{count:05}.safetensors" for i in range(1, count + 1)]
+    for file, shard in zip(names, shards, strict=True):
+        try:
+            # transformers looks for this format
+            write_file(folder / file, {n: tensors[n] for n in shard}, dtype, {"format": "pt"})
+        except OSError as error:
+            raise OutputError(folder / file, error) from None
+    if len(shards) > 1:
+        where = {name: file for file, shard in zip(names, shards, strict=True) for name in shard}
+        total = sum(array.size for array in tensors.values())
+        metadata = {"total_parameters": total, "total_size": total * item}
+        index = {"metadata": metadata, "weight_map": where}
+        files.write(folder / INDEX, json.dumps(index, indent=2) + "\n")
+
+
+def write_file(
+    path: Path, tensors: Mapping[str, np.ndarray], dtype: Any, metadata: Mapping[str, str]
+) -> None:
+    """Write one file, tensor by tensor: the package would hold all, and hide the system's errors.
+
+    Args:
+      path: of the file.
+      tensors: name → array.
+      dtype: that values are rounded to; None to leave each as it is, of a dtype in `CODES`.
+      metadata: of the file.
+
+    Raises:
+      OSError: if it cannot be written.
+    """
+    header: dict[str, Any] = {"__metadata__": dict(metadata)}
+    end = 0
+    for name, array in tensors.items():
+        own = np.dtype(array.dtype if dtype is None else dtype)
+        start, end = end, end + array.size * own.itemsize
+        header[name] = {"dtype": CODES[own], "shape": array.shape, "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # values start at a multiple of eight
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for array in tensors.values():
+            own = array if dtype is None else array.astype(dtype)
+            file.write(np.ascontiguousarray(own).reshape(-1).view(np.uint8).data)
+
+
+def find(folder: Path) -> dict[str, Stored]:
+    """Every tensor of a folder, found from the headers of its files.
+
+    Raises:
+      InputError: if there is none, or a file is missing or damaged; the message names it.
+    """
+    if (folder / FILE).exists():
+        return _header(folder / FILE)
+    if (folder / INDEX).exists():
+        return _sharded(folder)
+    if found := [*sorted(folder.glob("*.bin")), *sorted(folder.glob("*.pt"))]:
+        raise InputError(
+            f"{folder} holds {found[0].name} and no {FILE}; convert it to safetensors, as "
+            "save_pretrained of transformers does"
+        )
+    raise InputError(f"{folder} holds neither {FILE} nor {INDEX}; put the weights there")
+
+
+def read(tensor: Stored) -> np.ndarray:
+    """The values of a tensor whose dtype is one of `FLOATS`, in that dtype.
+
+    Raises:
+      InputError: if its file can no longer be read.
+    """
+    count = int(np.prod(tensor.shape, dtype=np.int64))
+    try:
+        values = np.fromfile(tensor.path, FLOATS[tensor.dtype], count, offset=tensor.offset)
+    except OSError as error:
+        raise InputError(f"{tensor.path}: {system_reason(error, 'put it back')}") from None
+    if values.size != count:
+        raise InputError(f"{tensor.path} was cut off while it was read; put it back")
+    return values.reshape(tensor.shape)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object that a JSON file holds.
+
+    Raises:
+      InputError: if it cannot be read, or is none.
+    """
+    try:
+        content = json.loads(path.read_bytes())
+    except OSError as error:
+        raise InputError(f"{path}: {system_reason(error, 'give a file')}") from None
+    except (ValueError, RecursionError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"{path} is not JSON ({reason}); put a whole copy there") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{path} must hold a JSON object; put a whole copy there")
+    return content
+
+
+def _header(path: Path) -> dict[str, Stored]:
+    try:
+        with safe_open(path, framework="numpy") as file:  # checks sizes, offsets and dtypes
+            names = set(file.keys())
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(length))
+    except OSError as error:
+        # That of safetensors has a text and no number.
+        reason = system_reason(error, "put it back") if error.errno else f"{error}; put it back"
+        raise InputError(f"{path}: {reason}") from None
+    except (SafetensorError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"{path} is damaged ({reason}); put a whole copy there") from None
+    start = 8 + length
+    return {
+        name: Stored(path, entry["dtype"], tuple(entry["shape"]), start + entry["data_offsets"][0])
+        for name, entry in header.items()
+        if name in names
+    }
+
+
+def _sharded(folder: Path) -> dict[str, Stored]:
+    where = read_json(folder / INDEX).get("weight_map")
+    if not isinstance(where, dict) or not where:
+        raise InputError(f"{folder / INDEX}: weight_map={where!r}; it must say where tensors are")
+    tensors: dict[str, Stored] = {}
+    for file in dict.fromkeys(map(str, where.values())):
+        if Path(file).name != file:
+            raise InputError(f"{folder / INDEX}: {file!r}; it must be a file in the same folder")
+        if not (folder / file).is_file():
+            raise InputError(f"{folder / INDEX} names {file}, which is missing; put it there")
+        shard = _header(folder / file)
+        if twice := tensors.keys() & shard.keys():
+            raise InputError(
+                f"{folder / file} holds {min(twice)}, and so does "
+                f"{tensors[min(twice)].path.name}; put a whole copy there"
+            )
+        tensors |= shard
+    for name, file in where.items():
+        if name not in tensors or tensors[name].path.name != file:
+            raise InputError(f"{folder / INDEX}: {name} is not in {file}; put a whole copy there")
+    return tensors

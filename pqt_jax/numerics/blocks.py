@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright 2026 The pqt_jax Authors
+"""Blocks: n-D parameters as stacks of matrices, block maxima, and spreading back.
+
+A parameter becomes a stack of matrices [leads, M, N] by `matrix_axes = (r, c)`: its last c axes
+are the columns, the r axes before them the rows, and all axes before those number the stack.
+
+    kernel [D, F]                    (1, 1)   one D × F matrix                       (the default)
+    stacked kernel [L, D, F]         (1, 1)   L matrices
+    convolution [kh, kw, in, out]    (1, 1)   kh·kw matrices, in × out
+                                     (3, 1)   one (kh·kw·in) × out matrix
+    attention query [D, heads, dim]  (1, 2)   one D × (heads·dim) matrix
+    attention out [heads, dim, D]    (2, 1)   one (heads·dim) × D matrix
+
+A matrix of M × N has ⌈M/bm⌉ × ⌈N/bn⌉ blocks of bm × bn; the last of a row or column may be smaller.
+"""
+
+import math
+import operator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from pqt_jax.numerics import cast
+
+Block = tuple[int, int]
+MAX_SIDE = 2**15
+
+
+def check_block(block: Block) -> Block:
+    """Return the block, as two ints, if the noise stream can serve it.
+
+    Raises:
+      ValueError: unless each side divides 32 or is a multiple of 32, up to `MAX_SIDE`.
+    """
+    try:
+        rows, columns = map(_side, block)
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"block={block!r}; it must be two integers that divide 32 or are multiples of 32 (up "
+            f"to {MAX_SIDE}), since the noise stream comes in runs of 32 rows"
+        ) from None
+    return rows, columns
+
+
+def fitted(block: Block, m: int, n: int) -> Block:
+    """The block, no larger than a matrix of m × n needs: cut at the next multiple of 32.
+
+    No grid of blocks changes by it, and nothing is padded to more than that.
+
+    Example:
+      >>> fitted((8192, 16), 100, 70)
+      (128, 16)
+    """
+    rows, columns = (max(32, -(-size // 32) * 32) for size in (m, n))
+    return min(block[0], rows), min(block[1], columns)
+
+
+def _side(side: Any) -> int:
+    if isinstance(side, bool):
+        raise TypeError
+    side = operator.index(side)
+    if not 1 <= side <= MAX_SIDE or (32 % side and side % 32):
+        raise ValueError
+    return side
+
+
+def matrix_shape(shape: tuple[int, ...], matrix_axes: tuple[int, int]) -> tuple[int, int, int]:
+    """`(leads, M, N)` of a parameter shape.
+
+    Example:
+      >>> matrix_shape((12, 768, 12, 64), (1, 2))
+      (12, 768, 768)
+
+    Raises:
+      ValueError: if the parameter has fewer axes than the matrices need.
+    """
+    rows, columns = matrix_axes
+    if rows < 1 or columns < 1 or len(shape) < rows + columns:
+        raise ValueError(
+            f"matrix_axes={matrix_axes!r} does not fit a parameter of shape {tuple(shape)}; give "
+            "(row axes, column axes), both at least 1, together at most its number of axes"
+        )
+    cut = len(shape) - columns
+    return (
+        math.prod(shape[: cut - rows]),
+        math.prod(shape[cut - rows : cut]),
+        math.prod(shape[cut:]),
+    )
+
+
+def grid_shape(
+    shape: tuple[int, ...], block: Block, matrix_axes: tuple[int, int]
+) -> tuple[int, ...]:
+    """Shape of one number per block: the leading axes as they are, then the two of the grid.
+
+    Example:
+      >>> grid_shape((100, 70), (32, 32), (1, 1)), grid_shape((12, 768, 3072), (32, 32), (1, 1))
+      ((4, 3), (12, 24, 96))
+    """
+    _, m, n = matrix_shape(shape, matrix_axes)
+    lead = tuple(shape[: len(shape) - sum(matrix_axes)])
+    return (*lead, -(-m // block[0]), -(-n // block[1]))
+
+
+def check_grid(b: jax.Array | None, w: jax.Array, block: Block, matrix_axes: tuple[int, int]):
+    """Raise ValueError unless b holds one number per block of w."""
+    grid = grid_shape(w.shape, block, matrix_axes)
+    if b is None or jnp.shape(b) != grid:
+        given = "no bits" if b is None else f"bits of shape {jnp.shape(b)}"
+        sides = "x".join(map(str, block))
+        raise ValueError(f"{given} for w of shape {w.shape}; blocks of {sides} need {grid}")
+
+
+def pad_to(x: jax.Array, rows: int, columns: int) -> jax.Array:
+    """Zero-pad [leads, M, N] so that M and N are multiples of `rows` and `columns`."""
+    extra = ((0, 0), (0, -x.shape[1] % rows), (0, -x.shape[2] % columns))
+    return jnp.pad(x, extra) if any(e != (0, 0) for e in extra) else x
+
+
+def block_absmax(x: jax.Array, block: Block) -> jax.Array:
+    """Largest magnitude in each block, `max_B |x|`; NaN wins over Inf, Inf over numbers.
+
+    The maximum is taken over bit patterns as integers: the order of magnitudes is theirs, and XLA
+    vectorizes an integer maximum, which it does not do for a float one that must propagate NaN.
+
+    Args:
+      x: float32 or bfloat16 [leads, M, N], M and N multiples of the block.
+      block: (bm, bn).
+
+    Returns:
+      float32 [leads, M/bm, N/bn].
+    """
+    leads, m, n = x.shape
+    bm, bn = block
+    word = cast.to_word(x) & np.uint32(0x7FFFFFFF)
+    over_rows = jnp.max(word.reshape(leads, m // bm, bm, n), axis=2)
+    over_both = jnp.max(over_rows.reshape(leads, m // bm, n // bn, bn), axis=3)
+    return lax.bitcast_convert_type(over_both, jnp.float32)
+
+
+def block_sum(x: jax.Array, block: Block) -> jax.Array:
+    """Sum over each block: [leads, M, N] → [leads, M/bm, N/bn], the dtype kept."""
+    leads, m, n = x.shape
+    bm, bn = block
+    over_rows = jnp.sum(x.reshape(leads, m // bm, bm, n), axis=2)
+    return jnp.sum(over_rows.reshape(leads, m // bm, n // bn, bn), axis=3)
+
+
+def spread(per_block: jax.Array, block: Block) -> jax.Array:
+    """One number per block → one per element: [leads, gm, gn] → [leads, gm·bm, gn·bn]."""
+    over_columns = repeat(per_block, block[1], axis=2)
+    return repeat(over_columns, block[0], axis=1)
+
+
+def repeat(x: jax.Array, times: int, axis: int) -> jax.Array:
+    """`jnp.repeat`, for arrays of any sharding."""
+    shape = (*x.shape[: axis + 1], times, *x.shape[axis + 1 :])
+    wide = lax.broadcast_in_dim(x, shape, [d for d in range(x.ndim + 1) if d != axis + 1])
+    return wide.reshape(*x.shape[:axis], x.shape[axis] * times, *x.shape[axis + 1 :])

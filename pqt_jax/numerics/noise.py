@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright 2026 The pqt_jax Authors
+"""Draws → noise R: the rounded normal of Gaussian weight sampling, and uniform noise.
+
+    "gauss"    R = ⌊N(0, 1)/2⌉ ∈ {−2, …, 2}:  P(0) = 0.683, P(±1) = 0.157, P(±2) = 0.0013 each
+    "uniform"  R = (draw + ½)/65536 − ½
+
+The rounded normal comes from integer thresholds on a 16-bit draw: its top bit is the sign, and its
+other 15 bits u the magnitude, |R| ≥ 1 if u < 10398, |R| = 2 if u < 88 (total variation 3e-5 from
+the exact law; |R| ≥ 3, of probability 5.7e-7, is left out). R = 0 is +0, whatever the sign bit.
+
+Noise is held as *codes*, not as numbers: the eight draws of one Philox call make eight 3-bit codes
+R + 2 in one uint32, half a byte per weight, from which each consumer takes its rows.
+
+Source: arXiv 2505.11170 (2025), section on the noise distribution; thresholds derived here.
+"""
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from pqt_jax.numerics import philox
+
+Kind = Literal["gauss", "uniform", "none"]
+KINDS = ("gauss", "uniform", "none")
+
+ONE_BELOW = 10398  # of 32768: |R| >= 1
+TWO_BELOW = 88  # of 32768: |R| == 2
+ONE = np.uint32(0x3F800000)  # the bits of 1.0
+
+Codes = tuple[jax.Array, ...]
+
+
+def materialize(function: Callable[..., Any], *operands: Any) -> Any:
+    """Compute `function(*operands)` once, where XLA would recompute it inside each consumer.
+
+    An optimization barrier says so. XLA's CPU compiler of jax 0.10 drops barriers before it fuses,
+    and then runs Philox eight times; there a conditional that is always taken stops it.
+    """
+    if jax.__version_info__ >= (0, 11):
+        return lax.optimization_barrier(function(*operands))
+
+    def conditional(*operands):
+        words = jax.tree.leaves(operands)[0]  # the key: any uint32 words that XLA does not know
+        taken = (words[0] & np.uint32(1)) <= np.uint32(1) + (words[1] >> np.uint32(31))
+        zeros = jax.tree.map(_zeros, jax.eval_shape(function, *operands))
+        return lax.cond(taken, lambda args: function(*args), lambda _: zeros, operands)
+
+    barrier = lambda *operands: lax.optimization_barrier(function(*operands))  # noqa: E731
+    return lax.platform_dependent(*operands, cpu=conditional, default=barrier)
+
+
+def _zeros(like: Any) -> jax.Array:
+    """Zeros of a shape and dtype, and as different between devices as what they stand for."""
+    zeros = jnp.zeros(like.shape, like.dtype)
+    varying = tuple(getattr(like.manual_axis_type, "varying", ()))
+    return lax.pcast(zeros, varying, to="varying") if varying else zeros
+
+
+def rounded_normal_code(draw: jax.Array) -> jax.Array:
+    """The 3-bit code R + 2 of a 16-bit draw (uint32 in, uint32 out).
+
+    Example:
+      >>> draws = jnp.array([0, 87, 88, 10397, 10398, 32768, 65535], jnp.uint32)
+      >>> rounded_normal_code(draws).tolist()
+      [4, 4, 3, 3, 2, 0, 2]
+    """
+    u = draw & np.uint32(0x7FFF)
+    magnitude = (u < np.uint32(ONE_BELOW)).astype(jnp.uint32)
+    magnitude += (u < np.uint32(TWO_BELOW)).astype(jnp.uint32)
+    negative = (draw >> np.uint32(15)) == np.uint32(1)
+    return jnp.where(negative, np.uint32(2) - magnitude, np.uint32(2) + magnitude)
+
+
+def of_words(kind: Kind, words: Codes, s: int, one: jax.Array | np.uint32 = ONE) -> jax.Array:
+    """R of the rows that draw `s` serves, straight from the words of their Philox calls.
+
+    The same numbers as by way of codes; better where nothing is to be kept, as in a kernel.
+
+    Args:
+      kind: "gauss" or "uniform".
+      words: four uint32 arrays, from `philox.stream_words`.
+      s: 0 to 7.
+      one: the bits of 1.0. A GPU combines x, y and one constant in an instruction, but not x and
+        two constants: where `one` is not known when it is compiled, an instruction is saved.
+
+    Returns:
+      float32 of the words' shape.
+    """
+    if kind == "uniform":
+        return noise_rows(kind, words, s)
+    upper = words[s // 2] if s % 2 else words[s // 2] << np.uint32(16)
+    u = upper << np.uint32(1)  # magnitude draw in the upper 15 bits; lower ones decide nothing
+    signed = lax.bitcast_convert_type((upper & np.uint32(0x80000000)) | one, jnp.float32)
+    at_least_one = jnp.where(u < np.uint32(ONE_BELOW << 17), signed, jnp.zeros_like(signed))
+    return jnp.where(u < np.uint32(TWO_BELOW << 17), signed + signed, at_least_one)
+
+
+def noise_codes(
+    kind: Kind, key: jax.Array, offset: jax.Array, leads: int, runs: int, columns: int
+) -> Codes:
+    """The codes of all noise for a stack of matrices, computed once.
+
+    Args:
+      kind: "gauss" or "uniform".
+      key: uint32[2].
+      offset: uint32[3], global (lead, run of 32 rows, column) of the first element.
+      leads, runs, columns: extent, rows counted in runs of 32.
+
+    Returns:
+      Arrays uint32[leads, runs, 4, columns]: for "gauss" one, for "uniform" the four words.
+    """
+
+    def codes(key, offset):
+        words = philox.stream_words(key, offset, leads, runs, columns)
+        if kind == "uniform":
+            return words
+        packed = jnp.zeros(words[0].shape, jnp.uint32)
+        for s in range(philox.DRAWS):
+            packed |= rounded_normal_code(philox.draw(words, s)) << np.uint32(3 * s)
+        return (packed,)
+
+    return materialize(codes, key, offset)
+
+
+def noise_rows(kind: Kind, codes: Codes, s: int) -> jax.Array:
+    """R of the rows that draw `s` serves: float32[leads, runs, 4, columns]."""
+    if kind == "uniform":
+        odd = (philox.draw(codes, s).astype(jnp.int32) * 2) - 65535
+        return odd.astype(jnp.float32) * np.float32(2.0**-17)
+    return _decode(codes[0] >> np.uint32(3 * s))
+
+
+def noise_tile(kind: Kind, codes: Codes) -> jax.Array:
+    """R of all rows: float32[leads, runs, 8, 4, columns], meant to be fused into its consumer."""
+    if kind == "uniform":
+        return jnp.stack([noise_rows(kind, codes, s) for s in range(philox.DRAWS)], axis=2)
+    (packed,) = codes
+    leads, runs, group, columns = packed.shape
+    s = lax.broadcasted_iota(jnp.uint32, (leads, runs, philox.DRAWS, group, columns), 2)
+    return _decode(packed[:, :, None] >> (s * np.uint32(3)))
+
+
+def _decode(shifted: jax.Array) -> jax.Array:
+    return ((shifted & np.uint32(7)).astype(jnp.int32) - 2).astype(jnp.float32)

@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright 2026 The pqt_jax Authors
+"""How a parameter is sampled: everything about it that is static."""
+
+import dataclasses
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from pqt_jax.numerics import bit_width, blocks, cast
+from pqt_jax.numerics.formats import BF16, E4M3, E5M2, as_format
+from pqt_jax.numerics.noise import KINDS, Kind
+
+
+@dataclasses.dataclass(frozen=True)
+class Spec:
+    """How a parameter is sampled: the static part of `perturb`, checked when it is made.
+
+    Example:
+      >>> Spec(target_bits=3, dtype="float4_e2m1fn").dtype.name
+      'E2M1'
+
+    Attributes:
+      target_bits, init_bits: b_target and b_init, in bits.
+      block: (bm, bn); each side divides 32 or is a multiple of 32.
+      noise: "gauss", "uniform" (R ~ U(−½, ½)) or "none" (the cast alone).
+      dtype: what ŵ is cast to: bfloat16, float32, or any format (an ml_dtypes type, its name, or a
+        `FloatFormat`). Formats of fewer than eight exponent bits get a power-of-two scale per
+        block, taken from max_B|w|. Kept as a `FloatFormat`.
+      scale: rule for that scale, "ceil" (no weight saturates) or "floor" (OCP MX); see
+        `cast.ScaleRule`. What noise lifts over the largest value saturates under either. "exact",
+        which is no power of two, goes with noise "none" alone: R · scale would not be exact.
+      matrix_axes: (row axes, column axes) of the parameter, see `blocks`.
+      encoded: whether ŵ is left as codes of `dtype`, see `perturb_encoded`, which sets it.
+
+    Raises:
+      ValueError: for a field out of range, naming it.
+    """
+
+    target_bits: float = 4.0
+    init_bits: float = 6.0
+    block: blocks.Block = (32, 32)
+    noise: Kind = "gauss"
+    dtype: Any = BF16
+    scale: cast.Scale = "ceil"
+    matrix_axes: tuple[int, int] = (1, 1)
+    encoded: bool = False
+
+    def __post_init__(self):
+        bit_width.check_bits(self.target_bits, self.init_bits)
+        object.__setattr__(self, "block", blocks.check_block(self.block))
+        if self.noise not in KINDS:
+            raise ValueError(f"noise={self.noise!r}; it must be one of {', '.join(KINDS)}")
+        object.__setattr__(self, "scale", cast.check_scale(self.scale))
+        if self.scale == cast.ScaleRule.EXACT and self.noise != "none":
+            raise ValueError(
+                "scale='exact'; sampled weights take a power of two, ceil or floor: give 'exact' "
+                "to quantize, or with noise='none'"
+            )
+        axes = self.matrix_axes
+        if (
+            not isinstance(axes, tuple | list)
+            or len(axes) != 2
+            or any(not isinstance(a, int) or a < 1 for a in axes)
+        ):
+            raise ValueError(f"matrix_axes={axes!r}; it must be two integers of at least 1")
+        object.__setattr__(self, "matrix_axes", tuple(axes))
+        object.__setattr__(self, "dtype", as_format(self.dtype))
+        if self.encoded and self.dtype.exponent_bits == 8:
+            raise ValueError(f"dtype={self.dtype}; its codes are the upper bits of float32")
+        if self.encoded and self.noise != "none" and self.dtype not in (E4M3, E5M2):
+            raise ValueError(
+                f"dtype={self.dtype}; codes are made for float8_e4m3fn and float8_e5m2 alone"
+            )
+
+    def fitted(self, shape: tuple[int, ...]) -> "Spec":
+        """The same for a parameter of a shape, see `blocks.fitted`."""
+        _, m, n = blocks.matrix_shape(shape, self.matrix_axes)
+        return dataclasses.replace(self, block=blocks.fitted(self.block, m, n))
+
+    @property
+    def storage(self) -> np.dtype:
+        """The dtype that holds ŵ: bfloat16, or float32 for more than seven bits of mantissa.
+
+        Products with an exact scale are float32, too. Codes are unsigned integers: kernels for
+        chips that lack a type can write those, too.
+        """
+        if self.encoded:
+            return np.dtype(np.uint8 if self.dtype.bits <= 8 else np.uint16)
+        exact = self.scale == cast.ScaleRule.EXACT and self.dtype.exponent_bits < 8
+        narrow = self.dtype.mantissa_bits <= BF16.mantissa_bits and not exact
+        return np.dtype(jnp.bfloat16 if narrow else jnp.float32)

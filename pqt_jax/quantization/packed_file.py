@@ -1,0 +1,198 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright 2026 The pqt_jax Authors
+"""Quantized parameters in one safetensors file in which they take the bits that they have.
+
+Parameter `p` of a plan is stored as tensors `p:PART`, by the parts of `codes`; any other as a
+tensor `p`, as it was. The metadata has "pqt_jax", JSON, and its SHA-256 as "sha256":
+
+    version      of this layout, 1
+    stream       of the noise that the weights were trained with
+    model        what the caller says of the model, any JSON
+    ladder       formats of the tags: [name, exponent bits, mantissa bits, specials]
+    parameters   path → shape, matrix_axes, block, scale rule, format (null: by tags)
+    digests      tensor → SHA-256 of its dtype, shape and bytes
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+import safetensors
+
+from pqt_jax.errors import InputError, system_reason
+from pqt_jax.interchange.safetensors_io import CODES, write_file
+from pqt_jax.numerics import philox
+from pqt_jax.numerics.formats import BF16, FloatFormat
+from pqt_jax.numerics.spec import Spec
+from pqt_jax.quantization import codes
+from pqt_jax.quantization.quantize import LADDER, Assigned, Plan
+from pqt_jax.transform.rules import paths_and_leaves
+
+VERSION = 1
+FILE = "weights.safetensors"
+_DTYPES = {code: dtype for dtype, code in CODES.items()}
+
+
+class Packed(NamedTuple):
+    """What a file holds.
+
+    Attributes:
+      params: parameters by path, as `quantize.apply` leaves them, on the host.
+      plan: what was quantized how.
+      model: what was said of the model when it was written.
+      stream: version of the noise stream.
+    """
+
+    params: dict[str, np.ndarray]
+    plan: Plan
+    model: Any
+    stream: int
+
+
+def write(path: Path, params: Any, plan: Plan, model: Any = None) -> None:
+    """Quantize by a plan and store the codes.
+
+    Args:
+      path: of the file, which is not written atomically; see `folders`.
+      params: pytree of arrays; those that the plan leaves out are stored as they are, which must be
+        float32 or bfloat16.
+      plan: from `quantize.plan_uniform` or `plan_mixed`.
+      model: anything that JSON can hold.
+
+    Raises:
+      TypeError: for a parameter of another dtype.
+      ValueError: for a path that could be that of another's part.
+      OSError: if it cannot be written.
+    """
+    tensors: dict[str, np.ndarray] = {}
+    parameters = {}
+    leaves = paths_and_leaves(params)
+    for name, leaf in leaves.items():
+        if name in plan:
+            if clash := [other for other in leaves if other.startswith(f"{name}:")]:
+                raise ValueError(f"{clash[0]} could be a part of {name}; give it another name")
+            parameters[name] = _describe(plan[name], leaf.shape)
+            tensors |= {f"{name}:{part}": x for part, x in codes.encode(leaf, plan[name]).items()}
+        elif leaf.dtype in (jnp.float32, jnp.bfloat16):
+            tensors[name] = np.asarray(leaf)
+        else:
+            raise TypeError(f"{name} has dtype {leaf.dtype}; only float32 and bfloat16 are stored")
+    content = {
+        "version": VERSION,
+        "stream": philox.STREAM_VERSION,
+        "model": model,
+        "ladder": [_format_fields(fmt) for fmt in LADDER],
+        "parameters": parameters,
+        "digests": {name: _digest(x) for name, x in tensors.items()},
+    }
+    text = json.dumps(content, separators=(",", ":"))
+    metadata = {"pqt_jax": text, "sha256": hashlib.sha256(text.encode()).hexdigest()}
+    write_file(path, tensors, None, metadata)
+
+
+def read(path: Path) -> Packed:
+    """Read a file that `write` made.
+
+    Args:
+      path: of the file.
+
+    Returns:
+      What it holds.
+
+    Raises:
+      InputError: if it is missing, none of ours, of another version, or damaged; nothing of it is
+        used then.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path}: {system_reason(error, 'give a packed file')}") from None
+    try:
+        raw = dict(safetensors.deserialize(data))
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        metadata = header.get("__metadata__", {})
+    except (safetensors.SafetensorError, ValueError, RecursionError) as error:
+        raise InputError(f"{path} is no whole safetensors file: {error}") from None
+    text, digest = metadata.get("pqt_jax"), metadata.get("sha256")
+    if text is None or digest is None:
+        raise InputError(f"{path} has no pqt_jax metadata; give a file of packed weights")
+    if hashlib.sha256(text.encode()).hexdigest() != digest:
+        raise InputError(f"{path}: its metadata is not what was written; put a copy back")
+    try:
+        return _unpack(path, raw, json.loads(text))
+    except InputError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
+        raise InputError(
+            f"{path}: its metadata makes no sense: {error!r}; export it again"
+        ) from None
+
+
+def _unpack(path: Path, raw: dict[str, Any], content: dict[str, Any]) -> Packed:
+    """What a file holds, by its metadata; many kinds of error where that is none of `write`'s."""
+    if (version := content.get("version")) != VERSION:
+        raise InputError(
+            f"{path} has layout version {version!r}, and this reads {VERSION}; "
+            "export it again, or use the pqt_jax that wrote it"
+        )
+    tensors = {}
+    for name, expected in content["digests"].items():
+        tensors[name] = _tensor(raw.pop(name, None), f"{path}: {name}")
+        if _digest(tensors[name]) != expected:
+            raise InputError(f"{path}: {name} is not what was written; put a copy back")
+    if raw:
+        raise InputError(f"{path}: {min(raw)} was not written with it; put a copy back")
+    ladder = [FloatFormat(*fields[1:]) for fields in content["ladder"]]
+    if tuple(ladder) != LADDER:
+        names = ", ".join(fmt.name for fmt in ladder)
+        raise InputError(f"{path}: its formats are {names}, which this version does not know")
+    params, plan = {}, {}
+    for name, fields in content["parameters"].items():
+        start = f"{name}:"
+        parts = {k.removeprefix(start): tensors.pop(k) for k in [*tensors] if k.startswith(start)}
+        try:
+            plan[name] = _assigned(fields, parts)
+            params[name] = codes.decode(parts, tuple(fields["shape"]), plan[name])
+        except (KeyError, ValueError) as error:
+            raise InputError(
+                f"{path}: {name} cannot be unpacked: {error}; export it again"
+            ) from None
+    return Packed(params | tensors, plan, content["model"], content["stream"])
+
+
+def _format_fields(fmt: FloatFormat) -> list[Any]:
+    return [fmt.name, fmt.exponent_bits, fmt.mantissa_bits, fmt.specials]
+
+
+def _describe(assigned: Assigned, shape: tuple[int, ...]) -> dict[str, Any]:
+    spec, index = assigned
+    return {
+        "shape": shape,
+        "matrix_axes": spec.matrix_axes,
+        "block": spec.block,
+        "scale": spec.scale,
+        "format": None if index is not None else _format_fields(spec.dtype),
+    }
+
+
+def _assigned(fields: dict[str, Any], parts: dict[str, np.ndarray]) -> Assigned:
+    block, axes = tuple(fields["block"]), tuple(fields["matrix_axes"])
+    dtype = BF16 if fields["format"] is None else FloatFormat(*fields["format"][1:])
+    spec = Spec(noise="none", block=block, scale=fields["scale"], matrix_axes=axes, dtype=dtype)
+    if fields["format"] is not None:
+        return Assigned(spec)
+    return Assigned(spec, codes.tags_of(parts, tuple(fields["shape"]), spec))
+
+
+def _tensor(raw: Any, what: str) -> np.ndarray:
+    if raw is None or raw["dtype"] not in _DTYPES:
+        raise InputError(f"{what} is missing, or of another dtype; put a copy back")
+    return np.frombuffer(raw["data"], _DTYPES[raw["dtype"]]).reshape(raw["shape"])
+
+
+def _digest(x: np.ndarray) -> str:
+    about = f"{x.dtype} {x.shape} ".encode()
+    return hashlib.sha256(about + np.ascontiguousarray(x).tobytes()).hexdigest()

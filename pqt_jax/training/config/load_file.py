@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright 2026 The pqt_jax Authors
+"""A config file: Python that a user wrote, run once, whose every failure is one line."""
+
+import importlib.util
+import os
+import re
+import stat
+import traceback
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from pqt_jax.errors import InputError, system_reason
+from pqt_jax.training.config.schema import Config
+
+
+def read(path: str) -> Config:
+    """What `get_config()` of a file returns, as a ConfigDict.
+
+    Raises:
+      InputError: for anything wrong with the file.
+    """
+    if not path:
+        raise InputError("--config= is empty; give a config file, such as configs/quickstart.py")
+    _check_path(path)
+    spec = importlib.util.spec_from_file_location("pqt_jax_user_config", path)
+    if spec is None or spec.loader is None:
+        raise InputError(f"--config={path}: a config is a Python file, name it something.py")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        if not hasattr(module, "get_config"):
+            raise InputError("it has no function get_config()")
+        config = module.get_config()
+    except InputError as error:
+        raise InputError(f"--config={path}: {error}") from None
+    except BaseException as error:  # whatever a user's file does wrong, one line says it
+        raise InputError(f"--config={path}: {_reason(error, path)}") from None
+    if not isinstance(config, ConfigDict):
+        raise InputError(f"--config={path}: get_config() must return a ConfigDict")
+    if not _has_text_names(config):
+        raise InputError(f"--config={path}: a field has a name that is no text, as in c[3] = ...")
+    return ConfigDict(config.to_dict(), type_safe=False)  # neither frozen nor locked
+
+
+def _check_path(path: str) -> None:
+    try:
+        mode = os.stat(path).st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        raise InputError(f"--config={path}: no such file{_there(Path(path).parent)}") from None
+    except OSError as error:
+        raise InputError(f"--config={path}: {system_reason(error, 'give a config file')}") from None
+    except ValueError as error:  # a NUL byte
+        raise InputError(f"--config={path}: {error}; give a config file") from None
+    if stat.S_ISDIR(mode):
+        raise InputError(f"--config={path} is a directory; give a config file{_there(Path(path))}")
+    if not stat.S_ISREG(mode):
+        raise InputError(f"--config={path} is not a regular file; give a config file")
+
+
+def _there(folder: Path) -> str:
+    """Up to three config files in a folder, in words."""
+    found: list[str] = []
+    try:
+        for path in sorted(folder.glob("*.py")):
+            if path.is_file() and "def get_config" in path.read_text(errors="replace"):
+                found.append(str(path))
+    except OSError:
+        pass  # no more can be said of it
+    return f"; there is {', '.join(found[:3])}" if found else ""
+
+
+def _has_text_names(section: Any) -> bool:
+    try:
+        items = list(section.items())
+    except TypeError:  # it sorts by name, and some are text and some are not
+        return False
+    return all(
+        isinstance(name, str) and (not isinstance(value, ConfigDict) or _has_text_names(value))
+        for name, value in items
+    )
+
+
+def _reason(error: BaseException, path: str) -> str:
+    """What went wrong in a config file, on one line."""
+    text = " ".join(str(error).replace("\\n", " ").replace("\\'", "'").split())
+    if isinstance(error, AttributeError | KeyError):  # of ConfigDict, whose texts are long
+        meant = re.search(r'Did you mean "(.*?)" instead of "(.*?)"', text)
+        if meant:
+            return f"no field {meant[2]!r}; did you mean {meant[1]!r}?"
+        if key := re.search(r'Key "(.*?)" does not|^"?\'(\w+)\'"?$', text):
+            return f"no field {key[1] or key[2]!r}"
+    lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == path]
+    where = f" (line {lines[-1]})" if lines else ""
+    return f"{type(error).__name__}{': ' if text else ''}{text}{where}"

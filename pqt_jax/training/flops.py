@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright 2026 The pqt_jax Authors
+"""What training costs: FLOPs of a token, by the formula, and bytes on each device, exactly.
+
+    forward    2 · (weights of all kernels, the head's included) + 4 · T · d_model · num_layers
+    training   3 · forward
+
+The second term is attention's two products, T queries with T keys each, not halved for causality:
+the convention of PaLM's appendix B, by which model FLOPs utilization (MFU) compares with others'
+reports. Model FLOPs leave out what is no matrix product (norms, softmax, sampling, the optimizer)
+and what rematerialization computes again.
+
+Source: Chowdhery et al., arXiv 2204.02311 (2022).
+"""
+
+import os
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from pqt_jax.models import GPT2Config, Llama2Config
+from pqt_jax.transform import bit_state
+
+# Peak FLOP/s of dense products in bfloat16 with sums in float32, by JAX's name of the device: data
+# sheets of NVIDIA (half of what they say "with sparsity") and Google (per chip). A part of a GPU
+# (MIG) has another name, and so no peak.
+PEAK_FLOPS = {
+    "NVIDIA A100-SXM4-40GB": 312e12,
+    "NVIDIA A100-SXM4-80GB": 312e12,
+    "NVIDIA A100-PCIE-40GB": 312e12,
+    "NVIDIA A100 80GB PCIe": 312e12,
+    "NVIDIA H100 80GB HBM3": 989.4e12,  # SXM
+    "NVIDIA H100 PCIe": 756e12,
+    "NVIDIA H200": 989.4e12,
+    "NVIDIA B200": 2250e12,
+    "NVIDIA L4": 121e12,
+    "NVIDIA L40S": 362.05e12,
+    "NVIDIA GeForce RTX 4090": 165.2e12,
+    "TPU v4": 275e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5e": 197e12,
+    "TPU v5": 459e12,
+    "TPU v5p": 459e12,
+    "TPU v6 lite": 918e12,
+    "TPU v6e": 918e12,
+}
+
+
+class Held(NamedTuple):
+    """Bytes on each device between two steps, and of the gradients within one.
+
+    Attributes:
+      weights: without bit-widths.
+      gradients: of weights and bit-widths.
+      moments: of the optimizer, for both, and its counters.
+      bits: bit-widths.
+    """
+
+    weights: int
+    gradients: int
+    moments: int
+    bits: int
+
+
+def forward_flops(model: GPT2Config | Llama2Config, length: int) -> int:
+    """Model FLOPs of one token, forward.
+
+    Example:
+      >>> forward_flops(GPT2Config(256, 64, num_layers=2, num_heads=4, d_ff=256), length=128)
+      294912
+
+    Args:
+      model: its shape.
+      length: T, tokens in a sequence.
+
+    Returns:
+      Multiplications and additions counted as one each.
+    """
+    d, f = model.d_model, model.d_ff
+    width = d // model.num_heads
+    mlp = (3 if isinstance(model, Llama2Config) else 2) * d * f
+    attention = 2 * d * d + 2 * d * width * model.kv_heads  # q and out; k and v
+    head = d * model.vocab_size  # tied or not
+    kernels = model.num_layers * (attention + mlp) + head
+    return 2 * kernels + 4 * length * d * model.num_layers
+
+
+def training_flops(model: GPT2Config | Llama2Config, length: int) -> int:
+    """Model FLOPs of one token, forward and backward."""
+    return 3 * forward_flops(model, length)
+
+
+def peak_flops(device_kind: str) -> float | None:
+    """The peak of a device in bfloat16, FLOP/s; None where it is not known, as of a CPU.
+
+    Example:
+      >>> peak_flops("TPU v5 lite"), peak_flops("cpu")
+      (197000000000000.0, None)
+    """
+    return PEAK_FLOPS.get(device_kind)
+
+
+def speed(tokens_per_s: float, flops: int, devices: int, device_kind: str) -> dict[str, float]:
+    """What a rate is on each device.
+
+    Example:
+      >>> speed(8e5, 10**9, devices=8, device_kind="NVIDIA A100-SXM4-80GB")
+      {'tokens_per_s_per_device': 100000.0, 'mfu': 0.3205}
+
+    Args:
+      tokens_per_s: of all devices together.
+      flops: of a token, from `training_flops`.
+      devices: how many there are.
+      device_kind: what JAX calls them.
+
+    Returns:
+      Fields of a record of metrics; mfu, from 0 to 1, where the peak is known.
+    """
+    each = tokens_per_s / devices
+    peak = peak_flops(device_kind)
+    known = {} if peak is None else {"mfu": round(each * flops / peak, 4)}
+    return {"tokens_per_s_per_device": round(each, 1), **known}
+
+
+def device_bytes(tree: Any) -> int:
+    """Bytes of a tree's arrays on each device.
+
+    Args:
+      tree: of arrays or `ShapeDtypeStruct`s; one without a sharding is whole.
+    """
+    return sum(
+        int(np.prod(x.sharding.shard_shape(x.shape) if x.sharding else x.shape)) * x.dtype.itemsize
+        for x in jax.tree.leaves(tree)
+    )
+
+
+def held(state: Any) -> Held:
+    """Bytes on each device of a training state.
+
+    Args:
+      state: of `state.abstract_state` or `state.init_state`.
+    """
+    weights = device_bytes(bit_state.weights(state.params))
+    every = device_bytes(state.params)
+    return Held(weights, every, device_bytes((state.opt_state, state.step)), every - weights)
+
+
+def device_memory(device: Any) -> int:
+    """Bytes that programs can have on a device; a CPU has the machine's, for all that run there."""
+    stats = device.memory_stats() or {}  # None on a CPU
+    return stats.get("bytes_limit", os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))

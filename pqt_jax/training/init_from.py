@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright 2026 The pqt_jax Authors
+"""The weights that a run starts from, where `config.init_from` names a Hugging Face folder."""
+
+import dataclasses
+import hashlib
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from pqt_jax.errors import InputError
+from pqt_jax.interchange import huggingface
+from pqt_jax.interchange.huggingface_config import ModelConfig
+from pqt_jax.models import Llama2Config
+from pqt_jax.training.config.schema import MODELS, Config, model_config
+from pqt_jax.transform.rules import paths_and_leaves
+
+_HOW = {"dtype", "param_dtype", "attention", "remat"}  # to compute, which is the run's own choice
+
+
+class Start(NamedTuple):
+    """Weights to start from.
+
+    Attributes:
+      params: nested by paths, float32; None for new ones.
+      fingerprint: SHA-256 of names, shapes and values; "" for new ones.
+    """
+
+    params: Any = None
+    fingerprint: str = ""
+
+
+def read(config: Config, known: str = "") -> Start:
+    """The weights that `config.init_from` names.
+
+    A GPT2 of Hugging Face always has biases. Where the run's has none, zeros are dropped.
+
+    Args:
+      config: of the run.
+      known: fingerprint of the start of a run that has checkpoints, and so needs its folder no
+        more; "" for none.
+
+    Raises:
+      InputError: if they cannot be read, or are of another model than `config.model`.
+    """
+    if not config.init_from:
+        return Start()
+    if known and not Path(config.init_from).exists():
+        return Start(fingerprint=known)
+    try:
+        there, params = huggingface.load(config.init_from)
+    except InputError as error:
+        raise InputError(f"config.init_from: {error}") from None
+    leaves, here = paths_and_leaves(params), model_config(config)
+    biases = {path for path in leaves if path.endswith("/bias")}
+    if biases and not getattr(here, "bias", False) and not any(leaves[b].any() for b in biases):
+        there = dataclasses.replace(there, bias=False)
+        leaves = {path: leaf for path, leaf in leaves.items() if path not in biases}
+    _check_same(config, here, there)
+    return Start(huggingface.nested(leaves), _fingerprint(leaves))
+
+
+def _check_same(config: Config, here: ModelConfig, there: ModelConfig) -> None:
+    """Raise InputError, naming the first field that differs, unless both are one model."""
+    (name,) = (name for name, (cls, _) in MODELS.items() if isinstance(there, cls))
+    pairs = [("name", config.model.name, name)]
+    if name == config.model.name:
+        pairs += [
+            (field.name, getattr(here, field.name), getattr(there, field.name))
+            for field in dataclasses.fields(here)
+        ]
+    for field, ours, theirs in pairs:
+        if field in _HOW or (field == "max_length" and isinstance(here, Llama2Config)):
+            continue  # no weight of a Llama depends on its length
+        if field == "num_kv_heads":  # 0 stands for num_heads, which have been compared
+            ours, theirs = ours or config.model.num_heads, theirs or config.model.num_heads
+        if ours != theirs:
+            raise InputError(
+                f"config.model.{field}={ours!r}; config.init_from={config.init_from} has "
+                f"{theirs!r}, and both must be the same"
+            )
+
+
+def _fingerprint(leaves: dict[str, np.ndarray]) -> str:
+    digest = hashlib.sha256()
+    for path, leaf in sorted(leaves.items()):
+        digest.update(f"{path} {leaf.shape} {leaf.dtype}\n".encode())
+        digest.update(np.ascontiguousarray(leaf).data)
+    return digest.hexdigest()

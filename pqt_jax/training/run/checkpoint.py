@@ -1,0 +1,280 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright 2026 The pqt_jax Authors
+"""Checkpoints: state and metadata of one step, by Orbax.
+
+    save:    state, metadata with the digest of every array → step directory, in the background
+    restore: metadata, compared with this run's → state, compared with its digests
+
+The metadata says what made the checkpoint (`workdir.describe`). A run goes on from a checkpoint
+only if all of it is its own. The position in the data is the step (`pipeline.train_batches`).
+
+A save returns when the state is copied, and writes while training goes on. A step directory gets
+its name when all of it is written, so a run that is killed leaves whole ones. What fails in the
+background is raised by the next `save`, `check` or `close`.
+
+Several processes save together, each its own part, and read each by itself: what one of them cannot
+read is damaged for all.
+"""
+
+import functools
+import itertools
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+from pqt_jax.errors import InputError, OutputError, say
+from pqt_jax.training.run import digests, distributed, orbax_errors, workdir
+from pqt_jax.training.run.workdir import Meta
+
+
+def open_manager(run: Path, keep: int = 2, keep_every: int = 0) -> ocp.CheckpointManager:
+    """The checkpoints of a run's directory.
+
+    Args:
+      run: the directory.
+      keep: how many of the newest are kept.
+      keep_every: those of multiples of so many steps are kept for good; 0: none.
+
+    Raises:
+      OutputError: if their folder cannot be made.
+    """
+    options = ocp.CheckpointManagerOptions(
+        max_to_keep=keep, keep_period=keep_every or None, cleanup_tmp_directories=True
+    )
+    folder = (run / workdir.CHECKPOINTS).absolute()
+    return _written(folder, ocp.CheckpointManager, folder, options=options)
+
+
+def save(manager: ocp.CheckpointManager, step: int, state: Any, meta: Mapping[str, Any]) -> None:
+    """Begin to save one step; its arrays may be given away when this returns.
+
+    Args:
+      manager: from `open_manager`.
+      step: must be beyond the newest saved one.
+      state: NamedTuple of pytrees of arrays.
+      meta: anything JSON can hold.
+
+    Raises:
+      OutputError: if it, or the one before, cannot be written.
+      RuntimeError: if Orbax declines to save; it says so by a return value alone.
+    """
+    tree = state._asdict()
+    whole = {**meta, "step": step, "digests": digests.of(tree)}
+    items = ocp.args.Composite(
+        state=ocp.args.StandardSave(tree),
+        meta=ocp.args.JsonSave({**whole, "digest": digests.of_json(whole)}),
+    )
+    if not _written(Path(manager.directory), manager.save, step, args=items):
+        newest = manager.latest_step()
+        raise RuntimeError(f"checkpoint of step {step} was not saved; the newest is {newest}")
+
+
+def check(manager: ocp.CheckpointManager) -> None:
+    """Raise OutputError if a save has failed in the background."""
+    if not manager.is_saving_in_progress():
+        # Not `check_for_errors`: Orbax's own thread calls it, and what it raises is raised once.
+        _written(Path(manager.directory), manager.wait_until_finished)
+
+
+def close(manager: ocp.CheckpointManager) -> None:
+    """Wait until all is written.
+
+    Raises:
+      OutputError: if it cannot be.
+    """
+    try:
+        _written(Path(manager.directory), manager.wait_until_finished)
+    finally:
+        orbax_errors.call(manager.close)
+
+
+def _written(path: Path, function: Callable[..., Any], *args: Any, **options: Any) -> Any:
+    try:
+        return orbax_errors.call(function, *args, **options)
+    except orbax_errors.OrbaxError as error:
+        raise OutputError(path, str(error)) from None
+
+
+def restore(manager: ocp.CheckpointManager, step: int, like: Any, meta: Meta) -> tuple[Any, Meta]:
+    """Restore one step.
+
+    Args:
+      manager: from `open_manager`.
+      step: a saved one.
+      like: state of the shapes, dtypes and placement wanted, NamedTuple of pytrees.
+      meta: of this run.
+
+    Returns:
+      (state, saved metadata).
+
+    Raises:
+      DamagedError: if it is not what was saved.
+      InputError: if another run saved it.
+    """
+    _written(Path(manager.directory), manager.wait_until_finished)
+    found: Any = None
+    reason = ""
+    try:
+        found = _read(_folder(manager, step), like._asdict(), meta)
+    except DamagedError as error:
+        reason = str(error)
+    damaged = distributed.every(bool(reason))
+    if any(damaged):
+        raise DamagedError(reason or f"process {damaged.index(1)} cannot read it")
+    state, saved = found
+    _check_digests(state, saved)
+    return type(like)(**state), saved
+
+
+def _read(folder: Path, like: Any, meta: Meta) -> tuple[Any, Meta]:
+    """(what a step holds under the names of a tree, its metadata), read by this process alone."""
+    wanted = _placed(like)
+    only = ocp.args.PyTreeRestore(
+        item=wanted,
+        restore_args=ocp.checkpoint_utils.construct_restore_args(wanted),
+        partial_restore=True,  # whoever wants weights does not wait for the moments
+    )
+    me = jax.process_index()
+    alone = ocp.options.MultiprocessingOptions(primary_host=me, active_processes={me})
+    reader = functools.partial(ocp.Checkpointer, multiprocessing_options=alone)
+    try:
+        with reader(ocp.JsonCheckpointHandler()) as read:
+            saved = orbax_errors.call(read.restore, folder / "meta")
+        _check_meta(saved, meta, folder)
+        with reader(ocp.PyTreeCheckpointHandler()) as read:
+            return orbax_errors.call(read.restore, folder / "state", args=only), saved
+    except orbax_errors.OrbaxError as error:
+        raise DamagedError(str(error)) from None
+
+
+def _check_meta(saved: Any, meta: Meta, folder: Path) -> None:
+    if not workdir.is_whole(saved) or not {"step", "time", "digests", "digest"} <= saved.keys():
+        raise DamagedError("its metadata is not whole")
+    digest = digests.of_json({name: x for name, x in saved.items() if name != "digest"})
+    if digest != saved["digest"]:
+        raise DamagedError("its metadata is not what was written")
+    workdir.check_same(saved, meta, f"checkpoint {folder}")
+    if str(saved["step"]) != folder.name:
+        raise DamagedError(f"it holds step {saved['step']}")
+
+
+def _check_digests(tree: Any, saved: Meta) -> None:
+    for path, digest in digests.of(tree).items():
+        if digest != saved["digests"].get(path):
+            raise DamagedError(f"{path} holds other values than were written")
+
+
+class DamagedError(Exception):
+    """A checkpoint is not what was saved; the message says where."""
+
+
+def restore_newest(manager: ocp.CheckpointManager, like: Any, meta: Meta) -> tuple[int, Any, Meta]:
+    """Restore the newest step that can be read, and put those beyond it, which cannot, aside.
+
+    Args:
+      manager: from `open_manager`, with at least one saved step.
+      like, meta: as for `restore`.
+
+    Returns:
+      (step, state, saved metadata).
+
+    Raises:
+      InputError: if no step can be read, or another run saved it; nothing is moved then.
+      OutputError: if a damaged step cannot be put aside.
+    """
+    damaged: dict[int, str] = {}
+    for step in sorted(manager.all_steps(), reverse=True):
+        try:
+            state, saved = restore(manager, step, like, meta)
+        except DamagedError as error:
+            damaged[step] = str(error)
+            continue
+        for other, reason in damaged.items():
+            aside = distributed.together(functools.partial(_put_aside, _folder(manager, other)))
+            if aside:
+                say(
+                    f"checkpoint of step {other} cannot be read ({reason}) and is put aside, in "
+                    f"{aside}; going on from step {step}"
+                )
+        if damaged:
+            manager.reload()
+        return step, state, saved
+    every = "; ".join(f"step {step}: {reason}" for step, reason in damaged.items())
+    raise InputError(
+        f"no checkpoint in {manager.directory} can be read ({every}); "
+        "put a copy back, or give a new --workdir"
+    )
+
+
+def _put_aside(folder: Path) -> Path | None:
+    """Move a step out of the way, by the first process; else its number could not be saved again.
+
+    It is not deleted: what failed may have been the reading.
+    """
+    if not distributed.is_first():
+        return None
+    beside = folder.parent.parent / workdir.DAMAGED
+    try:
+        beside.mkdir(exist_ok=True)
+        names = (beside / f"{folder.name}{f'-{i}' if i else ''}" for i in itertools.count())
+        aside = next(path for path in names if not path.exists())
+        return folder.rename(aside)
+    except OSError as error:
+        raise OutputError(folder, error) from None
+
+
+def read_params(run: Path, like: Any, meta: Meta) -> tuple[int, Any]:
+    """Read the parameters of the newest step that can be read, and change nothing.
+
+    It takes no lock, so a trainer may be at work: a step that it deletes meanwhile gives way to the
+    one that it has saved.
+
+    Args:
+      run: the directory of a run.
+      like: parameters of the shapes and dtypes wanted.
+      meta: of the run.
+
+    Returns:
+      (step, parameters).
+
+    Raises:
+      InputError: if no step can be read, or another run saved it.
+    """
+    folder = (run / workdir.CHECKPOINTS).absolute()
+    damaged: dict[int, str] = {}
+    while left := set(_saved_steps(folder)) - damaged.keys():
+        step = max(left)
+        try:
+            found, saved = _read(folder / str(step), {"params": like}, meta)
+            _check_digests(found, saved)
+        except DamagedError as error:
+            damaged[step] = str(error)
+            continue
+        there = _saved_steps(folder)
+        for other in sorted(damaged.keys() & there, reverse=True):
+            say(f"checkpoint of step {other} is damaged ({damaged[other]}); reading step {step}")
+        return step, found["params"]
+    if not damaged:
+        raise InputError(f"--workdir={run} holds no checkpoint; train first, or give another")
+    every = "; ".join(f"step {step}: {reason}" for step, reason in damaged.items())
+    raise InputError(f"no checkpoint in {folder} can be read ({every}); put a copy back")
+
+
+def _saved_steps(folder: Path) -> set[int]:
+    try:
+        return {int(path.name) for path in folder.iterdir() if path.name.isdecimal()}
+    except OSError:
+        return set()
+
+
+def _placed(like: Any) -> Any:
+    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    where = lambda x: getattr(x, "sharding", None) or device  # noqa: E731
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where(x)), like)
+
+
+def _folder(manager: ocp.CheckpointManager, step: int) -> Path:
+    return Path(manager.directory) / str(step)

@@ -1,0 +1,239 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright 2026 The pqt_jax Authors
+"""Several processes that train one model, each with its own devices.
+
+They take the same steps in the same order, since whoever waits for another waits in vain for one
+that has ended. What only one of them notices is therefore told to all:
+
+    wrong input, before training    `together`: that one raises, and the others a ProcessError
+    a checkpoint it cannot read     `every`: all take the one before (`checkpoint.restore`)
+    a signal                        `stops`: all end after the same step
+    too many steps skipped          nothing to tell: all see the same numbers
+    a full disk, a bug              `leave`: it ends within seconds, and for the others is lost
+
+`docs/scaling.md` has the lines that start them.
+"""
+
+import os
+import socket
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from pqt_jax.errors import InputError, OutputError, tell
+from pqt_jax.training.run.signals import ending_at_once
+
+T = TypeVar("T")
+
+LOST = 4  # exit code
+VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+_WAIT = "PQT_JAX_WAIT"  # seconds to wait for the others, at the start and for a sign of life
+_PATIENCE = 300  # JAX's own, at the start
+_LEAVING = 5  # seconds that a process waits for others to end, too
+_GIVE = f"set {', '.join(VARIABLES)}, or start by srun, mpirun, or on a TPU or Kubernetes cluster"
+
+
+class ProcessError(RuntimeError):
+    """Another process cannot be reached, was lost, or failed, so that this one cannot go on."""
+
+    def __init__(self, message: str, exit_code: int = LOST):
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+def join() -> None:
+    """Become one of several processes. Before anything else of JAX.
+
+    `JAX_COORDINATOR_ADDRESS` (host:port of process 0), `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID` say
+    which one; without them JAX looks for Slurm, Open MPI, Kubernetes and Cloud TPUs.
+
+    Raises:
+      InputError: if the environment does not say it.
+      ProcessError: if the others cannot be reached in time.
+    """
+    address, count, index, wait = _environment()
+    waits: Any = {}
+    if wait:
+        waits = {"initialization_timeout": wait, "heartbeat_timeout_seconds": wait}
+    patience = wait or _PATIENCE
+    jax.config.update("jax_enable_preemption_service", False)  # signals are ours
+    said = threading.Timer(5, tell, [f"waiting for the other processes, {patience} s at most"])
+    said.daemon = True
+    said.start()
+    try:
+        with warnings.catch_warnings(), ending_at_once():
+            warnings.simplefilter("ignore")  # of clusters that it looks for in vain
+            if address and index:
+                _reach(address, patience)
+            jax.distributed.initialize(address, count, index, **waits)
+    except ValueError:
+        raise InputError(f"--distributed: no other process can be found; {_GIVE}") from None
+    except ProcessError:
+        raise
+    except RuntimeError as error:
+        raise ProcessError(f"--distributed: {str(error).splitlines()[0]}") from None
+    finally:
+        said.cancel()
+
+
+def _environment() -> tuple[str | None, int | None, int | None, int | None]:
+    """Address, number of processes, index of this one, seconds to wait; None for what is unsaid."""
+    values = [os.environ.get(name, "") for name in VARIABLES]
+    if any(values) and not all(values):
+        name = VARIABLES[values.index("")]
+        raise InputError(f"--distributed: {name} is not set, and the others are; {_GIVE}")
+    address, *numbers = values
+    if any(values) and not (all(map(str.isdecimal, numbers)) and int(numbers[1]) < int(numbers[0])):
+        given = ", ".join(map("=".join, zip(VARIABLES[1:], numbers, strict=True)))
+        raise InputError(f"--distributed: {given}; the second counts from 0 to below the first")
+    host, _, port = address.rpartition(":")
+    if address and not (host and port.isdecimal() and 0 < int(port) < 2**16):
+        raise InputError(f"--distributed: {VARIABLES[0]}={address!r}; it must be HOST:PORT")
+    wait = os.environ.get(_WAIT, "")
+    if wait and not (wait.isdecimal() and int(wait)):
+        raise InputError(f"{_WAIT}={wait!r}; it must be a whole number of seconds, 1 or more")
+    count, index = map(int, numbers) if address else (None, None)
+    return address or None, count, index, int(wait) if wait else None
+
+
+def _reach(address: str, patience: int) -> None:
+    """Wait until process 0 listens: JAX would end the process where it does not, by an abort."""
+    host, _, port = address.rpartition(":")
+    end = time.monotonic() + patience
+    while True:
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+            return
+        except OSError as error:
+            if time.monotonic() >= end:
+                why = error.strerror or str(error)
+                raise ProcessError(
+                    f"--distributed: process 0 does not answer at {VARIABLES[0]}={address} "
+                    f"({why}); start it there, or mend the address"
+                ) from None
+            time.sleep(0.2)
+
+
+def are_joined() -> bool:
+    """Whether this is one of several processes."""
+    return jax.distributed.is_initialized()
+
+
+def is_loss(error: Exception) -> bool:
+    """Whether an error of JAX is that another process is gone, and not one of this one alone."""
+    own = ("RESOURCE_EXHAUSTED", "INVALID_ARGUMENT", "UNIMPLEMENTED")
+    return isinstance(error, jax.errors.JaxRuntimeError) and not str(error).startswith(own)
+
+
+def leave(code: int) -> int:
+    """End this process, after what ended its run was said.
+
+    JAX waits for the others at exit, for minutes. Where all of them end, they do so together;
+    otherwise this one ends alone, and that is what the others notice.
+
+    Args:
+      code: the exit code.
+
+    Returns:
+      It, where this is the only process.
+    """
+    if not are_joined():
+        return code
+    together = threading.Thread(target=jax.distributed.shutdown, daemon=True)
+    together.start()
+    together.join(_LEAVING)
+    sys.stdout.flush()
+    os._exit(code)
+
+
+def is_first() -> bool:
+    """Whether this process is the one that writes files and prints."""
+    return jax.process_index() == 0
+
+
+def every(code: int) -> list[int]:
+    """What every process says, in their order; a call that all of them must make."""
+    if jax.process_count() == 1:
+        return [code]
+    return np.ravel(multihost_utils.process_allgather(np.int32(code))).tolist()
+
+
+def of_first(text: str) -> str:
+    """What the first process says, in every process; a call that all of them must make."""
+    if jax.process_count() == 1:
+        return text
+    content = np.frombuffer(text.encode(), np.uint8)
+    length = int(multihost_utils.broadcast_one_to_all(np.int32(len(content))))
+    padded = np.zeros(length, np.uint8)
+    padded[: len(content)] = content[:length]
+    return (
+        np.asarray(multihost_utils.broadcast_one_to_all(padded)).astype(np.uint8).tobytes().decode()
+    )
+
+
+def together(function: Callable[[], T]) -> T:
+    """Call a function in every process; where it fails in one, none goes on.
+
+    Args:
+      function: may raise InputError or OutputError.
+
+    Returns:
+      What it returns here.
+
+    Raises:
+      InputError, OutputError: as the function did here.
+      ProcessError: if it did in another process, with that one's exit code.
+    """
+    failure: InputError | OutputError | None = None
+    result: Any = None
+    try:
+        result = function()
+    except (InputError, OutputError) as error:
+        if not are_joined():
+            raise
+        failure = error
+    codes = every(failure.exit_code if failure else 0)
+    failed = [index for index, code in enumerate(codes) if code]
+    if failure and failed[0] == jax.process_index():
+        raise failure
+    if failed:
+        raise ProcessError(f"process {failed[0]} cannot go on", codes[failed[0]])
+    return result
+
+
+def stops(signals: Sequence[int], mesh: Mesh | None) -> Callable[[], int]:
+    """The signal after which all processes stop at the same step.
+
+    Args:
+      signals: that this process has received so far, from `signals.interruptions`.
+      mesh: of all devices of all processes; None for one process.
+
+    Returns:
+      A function that each of them calls once a step: 0, or the number of a signal. With several
+      processes it is one that any of them had received at the step before: the steps at hand need
+      not wait for it.
+    """
+    own = lambda: signals[0] if signals else 0  # noqa: E731
+    if jax.process_count() == 1 or mesh is None:
+        return own
+    each, whole = NamedSharding(mesh, P(mesh.axis_names)), NamedSharding(mesh, P())
+    largest = jax.jit(lambda codes: codes.max(), out_shardings=whole)
+    told: list[jax.Array] = []
+
+    def agreed() -> int:
+        code = np.int32(own())
+        shape = (mesh.size,)
+        codes = jax.make_array_from_callback(shape, each, lambda _: np.full(1, code))
+        told.append(largest(codes))
+        return int(told.pop(0)) if len(told) > 1 else 0
+
+    return agreed

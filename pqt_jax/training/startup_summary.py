@@ -1,0 +1,241 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright 2026 The pqt_jax Authors
+"""What a run says of itself before it takes its first step, as text in two columns.
+
+    before     model, rules, mesh, attention, memory that is held; nothing is compiled yet
+    to_go      steps, tokens and hours that are left
+    compiled   what the compiled step takes on each device
+
+Pure functions of facts, and `gather`, which finds these.
+"""
+
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+
+from pqt_jax.models import attention
+from pqt_jax.numerics import blocks
+from pqt_jax.training import flops
+from pqt_jax.training import state as states
+from pqt_jax.training import step as steps
+from pqt_jax.training.config import schema
+from pqt_jax.training.config.schema import Config
+from pqt_jax.transform.bit_state import weights
+from pqt_jax.transform.rules import Rule, first_match, paths_and_leaves, resolve
+
+WIDTH, COLUMN = 100, 13
+
+
+class Facts(NamedTuple):
+    """What the page says beside the config.
+
+    Attributes:
+      data: one line of the text.
+      workdir: of the run.
+      shapes: of the parameters, by path.
+      held: bytes on each device.
+      axes: devices along each axis of the mesh; none for one device alone.
+      processes: how many there are.
+      device_kind: what JAX calls the devices.
+      attention: the implementation, and why.
+    """
+
+    data: str
+    workdir: Path
+    shapes: Mapping[str, Any]
+    held: flops.Held
+    axes: Mapping[str, int]
+    processes: int
+    device_kind: str
+    attention: attention.Choice
+
+
+def gather(config: Config, mesh: Any, data: str, workdir: Path) -> Facts:
+    """Facts of a run, its mesh being entered; no array is made.
+
+    Args:
+      config: checked.
+      mesh: the one entered; None for one device.
+      data: one line of the text.
+      workdir: of the run.
+    """
+    _, state = states.abstract_state(config, steps.make_optimizer(config))
+    return Facts(
+        data,
+        workdir,
+        paths_and_leaves(weights(state.params)),
+        flops.held(state),
+        {} if mesh is None else dict(mesh.shape),
+        jax.process_count(),
+        jax.devices()[0].device_kind,
+        attention.choose(schema.model_config(config), jax.devices()),
+    )
+
+
+def before(config: Config, facts: Facts) -> str:
+    """The page before compilation.
+
+    Args:
+      config: checked.
+      facts: from `gather`.
+
+    Returns:
+      Lines `name: value`, `WIDTH` wide at most unless a path in them is wider.
+    """
+    rows = [
+        ("data", facts.data),
+        ("model", f"{config.model.name}, {_weights(facts.shapes.values()):,} parameters"),
+        ("shape", _shape(config)),
+        ("method", _method(config)),
+        ("sampled", _sampled(config, facts.shapes)),
+        *(("rule", line) for line in summary(schema.rules(config), facts.shapes)),
+        ("mesh", _mesh(facts)),
+        ("attention", f"{facts.attention.implementation}: {facts.attention.reason}"),
+        ("step", _step(config)),
+        ("memory", _memory(facts.held)),
+    ]
+    last = f"{'workdir:':{COLUMN}}{facts.workdir}"  # whole, however long
+    return "\n".join([*(_row(name, value) for name, value in rows), last])
+
+
+def to_go(config: Config, step: int, rate: float) -> str:
+    """The line of what is left.
+
+    Example:
+      >>> config = configs.default(configs.Llama2Config(256, 64, 2, 4, 128))
+      >>> print(to_go(config, step=400, rate=2048.0))
+      to go:       600 of 1,000 steps, 1,228,800 tokens: 0.17 h at 2,048 tokens/s
+
+    Args:
+      config: checked.
+      step: the last one taken.
+      rate: tokens per second of the steps so far; 0 if there are none.
+    """
+    left = config.steps - step
+    tokens = left * config.data.batch * config.data.length
+    at = f"{tokens / rate / 3600:.2f} h at {rate:,.0f} tokens/s" if rate else "hours are in the log"
+    return _row("to go", f"{left:,} of {config.steps:,} steps, {tokens:,} tokens: {at}")
+
+
+def compiled(memory: Any, limit: int) -> str:
+    """The line of what the compiled step takes on each device.
+
+    Args:
+      memory: what `memory_analysis()` of the compiled step returns.
+      limit: bytes that there are, see `flops.device_memory`.
+    """
+    if memory is None:
+        return _row("compiled", "XLA does not say what memory the step takes")
+    arguments, temporaries = memory.argument_size_in_bytes, memory.temp_size_in_bytes
+    takes = f"{size(arguments)} arguments + {size(temporaries)} temporaries"
+    whole = f"{size(arguments + temporaries)} of {size(limit)} on each device"
+    return _row("compiled", f"{takes} = {whole}")
+
+
+def summary(rules: Sequence[Rule], shapes: Mapping[str, Any]) -> list[str]:
+    """One line for each rule: what it matches, and how that is sampled.
+
+    Example:
+      >>> shapes = {"h/up/kernel": jax.ShapeDtypeStruct((4, 64, 128), "float32")}
+      >>> summary([Rule(".*kernel", target_bits=3)], shapes)
+      ['.*kernel: 1 array, 4 matrices, 32,768 weights; gauss noise, 6 to 3 bits, 32x32, BF16']
+
+    Args:
+      rules: ordered.
+      shapes: of the parameters, by path.
+    """
+    specs, lines = resolve(rules, shapes), []
+    for rule in rules:
+        own = [shapes[path] for path in shapes if first_match(rules, path) == rule]
+        if (spec := rule.spec) is None:
+            lines.append(f"{rule.pattern}: {_count(len(own), 'array')} left alone")
+            continue
+        own = [shapes[path] for path in specs if first_match(rules, path) == rule]
+        matrices = sum(blocks.matrix_shape(x.shape, spec.matrix_axes)[0] for x in own)
+        bits = f"{spec.init_bits:g} to {spec.target_bits:g} bits, "
+        noise = "no noise, " if spec.noise == "none" else f"{spec.noise} noise, {bits}"
+        lines.append(
+            f"{rule.pattern}: {_count(len(own), 'array')}, {_count(matrices, 'matrix')}, "
+            f"{_weights(own):,} weights; {noise}"
+            f"{spec.block[0]}x{spec.block[1]}, {spec.dtype.name}"
+        )
+    return lines
+
+
+def size(count: float) -> str:
+    """Bytes for people, in powers of 1000.
+
+    Example:
+      >>> size(999), size(1_585_000_000)
+      ('999 bytes', '1.58 GB')
+    """
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if float(f"{count:.3g}") < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:,.3f} TB"
+
+
+def _weights(shapes: Iterable[Any]) -> int:
+    return sum(x.size for x in shapes)
+
+
+def _sampled(config: Config, shapes: Mapping[str, Any]) -> str:
+    specs = resolve(schema.rules(config), shapes)
+    noisy = [shapes[path] for path, spec in specs.items() if spec.noise != "none"]
+    share = 100 * _weights(noisy) / _weights(shapes.values())
+    return f"{_weights(noisy):,} parameters, {share:.1f} % of all" if noisy else "nothing"
+
+
+def _shape(config: Config) -> str:
+    model = schema.model_config(config)
+    kv = getattr(model, "num_kv_heads", 0)
+    heads = _count(model.num_heads, "head") + (f" ({kv} of keys and values)" if kv else "")
+    return (
+        f"{_count(model.num_layers, 'layer')}, width {model.d_model}, {heads}, "
+        f"MLP {model.d_ff}, vocabulary {model.vocab_size:,}"
+    )
+
+
+def _method(config: Config) -> str:
+    computes = f"computes in {config.model.dtype}, parameters in {config.model.param_dtype}"
+    return f"{config.method}, {config.optimizer.name}; {computes}"
+
+
+def _mesh(facts: Facts) -> str:
+    axes = " x ".join(f"{name}={count}" for name, count in facts.axes.items()) or "one device"
+    return f"{axes}, {_count(facts.processes, 'process')}, {facts.device_kind}"
+
+
+def _step(config: Config) -> str:
+    data, parts = config.data, config.data.microbatches
+    cut = f", in {parts} microbatches" if parts > 1 else ""
+    return f"{data.batch * data.length:,} tokens, {data.batch:,} sequences of {data.length:,}{cut}"
+
+
+def _memory(held: flops.Held) -> str:
+    parts = " + ".join(f"{size(count)} {name}" for name, count in held._asdict().items())
+    return f"{parts} = {size(sum(held))} on each device; activations come on top"
+
+
+def _count(number: int, what: str) -> str:
+    plurals = {"matrix": "matrices", "process": "processes"}
+    return f"{number:,} {what if number == 1 else plurals.get(what, what + 's')}"
+
+
+def _row(name: str, value: str) -> str:
+    """The name in its column, and the value in lines beside it; no word is broken."""
+    first, other = f"{f'{name}:':{COLUMN}}", " " * COLUMN
+    return textwrap.fill(
+        value,
+        WIDTH,
+        initial_indent=first,
+        subsequent_indent=other,
+        break_long_words=False,
+        break_on_hyphens=False,
+        expand_tabs=False,
+        replace_whitespace=False,
+    )

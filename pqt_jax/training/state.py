@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright 2026 The pqt_jax Authors
+"""What training changes: weights, bit-widths, moments, counts; made anew, or as shapes alone."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+
+from pqt_jax.errors import InputError
+from pqt_jax.models import partitioning
+from pqt_jax.models.stacked import check_rules
+from pqt_jax.training import flops
+from pqt_jax.training.config.schema import MODELS, Config, model_config, quantization_rules
+from pqt_jax.transform import bit_state
+from pqt_jax.transform.rules import paths_and_leaves
+
+
+class TrainState(NamedTuple):
+    """Everything that a step changes.
+
+    Attributes:
+      params: weights and `BitParam`s of the model.
+      opt_state: of the optimizer.
+      step: int32 scalar, the number of steps taken, skipped ones among them.
+      skipped: int32 scalar, the number of steps that changed neither weights nor optimizer, since
+        loss or gradient was not finite.
+      in_a_row: int32 scalar, how many of them were the last steps.
+    """
+
+    params: nnx.State
+    opt_state: Any
+    step: jax.Array
+    skipped: jax.Array
+    in_a_row: jax.Array
+
+
+def init_state(
+    config: Config, optimizer: optax.GradientTransformation, start: Any = None
+) -> tuple[nnx.GraphDef, TrainState]:
+    """The model's structure and the state before the first step.
+
+    Args:
+      config: a checked configuration.
+      optimizer: what `make_optimizer` returned.
+      start: weights to start from, nested by their paths; None for new ones.
+
+    Returns:
+      (structure, state); new weights are a function of `config.seed`. Bit-widths are always new.
+    """
+    graph, init = _initializer(config, optimizer)
+    return graph, jax.jit(init)(start)
+
+
+def abstract_state(
+    config: Config, optimizer: optax.GradientTransformation
+) -> tuple[nnx.GraphDef, TrainState]:
+    """What `init_state` would return, as shapes, dtypes and places: to compile without the memory.
+
+    Args:
+      config: a checked configuration.
+      optimizer: what `make_optimizer` returned.
+    """
+    graph, init = _initializer(config, optimizer)
+    return graph, partitioning.places(jax.eval_shape(init, None))
+
+
+def _initializer(
+    config: Config, optimizer: optax.GradientTransformation
+) -> tuple[nnx.GraphDef, Callable[[Any], TrainState]]:
+    def build():
+        return bit_state.make_model(config, nnx.Rngs(config.seed))
+
+    def init(start):
+        params = nnx.state(build())
+        if start is not None:
+            params = _replaced(params, start)
+        none = jnp.zeros((), jnp.int32)
+        return partitioning.held(TrainState(params, optimizer.init(params), none, none, none))
+
+    return nnx.split(nnx.eval_shape(build))[0], init
+
+
+def _replaced(params: nnx.State, start: Any) -> nnx.State:
+    """The parameters with other weights, in their own dtypes, and their bit-widths as they were."""
+    new, old = paths_and_leaves(start), paths_and_leaves(params)
+    same = [new.pop(path).astype(leaf.dtype) for path, leaf in old.items()]
+    assert not new, min(new)
+    tree = jax.tree.structure(bit_state.weights(params))
+    return nnx.merge_state(params, jax.tree.unflatten(tree, same))
+
+
+def count_parameters(config: Config) -> int:
+    """Number of weights, found without computing any; the rules are checked against their paths.
+
+    Raises:
+      InputError: if a rule does not fit the model.
+    """
+    _, cls = MODELS[config.model.name]
+    shapes = nnx.eval_shape(lambda: cls(model_config(config), rngs=nnx.Rngs(0)))
+    try:
+        check_rules(shapes, quantization_rules(config))
+    except ValueError as error:
+        raise InputError(f"config.pqt.pattern={config.pqt.pattern!r}: {error}") from None
+    return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(shapes, nnx.Param)))
+
+
+def check_memory(config: Config, parameters: int) -> None:
+    """Raise InputError if weights, gradients and the optimizer's two moments cannot fit."""
+    shards = config.mesh.fsdp * config.mesh.tensor
+    needed = 4 * parameters * jnp.dtype(config.model.param_dtype).itemsize / shards
+    there = flops.device_memory(jax.local_devices()[0])
+    if needed > there:
+        raise InputError(
+            f"config.model: {parameters:,} parameters, with gradients and moments, take "
+            f"{needed / 1e9:,.0f} GB on each device, and there are {there / 1e9:,.0f} GB; give a "
+            "smaller model, or a larger config.mesh.fsdp"
+        )

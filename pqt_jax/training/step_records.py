@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright 2026 The pqt_jax Authors
+"""What a run says while it goes: records → `metrics.jsonl`, the bar or lines, other sinks.
+
+All of it by the first process; the others hold records and write none.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import jax
+from jax.sharding import Mesh
+
+from pqt_jax.errors import say
+from pqt_jax.training import flops as costs
+from pqt_jax.training.config import schema
+from pqt_jax.training.config.schema import Config
+from pqt_jax.training.run import distributed, metrics, trackers
+from pqt_jax.training.run import workdir as workdirs
+from pqt_jax.training.run.loss_monitor import Watch
+from pqt_jax.training.run.metrics import Record, Timer
+from pqt_jax.training.step import Metrics
+
+
+@contextlib.contextmanager
+def opened(
+    config: Config, workdir: Path, start: int
+) -> Iterator[tuple[Callable[[int], None], Callable[[Record], None]]]:
+    """Open all that records go to, without those beyond a step, which will be made again.
+
+    Args:
+      config: of the run.
+      workdir: of the run.
+      start: the last step that is not made again.
+
+    Yields:
+      `(advance, record)`: call `advance(step)` after each step, and `record(record)` as it may be.
+    """
+    if not distributed.is_first():
+        yield (lambda step: None), (lambda record: None)
+        return
+    path = workdir / workdirs.METRICS
+    for old in (path, workdir / workdirs.HISTORY):
+        if broken := metrics.truncate(old, start):
+            lines = "1 broken line was" if broken == 1 else f"{broken} broken lines were"
+            say(f"{old}: {lines} dropped")
+    with trackers.opened() as others:
+        others += trackers.start(config, workdir, start)
+        with metrics.progress(start, config.steps) as (advance, report):
+
+            def record(entry: Record) -> None:
+                metrics.append(path, entry)
+                report(entry)
+                trackers.send(others, entry)
+
+            yield advance, record
+
+
+def of_step(
+    config: Config,
+    step: int,
+    mesh: Mesh | None,
+    timer: Timer,
+    learning_rate: float,
+    measured: Metrics,
+) -> Record:
+    """The record of a step that is logged.
+
+    Args:
+      config: of the run.
+      step: its number.
+      mesh: of the run.
+      timer: whose lap since the last such record is taken.
+      learning_rate: of the weights.
+      measured: what the step returned.
+    """
+    tokens, rate = config.data.batch * config.data.length, timer.lap()
+    flops = costs.training_flops(schema.model_config(config), config.data.length)
+    kind = jax.devices()[0].device_kind
+    values = {name: float(value) for name, value in measured.items()}
+    return {
+        "step": step,
+        "loss": values["loss"],
+        "tokens": step * tokens,
+        "tokens_per_s": round(rate, 1),
+        **costs.speed(rate, flops, 1 if mesh is None else mesh.size, kind),
+        **metrics.peak_memory(jax.local_devices()),
+        "hours_left": round(timer.hours((config.steps - step) * tokens), 3),
+        "lr": learning_rate,
+        "grad_norm": values["grad_norm"],
+        **{name: values.get(name) for name in ("bits_mean", "bits_min", "bits_max")},
+        **{name: values[name] for name in ("penalty",) if name in values},
+    }
+
+
+def of_watch(watch: Watch, step: int, measured: Metrics) -> Record | None:
+    """The record of a step that was skipped, or a spike, and a line on stderr; else None."""
+    entry = watch.see(step, *(measured[name].item() for name in ("loss", "skipped", "in_a_row")))
+    if entry and distributed.is_first():
+        if "spike" in entry:
+            say(f"step {step}: the loss of {entry['spike_loss']:.4f} is a spike")
+        elif entry["in_a_row"] == 1:
+            say(f"step {step} is skipped: its loss or gradient is not finite")
+    return entry

@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright 2026 The pqt_jax Authors
+"""The end of a run: trained weights → table, pictures, `summary.json`."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from jax.sharding import Mesh
+
+from pqt_jax.errors import tell
+from pqt_jax.interchange import files
+from pqt_jax.models import partitioning
+from pqt_jax.training import final_evaluation
+from pqt_jax.training.config import schema
+from pqt_jax.training.config.schema import Config
+from pqt_jax.training.run import distributed, metrics, run_plots
+from pqt_jax.training.run import workdir as workdirs
+from pqt_jax.transform import bit_state
+
+
+def read(workdir: Path, config: Config) -> dict[str, Any] | None:
+    """The summary of a finished run; None if it is missing, another's, or cannot be used."""
+    try:
+        summary = json.loads((workdir / workdirs.SUMMARY).read_text())
+        final_evaluation.format_table(summary)
+        return summary if summary["config"] == schema.digest(config) else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return None
+
+
+def finish(
+    config: Config,
+    workdir: Path,
+    params: Any,
+    validation_loss: final_evaluation.Loss,
+    timer: metrics.Timer,
+    mesh: Mesh | None = None,
+) -> None:
+    """Write the summary and the pictures of a trained model, and print the table.
+
+    Args:
+      config, workdir: of the run.
+      params: its trained parameters.
+      validation_loss: from `final_evaluation.make_loss`.
+      timer: of the run.
+      mesh: where the parameters are.
+
+    Raises:
+      OutputError: if something cannot be written.
+    """
+    losses = final_evaluation.table(config, validation_loss, params, mesh)
+    b_t = partitioning.whole(bit_state.method_widths(config, params), mesh)
+    if not distributed.is_first():
+        return
+    summary = {
+        **losses,
+        "steps": config.steps,
+        "seconds": round(timer.seconds(), 1),
+        "tokens_per_s": round(timer.rate(), 1),
+        "config": schema.digest(config),
+    }
+    records = metrics.read(workdir / workdirs.METRICS)
+    title = f"{config.model.name}, {config.method}, seed {config.seed}"
+    run_plots.loss(workdir / workdirs.LOSS, records, title)
+    if b_t:
+        run_plots.bits(workdir / workdirs.BITS, records, b_t, title)
+    # Last, for it is what says that the run is finished.
+    finite = {name: metrics.finite(value) for name, value in summary.items()}
+    files.write(workdir / workdirs.SUMMARY, json.dumps(finite, indent=2) + "\n")
+    tell(f"\n{final_evaluation.format_table(losses)}\n")
+    tell(f"{timer.seconds():.0f} s in all; see {workdir}")

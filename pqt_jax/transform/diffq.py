@@ -1,0 +1,277 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright 2026 The pqt_jax Authors
+"""DiffQ as published, a baseline: noise of the width of a quantization step, bits by groups.
+
+    b     = σ(l) · max_bits + (1 − σ(l)) · min_bits       a logit l for each group of weights
+    step  = (max w − min w) / (2^b − 1)                    the range is that of the whole matrix
+    ŵ     = w + R · step                                   R ~ N(0, 1)/2, or U(−½, ½)
+    size  = Σ b / 2^23                                     over all weights; a MB is 2^20 bytes
+    w_q   = min w + step · ⌊(w − min w) / step⌉            at whole b: 2^b levels
+
+A group is 8 weights in a row of the input axis of a kernel [..., in, out], which is what flattening
+the [out, in] of the original gives; of an embedding [tokens, width], 8 of a token's. The last group
+is ragged where 8 does not divide the axis. Each matrix of a stack has a range of its own.
+
+Nothing is cast: the noise is all that happens to a weight. R is drawn by `jax.random` from
+`keys.param_key(step key, path)` as one array over a whole stack, so that with JAX's partitionable
+threefry an element's R is a function of (seed, step, path, index), on any mesh. It stands outside
+the model, on the tree of parameters, as the published method does: ŵ of everything is held at once,
+and R of everything until the backward pass has been.
+
+The paper does not settle whether gradients pass through the range; here, as through max|w| in
+`perturb`, they do not.
+
+Source: Défossez, Adi, Synnaeve, "Differentiable Model Compression via Pseudo Quantization Noise",
+arXiv 2104.09987 (2021).
+"""
+
+import math
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from pqt_jax.numerics import bit_width as bitwidth
+from pqt_jax.numerics import blocks, keys
+from pqt_jax.quantization.sizes import Size
+from pqt_jax.transform.rules import map_paths, paths_and_leaves
+
+Noise = Literal["normal", "uniform"]
+NOISES: tuple[Noise, ...] = ("normal", "uniform")
+MB = 2**23  # bits
+
+
+class Options(NamedTuple):
+    """What DiffQ leaves open.
+
+    Attributes:
+      group: weights that share a bit-width.
+      init_bits: b at the start, between the next two.
+      min_bits, max_bits: what b tends to, from 1 to 16.
+      noise: "normal" for N(0, 1)/2, "uniform" for U(−½, ½).
+    """
+
+    group: int = 8
+    init_bits: float = 8.0
+    min_bits: float = 2.0
+    max_bits: float = 15.0
+    noise: Noise = "normal"
+
+
+def init(path: str, shape: tuple[int, ...], options: Options = Options()) -> jax.Array:
+    """The logits of one parameter, of which each b is `init_bits`.
+
+    Example:
+      >>> init("h/mlp/up/kernel", (12, 768, 3072)).shape, init("embed/embedding", (300, 20)).shape
+      ((12, 96, 3072), (300, 3))
+
+    Args:
+      path: of the parameter; groups lie along the last axis if it ends in "embedding", else along
+        the last but one.
+      shape: of the parameter, two axes or more.
+      options: of the method.
+
+    Returns:
+      float32, one per group.
+    """
+    axis = len(shape) - (1 if path.split("/")[-1] == "embedding" else 2)
+    groups = -(-shape[axis] // options.group)
+    low, high = options.init_bits - options.min_bits, options.max_bits - options.init_bits
+    return jnp.full((*shape[:axis], groups, *shape[axis + 1 :]), math.log(low / high), jnp.float32)
+
+
+def bit_width(logits: jax.Array, options: Options = Options()) -> jax.Array:
+    """`b = σ(l) · max_bits + (1 − σ(l)) · min_bits`.
+
+    Example:
+      >>> bit_width(jnp.array([-jnp.inf, 0.0, jnp.inf])).tolist()
+      [2.0, 8.5, 15.0]
+
+    Args:
+      logits: float32, one per group.
+      options: of the method.
+
+    Returns:
+      float32 of the same shape, in bits.
+    """
+    share = jax.nn.sigmoid(logits)
+    return share * options.max_bits + (1 - share) * options.min_bits
+
+
+def perturb(
+    w: jax.Array,
+    logits: jax.Array,
+    key: jax.Array,
+    options: Options = Options(),
+    dtype: Any = None,
+) -> jax.Array:
+    """`ŵ = w + R · (max w − min w) / (2^b − 1)`, differentiable in w and in the logits.
+
+    Example:
+      >>> w = jnp.linspace(0.0, 1.0, 16).reshape(16, 1)
+      >>> w_hat = perturb(w, jnp.full((2, 1), jnp.inf), jax.random.key(0))
+      >>> bool(jnp.all(jnp.abs(w_hat - w) < 3 / 2**15))
+      True
+
+    Args:
+      w: float32 or bfloat16 [..., in, out]; each matrix has its own range.
+      logits: float32, one per group, see `init`.
+      key: consumed.
+      options: of the method.
+      dtype: that ŵ is rounded to, once, after a sum in float32; None for that of w.
+
+    Returns:
+      ŵ of the shape of w.
+
+    Raises:
+      ValueError: for logits of the wrong shape.
+    """
+    if options.noise == "normal":
+        noise = jax.random.normal(key, w.shape, jnp.float32) / 2
+    else:
+        noise = jax.random.uniform(key, w.shape, jnp.float32) - 0.5
+    wide = w.astype(jnp.float32)
+    low, high = _ends(wide)
+    step = _spread(_share(bit_width(logits, options)), w.shape, options.group) * (high - low)
+    return (wide + noise * step).astype(dtype or w.dtype)
+
+
+def quantize(w: jax.Array, logits: jax.Array, options: Options = Options()) -> jax.Array:
+    """Round a parameter to the nearest of 2^b levels between min w and max w, b to whole bits.
+
+    Example:
+      >>> w = jnp.array([[0.0], [0.3], [0.4], [1.0]])
+      >>> [round(x, 4) for x in quantize(w, jnp.full((1, 1), -jnp.inf))[:, 0].tolist()]
+      [0.0, 0.3333, 0.3333, 1.0]
+
+    Args:
+      w, logits, options: as for `perturb`.
+
+    Returns:
+      The shape and dtype of w; a bfloat16 rounds the levels themselves.
+
+    Raises:
+      ValueError: for logits of the wrong shape.
+    """
+    wide = w.astype(jnp.float32)
+    low, high = _ends(wide)
+    share = _share(jnp.round(bit_width(logits, options)))
+    step = _spread(share, w.shape, options.group) * (high - low)
+    level = jnp.round((wide - low) / jnp.where(step == 0, 1.0, step))
+    return (low + level * step).astype(w.dtype)
+
+
+def sample(
+    params: Any, logits: Any, key: jax.Array, options: Options = Options(), dtype: Any = None
+) -> Any:
+    """ŵ of every parameter that has logits; the others as they are.
+
+    Args:
+      params: pytree of arrays.
+      logits: nested by the paths of the parameters.
+      key: the step's; each parameter's own is derived from its path.
+      options, dtype: as for `perturb`.
+
+    Returns:
+      The same pytree.
+    """
+    own = paths_and_leaves(logits)
+
+    def visit(path, w):
+        if path not in own:
+            return w
+        return perturb(w, own[path], keys.param_key(key, path), options, dtype)
+
+    return map_paths(visit, params)
+
+
+def quantize_all(params: Any, logits: Any, options: Options = Options()) -> Any:
+    """`quantize` for every parameter that has logits; the others as they are."""
+    own = paths_and_leaves(logits)
+    visit = lambda path, w: quantize(w, own[path], options) if path in own else w  # noqa: E731
+    return map_paths(visit, params)
+
+
+def size_mb(params: Any, logits: Any, options: Options = Options()) -> jax.Array:
+    """Megabytes of 2^20 bytes that the weights take, as a function of the logits to differentiate.
+
+        Σ_groups b · weights in the group / 2^23
+
+    What does not depend on the logits is not counted: what is beside the weights (`sizes_of` has
+    it), and parameters that are not quantized.
+
+    Example:
+      >>> params, logits = {"w": jnp.ones((1024, 1024))}, {"w": init("w", (1024, 1024))}
+      >>> round(size_mb(params, logits).item(), 4)
+      1.0
+
+    Args:
+      params: pytree of arrays, or of their shapes.
+      logits: nested by the paths of the parameters.
+      options: of the method.
+
+    Returns:
+      float32 scalar.
+    """
+    shapes, total = paths_and_leaves(params), jnp.float32(0)
+    for path, leaf in paths_and_leaves(logits).items():
+        held = _weights(shapes[path].shape, leaf.shape, options.group)
+        total += jnp.sum(bit_width(leaf, options) * jnp.float32(held / MB))
+    return total
+
+
+def sizes_of(params: Any, logits: Any, options: Options = Options()) -> dict[str, Size]:
+    """What each quantized parameter takes when it is stored, in bits, by its path.
+
+    codes: each weight, in the whole bits of its group. scales: two float32 for each matrix, min and
+    max. tags: for each group, as many bits as tell its width from the others between `min_bits` and
+    `max_bits`, four for 2 to 15; half a bit per weight in groups of eight.
+
+    Example:
+      >>> sizes_of({"w": jnp.ones((16, 4))}, {"w": init("w", (16, 4))})
+      {'w': Size(weights=64, codes=512, scales=64, tags=32)}
+    """
+    shapes, sizes = paths_and_leaves(params), {}
+    tag = math.ceil(math.log2(round(options.max_bits) - round(options.min_bits) + 1))
+    for path, leaf in paths_and_leaves(logits).items():
+        shape = shapes[path].shape
+        b = np.round(np.asarray(bit_width(leaf, options))).astype(np.int64)
+        codes = int((b * _weights(shape, leaf.shape, options.group)).sum())
+        matrices = math.prod(shape[:-2])
+        sizes[path] = Size(math.prod(shape), codes, 64 * matrices, tag * leaf.size)
+    return sizes
+
+
+def _ends(w: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Minimum and maximum of each matrix, which gradients do not see."""
+    w = lax.stop_gradient(w)
+    return jnp.min(w, axis=(-2, -1), keepdims=True), jnp.max(w, axis=(-2, -1), keepdims=True)
+
+
+def _share(b: jax.Array) -> jax.Array:
+    """`1 / (2^b − 1)`, exactly rounded powers of two and so the same bits everywhere."""
+    power = bitwidth.step_size(b)  # 2^(1 − b)
+    return power / (2 - power)
+
+
+def _axis(shape: tuple[int, ...], groups: tuple[int, ...], group: int) -> int:
+    """The axis along which the groups lie."""
+    for axis in (len(shape) - 2, len(shape) - 1):
+        if groups == (*shape[:axis], -(-shape[axis] // group), *shape[axis + 1 :]):
+            return axis
+    raise ValueError(f"logits of shape {groups} for w of shape {shape} in groups of {group}")
+
+
+def _spread(per_group: jax.Array, shape: tuple[int, ...], group: int) -> jax.Array:
+    """One number per group → one per weight."""
+    axis = _axis(shape, per_group.shape, group)
+    return lax.slice_in_dim(blocks.repeat(per_group, group, axis), 0, shape[axis], axis=axis)
+
+
+def _weights(shape: tuple[int, ...], groups: tuple[int, ...], group: int) -> np.ndarray:
+    """Weights in each group, float64: fewer in a ragged last one."""
+    axis = _axis(shape, groups, group)
+    held = np.minimum(group, shape[axis] - group * np.arange(groups[axis], dtype=np.float64))
+    return np.broadcast_to(held.reshape(-1, *[1] * (len(shape) - 1 - axis)), groups)

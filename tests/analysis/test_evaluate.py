@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright 2026 The pqt_jax Authors
+"""The command that evaluates: what it prints and writes, and what it refuses."""
+
+import json
+import math
+import re
+
+import pytest
+
+from pqt_jax import evaluate
+from pqt_jax.analysis import load
+from pqt_jax.training.run import digests
+from support import tiny
+from support.command import refused
+
+
+def test_all_formats_on_the_runs_own_text(trained_run, tmp_path, capsys):
+    out = tmp_path / "out.json"
+    arguments = [f"--workdir={trained_run}", f"--json={out}"]
+    assert evaluate.main(arguments) == 0
+    shown = capsys.readouterr().out
+    found = json.loads(out.read_text())
+    # A twentieth of 6000 bytes is held out; the first has no context.
+    assert found["scored"] == 299 and found["length"] == 16 and found["documents"] == 1
+    assert "1 document, 300 bytes, 299 scored once each (the first byte of a document" in shown
+    assert found["units"] == 19 and "19 chunks of consecutive windows" in shown
+    assert list(found["weights"]) == list(load.LABELS)
+    summary = json.loads((trained_run / "summary.json").read_text())
+    for name, row in found["weights"].items():
+        loss = row["loss"]
+        assert loss["low"] < loss["value"] < loss["high"]
+        assert row["bits_per_byte"]["high"] == pytest.approx(loss["high"] / math.log(2))
+        assert f"{load.LABELS[name]:<20}{loss['value']:.4f} [" in shown
+        if name in summary:  # of fewer windows, and without the last, partial one
+            assert loss["value"] == pytest.approx(summary[name], abs=0.1)
+    rows = found["weights"]
+    assert rows["master"]["difference"] == {"value": 0, "low": 0, "high": 0}
+    gap = rows["fp4_e2m1"]["loss"]["value"] - rows["master"]["loss"]["value"]
+    assert rows["fp4_e2m1"]["difference"]["value"] == pytest.approx(gap) and gap != 0
+    assert len({row["loss"]["value"] for row in rows.values()}) >= 7
+    again = tmp_path / "again.json"
+    assert evaluate.main([*arguments[:1], f"--json={again}"]) == 0
+    assert again.read_text() == out.read_text()
+
+
+def test_documents_and_chosen_formats(trained_run, tmp_path, capsys):
+    for name, size in (("a", 40), ("b", 700), ("c", 1)):
+        tiny.write_text(tmp_path / f"{name}.txt", size)
+    data = f"--data={tmp_path}/*.txt"
+    options = [f"--workdir={trained_run}", data, "--weights=fp6_e2m3", "--length=32", "--batch=7"]
+    assert evaluate.main(options) == 0
+    out = capsys.readouterr().out
+    assert "3 documents, 741 bytes, 738 scored" in out and "in windows of 32" in out
+    assert "95 % intervals over 2 documents" in out
+    assert re.findall(r"^(master weights|FP\S+ \S+)", out, re.M) == ["master weights", "FP6 E2M3"]
+    tiny.write_text(tmp_path / "short.txt", 10)
+    assert evaluate.main([*options, f"--data={tmp_path}/short.txt"]) == 0
+    out = capsys.readouterr().out
+    assert "no intervals: there is only one document" in out and "nan" not in out
+
+
+BAD = {
+    "--workdir=nowhere": "--workdir=nowhere does not exist; give the workdir",
+    "--weights=all,int4": "--weights: 'int4'; it must be",
+    "--weights=all,bf16": "--weights: 'all'; it must be all alone",
+    "--weights=int4": "--weights: 'int4'; it must be all alone, or of master, bf16",
+    "--length=33": "--length=33; it must be at most 32",
+    "--length=0": "--length: '0'; it must be a whole number from 1 on",
+    "--data=nowhere/*": "--data='nowhere/*' matches no file",
+    "--json=nowhere/x.json": "--json=nowhere/x.json: its folder does not exist",
+    "--json=/": "--json=/ is a directory",
+    "--dat=x": "unrecognized arguments: --dat=x",
+    "--hf=x": "--hf: not allowed with argument --workdir",
+}
+
+
+@pytest.mark.parametrize("argument", BAD)
+def test_bad_input_is_one_line_and_compiles_nothing(
+    trained_run, tmp_path, monkeypatch, capsys, argument
+):
+    monkeypatch.chdir(tmp_path)  # which holds nothing
+    given = [f"--workdir={trained_run}", argument]
+    assert BAD[argument] in refused(evaluate.main, given, capsys)
+
+
+def test_text_that_has_changed_is_refused(run_copy, trained_run, tmp_path, capsys):
+    meta = json.loads((run_copy / "run.json").read_text())
+    text = tiny.write_text(tmp_path / "text.txt", 5000)
+    meta["config"]["data"]["files"] = str(text)
+    for path in [run_copy / "run.json", *run_copy.glob("checkpoints/*/meta/metadata")]:
+        content = json.loads(path.read_text())
+        content["config"]["data"]["files"] = str(text)
+        if content.pop("digest", None):
+            content["digest"] = digests.of_json(content)
+        path.write_text(json.dumps(content))
+    message = refused(evaluate.main, [f"--workdir={run_copy}"], capsys)
+    assert "is not the text that the run was trained on; give --data" in message
+    assert "--workdir --hf --packed is required" in refused(evaluate.main, [], capsys)
+    assert "--data is missing" in refused(evaluate.main, ["--hf=x"], capsys)

@@ -1,0 +1,206 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright 2026 The pqt_jax Authors
+"""The command that compares runs: what it reads, draws, writes and refuses."""
+
+import html.parser
+import json
+import os
+import re
+import shutil
+
+import pytest
+
+from pqt_jax import plot
+from pqt_jax.analysis import load
+from pqt_jax.training.config import schema
+from pqt_jax.training.run import bit_history
+from support.command import refused
+from support.runs import make_run
+
+PNG = b"\x89PNG"
+
+
+class Reader(html.parser.HTMLParser):
+    """Tags that are not closed, addresses, and the text of every cell."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.sources, self.cells = [], [], []
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag, attrs):
+        self.sources += [
+            value for name, value in attrs if name in ("src", "href", "srcset", "data")
+        ]
+        if tag not in ("html", "meta", "img"):
+            self.open.append(tag)
+        if tag in ("td", "th"):
+            self.cells.append("")
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if {"td", "th"} & set(self.open):
+            self.cells[-1] += data
+
+
+def state_of(folder):
+    """Every file of a run with its content and times."""
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    return [(path, path.stat().st_mtime_ns, path.read_bytes()) for path in files]
+
+
+def page_of(folder):
+    text = (folder / "report.html").read_text()
+    read = Reader(text)
+    assert not read.open  # every tag is closed
+    assert read.sources and all(s.startswith("data:image/png;base64,") for s in read.sources)
+    assert not re.search(r"https?:|@import|url\(|<script|<link|<base", text)
+    return text, read.cells
+
+
+def test_a_real_run_by_default_in_its_own_folder(run_copy, capsys):
+    record = run_copy / "bits.jsonl"
+    taken = record.read_bytes()
+    record.unlink()  # as in a run of an older version
+    before = state_of(run_copy)
+    assert plot.main([str(run_copy)]) == 0
+    out = run_copy / "plot"
+    assert capsys.readouterr().out == f"written: {out}/report.html\n"
+    assert sorted(os.listdir(out)) == ["bits.png", "formats.png", "loss.png", "report.html"]
+    assert [one for one in state_of(run_copy) if one[0].parent != out] == before
+    text, cells = page_of(out)
+    summary = json.loads((run_copy / "summary.json").read_text())
+    assert {"1 run", "37k", "gaussws", "8 of 8", "512", f"{summary['master']:.4f}"} <= set(cells)
+    distance = summary["fp4_e2m1"] - summary["master"]
+    assert f"{summary['fp4_e2m1']:.4f}{distance:+.4f}" in cells
+    assert "<h1>Run run</h1>" in text and "Without bits.jsonl" in text
+    assert {"config.data.batch", "config.optimizer.learning_rate"} <= set(cells)
+    # With the record of its bits there is everything; and what was written is replaced.
+    record.write_bytes(taken)
+    run = load.load_run(run_copy)
+    measured = bit_history.measure(run.params, schema.rules(run.config))
+    last = bit_history.read(record)[-1]
+    assert (last.step, last.tokens, last.formats) == (8, 512, measured["formats"])
+    assert plot.main([str(run_copy)]) == 0
+    assert set(os.listdir(out)) == {"report.html", *plot.PICTURES}
+    assert all((out / name).read_bytes().startswith(PNG) for name in plot.PICTURES)
+    assert "Without bits.jsonl" not in page_of(out)[0]
+
+
+def test_ten_runs_of_every_kind(tmp_path, monkeypatch, capsys):
+    """Different models and batches, finished or not, with bits, without, and diverged."""
+    base, gpt2 = tmp_path / "runs", {"model__num_layers": 3, "data__batch": 8}
+    make_run(base / "whole")
+    make_run(base / "bf16", bits=False, method="bf16")
+    make_run(base / "deeper", **gpt2)
+    make_run(base / "at work", done=90)
+    make_run(base / "begun", done=1)
+    make_run(base / "nothing yet", done=0)
+    make_run(base / "diverged", nan_from=70)
+    make_run(base / "nan from the start", nan_from=1, steps=20, done=20)
+    make_run(base / "a$b_$ <i>&amp;\u540d")
+    make_run(tmp_path / "other" / "whole", seed=7)
+    with (base / "at work" / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 80, "spike": 9.5}\n{"step": 81, "skipped": true}\n')
+        file.write('{"step": 82, "spike": "x", "note": {"a": [1]}}\n{"step": 91, "lo')
+    (base / "bf16" / "run.json").write_text(  # of a version that had one field less
+        re.sub(r'"num_heads": \d+, ', "", (base / "bf16" / "run.json").read_text())
+    )
+    runs = [*sorted(base.iterdir()), tmp_path / "other" / "whole"]
+    before = {run: state_of(run) for run in runs}
+    monkeypatch.chdir(tmp_path)
+    assert plot.main([*map(str, runs)]) == 0
+    assert {run: state_of(run) for run in runs} == before
+    assert capsys.readouterr().out == "written: plot/report.html\n"
+    assert set(os.listdir("plot")) == {"report.html", *plot.PICTURES}
+    text, cells = page_of(tmp_path / "plot")
+    names = [cell for cell in cells if re.match(r"\d+ ", cell) and " of " not in cell]
+    wanted = [escaped_name(run, base) for run in runs]
+    assert names == 2 * [f"{i + 1} {name}" for i, name in enumerate(wanted)]
+    assert "7 of 10 finished" in text and "10 runs" in text
+    assert {"90 of 200not finished", "0 of 200not finished", "spikes", "skipped"} <= set(cells)
+    row = rows_of(cells, len(runs))
+    assert row["at work"][7] == "3.4000at 80" and row["at work"][-2:] == ["2", "1"]
+    assert row["begun"][7] == row["nothing yet"][7] == "–" and row["whole"][-1] == "–"
+    assert row["diverged"][-4] == "4.00" and row["bf16"][-4] == "–"
+    assert row["bf16"][2] == "–" and row["deeper"][1] == "llama23 layers, 32 wide"
+    assert row["deeper"][6] == "25.6k" and row["whole"][6] == "12.8k"
+    assert row["whole"][8] == "1.0100+0.0100"
+    assert "config.model.num_heads" in cells and "fields that all have in common" in text
+
+
+def escaped_name(run, base):
+    return f"{run.parent.name}/whole" if run.name == "whole" else run.name
+
+
+def rows_of(cells, count):
+    """The rows of the first table by the ends of their names."""
+    width = next(i for i, cell in enumerate(cells) if cell.startswith("1 "))
+    found = [cells[width * i : width * (i + 1)] for i in range(1, count + 1)]
+    return {re.sub(r"^\d+ (runs/)?", "", row[0]): row for row in found}
+
+
+def bad(tmp_path):
+    run = str(make_run(tmp_path / "run", done=20))
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "run.json").write_text("{}")
+    (tmp_path / "file").write_text("")
+    no_batch = shutil.copytree(run, tmp_path / "no batch")
+    text = (no_batch / "run.json").read_text()
+    (no_batch / "run.json").write_text(text.replace('"batch": 4', '"batch": "x"'))
+    shutil.copytree(run, tmp_path / "folder")
+    (tmp_path / "folder" / "metrics.jsonl").unlink()
+    (tmp_path / "folder" / "metrics.jsonl").mkdir()
+    (tmp_path / "folder" / "checkpoints").mkdir()
+    (tmp_path / "link").symlink_to(run)
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "thesis.tex").write_text("")
+    (tmp_path / "run" / "checkpoints" / "20").mkdir(parents=True)
+    return run
+
+
+BAD = {
+    "nowhere": "nowhere does not exist; give the workdir of a training run",
+    "home": "home holds no run.json; give the workdir",
+    "file": "file is not a directory",
+    "broken": "broken: run.json in it is damaged",
+    "no batch": "no batch: run.json in it does not say config.data.batch",
+    "folder": "folder: metrics.jsonl in it cannot be read: Is a directory",
+    "link": "link is given twice; give each run once",
+    "run/../run": "run/../run is given twice",
+    "--out=": "--out= is empty",
+    "--out=home": "home holds thesis.tex, which no such command writes",
+    "--out=run": "run holds bits.jsonl, which no such command writes",
+    "--out=run/checkpoints": "run/checkpoints holds 20, which no such command writes",
+    "--out=folder/checkpoints": "--out=folder/checkpoints is among a run's checkpoints",
+    "--out=run/checkpoints/20/x": "is among a run's checkpoints; give another folder",
+    "--out=file": "file is not a folder",
+    "--ou=x": "unrecognized arguments: --ou=x",
+}
+
+
+def test_bad_input_is_one_line(tmp_path, monkeypatch, capsys):
+    run = bad(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    for argument, message in BAD.items():
+        assert message in refused(plot.main, [run, argument], capsys), argument
+    assert "required: RUN" in refused(plot.main, [], capsys)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(tmp_path, capsys):
+    run = make_run(tmp_path / "run", done=20)
+    assert plot.main([str(run), "--out=/proc/plot"]) == 1
+    err = capsys.readouterr().err
+    assert err.startswith("error: cannot write /proc/plot: ") and err.count("\n") == 1
+
+
+def test_help_says_where_it_writes(capsys):
+    with pytest.raises(SystemExit):
+        plot.main(["--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "default: RUN/plot of one run, and plot of several" in shown

@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright 2026 The pqt_jax Authors
+"""Documents out of files as others ship them, and what is said of files that are broken."""
+
+import gzip
+
+import pytest
+
+from pqt_jax.data import documents
+from pqt_jax.errors import InputError
+from support.document_files import TEXTS, json_lines
+
+
+def write_parquet(path, **columns):
+    import pyarrow
+    import pyarrow.parquet
+
+    pyarrow.parquet.write_table(pyarrow.table(columns), path)
+
+
+def write_array_record(path):
+    from array_record.python import array_record_module
+
+    writer = array_record_module.ArrayRecordWriter(str(path), "group_size:1")
+    for text in TEXTS:
+        writer.write(text.encode())
+    writer.close()
+
+
+def read(path, **options):
+    return [text.decode() for text in documents.read(path, **options)]
+
+
+def test_every_kind_of_file_gives_the_same_documents(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(json_lines())
+    (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(json_lines()))
+    (tmp_path / "c.json.gz").write_bytes(gzip.compress(json_lines() + b"\n\n"))  # as C4 names them
+    write_parquet(tmp_path / "d.parquet", text=TEXTS, number=[1, 2, 3, 4])
+    write_array_record(tmp_path / "e.array_record")
+    for path in sorted(tmp_path.iterdir()):
+        assert read(path) == TEXTS, path
+    (tmp_path / "a.jsonl").write_bytes(json_lines("body"))
+    assert read(tmp_path / "a.jsonl", field="body") == TEXTS
+
+
+def test_any_other_file_is_one_document(tmp_path):
+    (tmp_path / "a.py").write_bytes(b"x = 1\n")
+    (tmp_path / "a.py.gz").write_bytes(gzip.compress(b"x = 1\n"))
+    (tmp_path / "b.bin").write_bytes(b"\xff\n")
+    assert read(tmp_path / "a.py") == read(tmp_path / "a.py.gz") == ["x = 1\n"]
+    assert list(documents.read(tmp_path / "b.bin")) == [b"\xff\n"]
+
+
+def test_a_null_in_parquet_is_an_empty_document(tmp_path):
+    write_parquet(tmp_path / "a.parquet", text=["a", None])
+    assert read(tmp_path / "a.parquet") == ["a", ""]
+
+
+@pytest.mark.parametrize(
+    "name, content, message",
+    [
+        ("a.jsonl", b'{"text": "a"}\n{"text": \n', "a.jsonl, line 2 is no JSON: "),
+        ("a.jsonl", b'{"body": "a", "url": 3}\n', "line 1 has no text 'text' (there is body, url)"),
+        ("a.jsonl", b'["text"]\n', "line 1 has no text 'text' (there is list); give --field"),
+        ("a.jsonl", b'{"text": 3}\n', "line 1 has no text 'text' (there is text: int)"),
+        ("a.jsonl.gz", b"{}", "a.jsonl.gz is no whole gzip file: "),
+        (
+            "a.jsonl.gz",
+            gzip.compress(json_lines(), mtime=0)[:-20],
+            "a.jsonl.gz is no whole gzip file: ",
+        ),
+        ("a.parquet", b"PAR1", "a.parquet is no whole Parquet file: "),
+        ("a.array_record", b"abc", "a.array_record is no whole ArrayRecord file: "),
+        ("none.jsonl", None, "none.jsonl cannot be read: No such file or directory; leave it out"),
+    ],
+)
+def test_broken_files_are_named(tmp_path, name, content, message):
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError) as caught:
+        list(documents.read(tmp_path / name))
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_columns_that_are_no_text_are_named(tmp_path):
+    write_parquet(tmp_path / "a.parquet", body=["a"], text=[1])
+    with pytest.raises(InputError, match="column 'text' is int64, no text; give --field"):
+        read(tmp_path / "a.parquet")
+    with pytest.raises(InputError, match=r"no column 'x' \(there is body, text\); give --field"):
+        read(tmp_path / "a.parquet", field="x")

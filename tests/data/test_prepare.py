@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright 2026 The pqt_jax Authors
+"""Files → tokens on disk: what is written, that it is what the tokenizer says, and bad input."""
+
+import gzip
+import json
+import os
+import signal
+
+import numpy as np
+import pytest
+
+from pqt_jax import train
+from pqt_jax.data import prepare, tokenizers, tokens
+from support import tiny
+from support.command import refused
+from support.document_files import TEXTS, json_lines
+from support.tokenizer_files import make, make_hugging_face
+
+
+def write_texts(folder, count=40):
+    folder.mkdir()
+    texts = {f"{i:02d}.txt": f"<{i}> " + "über " * (i % 7) + "x" * i for i in range(count)}
+    for name, text in texts.items():
+        (folder / name).write_text(text)
+    return f"--input={folder}/*.txt", list(texts.values())
+
+
+def run(*arguments):
+    assert prepare.main([*arguments, "--processes=2"]) == 0
+
+
+def content(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize("kind", ["bytes", "json"])
+def test_what_is_written_is_what_the_tokenizer_says(tmp_path, capsys, kind):
+    given, texts = write_texts(tmp_path / "in")
+    path = make(kind, tmp_path)
+    out = tmp_path / "out"
+    run(f"--tokenizer={path}", given, f"--out={out}", "--validation=0.2", "--shard=100")
+    shown = capsys.readouterr().out
+    tokenizer, index = tokenizers.load(path), json.loads((out / "index.json").read_text())
+    for part in ("train", "validation"):
+        held = part == "validation"
+        mine = [t.encode() for t in texts if prepare.held_out(t.encode(), 0.2) == held]
+        ids = [i for text in mine for i in [*tokenizer.encode(text), tokenizer.end]]
+        shards = [np.fromfile(out / s["file"], np.uint16) for s in index[part]["shards"]]
+        assert np.concatenate(shards).tolist() == ids
+        assert [len(x) for x in shards[:-1]] == [100] * (len(shards) - 1) and len(shards) > 1
+        assert index[part]["documents"] == len(mine) > 0
+        assert index[part]["bytes"] == sum(map(len, mine)) and index[part]["tokens"] == len(ids)
+        assert f"{part}: {len(mine)} documents" in shown
+    assert (out / tokenizer.name).exists() == (kind != "bytes")
+    text = tokens.load(str(out), tokenizer.vocab_size)
+    assert len(text.train) == index["train"]["tokens"]
+    assert len(text.validation) == index["validation"]["tokens"]
+
+
+def test_processes_and_batches_change_nothing(tmp_path, monkeypatch):
+    given, _ = write_texts(tmp_path / "in")
+    for name, processes, batch in (("a", 1, 1 << 20), ("b", 3, 10)):
+        monkeypatch.setattr(prepare, "_BATCH", batch)
+        options = [given, f"--out={tmp_path / name}", "--validation=0.2", "--tokenizer=bytes"]
+        assert prepare.main([*options, f"--processes={processes}"]) == 0
+    assert content(tmp_path / "a") == content(tmp_path / "b")
+
+
+def test_every_document_of_a_file_of_many(tmp_path):
+    (tmp_path / "c4.json.gz").write_bytes(gzip.compress(json_lines() * 30))
+    out = tmp_path / "out"
+    texts = {prepare.held_out(t.encode(), 0.5) for t in TEXTS if t}
+    assert texts == {False, True}  # else there is nothing for one part
+    run("--tokenizer=bytes", f"--input={tmp_path}/*.gz", f"--out={out}", "--validation=0.5")
+    index = json.loads((out / "index.json").read_text())
+    assert sum(index[part]["documents"] for part in tokens.PARTS) == 90  # empty ones are none
+
+
+@pytest.mark.slow
+def test_a_run_trains_on_what_was_prepared(tmp_path, capsys):
+    tiny.write_text(tmp_path / "a.txt", 9000)
+    tiny.write_text(tmp_path / "b.txt", 3000)
+    path, out = make("json", tmp_path), tmp_path / "out"
+    share = next(
+        s / 100
+        for s in range(1, 100)
+        if prepare.held_out((tmp_path / "b.txt").read_bytes(), s / 100)
+        != prepare.held_out((tmp_path / "a.txt").read_bytes(), s / 100)
+    )
+    given = [f"--input={tmp_path}/?.txt", f"--out={out}", f"--validation={share}"]
+    run(f"--tokenizer={path}", *given)
+    capsys.readouterr()
+    arguments = [
+        "--config=tests/support/tiny.py",
+        f"--workdir={tmp_path / 'run'}",
+        f"--config.data.tokens={out}",
+        "--config.steps=8",
+        "--config.model.vocab_size=400",
+    ]
+    assert train.main(arguments) == 0
+    shown = capsys.readouterr().out
+    assert f"tokens under {out}, tokenizer tokenizer.json" in " ".join(shown.split())
+    assert "master" in shown
+    small = refused(train.main, [*arguments, "--config.model.vocab_size=300"], capsys)
+    assert "; config.model.vocab_size=300 must be at least that" in small
+    both = refused(train.main, [*arguments, "--config.data.files=x"], capsys)
+    assert "config.data.files='x' and config.data.tokens=" in both and "give one" in both
+    shard = next(out.glob("train-*.bin"))
+    shard.write_bytes(shard.read_bytes()[:-2])
+    assert "it is torn, put a copy back" in refused(train.main, arguments, capsys)
+
+
+BAD = {
+    "--tokenizer=gpt2": "--tokenizer=gpt2; it must be bytes, a .json file",
+    "--input=nothing/*": "--input='nothing/*' matches no file",
+    "--validation=1": "--validation: '1'; it must be above 0 and below 1",
+    "--validation=1e-9": "--validation=1e-09: of the documents none is for validation; give more",
+    "--shard=0": "--shard: '0'; it must be a whole number from 1 on",
+    "--processes=x": "--processes: 'x'; it must be a whole number",
+    "--out=in": "in exists and holds 00.txt; give another folder",
+    "--end=x": "--end and --pattern do not go with --tokenizer=bytes",
+    "--inputs=x": "unrecognized arguments: --inputs=x",
+}
+
+
+def killed(_):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_process_that_is_killed_is_said(tmp_path, monkeypatch, capsys):
+    write_texts(tmp_path / "in", 3)
+    monkeypatch.setattr(prepare, "_encode", killed)
+    given = ["--tokenizer=bytes", f"--input={tmp_path}/in/*", f"--out={tmp_path / 'out'}"]
+    message = refused(prepare.main, [*given, "--processes=1"], capsys)
+    assert "a process was killed, as where memory is short; give fewer --processes" in message
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in"]
+
+
+@pytest.mark.parametrize("argument", BAD)
+def test_bad_input_is_one_line_and_leaves_nothing(tmp_path, monkeypatch, capsys, argument):
+    monkeypatch.chdir(tmp_path)
+    write_texts(tmp_path / "in", 3)
+    given = ["--tokenizer=bytes", "--input=in/*.txt", "--out=out", "--processes=1", argument]
+    assert BAD[argument] in refused(prepare.main, given, capsys)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in"]
+
+
+def test_a_token_that_ends_documents_is_needed(tmp_path, capsys):
+    path = make_hugging_face(tmp_path / "t.json", end="[STOP]")
+    given, _ = write_texts(tmp_path / "in")
+    given = [f"--tokenizer={path}", given, f"--out={tmp_path / 'out'}", "--validation=0.2"]
+    message = refused(prepare.main, given, capsys)
+    assert "t.json has none of <|endoftext|>, " in message and message.endswith("by --end\n")
+    run(*given, "--end=[STOP]")
+    assert tokens.read_index(tmp_path / "out").end == 0
+
+
+def test_text_that_is_none_is_named(tmp_path, capsys):
+    (tmp_path / "a.txt").write_bytes(b"abc\xff")
+    given = [f"--tokenizer={make('json', tmp_path)}", f"--input={tmp_path}/a.txt", "--processes=1"]
+    message = refused(prepare.main, [*given, f"--out={tmp_path / 'out'}"], capsys)
+    assert f"{tmp_path}/a.txt holds bytes that are no UTF-8 (" in message

@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright 2026 The pqt_jax Authors
+"""Tokenizers of four kinds, made here, against the packages that they are of."""
+
+import numpy as np
+import pytest
+
+from pqt_jax.data import tokenizers
+from pqt_jax.errors import InputError
+from support.tokenizer_files import TEXT, make, make_hugging_face
+
+
+@pytest.mark.parametrize("kind", ["bytes", "json", "model", "tiktoken"])
+def test_text_comes_back(tmp_path, kind):
+    tokenizer = tokenizers.load(make(kind, tmp_path))
+    for text in ("the fox", "東京 über", "quick", "a\nb"):
+        found = tokenizer.encode(text.encode())
+        assert 0 < len(found) <= len(text.encode()) + 1
+        assert max(found) < tokenizer.vocab_size and tokenizer.end not in list(found)
+        back = tokenizer.decode(found).decode()
+        assert back == text or (kind == "model" and back.split() == text.split())
+    assert tokenizer.end < tokenizer.vocab_size and tokenizer.dtype == np.uint16
+    assert len(tokenizer.encode(TEXT.encode())) < len(TEXT.encode()) or kind == "bytes"
+    # What a text says is text, also where it spells a token that is none of it.
+    assert tokenizer.end not in list(tokenizer.encode(b"a<|endoftext|>b"))
+
+
+def test_tokens_are_those_of_the_package(tmp_path):
+    import sentencepiece
+    import tokenizers as hugging_face
+
+    text = "the quick brown fox"
+    path = make("json", tmp_path)
+    theirs = hugging_face.Tokenizer.from_file(path).encode(text).ids
+    assert tokenizers.load(path).encode(text.encode()) == theirs
+    path = make("model", tmp_path)
+    model = sentencepiece.SentencePieceProcessor(model_file=path)
+    ours = tokenizers.load(path)
+    assert ours.encode(text.encode()) == model.encode(text) and ours.end == model.eos_id()
+    ours = tokenizers.load(make("tiktoken", tmp_path))
+    assert ours.encode(b"the quit")[:2] == [257, 32] and ours.vocab_size == 261  # "the", " "
+    assert ours.end == 260
+
+
+def test_the_fingerprint_is_of_all_that_decides(tmp_path):
+    path = make("tiktoken", tmp_path)
+    prints = {tokenizers.load(path).fingerprint, tokenizers.load(path, end="<x>").fingerprint}
+    prints.add(tokenizers.load(path, pattern=r"\w+|\W+").fingerprint)
+    assert len(prints) == 3 and tokenizers.load(path).fingerprint in prints
+
+
+@pytest.mark.parametrize(
+    "name, content, options, message",
+    [
+        ("t.json", None, {}, "t.json cannot be read: No such file or directory; give a tok"),
+        ("t.json", b"{}", {}, "t.json is no whole tokenizer: "),
+        ("t.json", b"\xff", {}, "t.json is no whole tokenizer: "),
+        ("t.model", b"abc", {}, "t.model is no whole tokenizer: "),
+        ("t.tiktoken", b"", {}, "t.tiktoken: it holds no ranks"),
+        ("t.tiktoken", b"abc", {}, "t.tiktoken is no whole tokenizer: "),
+        ("t.tiktoken", b"YQ== 0\n", {"pattern": "("}, "t.tiktoken is no whole tokenizer: "),
+        ("t.txt", b"", {}, "t.txt; it must be bytes, a .json file, a .model file, a .tiktoken"),
+        ("t.json", b"", {"pattern": "x"}, "--pattern goes with a .tiktoken file"),
+    ],
+)
+def test_files_that_are_no_tokenizers_are_refused(tmp_path, name, content, options, message):
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError) as caught:
+        tokenizers.load(str(tmp_path / name), **options)
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_token_that_ends_documents_is_found_or_named(tmp_path):
+    path = make_hugging_face(tmp_path / "t.json", end="[STOP]")
+    assert tokenizers.load(str(path)).end is None
+    with pytest.raises(InputError, match="it has no token 'stop'; give another --end"):
+        tokenizers.load(str(path), end="stop")
+    assert tokenizers.load(str(path), end="[STOP]").end == 0
+    with pytest.raises(InputError, match="do not go with --tokenizer=bytes"):
+        tokenizers.load("bytes", end="x")
+
+
+@pytest.mark.parametrize("kind", ["bytes", "json", "model", "tiktoken"])
+def test_bytes_of_the_first_token(tmp_path, kind):
+    tokenizer = tokenizers.load(make(kind, tmp_path))
+    for text in ("the fox", "é", "漢字", "𝒳 abc", "x", "\N{REPLACEMENT CHARACTER}a"):
+        found = tokenizer.encode(text.encode())
+        size = tokenizers.first_bytes(tokenizer, found)
+        assert 0 <= size <= len(text.encode()) and (size < len(text.encode()) or len(found) == 1)
+        if kind in ("bytes", "tiktoken"):
+            assert size == len(tokenizer.decode(found[:1]))
+    found = tokenizer.encode("漢".encode())  # three tokens of a byte each, after a space of none
+    assert tokenizers.first_bytes(tokenizer, found) == (0 if kind == "model" else 1)

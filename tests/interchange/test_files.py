@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright 2026 The pqt_jax Authors
+"""Files are written whole, or an error of one line says why not."""
+
+import errno
+import os
+import pathlib
+
+import pytest
+
+from pqt_jax.errors import OutputError, escaped, say
+from pqt_jax.interchange import files
+
+FULL = "no space left on device; free some and run the command again"
+
+
+def test_a_full_disk_is_named():
+    with pytest.raises(OutputError, match=f"^cannot write /dev/full: {FULL}$"):
+        files.append(pathlib.Path("/dev/full"), "line")
+
+
+def test_a_write_that_fails_leaves_the_old_file_alone(tmp_path, monkeypatch):
+    path = tmp_path / "file"
+    files.write(path, "old")
+
+    def fill(target, content):
+        pathlib.Path(target).open("wb").close()
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(pathlib.Path, "write_bytes", fill)
+    with pytest.raises(OutputError, match=f"cannot write {path}: {FULL}"):
+        files.write(path, "new")
+    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_other_failures_are_named_too(tmp_path):
+    with pytest.raises(OutputError, match="no such file or directory; mend that and run"):
+        files.write(tmp_path / "gone" / "file", "new")
+
+
+def test_a_line_of_an_error_is_one_line():
+    assert escaped("a\nb\x1b[1m é \ud800") == "a\\nb\\x1b[1m é \\ud800"
+
+
+def test_a_byte_that_is_no_text_is_shown_as_itself():
+    for name in ("caf\udce9", repr("caf\udce9")):
+        assert escaped(name).strip("'") == "caf\\xe9"
+
+
+def test_what_is_long_is_cut_in_the_middle(capsys):
+    for value in ("x" * 5000, "x " * 5000):
+        say(f"config.steps='{value}'; it must be a whole number")
+        line = capsys.readouterr().err
+        assert line.startswith("config.steps='x") and "…" in line and len(line) < 2100
+        assert line.endswith("'; it must be a whole number\n")
+    whole = f"/{'x' * 255}/y: no such file"
+    say(whole)
+    assert capsys.readouterr().err == f"{whole}\n"

@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright 2026 The pqt_jax Authors
+"""transformers with PyTorch computes the same from what is exported, and from what is imported."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from pqt_jax.interchange import huggingface
+from pqt_jax.models import GPT2, GPT2Config, Llama2
+from support.exported import CONFIGS, each, make
+
+torch = pytest.importorskip("torch", reason="needs the extra 'peers'")
+transformers = pytest.importorskip("transformers", reason="needs the extra 'peers'")
+
+TOKENS = np.arange(2 * 16).reshape(2, 16) * 37 % 256
+PROMPT, NEW = TOKENS[:1, :6], 32
+
+
+def their_logits(model, tokens):
+    with torch.no_grad():
+        return model(torch.tensor(tokens)).logits.numpy()
+
+
+def check_logits(found, expected):
+    assert np.abs(found - expected).max() < 1e-4 * np.abs(expected).max()
+
+
+def continuation(model):
+    """Greedy, by full passes over a sequence whose unread end does not matter."""
+    logits = jax.jit(lambda tokens: model(tokens))
+    tokens = np.zeros((1, PROMPT.size + NEW), int)
+    tokens[:, : PROMPT.size] = PROMPT
+    for i in range(PROMPT.size, tokens.size):
+        tokens[0, i] = np.asarray(logits(jnp.asarray(tokens)))[0, i - 1].argmax()
+    return tokens
+
+
+@each
+def test_transformers_computes_the_same_from_an_export(tmp_path, name):
+    config, model = make(CONFIGS[name])
+    huggingface.save(
+        tmp_path / "out", config, nnx.state(model), dtype="float32", shard_bytes=30_000
+    )
+    theirs, report = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path / "out", output_loading_info=True
+    )
+    assert not any(report.values()), report
+    assert theirs.dtype == torch.float32
+    tied = theirs.get_output_embeddings().weight is theirs.get_input_embeddings().weight
+    assert tied == config.tie_embeddings
+    expected = np.asarray(model(jnp.asarray(TOKENS)))
+    check_logits(their_logits(theirs, TOKENS), expected)
+    prompt = torch.tensor(PROMPT)
+    mask = torch.ones_like(prompt)
+    found = theirs.generate(prompt, attention_mask=mask, max_new_tokens=NEW, do_sample=False)
+    ours = continuation(model)
+    np.testing.assert_array_equal(found.numpy(), ours)
+    if name != "llama tied":  # whose large embedding finds itself again
+        assert len(set(ours[0, PROMPT.size :])) > 3
+
+
+def test_transformers_reads_bfloat16(tmp_path):
+    config, model = make(CONFIGS["gpt2"])
+    huggingface.save(tmp_path / "out", config, nnx.state(model))
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert theirs.dtype == torch.bfloat16
+    loaded = huggingface.load(tmp_path / "out")[1]["embed"]["embedding"]
+    np.testing.assert_array_equal(theirs.transformer.wte.weight.float().detach().numpy(), loaded)
+
+
+SMALL_GPT2 = {"vocab_size": 300, "n_positions": 48, "n_embd": 32, "n_layer": 3, "n_head": 4}
+SMALL_LLAMA = {
+    "vocab_size": 300,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+}
+THEIRS = {
+    "gpt2": ("GPT2", SMALL_GPT2),
+    "gpt2 untied": ("GPT2", SMALL_GPT2 | {"tie_word_embeddings": False, "n_inner": 40}),
+    "llama": ("Llama", SMALL_LLAMA),
+    "llama of few kv heads": (
+        "Llama",
+        SMALL_LLAMA
+        | {
+            "num_key_value_heads": 2,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 500.0},
+        },
+    ),
+    "llama tied": ("Llama", SMALL_LLAMA | {"tie_word_embeddings": True, "rms_norm_eps": 1e-3}),
+}
+
+
+@pytest.mark.parametrize("shard", [{}, {"max_shard_size": "20KB"}], ids=["one", "shards"])
+@pytest.mark.parametrize("kind, options", THEIRS.values(), ids=THEIRS)
+def test_an_import_computes_what_transformers_does(tmp_path, kind, options, shard):
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{kind}Config")(**options)
+    cls = {"GPT2": "GPT2LMHeadModel", "Llama": "LlamaForCausalLM"}[kind]
+    theirs = getattr(transformers, cls)(config).eval()
+    with torch.no_grad():
+        for parameter in theirs.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    theirs.save_pretrained(tmp_path, **shard)
+    assert (tmp_path / "model.safetensors.index.json").exists() == bool(shard)
+    config, params = huggingface.load(tmp_path)
+    config = dataclasses.replace(config, dtype="float32")
+    model = (GPT2 if isinstance(config, GPT2Config) else Llama2)(config, rngs=nnx.Rngs(0))
+    nnx.update(model, params)
+    check_logits(np.asarray(model(jnp.asarray(TOKENS))), their_logits(theirs, TOKENS))

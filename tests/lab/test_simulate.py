@@ -1,0 +1,278 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright 2026 The pqt_jax Authors
+"""Reduced operands: every value of every format, the three products, and models around them."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen, nnx
+
+from pqt_jax import Rule, pqt_transform
+from pqt_jax.lab.gemms import Gemm, gemm
+from pqt_jax.lab.operands import Operand, reduce, truncate
+from pqt_jax.lab.simulate import simulate
+from pqt_jax.models import GPT2Config, Llama2, Llama2Config
+from pqt_jax.models.gpt2 import GPT2
+from pqt_jax.numerics import cast
+from pqt_jax.numerics.formats import BF16, E2M1, E4M3, E5M2, FloatFormat
+
+FORMATS = [E5M2, E4M3, E2M1, *(FloatFormat(*em) for em in ((8, 5), (8, 3), (8, 1), (7, 7), (1, 2)))]
+NUMBERS = (((1,), (0,)), ((), ()))
+
+
+def every_bfloat16():
+    return jnp.asarray(np.arange(2**16, dtype=np.uint16).view(jnp.bfloat16))
+
+
+def grid(fmt):
+    """The finite values of a format that are not negative, from below."""
+    if fmt.exponent_bits < 8:
+        return np.unique(fmt.decode(np.arange(fmt.max_code + 1)).astype(np.float64))
+    words = np.arange(0, 0x7F80, 1 << (7 - fmt.mantissa_bits), dtype=np.uint32) << 16
+    return words.view(np.float32).astype(np.float64)
+
+
+@pytest.mark.parametrize("fmt", FORMATS, ids=str)
+def test_truncation_takes_the_next_value_below_of_every_bfloat16(fmt):
+    x = every_bfloat16()
+    normal = np.abs(np.asarray(x, np.float32)) >= 2.0**-126  # a CPU takes others for zeros
+    got = np.asarray(truncate(x, fmt).astype(jnp.float32))
+    with np.errstate(invalid="ignore"):  # signaling NaNs
+        wide, values = np.asarray(x.astype(jnp.float32), np.float64), grid(fmt)
+    finite = np.isfinite(wide) & normal
+    below = values[np.searchsorted(values, np.abs(wide[finite]), side="right") - 1]
+    np.testing.assert_array_equal(np.abs(got[finite]), below)
+    np.testing.assert_array_equal(np.signbit(got[finite]), np.signbit(wide[finite]))
+    assert np.isnan(got[np.isnan(wide)]).all()
+    infinite = np.inf if fmt.exponent_bits == 8 else fmt.max
+    np.testing.assert_array_equal(np.abs(got[np.isinf(wide)]), infinite)
+
+
+def test_bfloat16_itself_changes_no_bit():
+    x = every_bfloat16()
+    for operand in (Operand(BF16), Operand(BF16, "nearest")):
+        same = np.asarray(reduce(x[None], operand)[0]).view(np.uint16)
+        known = ~np.isnan(np.asarray(x, np.float32))
+        np.testing.assert_array_equal(same[known], np.asarray(x).view(np.uint16)[known])
+
+
+@pytest.mark.parametrize("fmt", FORMATS, ids=str)
+def test_rounding_to_the_nearest_is_that_of_cast(fmt):
+    x = np.random.default_rng(0).normal(size=(70, 50)).astype(np.float32) * 3
+    np.testing.assert_array_equal(reduce(x, Operand(fmt, "nearest")), cast.round_to(x, fmt))
+
+
+@pytest.mark.parametrize(
+    "rounding, rule",
+    [*itertools.product(["truncate", "nearest"], ["floor", "ceil"]), ("nearest", "exact")],
+)
+def test_a_scale_belongs_to_a_block_of_its_own(rounding, rule):
+    x = np.random.default_rng(0).normal(size=(3, 5, 7)).astype(np.float32)
+    got = reduce(x, Operand(E4M3, rounding, rule, block=(2, 4)))
+    plain = {"truncate": truncate, "nearest": cast.round_to}[rounding]
+    for i, r, c in itertools.product(range(3), (0, 2, 4), (0, 4)):
+        block = jnp.asarray(x[i, r : r + 2, c : c + 4])
+        scale = cast.block_scale(jnp.max(jnp.abs(block)), E4M3, rule)
+        want = plain(block / scale, E4M3) * scale
+        np.testing.assert_array_equal(got[i, r : r + 2, c : c + 4], want)
+
+
+def operands(seed=0, dtype=jnp.float32):
+    keys = jax.random.split(jax.random.key(seed), 3)
+    shapes = ((5, 8), (8, 6), (5, 6))
+    return [jax.random.normal(key, shape, dtype) for key, shape in zip(keys, shapes, strict=True)]
+
+
+@pytest.mark.parametrize("scale", [None, "ceil"])
+def test_the_three_products_have_the_operands_they_should(scale):
+    x, w, dy = operands()
+    formats = {"activations": E4M3, "weights": E2M1, "gradients": E5M2}
+    layer = Gemm(**{name: Operand(fmt, "truncate", scale) for name, fmt in formats.items()})
+    y, pull = jax.vjp(lambda x, w: layer(x, w, NUMBERS), x, w)
+    q = [reduce(v, getattr(layer, name)) for v, name in zip((x, w, dy), formats, strict=True)]
+    for got, want in zip((y, *pull(dy)), (q[0] @ q[1], q[2] @ q[1].T, q[0].T @ q[2]), strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-6, atol=1e-6)
+    for name in formats:  # each for itself, and only it
+        one = Gemm(**{name: getattr(layer, name)})
+        y, pull = jax.vjp(lambda x, w, one=one: one(x, w, NUMBERS), x, w)
+        a, b, c = (reduce(v, getattr(one, n)) for v, n in zip((x, w, dy), formats, strict=True))
+        for got, want in zip((y, *pull(dy)), (a @ b, c @ b.T, a.T @ c), strict=True):
+            np.testing.assert_allclose(got, want, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_products_of_other_shapes_are_cut_into_the_same_blocks():
+    """Axes summed over in the middle, batches, heads: as matrices they are those of a plain one."""
+    rng = np.random.default_rng(0)
+    x, w = (jnp.asarray(rng.normal(size=s), jnp.float32) for s in ((2, 40, 3, 4), (2, 3, 4, 50)))
+    layer = gemm("E4M3", "nearest", "ceil")
+    numbers = (((2, 3), (1, 2)), ((0,), (0,)))
+    y, pull = jax.vjp(lambda x, w: layer(x, w, numbers), x, w)
+    dy = jnp.asarray(rng.normal(size=y.shape), jnp.float32)
+    dx, dw = pull(dy)
+    for i in range(2):
+        flat = lambda x, w: layer(x, w, NUMBERS)  # noqa: E731
+        wy, pull = jax.vjp(flat, x[i].reshape(40, 12), w[i].reshape(12, 50))
+        wx, ww = pull(dy[i])
+        for got, want in (
+            (y[i], wy),
+            (dx[i], wx.reshape(40, 3, 4)),
+            (dw[i], ww.reshape(3, 4, 50)),
+        ):
+            np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
+
+
+def test_dtypes_and_preferred_ones_stay():
+    x, w, _ = operands(dtype=jnp.bfloat16)
+    layer = gemm("E4M3")
+    y = layer(x, w, NUMBERS, preferred_element_type=jnp.float32)
+    assert y.dtype == jnp.float32 and layer(x, w, NUMBERS).dtype == jnp.bfloat16
+    grads = jax.grad(lambda x, w: layer(x, w, NUMBERS).astype(jnp.float32).sum(), (0, 1))(x, w)
+    assert [g.dtype for g in grads] == [jnp.bfloat16] * 2
+
+
+LLAMA = Llama2Config(64, d_model=32, num_layers=2, num_heads=2, d_ff=64)
+TOKENS = jnp.arange(16).reshape(2, 8)
+
+
+def mean_loss(model, **options):
+    return -jax.nn.log_softmax(model(TOKENS, **options))[..., 0].mean()
+
+
+def gradients(model, **options):
+    graph, params = nnx.split(model)
+    return jax.tree.leaves(
+        jax.jit(jax.grad(lambda p: mean_loss(nnx.merge(graph, p), **options)))(params)
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["llama2", "gpt2"])
+def test_models_under_bfloat16_are_what_they_were_bit_for_bit(name):
+    gpt2 = GPT2Config(64, 32, 2, 2, 64)
+    cls, config = {"llama2": (Llama2, LLAMA), "gpt2": (GPT2, gpt2)}[name]
+    model = cls(config, rngs=nnx.Rngs(0))
+    same = simulate(model, {"h/.*/kernel": gemm(BF16)})
+    for a, b in zip(gradients(model), gradients(same), strict=True):
+        np.testing.assert_array_equal(a, b)
+    coarse = simulate(model, {"h/.*/kernel": gemm("E5M2")})
+    assert any((a != b).any() for a, b in zip(gradients(model), gradients(coarse), strict=True))
+    assert (mean_loss(model) != mean_loss(coarse)) and model.h.mlp is not coarse.h.mlp
+
+
+def test_rules_choose_layers_the_head_too():
+    model = Llama2(LLAMA, rngs=nnx.Rngs(0))
+    coarse = gemm("E2M1")
+    both = simulate(model, {".*kernel": coarse})
+    few = simulate(model, {"h/attn/(q|k)/kernel": coarse, "head/kernel": None})
+    assert both.head.dot_general == both.h.mlp.up.dot_general == coarse
+    assert few.h.attn.k.dot_general == coarse
+    assert few.h.attn.v.dot_general == model.h.attn.v.dot_general == jax.lax.dot_general
+    losses = [float(mean_loss(m)) for m in (model, both, few)]
+    assert len(set(losses)) == 3
+
+
+def test_sampling_and_reducing_go_together_in_either_order():
+    rules, layer, key = [Rule(".*kernel")], {".*kernel": gemm("E4M3")}, jax.random.key(3)
+
+    class Two(nnx.Module):
+        def __init__(self, rngs):
+            self.a, self.b = nnx.Linear(40, 33, rngs=rngs), nnx.Linear(33, 2, rngs=rngs)
+
+        def __call__(self, x):
+            return self.b(jax.nn.relu(self.a(x)))
+
+    model, x = Two(nnx.Rngs(0)), jax.random.normal(jax.random.key(1), (4, 40))
+    first = pqt_transform(simulate(model, layer), rules)
+    last = simulate(pqt_transform(model, rules), layer)
+    np.testing.assert_array_equal(first(x, pqt_key=key), last(x, pqt_key=key))
+    assert (first(x, pqt_key=key) != first(x)).any()
+    assert (first(x, pqt_key=key) != pqt_transform(model, rules)(x, pqt_key=key)).any()
+    sampled = Llama2(LLAMA, [Rule("h/.*/kernel")], rngs=nnx.Rngs(0))
+    reduced = simulate(sampled, {"h/.*/kernel": gemm("E4M3")})
+    assert mean_loss(sampled, pqt_key=key) != mean_loss(reduced, pqt_key=key)
+
+
+class Dense(linen.Module):
+    @linen.compact
+    def __call__(self, x):
+        x = linen.relu(linen.Dense(16, name="in")(x))
+        return linen.DenseGeneral((2, 3), name="out")(x)
+
+
+def test_linen_models_are_reduced_by_the_same_rules():
+    model, x = Dense(), jax.random.normal(jax.random.key(0), (4, 8))
+    coarse = simulate(model, {"in/kernel": gemm("E2M1"), ".*": None})
+    variables = coarse.init(jax.random.key(1), x)
+    bare = model.init(jax.random.key(1), x)
+    assert jax.tree.all(jax.tree.map(lambda a, b: (a == b).all(), variables, bare))
+    p = variables["params"]
+    hidden = gemm("E2M1")(x, p["in"]["kernel"], NUMBERS) + p["in"]["bias"]
+    want = jnp.einsum("bi,ijk->bjk", jax.nn.relu(hidden), p["out"]["kernel"]) + p["out"]["bias"]
+    np.testing.assert_allclose(jax.jit(coarse.apply)(variables, x), want, rtol=1e-6)
+    assert (coarse.apply(variables, x) != model.apply(variables, x)).any()
+    rules = [Rule(".*kernel")]
+    wrapped = simulate(pqt_transform(model, rules), {".*/kernel": gemm("E2M1")})
+    variables = wrapped.init(jax.random.key(1), x)
+    rngs = {"pqt": jax.random.key(5)}
+    other = pqt_transform(simulate(model, {".*/kernel": gemm("E2M1")}), rules)
+    np.testing.assert_array_equal(
+        wrapped.apply(variables, x, rngs=rngs), other.apply(variables, x, rngs=rngs)
+    )
+
+
+class ConvThenDense(linen.Module):
+    @linen.compact
+    def __call__(self, x):
+        return linen.Dense(3)(linen.Conv(2, (3, 3))(x))
+
+
+def test_a_linen_convolution_beside_a_dense_layer_is_left_alone():
+    rules = {"Dense.*/kernel": gemm("E4M3")}
+    x = jax.random.normal(jax.random.key(1), (1, 4, 4, 2))
+    variables = ConvThenDense().init(jax.random.key(0), x)
+    plain, reduced = (
+        m.apply(variables, x) for m in (ConvThenDense(), simulate(ConvThenDense(), rules))
+    )
+    assert not np.array_equal(plain, reduced)
+
+
+@pytest.mark.parametrize("scale", [None, "ceil"])
+def test_an_empty_batch_stays_empty(scale):
+    layer = gemm("E4M3", scale=scale)
+    y = layer(jnp.ones((0, 8)), jnp.ones((8, 4)), (((1,), (0,)), ((), ())))
+    assert y.shape == (0, 4)
+
+
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (lambda: gemm("E0M3"), "exponent_bits=0"),
+        (lambda: gemm("E4"), "dtype='E4' names no format"),
+        (lambda: gemm(FloatFormat(0, 3)), "exponent_bits=0"),
+        (lambda: Operand("E4M3", "up"), "rounding='up'"),
+        (lambda: Operand("E4M3", scale="most"), "scale='most'"),
+        (lambda: Operand("E4M3", "truncate", "exact"), "scale='exact'"),
+        (lambda: simulate(Llama2(LLAMA, rngs=nnx.Rngs(0)), {"x.*": gemm("E4M3")}), "no kernel"),
+        (lambda: simulate(Llama2(LLAMA, rngs=nnx.Rngs(0)), {"(": gemm("E4M3")}), "compile"),
+        (lambda: simulate(Llama2(LLAMA, rngs=nnx.Rngs(0)), {".*": gemm("E4M3")}), "dot_general"),
+        (lambda: simulate(Llama2(LLAMA, rngs=nnx.Rngs(0)), {".*": E4M3}), "a Gemm or None"),
+        (lambda: simulate({}, {}), "NNX or Linen"),
+        (lambda: simulate(Dense(), [gemm("E4M3")]), "a dict of patterns"),
+        (lambda: simulate(Dense(), {3: gemm("E4M3")}), "a dict of patterns"),
+        (lambda: Gemm("E4M3"), "activations='E4M3'"),
+        (
+            lambda: simulate(ConvThenDense(), {".*/kernel": gemm("E4M3")}).init(
+                jax.random.key(0), jnp.ones((1, 4, 4, 2))
+            ),
+            "'Conv_0/kernel' is a parameter of a Conv",
+        ),
+        (lambda: simulate(Dense(), {"no": None}).init(jax.random.key(0), jnp.ones((1, 8))), "'no'"),
+    ],
+)
+def test_what_cannot_be_reduced_is_named(make, message):
+    with pytest.raises((ValueError, TypeError), match=message):
+        make()

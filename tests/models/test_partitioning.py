@@ -1,0 +1,263 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright 2026 The pqt_jax Authors
+"""Training on meshes of eight fake devices: one device's losses, bits and communication."""
+
+import collections
+import dataclasses
+import functools
+import json
+import os
+import re
+import signal
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from pqt_jax import param_transform
+from pqt_jax.errors import InputError
+from pqt_jax.models import partitioning
+from pqt_jax.training import state as states
+from pqt_jax.training import step as steps
+from pqt_jax.training.config import schema
+from pqt_jax.training.run import checkpoint, metrics
+from pqt_jax.transform.rules import paths_and_leaves
+from support import tiny
+from support.command import main
+
+SLOW = pytest.mark.slow
+SIZES = [*(pytest.param(n, marks=SLOW) for n in [(8, 1, 1), (1, 8, 1), (1, 1, 2)]), (2, 2, 2)]
+# Every shard holds whole blocks: 256 / 8 = 32.
+WIDE = {"d_model": 256, "num_heads": 8, "d_ff": 512, "vocab_size": 512}
+KEY = jax.random.key(5)
+ALL = "all"
+MODELS = {
+    "llama2": (tiny.LLAMA2, ALL),
+    "gpt2": (tiny.GPT2, ALL),
+    "few": (
+        tiny.LLAMA2,
+        "h/(attn/q|mlp/down)/kernel",
+    ),  # one is split along columns, one along rows
+}
+
+
+def make(sizes):
+    return partitioning.make(dict(zip(partitioning.AXES, sizes, strict=True)))
+
+
+def setup(model, method="gaussws", end=None, pattern=ALL, **fields):
+    config = tiny.get_config(model)
+    config.method, config.data.batch, config.pqt.pattern = method, 8, pattern
+    config.data.update(fields)
+    optimizer = steps.make_optimizer(config)
+    graph, state = states.init_state(config, optimizer)
+    rules, parts = schema.rules(config), steps.parts_of(config)
+    return config, state, steps.make_train_step(graph, optimizer, rules, parts=parts, end=end)
+
+
+def batch(i=0):
+    return (np.arange(8 * 17).reshape(8, 17) * (i + 3) % 101).astype(np.uint8)
+
+
+@functools.cache
+def run(name, sizes):
+    """(losses and gradient norms of three steps, parameters) on a mesh."""
+    mesh = make(sizes)
+    with partitioning.entered(mesh):
+        model, pattern = MODELS[name]
+        _, state, train_step = setup(model, pattern=pattern)
+        found = []
+        for i in range(3):
+            state, measured = train_step(state, partitioning.put(batch(i), mesh), KEY)
+            found.append([float(measured["loss"]), float(measured["grad_norm"])])
+    return np.array(found), state
+
+
+@pytest.mark.parametrize("sizes", SIZES, ids=str)
+@pytest.mark.parametrize(
+    "name", ["few", *(pytest.param(n, marks=SLOW) for n in ("llama2", "gpt2"))]
+)
+def test_every_mesh_gives_the_losses_of_one_device(name, sizes):
+    (alone, _), (found, state) = run(name, (1, 1, 1)), run(name, sizes)
+    np.testing.assert_allclose(found, alone, rtol=2e-6)
+    mesh = make(sizes)
+    for path, leaf in paths_and_leaves(state.params).items():
+        wanted = NamedSharding(mesh, partitioning.spec(path, leaf.shape, mesh))
+        assert leaf.sharding.is_equivalent_to(wanted, leaf.ndim), path
+
+
+def test_weights_moments_and_bits_are_split_alike():
+    mesh = make((1, 4, 2))
+    with partitioning.entered(mesh):
+        _, state, _ = setup(dataclasses.replace(tiny.LLAMA2, **WIDE))
+    leaves = jax.tree.leaves_with_path((state.params, state.opt_state))
+    specs = collections.defaultdict(set)
+    for _, leaf in leaves:
+        specs[leaf.shape].add(leaf.sharding.spec)
+    assert specs[2, 256, 512] == {P(None, "fsdp", "tensor")}  # gate, up, and two moments of each
+    assert specs[2, 512, 256] == {P(None, "tensor", "fsdp")}  # down
+    assert specs[2, 8, 16] == {P(None, "fsdp", "tensor")}  # bits of gate and up
+    assert specs[512, 256] == {P("tensor", "fsdp")} and specs[256, 512] == {P("fsdp", "tensor")}
+    whole = sum(leaf.nbytes for _, leaf in leaves)
+    here = sum(leaf.addressable_shards[0].data.nbytes for _, leaf in leaves)
+    assert here < 1.01 * whole / 8
+
+
+@pytest.mark.parametrize("sizes", SIZES, ids=str)
+def test_weights_have_the_same_bits_on_every_mesh(sizes):
+    model = dataclasses.replace(tiny.LLAMA2, **WIDE)
+    mesh = make(sizes)
+    config = tiny.get_config(model)
+    rule = schema.rules(config)
+    cls = schema.MODELS["llama2"][1]
+    bare = nnx.to_pure_dict(nnx.state(cls(model, rngs=nnx.Rngs(0))))
+    transform = param_transform(rule)
+    bits = transform.init(bare)
+    expected = jax.jit(transform.sample)(bare, bits, KEY)
+    with partitioning.entered(mesh):
+        placed = jax.jit(partitioning.held)(bare)
+        found = jax.jit(transform.sample)(placed, jax.jit(partitioning.held)(bits), KEY)
+    want = paths_and_leaves(expected)
+    for path, leaf in paths_and_leaves(found).items():
+        np.testing.assert_array_equal(leaf, want[path], err_msg=path)
+
+
+@functools.cache
+def collectives(sizes, method):
+    """How often each collective of each shape is in the compiled step; combined ones apart."""
+    mesh = make(sizes)
+    with partitioning.entered(mesh):
+        model = dataclasses.replace(tiny.LLAMA2, **WIDE, dtype="bfloat16")
+        _, state, train_step = setup(model, method)
+        text = train_step.lower(state, partitioning.put(batch(), mesh), KEY).compile().as_text()
+    kinds = "all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter"
+    found = re.findall(rf"= (\S+|\(.*?\)) ({kinds})(?:-start)?\(", text)
+    parts = [(part, kind) for shape, kind in found for part in re.findall(r"\w+\[[\d,]*\]", shape)]
+    return collections.Counter(parts)
+
+
+def size(shape):
+    sizes = re.findall(r"\w+\[([\d,]*)\]", shape)
+    return sum(int(np.prod([int(n) for n in x.split(",") if n])) for x in sizes)
+
+
+@pytest.mark.parametrize(
+    "sizes", [pytest.param(n, marks=SLOW) for n in [(8, 1, 1), (1, 8, 1), (1, 4, 2)]], ids=str
+)
+def test_sampling_moves_nothing_but_bits(sizes):
+    sampled, bare = collectives(sizes, "gaussws"), collectives(sizes, "bf16")
+    assert not bare - sampled and sum(bare.values()) >= 1
+    blocks = 2 * (512 // 32) * (256 // 32)  # of the largest kernel, in both layers
+    for shape, kind in sampled - bare:
+        if (shape, kind) == ("f32[]", "all-reduce"):
+            continue  # whether the gradients of bits are finite: a sum for each kernel's
+        assert kind == "all-gather" and shape.startswith("f32") and size(shape) <= blocks, shape
+
+
+@pytest.mark.slow
+def test_microbatches_and_chunks_go_with_a_mesh():
+    mesh = make((2, 2, 2))
+    with partitioning.entered(mesh):
+        _, state, train_step = setup(tiny.LLAMA2, microbatches=2, loss_chunk=4)
+        _, measured = train_step(state, partitioning.put(batch(), mesh), KEY)
+    assert float(measured["loss"]) == pytest.approx(run("llama2", (1, 1, 1))[0][0, 0], rel=2e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["gpt2", "llama2"])
+def test_documents_are_apart_on_every_mesh(name):
+    model, found = {"gpt2": tiny.GPT2, "llama2": tiny.LLAMA2}[name], []
+    assert 0 < np.sum(batch() == 3) < batch().size / 8
+    for sizes in ((1, 1, 1), (2, 2, 2)):
+        mesh = make(sizes)
+        with partitioning.entered(mesh):
+            _, state, train_step = setup(model, end=3, microbatches=2, loss_chunk=4)
+            measured = train_step(state, partitioning.put(batch(), mesh), KEY)[1]
+            found.append([float(measured[x]) for x in ("loss", "grad_norm")])
+    np.testing.assert_allclose(*found, rtol=2e-6)
+    assert abs(found[0][0] - run(name, (1, 1, 1))[0][0, 0]) > 1e-3
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_on_other_meshes(tmp_path, monkeypatch):
+    """8 → 2 → 1 devices, and all eight to the end: the losses of a run that stayed on one."""
+    save, stop = checkpoint.save, []
+
+    def save_and_stop(manager, step, *args):
+        save(manager, step, *args)
+        if step in stop:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(checkpoint, "save", save_and_stop)
+    fields = ["--config.data.batch=8", "--config.steps=24"]
+    for name, parts in (
+        ("moved", [(8, "fsdp=4", "data=2"), (16, "tensor=2"), (None,)]),
+        ("eight", [(None, "data=0", "fsdp=2", "tensor=2")]),
+        ("one", [(None,)]),
+    ):
+        (tmp_path / name).mkdir()
+        for at, *sizes in parts:
+            stop[:] = [at]
+            given = [f"--config.mesh.{size}" for size in sizes]
+            assert main(tmp_path / name, *fields, *given) == (0 if at is None else 128 + 15)
+    runs = {}
+    for name in ("moved", "eight", "one"):
+        folder = tmp_path / name / "run"
+        records = metrics.read(folder / "metrics.jsonl")
+        losses = [r["loss"] for r in records if "loss" in r]
+        losses += [r["validation_loss"] for r in records if "validation_loss" in r]
+        summary = json.loads((folder / "summary.json").read_text())
+        runs[name] = [*losses, summary["master"], summary["fp4_e2m1"], summary["mixed"]]
+    assert len(runs["one"]) == 24 + 6 + 3
+    for name in ("moved", "eight"):
+        np.testing.assert_allclose(runs[name], runs["one"], rtol=2e-3)
+
+
+@pytest.mark.parametrize(
+    "sizes, message",
+    [
+        ((3, 1, 1), None),
+        (
+            (16, 1, 1),
+            "config.mesh.data=16, config.mesh.fsdp=1, config.mesh.tensor=1: JAX has 8 dev",
+        ),
+        ((0, 3, 1), "config.mesh.data=0, config.mesh.fsdp=3, config.mesh.tensor=1: JAX has 8"),
+        ((0, 16, 1), "JAX has 8 devices, which these do not make up; give sizes of that product"),
+    ],
+)
+def test_meshes_that_do_not_fit_are_refused(sizes, message):
+    if message is None:  # fewer than there are
+        assert make(sizes).devices.size == 3
+        return
+    with pytest.raises(InputError) as caught:
+        make(sizes)
+    assert message in str(caught.value)
+
+
+def test_data_is_what_the_others_leave():
+    assert dict(make((0, 2, 2)).shape) == {"data": 2, "fsdp": 2, "tensor": 2}
+    assert make((1, 1, 1)) is None
+
+
+@pytest.mark.parametrize(
+    "fields, message",
+    [
+        ({"data.batch": 12}, "config.data.batch=12; it must be a multiple of 8, the devices along"),
+        (
+            {"data.batch": 8, "data.microbatches": 2},
+            "config.data.batch / config.data.microbatches=4; it must be a multiple of 8",
+        ),
+    ],
+)
+def test_batches_that_do_not_fit_are_refused(fields, message):
+    config = tiny.get_config()
+    config.update_from_flattened_dict(fields)
+    with pytest.raises(InputError) as caught:
+        partitioning.check(make((2, 4, 1)), config)
+    assert message in str(caught.value)
+    config.data.batch, config.data.microbatches = 8, 1
+    with pytest.raises(InputError, match="config.mesh.tensor=8; it must divide config.model.num_h"):
+        partitioning.check(make((1, 1, 8)), config)

@@ -1,0 +1,183 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright 2026 The pqt_jax Authors
+"""The choice between implementations, and what the kernels share."""
+
+import re
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AbstractDevice, AbstractMesh, AxisType
+from jax.sharding import PartitionSpec as P
+
+from pqt_jax import pallas
+from pqt_jax.lab.runs import _begin_and_step, structure
+from pqt_jax.lab.sweep_config import Arm
+from pqt_jax.models import Llama2Config
+from pqt_jax.numerics import noise, philox
+from pqt_jax.numerics.spec import Spec
+from pqt_jax.pallas import launch
+from pqt_jax.training.config.schema import default, rules
+from pqt_jax.training.state import init_state
+from pqt_jax.training.step import make_optimizer, make_train_step
+from pqt_jax.transform import perturb
+
+W, B_I, KEY = jnp.ones((32, 32)), jnp.ones((1, 1)), jax.random.key(0)
+
+
+@pytest.mark.parametrize("kind", ["gauss", "uniform"])
+def test_noise_from_words_is_noise_from_codes(kind):
+    draws = jnp.arange(2**16, dtype=jnp.uint32)
+    others = draws[::-1] * np.uint32(40503) & np.uint32(0xFFFF)
+    words = (draws | others << 16, others | draws << 16, draws * 65537, others)
+    codes = words
+    if kind == "gauss":
+        packed = [
+            noise.rounded_normal_code(philox.draw(words, s)) << np.uint32(3 * s) for s in range(8)
+        ]
+        codes = (sum(packed[1:], start=packed[0]),)
+    for s in range(8):
+        got, want = noise.of_words(kind, words, s), noise.noise_rows(kind, codes, s)
+        np.testing.assert_array_equal(
+            np.asarray(got).view(np.uint32), np.asarray(want).view(np.uint32)
+        )
+
+
+@pytest.mark.parametrize("name", pallas.KERNELS)
+def test_an_explicit_request_that_cannot_be_met_says_why(name):
+    with pytest.raises(ValueError, match=f"implementation='{name}': .*(GPU|jax 0.11)"):
+        perturb(W, B_I, KEY, implementation=name)
+    with pallas.interpret(), pytest.raises(ValueError, match="blocks are 16x16"):
+        perturb(W, jnp.ones((2, 2)), KEY, Spec(block=(16, 16)), implementation=name)
+
+
+def test_an_unknown_implementation_is_refused():
+    with pytest.raises(ValueError, match="implementation='cuda'; it must be one of mosaic, triton"):
+        perturb(W, B_I, KEY, implementation="cuda")
+
+
+def test_without_a_gpu_none_is_xla_and_loads_no_kernel():
+    assert pallas.choose(None, Spec()) == "xla"
+    code = (
+        "import sys, jax, jax.numpy as jnp, pqt_jax;"
+        "pqt_jax.perturb(jnp.ones((32, 32)), jnp.ones((1, 1)), jax.random.key(0));"
+        "print({'jax.experimental.pallas.triton', 'jax.experimental.pallas.mosaic_gpu',"
+        "'pqt_jax.pallas.launch'} & {*sys.modules})"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout == "set()\n", done.stdout + done.stderr
+
+
+def test_inside_interpret_none_is_the_best_kernel():
+    with pallas.interpret():
+        best = next(name for name in pallas.KERNELS if pallas.is_supported(name)[0])
+        assert pallas.choose(None, Spec()) == best
+        assert pallas.choose(None, Spec(block=(64, 64))) == "xla"
+
+
+def test_a_device_is_judged_by_its_capability(monkeypatch):
+    class Device:
+        platform, device_kind = "gpu", "a GPU"
+
+    for capability, good in (("9.0", True), ("8.0", True), ("7.5", False), ("gfx90a", False)):
+        Device.compute_capability = capability
+        monkeypatch.setattr(jax, "devices", lambda: [Device])
+        assert pallas.is_supported("triton")[0] == good
+
+
+def test_pieces_cover_everything_once():
+    for most, in_grid in ((10**9, 65535), (4096, 65535), (10**9, 2)):
+        launch.MOST_ELEMENTS, before = most, (launch.MOST_ELEMENTS, launch.MOST_IN_GRID)
+        launch.MOST_IN_GRID = in_grid
+        try:
+            cuts = list(launch._pieces(5, 7, 64))
+        finally:
+            launch.MOST_ELEMENTS, launch.MOST_IN_GRID = before
+        seen = np.zeros((5, 7), int)
+        for leads, runs in cuts:
+            for run in runs:
+                seen[leads, run] += 1
+                size = seen[leads, run].size
+                assert size * 64 * 32 <= max(most, 64 * 32)
+        assert (seen == 1).all()
+
+
+@pytest.fixture(params=pallas.KERNELS)
+def lower_for_gpu(monkeypatch, request):
+    """(jitted function, arguments) → its text, lowered for an H100, and calls of a kernel in it."""
+    if request.param == "mosaic" and jax.__version_info__ < (0, 11):
+        pytest.skip("Mosaic GPU needs jax 0.11")
+    monkeypatch.setattr(pallas, "KERNELS", (request.param,))
+    monkeypatch.setattr(pallas, "_unsuited_device", lambda: None)  # as if it were a GPU, and one
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
+    target = {"mosaic": "mosaic_gpu", "triton": "triton"}[request.param]
+
+    def lower(function, *arguments):
+        gpu = AbstractDevice(device_kind="NVIDIA H100 80GB HBM3", num_cores=None, platform="gpu")
+        mesh = AbstractMesh((1,), ("x",), axis_types=(AxisType.Auto,), abstract_device=gpu)
+        with jax.sharding.use_abstract_mesh(mesh):
+            text = function.trace(*arguments).lower(lowering_platforms=("cuda",)).as_text()
+        return text, len(re.findall(rf"custom_call @[\w.$]*{target}\w*", text))
+
+    return lower
+
+
+@pytest.fixture
+def count_kernels(lower_for_gpu):
+    """(jitted function, arguments) → calls of a GPU kernel in it."""
+    return lambda *some: lower_for_gpu(*some)[1]
+
+
+def test_on_a_gpu_nothing_is_computed_of_weights_and_bits_beside_the_kernel(lower_for_gpu):
+    """Every small operation is a launch of its own, which costs as much as its matrix (LOG.md)."""
+    like = jax.ShapeDtypeStruct
+    operands = (like((64, 256), jnp.float32), like((2, 8), jnp.float32))
+    sample = jax.jit(lambda w, b_i: perturb(w, b_i, KEY))
+    text, kernels = lower_for_gpu(sample, *operands)
+    assert kernels == 1
+    text = re.sub(r"custom_call .*", "", text)  # which holds the kernel
+    of_weights = [line for line in text.splitlines() if re.search(r"x(f32|bf16)>", line)]
+    assert not [line for line in of_weights if not re.search("reshape|call|func|return", line)]
+    assert "scatter" not in text  # and the table is made at once
+
+
+# Matrices have three shapes (attention, gate and up, down), each a function of its own, and for
+# each there are the forward kernel, its repetition and the backward one.
+TINY = Llama2Config(256, d_model=64, num_layers=3, num_heads=2, d_ff=96, remat=True)
+
+
+def test_on_a_gpu_the_models_layers_are_sampled_by_kernels(count_kernels):
+    config = default(TINY)
+    optimizer = make_optimizer(config)
+    graph, state = init_state(config, optimizer)
+    step = make_train_step(graph, optimizer, rules(config))
+    batch = jax.ShapeDtypeStruct((2, 33), jnp.int32)
+    assert count_kernels(step, state, batch, jax.eval_shape(lambda: jax.random.key(0))) == 3 * 3
+
+
+def test_on_a_gpu_the_labs_runs_side_by_side_are_sampled_by_kernels(count_kernels):
+    """All runs of a program by one launch of each."""
+    arm = Arm("gaussws", default(TINY), {})
+    begin, step = _begin_and_step(arm.config, structure(arm))
+    state, keys = jax.eval_shape(lambda: begin(np.full(4, 1e-3), np.arange(4)))
+    batch = jax.ShapeDtypeStruct((4, 2, 33), jnp.int32)
+    assert count_kernels(step, state, batch, keys) == 3 * 3
+
+
+def test_on_a_gpu_shards_are_sampled_by_kernels_under_shard_map(count_kernels):
+    """With JAX's check of what varies between devices, also of gradients."""
+    spec = Spec()
+
+    def local(w, b_i):
+        row = jax.lax.axis_index("x") * w.shape[0]
+        return perturb(w, b_i, KEY, spec, origin=(row, 0))
+
+    def loss(w, b_i):
+        sample = jax.shard_map(local, in_specs=(P("x"), P("x")), out_specs=P("x"))
+        return sample(w, b_i).astype(jnp.float32).sum()
+
+    shapes = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((64, 64), (2, 2))]
+    assert count_kernels(jax.jit(jax.grad(loss, (0, 1))), *shapes) == 2

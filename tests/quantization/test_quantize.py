@@ -1,0 +1,267 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright 2026 The pqt_jax Authors
+"""Deterministic quantization, against ml_dtypes and gfloat on NumPy blocks, and plans."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pqt_jax import FloatFormat, Rule, Spec, param_transform
+from pqt_jax.numerics import bit_width
+from pqt_jax.numerics.formats import BF16, E2M1, E2M3, E3M2, E4M3, E4M7, E5M2
+from pqt_jax.quantization import sizes
+from pqt_jax.quantization.quantize import (
+    LADDER,
+    apply,
+    format_index,
+    plan_mixed,
+    quantize,
+    quantize_mixed,
+    snap,
+)
+from pqt_jax.transform import perturb
+
+
+def reference(w, fmt, block, rule):
+    """Each block on its own: scale in float64, round by ml_dtypes, scale back."""
+    out = np.empty(w.shape, np.float32)
+    for i in range(0, w.shape[0], block[0]):
+        for j in range(0, w.shape[1], block[1]):
+            part = w[i : i + block[0], j : j + block[1]].astype(np.float64)
+            largest = np.abs(part).max()
+            if largest == 0:
+                out[i : i + block[0], j : j + block[1]] = part
+                continue
+            if rule == "floor":
+                scale = 2.0 ** (np.floor(np.log2(largest)) - fmt.emax)
+            elif rule == "ceil":
+                scale = 2.0 ** np.ceil(np.log2(largest / fmt.max))
+            else:
+                scale = np.float64(np.float32(largest) * np.float32(1 / fmt.max))
+            ratio = part.astype(np.float32) / np.float32(scale)
+            scaled = np.clip(ratio, -fmt.max, fmt.max).astype(np.float32)
+            rounded = scaled.astype(fmt.dtype).astype(np.float64)
+            out[i : i + block[0], j : j + block[1]] = rounded * scale
+    return out
+
+
+@pytest.mark.parametrize("rule", ["floor", "ceil", "exact"])
+@pytest.mark.parametrize("block", [(32, 32), (1, 32), (32, 1), (64, 16)])
+@pytest.mark.parametrize("fmt", [E4M3, E5M2, E3M2, E2M3, E2M1], ids=str)
+def test_quantize_equals_ml_dtypes_block_by_block(fmt, block, rule):
+    w = np.random.default_rng(0).normal(size=(70, 100)).astype(np.float32)
+    w[:32, :32] = 0
+    w *= np.exp2(np.arange(100) // 20)  # scales differ along the columns
+    got = quantize({"w": jnp.asarray(w)}, [Rule("w")], fmt, block=block, scale=rule)["w"]
+    assert got.dtype == (jnp.float32 if rule == "exact" else jnp.bfloat16)
+    if rule != "exact":
+        same = quantize({"w": jnp.asarray(w)}, [Rule("w", block=block, scale=rule)], fmt)["w"]
+        np.testing.assert_array_equal(got, same)
+    np.testing.assert_array_equal(got.astype(jnp.float32), reference(w, fmt, block, rule))
+
+
+def test_bfloat16_is_the_plain_cast_and_needs_no_scale():
+    w = jax.random.normal(jax.random.key(0), (40, 40))
+    got = quantize({"w": w}, [Rule("w")], jnp.bfloat16)["w"]
+    np.testing.assert_array_equal(got, w.astype(jnp.bfloat16))
+
+
+def test_what_no_rule_samples_stays():
+    params = {"w": jnp.ones((4, 4)) / 3, "v": jnp.ones((4, 4)) / 3, "b": jnp.ones(4) / 3}
+    got = quantize(params, [Rule("v", None), Rule("w")], E2M1)
+    assert got["v"] is params["v"] and got["b"] is params["b"] and got["w"] is not params["w"]
+
+
+def test_each_bit_width_gets_the_smallest_format_that_carries_it():
+    b_t = jnp.array([1.0, 3.0, 3.01, 4.0, 4.5, 5.0, 5.1, 9.0, 9.01, 16.0])
+    names = [LADDER[i].name for i in format_index(b_t)]
+    assert names == "E2M1 E2M1 E3M2 E3M2 E4M3 E4M3 E4M7 E4M7 BF16 BF16".split()
+    assert LADDER == (E2M1, E3M2, E4M3, E4M7, BF16)
+
+
+def test_mixed_takes_stacks_and_ragged_edges():
+    w = jax.random.normal(jax.random.key(0), (2, 50, 3, 30))
+    spec = Spec(matrix_axes=(1, 2))
+    b_t = jnp.array([[[3.0, 4.0, 5.0], [9.0, 12.0, 3.0]], [[16.0] * 3, [3.0] * 3]])
+    got = np.asarray(quantize_mixed(w, b_t, spec).astype(jnp.float32)).reshape(2, 50, 90)
+    for (lead, i, j), bits in np.ndenumerate(np.asarray(b_t)):
+        fmt = LADDER[int(format_index(jnp.float32(bits)))]
+        block = np.asarray(w).reshape(2, 50, 90)[lead, 32 * i : 32 * i + 32, 32 * j : 32 * j + 32]
+        want = quantize({"w": jnp.asarray(block)}, [Rule("w")], fmt)["w"].astype(jnp.float32)
+        np.testing.assert_array_equal(got[lead, 32 * i : 32 * i + 32, 32 * j : 32 * j + 32], want)
+
+
+def test_wide_formats_are_held_in_float32():
+    w = jax.random.normal(jax.random.key(0), (40, 40))
+    got = quantize({"w": w}, [Rule("w")], FloatFormat(5, 10))["w"]
+    assert got.dtype == jnp.float32
+    np.testing.assert_allclose(got, w, rtol=2**-11)
+
+
+def test_bits_of_the_wrong_shape_are_refused():
+    for shape in ((4, 4), (2, 3), (1, 1)):
+        with pytest.raises(ValueError, match=r"need \(2, 2\)"):
+            quantize_mixed(jnp.ones((64, 64)), jnp.full(shape, 4.0), Spec())
+
+
+def test_nothing_relies_on_rank_promotion():
+    with jax.numpy_rank_promotion("raise"):
+        quantize_mixed(jnp.ones((2, 64, 64)), jnp.full((2, 2, 2), 4.0), Spec())
+
+
+@pytest.mark.parametrize("mantissa_bits", [0, 3, 7, 23])
+def test_infinity_stays_where_there_is_no_scale(mantissa_bits):
+    w = jnp.ones((32, 32)).at[0, 0].set(jnp.inf).at[1, 1].set(-jnp.inf)
+    got = quantize({"w": w}, [Rule("w")], FloatFormat(8, mantissa_bits))["w"]
+    assert got[0, 0] == jnp.inf and got[1, 1] == -jnp.inf and got[2, 2] == 1
+
+
+def test_an_exact_scale_meets_the_largest_weight_of_every_block():
+    w = jax.random.normal(jax.random.key(0), (64, 64))
+    for fmt in (E2M1, E3M2, E4M3):
+        got = quantize({"w": w}, [Rule("w")], fmt, scale="exact")["w"]
+        largest = np.abs(np.asarray(w)).reshape(2, 32, 2, 32).max((1, 3))
+        kept = np.abs(np.asarray(got)).reshape(2, 32, 2, 32).max((1, 3))
+        np.testing.assert_allclose(kept, largest, rtol=2**-22)
+
+
+def test_blocks_of_zeros_and_with_infinities_under_an_exact_scale():
+    w = jnp.ones((32, 96)).at[:, :32].set(0.0).at[0, 32].set(jnp.inf).at[3, 64].set(-2.0)
+    got = np.asarray(quantize({"w": w}, [Rule("w")], E2M1, scale="exact")["w"])
+    assert (got[:, :32] == 0).all() and np.isnan(got[:, 32:64]).all() and got[3, 64] == -2.0
+
+
+def test_sampled_weights_take_no_exact_scale():
+    with pytest.raises(ValueError, match="scale='exact'; sampled weights take a power of two"):
+        Rule("w", scale="exact")
+    with pytest.raises(ValueError, match="it must be one of floor, ceil, exact"):
+        Rule("w", scale="round")
+    straight = Rule("w", noise="none", dtype=E2M1, scale="exact")  # quantization-aware training
+    w = jax.random.normal(jax.random.key(0), (32, 32))
+    got = perturb(w, None, None, straight.spec)
+    np.testing.assert_array_equal(got, quantize({"w": w}, [Rule("w")], E2M1, scale="exact")["w"])
+
+
+@pytest.mark.parametrize("target, init", [(4.0, 6.0), (3.3, 7.7), (1.0, 16.0), (4.9, 5.0)])
+def test_snapped_bits_are_as_many_as_their_format_carries(target, init):
+    b_t = np.concatenate([np.linspace(1, 16, 1001), [3, 4, 5, 9]])
+    b_i = jnp.asarray((b_t - target) / (init - target), jnp.float32)
+    before = bit_width.bit_width(b_i, target, init)
+    after = bit_width.bit_width(snap(b_i, target, init), target, init)
+    index = np.asarray(format_index(before))
+    np.testing.assert_array_equal(format_index(after), index)
+    limits = np.array([3, 4, 5, 9, np.nan])[index]
+    scaled = index < 4
+    np.testing.assert_allclose(after[scaled], limits[scaled], rtol=1e-6)
+    np.testing.assert_array_equal(after[~scaled], before[~scaled])
+    again = bit_width.bit_width(snap(snap(b_i, target, init), target, init), target, init)
+    np.testing.assert_array_equal(again, after)
+
+
+def test_bits_that_do_not_move_cannot_snap():
+    with pytest.raises(ValueError, match="bits that do not move cannot snap"):
+        snap(jnp.ones((2, 2)), 4.0, 4.0)
+
+
+INDEX = np.array([[0, 0, 1, 4], [0, 2, 1, 1]])
+
+
+def bits_of(index):
+    """b_i, under target 4 and initial 6 bits, of blocks that go to these formats."""
+    limits = np.array([3.0, 4.0, 5.0, 9.0, 16.0])
+    return jnp.array((limits[index] - 4) / 2, jnp.float32)
+
+
+@pytest.mark.parametrize(
+    "granularity, share, expected",
+    [
+        ("block", 1.0, INDEX),
+        ("tensor", 1.0, np.full((2, 4), 4)),
+        ("tensor", 7 / 8, np.full((2, 4), 2)),
+        ("tensor", 6 / 8, np.full((2, 4), 1)),
+        ("tensor", 0.75 + 1e-3, np.full((2, 4), 2)),
+        ("tensor", 3 / 8, np.full((2, 4), 0)),
+        ("tensor", 0.01, np.full((2, 4), 0)),
+        ("model", 1.0, np.full((2, 4), 4)),
+        ("model", 0.9, np.full((2, 4), 2)),
+    ],
+)
+def test_granularity_and_share_of_the_blocks(granularity, share, expected):
+    # The model has eight more blocks, all in E2M1.
+    params = {"w": jnp.ones((64, 128)), "v": jnp.ones((64, 128))}
+    bits = {"w": bits_of(INDEX), "v": bits_of(np.zeros((2, 4), int))}
+    plan = plan_mixed(params, bits, [Rule(".")], granularity=granularity, share=share)
+    np.testing.assert_array_equal(plan["w"].index, expected)
+    assert plan["w"].index.dtype == jnp.int32
+    if granularity != "model":
+        np.testing.assert_array_equal(plan["v"].index, np.zeros((2, 4)))
+
+
+def test_each_layer_of_a_stack_is_a_tensor():
+    params = {"w": jnp.ones((2, 32, 128))}
+    bits = {"w": bits_of(INDEX)[:, None, :]}
+    plan = plan_mixed(params, bits, [Rule("w")], granularity="tensor", share=0.75)
+    np.testing.assert_array_equal(plan["w"].index, [[[1] * 4], [[1] * 4]])
+    plan = plan_mixed(params, bits, [Rule("w")], granularity="tensor")
+    np.testing.assert_array_equal(plan["w"].index, [[[4] * 4], [[2] * 4]])
+
+
+def test_plans_by_block_are_what_the_transform_does():
+    params = {"w": jax.random.normal(jax.random.key(0), (64, 128)), "b": jnp.ones(3)}
+    rules, bits = [Rule("w")], {"w": bits_of(INDEX)}
+    got = apply(plan_mixed(params, bits, rules), params)
+    want = param_transform(rules).quantize(params, bits)
+    jax.tree.map(np.testing.assert_array_equal, got, want)
+
+
+def test_wrong_plans_are_refused():
+    params, bits = {"w": jnp.ones((64, 128))}, {"w": bits_of(INDEX)}
+    with pytest.raises(ValueError, match="granularity='row'; it must be one of block, tensor"):
+        plan_mixed(params, bits, [Rule("w")], granularity="row")
+    for share in (0, 1.1, -1, float("nan")):
+        with pytest.raises(ValueError, match="share=.*above 0 and at most 1"):
+            plan_mixed(params, bits, [Rule("w")], granularity="tensor", share=share)
+    with pytest.raises(ValueError, match="w: no bits for w of shape"):
+        plan_mixed(params, {}, [Rule("w")])
+    with pytest.raises(ValueError, match=r"w: bits of shape \(1, 1\)"):
+        plan_mixed(params, {"w": jnp.ones((1, 1))}, [Rule("w")])
+
+
+# Facts of another implementation, gfloat 0.5.2, which rounds in float64.
+@pytest.mark.parametrize("name", ["ocp_e4m3", "ocp_e5m2", "ocp_e3m2", "ocp_e2m3", "ocp_e2m1"])
+@pytest.mark.parametrize("rule", ["floor", "ceil"])
+def test_gfloat_agrees_on_blocks_of_ocp(name, rule):
+    gfloat = pytest.importorskip("gfloat", reason="the extra `peers` is not installed")
+    from gfloat import formats as theirs
+
+    info = getattr(theirs, f"format_info_{name}")
+    fmt = {"ocp_e4m3": E4M3, "ocp_e5m2": E5M2, "ocp_e3m2": E3M2, "ocp_e2m3": E2M3, "ocp_e2m1": E2M1}
+    rng = np.random.default_rng(1)
+    w = (rng.normal(size=(32, 96)) * 2.0 ** rng.integers(-12, 12, (32, 1))).astype(np.float32)
+    w[0, 32:64] = 0
+    w[1, :32] = np.ldexp(np.arange(32), -3)  # ties
+    got = quantize({"w": w}, [Rule("w")], fmt[name], block=(1, 32), scale=rule)["w"]
+    got = np.asarray(got, np.float64)
+    for i in range(32):
+        for j in range(0, 96, 32):
+            part = w[i, j : j + 32].astype(np.float64)
+            largest = np.abs(part).max() or 1.0
+            shift = np.floor(np.log2(largest)) - info.emax
+            if rule == "ceil":
+                shift = np.ceil(np.log2(largest / info.max))
+            want = [gfloat.round_float(info, x, sat=True) for x in part / 2.0**shift]
+            np.testing.assert_array_equal(got[i, j : j + 32], np.array(want) * 2.0**shift)
+
+
+def test_a_share_is_of_one_block_at_least():
+    params, bits = {"w": jnp.ones((32, 64))}, {"w": jnp.ones((1, 2))}
+    index = plan_mixed(params, bits, [Rule("w")], granularity="tensor", share=1e-10)["w"].index
+    assert LADDER[index[0, 0]].noise_bits >= 6
+
+
+def test_bits_keep_their_dtype_where_floats_are_wide():
+    with jax.enable_x64(True):
+        b_i = jnp.array([-1.0, 0.0, 1.0], jnp.float32)
+        assert snap(b_i, 4.0, 6.0).dtype == jnp.float32
+        assert sizes.expected_bits(b_i).dtype == jnp.float32

@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright 2026 The pqt_jax Authors
+"""The report against NumPy, block by block."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pqt_jax import Rule
+from pqt_jax.numerics.formats import BF16, E2M1, E3M2, E4M3
+from pqt_jax.quantization import report, sizes
+from pqt_jax.quantization.quantize import LADDER, apply, plan_mixed, plan_uniform
+
+RULES = [Rule(".*kernel")]
+
+
+def make_params():
+    rng = np.random.default_rng(0)
+    w = rng.standard_t(2, size=(2, 70, 100)) * np.exp2(rng.integers(-9, 9, (2, 70, 1)))
+    w[0, :32, :32] = 0
+    return {"h": {"kernel": jnp.asarray(w, jnp.float32)}, "norm": jnp.ones(3)}
+
+
+def by_hand(w, rounded, tops):
+    """Of one matrix, its blocks in turn."""
+    w, rounded = np.asarray(w, np.float64), np.asarray(rounded, np.float64)
+    worst, saturated = 0.0, 0
+    for i in range(0, w.shape[0], 32):
+        for j in range(0, w.shape[1], 32):
+            a, b = (x[i : i + 32, j : j + 32] for x in (w, rounded))
+            saturated += (np.abs(a) > tops[i // 32, j // 32]).sum()
+            if np.linalg.norm(a):
+                worst = max(worst, np.linalg.norm(b - a) / np.linalg.norm(a))
+    flushed = ((w != 0) & (rounded == 0)).mean()
+    return np.linalg.norm(rounded - w) / np.linalg.norm(w), worst, saturated / w.size, flushed
+
+
+def tops(w, formats, rule):
+    """Largest value on the grid of each block of one matrix."""
+    out = np.empty((3, 4))
+    for i, j in np.ndindex(3, 4):
+        fmt = formats[i][j]
+        largest = np.abs(np.asarray(w)[32 * i : 32 * i + 32, 32 * j : 32 * j + 32]).max() or 1.0
+        exponent = np.floor(np.log2(largest)) - fmt.emax
+        if rule == "ceil":
+            exponent = np.ceil(np.log2(largest / fmt.max))
+        out[i, j] = fmt.max if fmt == BF16 else fmt.max * 2.0**exponent
+    return out
+
+
+@pytest.mark.parametrize("rule", ["floor", "ceil"])
+@pytest.mark.parametrize("fmt", [E4M3, E2M1, BF16], ids=str)
+def test_one_format(fmt, rule):
+    params = make_params()
+    plan = plan_uniform(params, RULES, fmt, scale=rule)
+    rounded = apply(plan, params)["h"]["kernel"].astype(jnp.float32)
+    found = report.rows(params, plan)
+    assert [(row.path, row.layer) for row in found] == [("h/kernel", 0), ("h/kernel", 1)]
+    for row, w, w_hat in zip(found, params["h"]["kernel"], rounded, strict=True):
+        want = by_hand(w, w_hat, tops(w, [[fmt] * 4] * 3, rule))
+        np.testing.assert_allclose(row[4:], want, rtol=1e-5, atol=1e-9)
+        assert row.formats == {fmt.name: 7000}
+    if rule == "floor" and fmt == E2M1:
+        assert found[0].saturated > 0
+    assert sum(row.size.bits for row in found) == sizes.total(sizes.sizes(plan, params)).bits
+
+
+def test_a_mixture():
+    params = make_params()
+    bits = {"h": {"kernel": np.random.default_rng(1).uniform(-1, 4, (2, 3, 4))}}
+    plan = plan_mixed(params, bits, RULES)
+    rounded = apply(plan, params)["h"]["kernel"].astype(jnp.float32)
+    index = np.asarray(plan["h/kernel"].index)
+    for row, w, w_hat, own in zip(
+        report.rows(params, plan), params["h"]["kernel"], rounded, index, strict=True
+    ):
+        formats = [[LADDER[i] for i in line] for line in own]
+        np.testing.assert_allclose(row[4:], by_hand(w, w_hat, tops(w, formats, "ceil")), rtol=1e-5)
+        assert sum(row.formats.values()) == 7000 and len(row.formats) > 2
+
+
+def test_large_and_small_weights_have_an_error():
+    for power in (-110, -60, 60, 120):
+        w = jax.random.normal(jax.random.key(0), (32, 64)) * 2.0**power
+        ((row,), (plain,)) = (
+            report.rows({"kernel": x}, plan_uniform({"kernel": x}, RULES, E3M2))
+            for x in (w, w * 2.0**-power)
+        )
+        np.testing.assert_allclose(row[4:], plain[4:], rtol=1e-6)
+
+
+def test_weights_that_are_no_numbers_are_said():
+    w = jnp.ones((32, 64)).at[3, 3].set(jnp.nan)
+    (row,) = report.rows({"kernel": w}, plan_uniform({"kernel": w}, RULES, E2M1))
+    w = jax.random.normal(jax.random.key(0), (32, 64))
+    (whole,) = report.rows({"kernel": w}, plan_uniform({"kernel": w}, RULES, E2M1))
+    assert np.isnan(row[4:]).all() and np.isfinite(whole[4:]).all()
+    assert report.as_json([row])[0]["error"] is None
+    json.dumps(report.as_json([row]), allow_nan=False)
+    for rows in ([row, whole], [whole, row]):
+        assert "nan%" in report.table(rows) and not report.table(rows).count(f"{whole.error:9.2%}")
+
+
+def test_table_and_picture(tmp_path):
+    params = make_params() | {"head": {"kernel": jnp.ones((32, 32))}}
+    bits = {"h": {"kernel": jnp.zeros((2, 3, 4))}, "head": {"kernel": jnp.full((1, 1), -0.5)}}
+    found = report.rows(params, plan_mixed(params, bits, RULES))
+    lines = report.table(found).split("\n")
+    assert [line.split()[0] for line in lines] == ["parameter", "h/kernel", "head/kernel", "all"]
+    assert lines[1].endswith("E3M2 100%") and lines[2].endswith("E2M1 100%")
+    assert lines[3].endswith("E2M1 7%, E3M2 93%") and "6.0" in lines[1] and "4.012" in lines[2]
+    report.picture(tmp_path / "report.png", found, "a model")
+    assert (tmp_path / "report.png").read_bytes().startswith(b"\x89PNG")

@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright 2026 The pqt_jax Authors
+"""Models that tests export: of each kind, every parameter random."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from pqt_jax.models import GPT2, GPT2Config, Llama2
+from pqt_jax.transform.rules import paths_and_leaves
+from support import tiny
+
+CONFIGS = {
+    "gpt2": dataclasses.replace(tiny.GPT2, bias=True),
+    "gpt2 without biases": tiny.GPT2,
+    "gpt2 untied": dataclasses.replace(tiny.GPT2, bias=True, tie_embeddings=False, norm_eps=1e-3),
+    "llama": tiny.LLAMA2,
+    "llama of few kv heads": dataclasses.replace(
+        tiny.LLAMA2, num_heads=4, num_kv_heads=2, norm_eps=1e-3, rope_theta=500.0
+    ),
+    "llama tied": dataclasses.replace(tiny.LLAMA2, tie_embeddings=True),
+}
+each = pytest.mark.parametrize("name", CONFIGS)
+
+
+def make(config, rules=()):
+    """A model whose every parameter is random, biases and scales included."""
+    config = dataclasses.replace(config, max_length=64)
+    cls = GPT2 if isinstance(config, GPT2Config) else Llama2
+    model = cls(config, rules, rngs=nnx.Rngs(0))
+    rng = np.random.default_rng(1)
+    noisy = lambda x: x + 0.1 * jnp.asarray(rng.normal(size=x.shape), x.dtype)  # noqa: E731
+    nnx.update(model, jax.tree.map(noisy, nnx.state(model, nnx.Param)))
+    return config, model
+
+
+def flat(params):
+    return {path: np.asarray(leaf) for path, leaf in paths_and_leaves(params).items()}

@@ -1,9 +1,0 @@
-# SPDX-License-Identifier: Apache-2.0
-# Copyright 2026 The pqt_jax Authors
-"""The kernels on Pallas Triton."""
-
-import kernels
-
-
-class TestTriton(kernels.KernelTests):
-    name = "triton"

@@ -1,0 +1,275 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright 2026 The pqt_jax Authors
+"""Several real processes on one machine: the training of one, and what ends them."""
+
+import json
+import re
+import signal
+import socket
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from pqt_jax.errors import InputError
+from pqt_jax.training.run import distributed, metrics
+from support import tiny
+from support.command import end, start, wait_for
+
+SAID = re.compile("step|config|error|Traceback")  # beside what the transport between CPUs prints
+
+
+@pytest.fixture
+def text(tmp_path):
+    return f"--config.data.files={tiny.write_text(tmp_path / 'text.txt')}"
+
+
+def free_port():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def start_all(*arguments, count=2, own=None, **variables):
+    """So many processes, with four devices in all."""
+    port = free_port()
+    given = ["--distributed", "--config.mesh.data=0", *arguments]
+    return [
+        start(
+            *given,
+            *(own or {}).get(index, ()),
+            JAX_COORDINATOR_ADDRESS=f"127.0.0.1:{port}",
+            JAX_NUM_PROCESSES=str(count),
+            JAX_PROCESS_ID=str(index),
+            JAX_NUM_CPU_DEVICES=str(4 // count),
+            **{"PQT_JAX_WAIT": "60"} | variables,
+        )
+        for index in range(count)
+    ]
+
+
+def losses(folder):
+    records = metrics.read(folder / "metrics.jsonl")
+    names = ("loss", "validation_loss", "grad_norm", "bits_mean")
+    return [[r["step"], *(r[name] for name in names if name in r)] for r in records]
+
+
+def same(folder, other):
+    found, wanted = losses(folder), losses(other)
+    assert len(found) == len(wanted)
+    for a, b in zip(found, wanted, strict=True):
+        # Other orders of sums, which casts to BF16 then round elsewhere: as in `test_mesh`.
+        np.testing.assert_allclose(a, b, rtol=2e-6 if a[0] <= 2 else 2e-3)
+    found, wanted = (json.loads((f / "summary.json").read_text()) for f in (folder, other))
+    for name in ("master", "fp8_e4m3", "fp4_e2m1", "mixed", "mean_bits"):
+        assert found[name] == pytest.approx(wanted[name], rel=2e-3), name
+    assert found["formats"] == wanted["formats"]
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one_also_after_a_signal_to_one_of_them(tmp_path, text):
+    """2 × 2 devices, stopped by a signal to the second process, ended by one process of one."""
+    fields = [text, "--config.steps=24", "--config.mesh.fsdp=2"]
+    both = start_all(f"--workdir={tmp_path / 'two'}", *fields)
+    wait_for(both[0], "step=6 ")
+    both[1].send_signal(signal.SIGTERM)
+    (out, err), (other, other_err) = (end(p, 128 + signal.SIGTERM) for p in both)
+    assert re.search(r"stopped at step \d+ of 24; run the command again", out)
+    assert not SAID.search(other) and err == ""
+    assert other_err.startswith("stopping after this step") and other_err.count("\n") == 1
+    alone = start(
+        f"--workdir={tmp_path / 'two'}", text, "--config.steps=24", JAX_NUM_CPU_DEVICES="1"
+    )
+    out, err = end(alone)
+    assert "resumed from step" in out and err == ""
+    end(start(f"--workdir={tmp_path / 'one'}", *fields[:2], JAX_NUM_CPU_DEVICES="1"))
+    same(tmp_path / "two", tmp_path / "one")
+
+
+@pytest.mark.slow
+def test_two_processes_finish_with_files_pictures_and_a_table(tmp_path, text):
+    given = [f"--workdir={tmp_path / 'run'}", text, "--config.steps=8", "--config.mesh.tensor=2"]
+    (out, err), (other, other_err) = (end(p) for p in start_all(*given))
+    assert "learned mixed bits" in out and not SAID.search(other) and err == other_err == ""
+    names = {p.name for p in (tmp_path / "run").iterdir()}
+    assert {"loss.png", "bits.png", "summary.json", "metrics.jsonl"} <= names
+    (out, err), (other, other_err) = (end(p) for p in start_all(*given))
+    assert "finished: all 8 steps are done" in out and err == other_err == ""
+    end(start(f"--workdir={tmp_path / 'one'}", text, "--config.steps=8", JAX_NUM_CPU_DEVICES="1"))
+    same(tmp_path / "run", tmp_path / "one")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("killed", [0, 1])
+def test_a_process_that_is_killed_ends_the_other_and_loses_nothing(tmp_path, text, killed):
+    given = [f"--workdir={tmp_path / 'run'}", text, "--config.steps=2000"]
+    both = start_all(*given, PQT_JAX_WAIT="10")
+    wait_for(both[0], "step=10 ")
+    both[killed].kill()
+    began = time.monotonic()
+    left = both[1 - killed]
+    out, err = left.communicate(timeout=120)
+    assert time.monotonic() - began < 60
+    assert left.returncode not in (0, 2, 3)
+    if left.returncode == distributed.LOST:
+        assert re.search("^error: another process was lost; start all of them again", err, re.M)
+    both[killed].communicate()
+    alone = start(*given, JAX_NUM_CPU_DEVICES="1")
+    wait_for(alone, "resumed from step")
+    alone.kill()
+    alone.communicate()
+
+
+@pytest.mark.slow
+def test_what_is_wrong_in_one_process_ends_all_before_compilation(tmp_path, text):
+    run = f"--workdir={tmp_path / 'run'}"
+    both = start_all(run, text, own={1: [f"--config.data.files={tmp_path / 'nowhere'}"]})
+    out, err = end(both[1], 2)
+    assert err.startswith("error: config.data.files=") and err.count("\n") == 1
+    out, err = end(both[0], 2)
+    assert err == "error: process 1 cannot go on\n" and "ready" not in out
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name, value, message",
+    [
+        ("--config.seed", "1", "config.seed is 1, and 0 in the first process"),
+        ("--config.data.files", "{}/other.txt", "data_fingerprint is '"),
+        ("--workdir", "{}/elsewhere", "--workdir is '"),
+    ],
+)
+def test_processes_of_different_runs_are_refused(tmp_path, text, name, value, message):
+    tiny.write_text(tmp_path / "other.txt", 5000)
+    own = {1: [f"{name}={value.format(tmp_path)}"]}
+    both = start_all(f"--workdir={tmp_path / 'run'}", text, own=own)
+    _, err = end(both[1], 2)
+    assert err.startswith("error: process 1: ") and message in err and err.count("\n") == 1
+    _, err = end(both[0], 2)
+    assert err == "error: process 1 cannot go on\n"
+    assert not (tmp_path / "run").exists() and not (tmp_path / "elsewhere").exists()
+
+
+@pytest.mark.slow
+def test_a_process_without_the_others_waits_and_says_so(tmp_path, text):
+    missing = start(
+        f"--workdir={tmp_path / 'run'}",
+        text,
+        "--distributed",
+        JAX_COORDINATOR_ADDRESS="127.0.0.1:1",
+        JAX_NUM_PROCESSES="2",
+        JAX_PROCESS_ID="1",
+        PQT_JAX_WAIT="5",
+    )
+    out, err = missing.communicate(timeout=120)
+    assert missing.returncode == distributed.LOST and not (tmp_path / "run").exists(), out + err
+    assert "process 0 does not answer at JAX_COORDINATOR_ADDRESS=127.0.0.1:1 (" in err
+    assert err.count("\n") == 1
+
+
+BAD = {
+    "the others": (("", "2", "0"), "JAX_COORDINATOR_ADDRESS is not set, and the others are"),
+    "no index": (("a:1", "2", ""), "JAX_PROCESS_ID is not set, and the others are"),
+    "too large": (("a:1", "2", "2"), "JAX_NUM_PROCESSES=2, JAX_PROCESS_ID=2; the second counts"),
+    "text": (("a:1", "two", "0"), "JAX_NUM_PROCESSES=two, JAX_PROCESS_ID=0; the second counts"),
+    "no port": (("a", "2", "0"), "JAX_COORDINATOR_ADDRESS='a'; it must be HOST:PORT"),
+    "no such port": (("a:99999", "2", "0"), "='a:99999'; it must be HOST:PORT"),
+    "no host": ((":1", "2", "0"), "=':1'; it must be HOST:PORT"),
+}
+
+
+@pytest.mark.parametrize("values, message", BAD.values(), ids=BAD)
+def test_an_environment_that_does_not_say_it_is_refused(monkeypatch, values, message):
+    for name, value in zip(distributed.VARIABLES, values, strict=True):
+        monkeypatch.setenv(name, value)
+    with pytest.raises(InputError, match=re.escape(message)):
+        distributed.join()
+
+
+@pytest.mark.parametrize("wait", ["-5", "0", "1.5", "abc"])
+def test_a_wait_that_is_none_is_refused(monkeypatch, wait):
+    for name, value in zip(distributed.VARIABLES, ("a:1", "2", "0"), strict=True):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("PQT_JAX_WAIT", wait)
+    with pytest.raises(InputError, match=f"PQT_JAX_WAIT='{wait}'; it must be a whole number"):
+        distributed.join()
+
+
+@pytest.mark.parametrize("wait", ["", "7"])
+def test_jax_waits_as_long_as_it_likes_unless_it_is_told(monkeypatch, wait):
+    told = []
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *a, **k: told.append((a, k)))
+    for name, value in zip(distributed.VARIABLES, ("h:1", "2", "0"), strict=True):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("PQT_JAX_WAIT", wait)
+    distributed.join()
+    waits = {"initialization_timeout": 7, "heartbeat_timeout_seconds": 7} if wait else {}
+    assert told == [(("h:1", 2, 0), waits)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("index", ["0", "1"])
+def test_a_process_that_waits_ends_at_a_signal(tmp_path, text, index):
+    waiting = start(
+        f"--workdir={tmp_path / 'run'}",
+        text,
+        "--distributed",
+        JAX_COORDINATOR_ADDRESS=f"localhost:{free_port()}",
+        JAX_NUM_PROCESSES="2",
+        JAX_PROCESS_ID=index,
+    )
+    wait_for(waiting, "waiting for the other processes, 300 s at most")
+    waiting.send_signal(signal.SIGTERM)
+    assert waiting.wait(10) == -signal.SIGTERM
+    waiting.communicate()
+
+
+@pytest.mark.slow
+def test_no_environment_at_all_is_refused(tmp_path, text):
+    out, err = end(start(f"--workdir={tmp_path / 'run'}", text, "--distributed"), 2)
+    assert out == "" and err.count("\n") == 1
+    assert "--distributed: no other process can be found; set JAX_COORDINATOR_ADDRESS, " in err
+
+
+def test_one_process_agrees_with_itself():
+    assert distributed.every(7) == [7] and distributed.is_first()
+    assert distributed.together(lambda: "x") == "x"
+    with pytest.raises(InputError, match="mine"):
+        distributed.together(lambda: (_ for _ in ()).throw(InputError("mine")))
+    signals = []
+    stop = distributed.stops(signals, None)
+    assert stop() == 0
+    signals.append(signal.SIGINT)
+    assert stop() == signal.SIGINT
+
+
+@pytest.mark.slow
+def test_an_error_of_one_process_ends_all_soon(tmp_path, text):
+    """Of the first, whose disk is full; without it they would wait for five minutes."""
+    given = [f"--workdir={tmp_path / 'run'}", text, "--config.steps=20000"]
+    both = start_all(*given)
+    wait_for(both[0], "step=10 ")
+    (tmp_path / "run" / "metrics.jsonl").unlink()
+    (tmp_path / "run" / "metrics.jsonl").symlink_to("/dev/full")
+    began = time.monotonic()
+    (_, err), _ = (process.communicate(timeout=240) for process in both)
+    assert time.monotonic() - began < 60
+    assert both[0].returncode == 1 and both[1].returncode not in (0, 2, 3)
+    assert re.search("^error: cannot write .*metrics.jsonl: no space left", err, re.M)
+
+
+def test_an_error_of_this_process_alone_is_no_loss_of_another():
+    error = jax.errors.JaxRuntimeError
+    assert distributed.is_loss(error("INTERNAL: Gloo all-reduce failed: connection closed by peer"))
+    assert not distributed.is_loss(error("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes"))
+    assert not distributed.is_loss(ValueError("UNAVAILABLE"))
+    assert distributed.leave(3) == 3 and not distributed.are_joined()
+
+
+def test_a_platform_that_is_not_there_is_one_line(tmp_path, text):
+    # JAX says it in words of its own.
+    given = [f"--workdir={tmp_path / 'run'}", text]
+    _, err = end(start(*given, JAX_PLATFORMS="cuda"), 2)
+    assert err.splitlines()[-1].startswith("error: JAX finds no device of JAX_PLATFORMS=cuda: ")

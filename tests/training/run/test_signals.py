@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright 2026 The pqt_jax Authors
+"""The first signal is noted, the second ends the process; before and after, all is as it was."""
+
+import signal
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from pqt_jax.training.run.signals import (
+    NUMBERS,
+    ending_at_once,
+    interruptions,
+    leaving_at_the_first,
+)
+
+PROGRAM = """
+import hashlib
+from pqt_jax.signals import interruptions
+with interruptions():
+    print("ready", flush=True)
+    hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)  # minutes in C, where no handler runs
+"""
+
+
+@pytest.mark.parametrize("pair", [NUMBERS, NUMBERS[::-1], NUMBERS[:1] * 2])
+def test_a_second_signal_ends_the_process_at_once(pair):
+    pipe = subprocess.PIPE
+    process = subprocess.Popen([sys.executable, "-c", PROGRAM], stdout=pipe, stderr=pipe)
+    assert process.stdout.readline() == b"ready\n"
+    process.send_signal(pair[0])
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(0.5)
+    process.send_signal(pair[1])
+    _, err = process.communicate(timeout=20)
+    assert process.returncode == 128 + pair[1]
+    assert err.startswith(b"stopping after this step; another") and err.count(b"\n") == 1
+
+
+@pytest.mark.parametrize("number", NUMBERS)
+def test_what_has_nothing_to_save_is_ended_by_the_first(number):
+    program = PROGRAM.replace("interruptions", "leaving_at_the_first")
+    pipe = subprocess.PIPE
+    with subprocess.Popen([sys.executable, "-c", program], stdout=pipe, stderr=pipe) as process:
+        assert process.stdout.readline() == b"ready\n"
+        process.send_signal(number)
+        try:
+            _, err = process.communicate(timeout=20)
+        finally:
+            process.kill()  # where it goes on, which is for minutes
+    assert process.returncode == 128 + number and err == b"interrupted\n"
+
+
+def test_leaving_at_the_first_ends_with_its_body_and_needs_no_main_thread():
+    before = [signal.getsignal(number) for number in NUMBERS]
+    with leaving_at_the_first():
+        assert [signal.getsignal(number) for number in NUMBERS] != before
+    assert [signal.getsignal(number) for number in NUMBERS] == before
+    found = []
+
+    def elsewhere():
+        with leaving_at_the_first():
+            found.append(1)
+
+    thread = threading.Thread(target=elsewhere)
+    thread.start()
+    thread.join()
+    assert found == [1]
+
+
+def test_a_lost_terminal_is_noted_unless_it_is_ignored():
+    with interruptions() as received:
+        signal.raise_signal(signal.SIGHUP)
+        assert received == [signal.SIGHUP]
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    try:
+        with interruptions() as received:
+            signal.raise_signal(signal.SIGHUP)
+            assert received == [] and signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_where_a_process_waits_signals_do_what_they_do_by_default():
+    with interruptions() as received:
+        with ending_at_once():
+            assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+        signal.raise_signal(signal.SIGTERM)
+        assert received == [signal.SIGTERM]
+
+
+def test_the_first_is_noted_and_handlers_come_back():
+    before = [signal.getsignal(number) for number in NUMBERS]
+    with interruptions() as received:
+        signal.raise_signal(signal.SIGTERM)
+        assert received == [signal.SIGTERM]
+    assert [signal.getsignal(number) for number in NUMBERS] == before
+    assert signal.set_wakeup_fd(-1) == -1

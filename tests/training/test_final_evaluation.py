@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright 2026 The pqt_jax Authors
+"""The table at the end: the loss of the weights in each format, and who carries what."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from pqt_jax.analysis import load
+from pqt_jax.quantization.quantize import quantize
+from pqt_jax.training import final_evaluation, step
+from pqt_jax.training import state as states
+from pqt_jax.training.config import schema
+from pqt_jax.training.loss import cross_entropy
+from pqt_jax.transform import bit_state
+from support import tiny
+
+
+def test_evaluation_rounds_what_the_rules_name():
+    config = tiny.get_config()
+    graph, state = states.init_state(config, step.make_optimizer(config))
+    batches = np.stack([np.arange(4 * 17).reshape(4, 17) * i % 101 for i in (3, 4)])
+    loss = final_evaluation.make_loss(graph, batches)
+    losses = final_evaluation.table(config, loss, state.params)
+
+    @jax.jit
+    def by_hand(params):
+        model = nnx.merge(graph, params)
+        parts = [cross_entropy(model(b[:, :-1]), b[:, 1:]) for b in batches]
+        return sum(parts) / 2
+
+    assert losses["master"] == pytest.approx(float(by_hand(state.params)), rel=1e-6)
+    rounded = quantize(bit_state.weights(state.params), schema.rules(config), "float4_e2m1fn")
+    rounded = nnx.merge_state(state.params, rounded)
+    assert losses["fp4_e2m1"] == pytest.approx(float(by_hand(rounded)), rel=1e-6)
+    names = ["master", "bf16", "fp8_e4m3", "fp6_e3m2", "fp4_e2m1", "mixed"]
+    # At b_t = 6 every block takes E4M7, whose mantissa is that of BF16.
+    assert losses["mixed"] == pytest.approx(losses["bf16"], rel=1e-5)
+    assert len({losses[name] for name in names[:5]}) == 5
+    assert losses["mean_bits"] == 6.0 and losses["formats"] == {"E4M7": 1.0}
+    shown = final_evaluation.format_table(losses)
+    assert all(f"{losses[name]:.4f}" in shown for name in names)
+
+
+def test_no_distance_is_minus_zero():
+    losses = dict.fromkeys(final_evaluation.LABELS, 1.0) | {"bf16": 0.99999, "fp8_e4m3": 0.9}
+    shown = final_evaluation.format_table(losses | {"method": "bf16", "formats": None})
+    assert "-0.0000" not in shown and "-0.1000" in shown and "learned" not in shown
+
+
+def test_format_shares_count_weights():
+    config = tiny.get_config()
+    config.model.d_ff, config.pqt.block, config.pqt.target_bits = 96, (64, 64), 2.0
+    _, state = states.init_state(config, step.make_optimizer(config))
+    params = nnx.to_pure_dict(state.params)
+    bits = params["h"]["pqt_bits"]["mlp"]["down"]
+    # down is 96 × 32: a block of 64 rows, sent to E2M1 in both layers, and one of 32.
+    bits["kernel"] = jnp.asarray(bits["kernel"]).at[:, 0].set(0.0)
+    nnx.replace_by_pure_dict(state.params, params)
+    share = 2 * 64 * 32 / (2 * (4 * 32 * 32 + 3 * 32 * 96))
+    found = final_evaluation.format_shares(
+        load.plan_for(state.params, schema.rules(config), "mixed"), state.params
+    )
+    assert found == pytest.approx({"E2M1": share, "E4M7": 1 - share})
+
+
+def test_validation_is_cut_as_training_is():
+    config = tiny.get_config()
+    config.model.vocab_size = 4096  # so that logits are most of it
+    graph, state = states.init_state(config, step.make_optimizer(config))
+    batches = jnp.asarray(np.random.default_rng(0).integers(0, 99, (3, 8, 33)))
+
+    def measured(end, parts):
+        compiled = (
+            final_evaluation.mean_loss(graph, end, parts).lower(state.params, batches).compile()
+        )
+        memory = compiled.memory_analysis().temp_size_in_bytes
+        return float(compiled(state.params, batches)), memory
+
+    for end in (None, 7):
+        whole, much = measured(end, step.Parts())
+        for parts in (step.Parts(4), step.Parts(loss_chunk=8)):
+            cut, little = measured(end, parts)
+            assert cut == pytest.approx(whole, rel=1e-6) and little < 0.5 * much, parts
+    few = final_evaluation.make_loss(graph, batches[:, :6], None, step.Parts(4))(state.params)
+    want = final_evaluation.make_loss(graph, batches[:, :6])(state.params)
+    assert few == pytest.approx(want, rel=1e-6)

@@ -1,0 +1,177 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright 2026 The pqt_jax Authors
+"""Sharpness: the corner is the maximum, searches end at it, and the bounds hold."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from pqt_jax.analysis import load
+from pqt_jax.data import pipeline, source
+from pqt_jax.models import Llama2, Llama2Config, document_mask
+from pqt_jax.training import sharpness
+from pqt_jax.training.run import metrics
+from pqt_jax.training.sharpness import bounds, of_logits, of_weights
+from support.command import main
+
+
+def case(seed=0, batch=6, size=12, spread=3.0):
+    rng = np.random.default_rng(seed)
+    logits = jnp.asarray(rng.normal(0, spread, (batch, size)), jnp.float32)
+    return logits, jnp.asarray(rng.integers(0, size, batch))
+
+
+@pytest.mark.parametrize("epsilon", [5e-4, 0.05, 1.0])
+def test_no_corner_of_the_box_is_higher(epsilon):
+    logits, targets = case(size=7)
+    phi = of_logits(logits, targets, epsilon=epsilon)
+    radius = epsilon * (jnp.abs(logits) + 1)
+    z, radius = np.asarray(logits, np.float64), np.asarray(radius, np.float64)
+    loss_at = lambda y: np.log(np.exp(z + y).sum(-1)) - (z + y)[range(6), targets]  # noqa: E731
+    f, corners = loss_at(0), itertools.product((-1, 1), repeat=7)
+    best = np.max([loss_at(np.array(signs) * radius) for signs in corners], 0)  # f is convex
+    np.testing.assert_allclose(
+        phi, 100 * (best - f) / (1 + f), rtol=2e-3 if epsilon < 1e-3 else 1e-4
+    )
+
+
+@pytest.mark.parametrize("epsilon", [1e-6, 5e-4, 0.1])
+@pytest.mark.parametrize("spread", [0.1, 3.0, 30.0])
+def test_the_bounds_hold(epsilon, spread):
+    logits, targets = case(batch=50, spread=spread)
+    below, above = bounds(logits, targets, epsilon)
+    phi = of_logits(logits, targets, epsilon=epsilon)
+    slack = 1e-4 * np.asarray(above)
+    assert (phi >= below - slack).all() and (phi <= above + slack).all() and (phi > 0).any()
+    if epsilon == 1e-6 and spread < 30:
+        np.testing.assert_allclose(phi, below, rtol=1e-3)  # f is as good as linear there
+
+
+def test_two_equal_logits_by_hand():
+    """f = ln 2; both move by ε: ln(1 + e^{2ε}) − ln 2 = ε + ε²/2 + …"""
+    phi = of_logits(jnp.zeros((1, 2)), jnp.array([1]), epsilon=1e-3)
+    np.testing.assert_allclose(phi, 100 * (1e-3 + 0.5e-6) / (1 + np.log(2)), rtol=1e-5)
+
+
+@pytest.mark.parametrize("maximizer", ["gradient", "lbfgsb"])
+@pytest.mark.parametrize("epsilon", [5e-4, 0.05])
+def test_searches_end_at_the_maximum_or_below(maximizer, epsilon):
+    logits, targets = case()
+    exact = of_logits(logits, targets, epsilon=epsilon)
+    found = of_logits(logits, targets, epsilon=epsilon, iterations=30, maximizer=maximizer)
+    assert (found <= exact * (1 + 1e-5)).all()
+    np.testing.assert_allclose(found, exact, rtol=0.02)
+    fewer = of_logits(logits, targets, epsilon=epsilon, iterations=1, maximizer=maximizer)
+    assert (fewer <= exact * (1 + 1e-5)).all() and (fewer > 0).all()
+
+
+@pytest.mark.parametrize("maximizer", ["corner", "gradient", "lbfgsb"])
+def test_it_is_traced_and_batched(maximizer):
+    logits, targets = case()
+    both = jnp.stack([logits, 2 * logits])
+    phi = jax.jit(jax.vmap(lambda z: of_logits(z, targets, maximizer=maximizer)))(both)
+    for got, z in zip(phi, both, strict=True):
+        np.testing.assert_allclose(got, of_logits(z, targets, maximizer=maximizer), rtol=1e-6)
+
+
+@pytest.mark.parametrize("maximizer", ["corner", "gradient", "lbfgsb"])
+@pytest.mark.parametrize("target, epsilon", [(1, 5e-4), (0, 5e-4), (2, 0.9)])
+def test_logits_that_are_huge_have_a_sharpness(maximizer, target, epsilon):
+    """f grows by 2ε of the target's logit against the largest, where that is not the target."""
+    z = jnp.array([[2e5, 0.0, 1.0]])
+    phi = of_logits(z, jnp.array([target]), epsilon=epsilon, maximizer=maximizer)
+    y = epsilon * (np.array([2e5, 0.0, 1.0]) + 1) * np.where(np.arange(3) == target, -1, 1)
+    moved = np.array([2e5, 0.0, 1.0]) + y
+    f, after = (np.logaddexp.reduce(x) - x[target] for x in (np.array([2e5, 0, 1]), moved))
+    np.testing.assert_allclose(phi, 100 * (after - f) / (1 + f), rtol=1e-4, atol=1e-6)
+    assert phi >= 0
+
+
+def test_weights_in_bfloat16_move():
+    params = {"a": jnp.full((3, 2), 1.7, jnp.bfloat16), "b": jnp.full(4, 0.3, jnp.bfloat16)}
+    loss = lambda p: sum(jnp.sum(x**2) for x in jax.tree.leaves(p))  # noqa: E731
+    before = sum(np.sum(np.asarray(x, np.float64) ** 2) for x in params.values())
+    want = 100 * before * (1.001**2 - 1) / (1 + before)
+    np.testing.assert_allclose(of_weights(loss, params, rho=1e-3), want, rtol=1e-4)
+
+
+@pytest.mark.parametrize("maximizer", ["corner", "gradient", "lbfgsb"])
+def test_logits_that_are_not_finite_spoil_their_own_sequence_alone(maximizer):
+    logits, targets = case()
+    phi = of_logits(logits.at[2, 3].set(jnp.nan), targets, maximizer=maximizer)
+    assert np.isnan(phi[2]) and np.isfinite(np.delete(phi, 2)).all()
+
+
+def test_of_a_model_it_is_that_of_the_last_logits():
+    model = Llama2(Llama2Config(300, 32, 2, 2, 64, max_length=8), rngs=nnx.Rngs(0))
+    graph, params = nnx.split(model)
+    tokens = jnp.asarray(np.random.default_rng(0).integers(0, 300, (5, 9)))
+    each = of_logits(model(tokens[:, :-1])[:, -1], tokens[:, -1], epsilon=0.01)
+    got = sharpness.of_model(graph, params, tokens, epsilon=0.01)
+    np.testing.assert_allclose(got, each.mean(), rtol=1e-5)
+    tokens = tokens.at[:, 3].set(7).at[1, 7].set(7)  # a document ends; what follows it is a guess
+    inputs, targets, of, _ = document_mask.window(tokens, 7)
+    each = of_logits(model(inputs, of)[:, -1], targets[:, -1])
+    got = sharpness.of_model(graph, params, tokens, 7)
+    np.testing.assert_allclose(got, np.delete(each, 1).mean(), rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_the_trainer_logs_it(tmp_path):
+    given = ("--config.steps=5", "--config.log.sharpness_every=2", "--config.method=bf16")
+    assert main(tmp_path, *given) == 0
+    path = tmp_path / "run" / "metrics.jsonl"
+    found = {r["step"]: r["sharpness"] for r in metrics.read(path) if "sharpness" in r}
+    assert list(found) == [2, 4, 5] and len(set(found.values())) == 3
+    run, text = load.load_run(tmp_path / "run"), source.load(str(tmp_path / "text.txt"))
+    data, count = run.config.data, run.config.log.validation_batches
+    options = {"length": data.length, "batch": data.batch, "count": count}
+    rows = pipeline.validation_batches(text.validation, **options)
+    got = sharpness.of_model(run.graph, run.params, jnp.asarray(rows[0], jnp.int32))
+    np.testing.assert_allclose(got, found[5], rtol=1e-5)
+
+
+def test_weights_of_a_quadratic_by_hand():
+    """Along the gradient, an eigenvector: |w| grows by ρ, in every array by its own norm."""
+    params = {"a": jnp.full((3, 2), 2.0), "b": jnp.full(4, 0.5), "zero": jnp.zeros(3)}
+    loss = lambda p: sum(jnp.sum(x**2) for x in jax.tree.leaves(p))  # noqa: E731
+    before = 24.0 + 1.0
+    want = 100 * before * (1.1**2 - 1) / (1 + before)
+    for iterations in (1, 5):
+        got = jax.jit(lambda p, n=iterations: of_weights(loss, p, rho=0.1, iterations=n))(params)
+        np.testing.assert_allclose(got, want, rtol=1e-5)
+
+
+def test_scaling_a_layer_against_the_next_changes_nothing():
+    """relu(x A) B = relu(x cA) B/c: the radii go with the norms, unlike a common one."""
+    rng = np.random.default_rng(0)
+    x, a, b = (jnp.asarray(rng.normal(size=s), jnp.float32) for s in ((9, 5), (5, 7), (7, 3)))
+    loss = lambda p: jnp.mean(jnp.square(jax.nn.relu(x @ p[0]) @ p[1]))  # noqa: E731
+    phi = of_weights(loss, (a, b), rho=0.01, iterations=4)
+    np.testing.assert_allclose(
+        of_weights(loss, (4 * a, b / 4), rho=0.01, iterations=4), phi, rtol=1e-3
+    )
+    assert phi > 0.5
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"maximizer": "newton"}, "maximizer='newton'"),
+        ({"epsilon": 0.0}, "epsilon=0.0"),
+        ({"epsilon": float("nan")}, "epsilon=nan"),
+        ({"iterations": 0}, "iterations=0"),
+    ],
+)
+def test_what_cannot_be_is_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        sharpness.of_logits(*case(), **options)
+
+
+def test_radii_must_be_positive():
+    with pytest.raises(ValueError, match="rho=-1"):
+        of_weights(jnp.sum, jnp.ones(3), rho=-1)

@@ -15,15 +15,38 @@ from ml_collections import ConfigDict
 from pqt_jax.errors import InputError, system_reason
 from pqt_jax.training.config.schema import Config
 
+_PACKAGE = Path(__file__).parents[2]
+
+
+def find(name: str) -> str:
+    """The path of a config file, which may be one of the package's own, given by its name.
+
+    Example:
+      >>> Path(find("quickstart")).name, find("my/run.py")
+      ('quickstart.py', 'my/run.py')
+
+    Args:
+      name: a path, or the name of a file in `configs` without its suffix, such as "lab/smoke".
+    """
+    if name and not name.endswith(".py") and not Path(name).exists():
+        for folder in (_PACKAGE / "configs", _PACKAGE.parent / "configs"):  # installed, a checkout
+            if (path := folder / f"{name}.py").is_file():
+                return str(path)
+    return name
+
 
 def read(path: str) -> Config:
     """What `get_config()` of a file returns, as a ConfigDict.
+
+    Args:
+      path: as for `find`.
 
     Raises:
       InputError: for anything wrong with the file.
     """
     if not path:
         raise InputError("--config= is empty; give a config file, such as configs/quickstart.py")
+    path = find(path)
     _check_path(path)
     spec = importlib.util.spec_from_file_location("pqt_jax_user_config", path)
     if spec is None or spec.loader is None:

@@ -30,8 +30,6 @@ from typing import Any, Literal, get_args
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.optimize
-import scipy.special
 from flax import nnx
 
 from pqt_jax.models import document_mask
@@ -226,6 +224,9 @@ def _of_logits(z, targets, epsilon, iterations, maximizer):
 
 def _lbfgsb(z, targets, radius, *, iterations):
     """The rise that is found, on the host: float[…, V], int[…], float[…, V] → float[…]."""
+    import scipy.optimize  # here, since they are slow to import and a training run needs neither
+    import scipy.special
+
     shape = np.shape(targets)
     z, radius = (np.asarray(x, np.float64).reshape(-1, np.shape(x)[-1]) for x in (z, radius))
     rises = np.full(len(z), np.nan, np.float32)

@@ -14,7 +14,7 @@ from pqt_jax.models import partitioning
 from pqt_jax.training import final_evaluation
 from pqt_jax.training.config import schema
 from pqt_jax.training.config.schema import Config
-from pqt_jax.training.run import distributed, metrics, run_plots
+from pqt_jax.training.run import distributed, metrics
 from pqt_jax.training.run import workdir as workdirs
 from pqt_jax.transform import bit_state
 
@@ -60,6 +60,8 @@ def finish(
         "tokens_per_s": round(timer.rate(), 1),
         "config": schema.digest(config),
     }
+    from pqt_jax.training.run import run_plots  # here, since matplotlib is slow to import
+
     records = metrics.read(workdir / workdirs.METRICS)
     title = f"{config.model.name}, {config.method}, seed {config.seed}"
     run_plots.loss(workdir / workdirs.LOSS, records, title)

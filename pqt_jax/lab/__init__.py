@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright 2026 The pqt_jax Authors
-"""The stability lab: reduced formats, sharpness, and sweeps over seeds and learning rates.
+"""The stability lab: does training stay stable with fewer bits?
 
-    operands → gemms → simulate   models whose matrix products have operands of fewer bits
-    sharpness  how much the loss rises around a point
-    grid → runs → sweep    arms × learning rates × seeds, trained side by side
-    outcomes   what became of a run
-    cells → statistics, forecasts, panels, summaries → report    what a sweep says
+    operands → gemms → simulate             models whose matrix products have reduced operands
+    sweep_config → runs → train_sweep → sweep         arms × learning rates × seeds, trained
+    outcomes                                whether a run learned, was stuck or diverged
+    sweep_table → statistics, prediction    results, confidence intervals, early warning
+    figures, tables → report_page → report  the page about a sweep
 
 Source: Lee and others, To FP8 and Back Again, arXiv 2405.18710 (2024).
 """

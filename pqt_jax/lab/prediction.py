@@ -1,138 +1,160 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright 2026 The pqt_jax Authors
-"""Whether something that is measured of a run says, before it diverges, that it will.
+"""Whether a score that is measured during training predicts divergence.
 
-At each step only runs that have not diverged by then count, so that nothing is foretold afterwards.
-A score that rises with the learning rate, as divergence does, tells what one knew: beside the area
-under the ROC of all runs there is that among runs of the same arm and rate, and beside sharpness
-stand the learning rate and the loss themselves.
+At each step a prediction is evaluated over the runs that have not diverged by then, so no score
+uses what happened after it. Divergence becomes more frequent with the learning rate. A score that
+merely rises with the learning rate therefore has a large area under the ROC curve over all runs.
+For this reason the area within runs of the same arm and learning rate is computed as well, and the
+learning rate and the loss are evaluated as scores too.
 """
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import numpy as np
 
 from pqt_jax.analysis.intervals import Interval
-from pqt_jax.lab.statistics import Roc, concordance, roc, share
-from pqt_jax.lab.sweep_table import Cells
+from pqt_jax.lab.statistics import RocCurve, concordance, proportion, roc_curve
+from pqt_jax.lab.sweep_table import SweepTable
 from pqt_jax.training.run.metrics import Record
 
-Points = Sequence[tuple[int, float | None]]
-_BACK = 20  # steps whose median is the loss at one
+ScoreSeries = Sequence[tuple[int, float | None]]  # (step, score), by step
+Score = Callable[[Record], ScoreSeries]  # the row of a run → its scores
+_LOSS_WINDOW = 20  # steps
 
 
-class Landmark(NamedTuple):
-    """A score at a step as a forecast.
+@dataclass(frozen=True)
+class PredictionAtStep:
+    """How well a score at one step predicts divergence after it.
 
     Attributes:
-      step: number of steps that had been taken.
-      bad, good: of the runs that had not diverged by then, those that did later and that did not.
-      roc: of all of them.
-      within: `concordance` among runs of the same arm and learning rate.
+      step: number of steps taken before the measurement.
+      diverging: number of runs that diverge after the step.
+      stable: number of runs that do not diverge.
+      roc: the ROC curve over all these runs.
+      within: the `concordance` of runs with the same arm and learning rate.
     """
 
     step: int
-    bad: int
-    good: int
-    roc: Roc
+    diverging: int
+    stable: int
+    roc: RocCurve
     within: Interval
 
 
-class Alarm(NamedTuple):
-    """What a threshold would have told.
+@dataclass(frozen=True)
+class Alarm:
+    """What an alarm at a fixed threshold would have achieved.
 
     Attributes:
-      threshold: that one in twenty of the runs that did not diverge crosses at any time.
-      told: share of the runs that diverged after a measurement which had crossed it before.
-      lead: steps between the first alarm and divergence, of these.
+      threshold: the score that one in twenty of the runs that did not diverge ever exceeds.
+      detected: the share of the diverged runs whose score exceeded the threshold before they
+        diverged. Runs without a measurement do not count.
+      lead_times: for these runs, the steps between the first alarm and divergence.
     """
 
     threshold: float
-    told: Interval
-    lead: list[int]
+    detected: Interval
+    lead_times: list[int]
 
 
-def scores(cells: Cells) -> dict[str, Callable[[Record], Points]]:
-    """Name → the function from a row to [(step, value), …], of what is known of these runs.
+def scores_of(table: SweepTable) -> dict[str, Score]:
+    """Name → function from a row to its scores, for the scores that some run has.
 
-    The loss at a step is the median of those of the `_BACK` steps before it, as far as they are in
-    the table; it and the learning rate are taken where sharpness is.
+    The loss at a step is the median loss of the `_LOSS_WINDOW` steps before it, as far as they are
+    recorded. Loss and learning rate are taken at the steps at which sharpness was measured.
     """
-    every = cells.about["config"]["sweep"]["record_every"]
+    record_every = table.metadata["config"]["sweep"]["record_every"]
 
-    def steps(row: Record) -> list[int]:
-        return [step for step, _ in row.get("sharpness", [])]
+    def sharpness(row: Record) -> ScoreSeries:
+        return row.get("sharpness", [])
 
-    def loss(row: Record) -> Points:
-        def at(step):
-            last = row["losses"][: step // every][-max(1, _BACK // every) :]
-            return float(np.median(last)) if last and None not in last else None
+    def sharpness_of_weights(row: Record) -> ScoreSeries:
+        return row.get("sharpness_of_weights", [])
 
-        return [(step, at(step)) for step in steps(row) if step]
+    def loss_at(row: Record, step: int) -> float | None:
+        recorded = row["losses"][: step // record_every]
+        recent = recorded[-max(1, _LOSS_WINDOW // record_every) :]
+        return float(np.median(recent)) if recent and None not in recent else None
 
-    found: dict[str, Callable[[Record], Points]] = {
-        "sharpness": lambda row: row.get("sharpness", []),
-        "sharpness of weights": lambda row: row.get("sharpness_of_weights", []),
+    def loss(row: Record) -> ScoreSeries:
+        return [(step, loss_at(row, step)) for step, _ in sharpness(row) if step]
+
+    def learning_rate(row: Record) -> ScoreSeries:
+        return [(step, row["learning_rate"]) for step, _ in sharpness(row)]
+
+    scores: dict[str, Score] = {
+        "sharpness": sharpness,
+        "sharpness of weights": sharpness_of_weights,
         "loss": loss,
-        "learning rate": lambda row: [(step, row["learning_rate"]) for step in steps(row)],
+        "learning rate": learning_rate,
     }
-    some = cells.rows.values()
-    return {name: of for name, of in found.items() if any(of(row) for row in some)}
+    rows = table.rows.values()
+    return {name: score for name, score in scores.items() if any(score(row) for row in rows)}
 
 
-def landmarks(rows: Iterable[Record], points: Callable[[Record], Points]) -> list[Landmark]:
-    """A score as a forecast, at each step at which runs of both kinds are left.
+def evaluate_predictions(rows: Iterable[Record], score: Score) -> list[PredictionAtStep]:
+    """Evaluate a score at each step that has runs which diverge later and runs which do not.
 
     Args:
-      rows: of a table.
-      points: one of `scores`.
+      rows: of the sweep table.
+      score: one of `scores_of`.
     """
-    known: dict[int, list[tuple[float, bool, tuple[str, float]]]] = {}
+    measured: dict[int, list[tuple[float, bool, tuple[str, float]]]] = {}
     for row in rows:
         end = row["diverged_at"]
-        for step, value in points(row):
+        for step, value in score(row):
             if value is not None and (end is None or step < end):
                 stratum = (row["arm"], row["learning_rate"])
-                known.setdefault(step, []).append((value, end is not None, stratum))
-    found = []
-    for step, entries in sorted(known.items()):
+                measured.setdefault(step, []).append((value, end is not None, stratum))
+    predictions = []
+    for step, entries in sorted(measured.items()):
         values, diverged, strata = zip(*entries, strict=True)
-        if 0 < (bad := sum(diverged)) < len(entries):
-            within = concordance(values, diverged, strata)
-            found.append(Landmark(step, bad, len(entries) - bad, roc(values, diverged), within))
-    return found
+        diverging = sum(diverged)
+        if 0 < diverging < len(entries):
+            prediction = PredictionAtStep(
+                step=step,
+                diverging=diverging,
+                stable=len(entries) - diverging,
+                roc=roc_curve(values, diverged),
+                within=concordance(values, diverged, strata),
+            )
+            predictions.append(prediction)
+    return predictions
 
 
-def lead_time(points: Points, diverged_at: int, threshold: float) -> int | None:
-    """Steps between the first score above a threshold and divergence; None if none came before.
+def lead_time(series: ScoreSeries, diverged_at: int, threshold: float) -> int | None:
+    """Steps between the first score above a threshold and divergence; None without an alarm.
 
     Example:
       >>> lead_time([(0, 0.1), (20, 0.4), (40, 0.9)], diverged_at=45, threshold=0.3)
       25
 
     Args:
-      points: (step, score) in order.
-      diverged_at: step.
-      threshold: of an alarm.
+      series: (step, score) by step.
+      diverged_at: the step at which the run diverged.
+      threshold: a score above it raises the alarm.
     """
-    alarms = [at for at, score in points if at < diverged_at and (score or -math.inf) > threshold]
+    alarms = [
+        step for step, value in series if step < diverged_at and (value or -math.inf) > threshold
+    ]
     return diverged_at - alarms[0] if alarms else None
 
 
-def alarm(rows: Iterable[Record], points: Callable[[Record], Points]) -> Alarm | None:
-    """What a threshold on a score would have told; None without runs of both kinds."""
-    highest, leads = [], []
+def evaluate_alarm(rows: Iterable[Record], score: Score) -> Alarm | None:
+    """What an alarm on a score would have achieved; None unless there are runs of both kinds."""
+    highest_when_stable, before_divergence = [], []
     for row in rows:
-        known = [(at, value) for at, value in points(row) if value is not None]
-        if row["diverged_at"] is None and known:
-            highest.append(max(value for _, value in known))
-        elif known:
-            leads.append((known, row["diverged_at"]))
-    if not highest or not leads:
+        series = [(step, value) for step, value in score(row) if value is not None]
+        if row["diverged_at"] is None and series:
+            highest_when_stable.append(max(value for _, value in series))
+        elif series:
+            before_divergence.append((series, row["diverged_at"]))
+    if not highest_when_stable or not before_divergence:
         return None
-    threshold = float(np.quantile(highest, 0.95))
-    found = [lead_time(known, end, threshold) for known, end in leads]
-    early = [lead for lead in found if lead is not None]
-    return Alarm(threshold, share(len(early), len(leads)), early)
+    threshold = float(np.quantile(highest_when_stable, 0.95))
+    leads = [lead_time(series, end, threshold) for series, end in before_divergence]
+    detected = [lead for lead in leads if lead is not None]
+    return Alarm(threshold, proportion(len(detected), len(leads)), detected)

@@ -27,7 +27,7 @@ from pqt_jax.data import pipeline
 from pqt_jax.data.source import Text
 from pqt_jax.lab import outcomes
 from pqt_jax.lab.simulate import simulate
-from pqt_jax.lab.sweep_config import Arm
+from pqt_jax.lab.sweep_config import Arm, RateAndSeed
 from pqt_jax.training import sharpness
 from pqt_jax.training import state as states
 from pqt_jax.training import step as steps
@@ -39,8 +39,7 @@ from pqt_jax.transform import bit_state
 from pqt_jax.transform.rules import BITS, map_paths
 
 FORMATS = ("master", "fp8_e4m3", "fp6_e3m2", "fp4_e2m1")  # of weights on held-out text
-Cell = tuple[float, int]  # learning rate, seed
-Train = Callable[[Sequence[Cell], Callable[[], None]], list[metrics.Record]]
+Train = Callable[[Sequence[RateAndSeed], Callable[[], None]], list[metrics.Record]]
 _OF_STEP = ("loss", "in_a_row", "bits_mean")  # of what a step measures
 _FETCH_EVERY = 50  # steps between waits for the device
 _COUNTED = 10**7  # tokens whose frequencies are taken
@@ -102,7 +101,7 @@ def make_train(arm: Arm, text: Text, sweep: Config) -> Train:
     unigram_loss = outcomes.unigram_loss(text.train[:_COUNTED])
     known = {"arm": arm.name, "steps": config.steps, "unigram_loss": unigram_loss}
 
-    def train(cells: Sequence[Cell], advance: Callable[[], None]) -> list[metrics.Record]:
+    def train(cells: Sequence[RateAndSeed], advance: Callable[[], None]) -> list[metrics.Record]:
         rates, seeds = (np.array(some) for some in zip(*cells, strict=True))
         state, keys = begin(rates, seeds)
         seen, waiting, measured = [], [], {}
@@ -188,15 +187,16 @@ def _record(
     losses = np.array([found["loss"] for found in seen], np.float64)
     in_a_row = [found["in_a_row"] for found in seen]
     limits = {"margin": sweep.margin, "window": sweep.window, "skips": config.watch.skips}
-    at, final = outcomes.diverged_at(losses, in_a_row, **limits), outcomes.final(losses)
+    spike_limits = {"threshold": sweep.spike_score, "window": sweep.spike_window}
+    at, final = outcomes.find_divergence(losses, in_a_row, **limits), outcomes.final_loss(losses)
     measured, kept = ends["measured"], losses[sweep.record_every - 1 :: sweep.record_every]
     return {
         "losses": [metrics.finite(round(float(loss), 5)) for loss in kept],
         "first_loss": _number(losses[0]),
         "final_loss": _number(final),
-        "outcome": outcomes.outcome(at, final, unigram_loss),
+        "outcome": outcomes.classify_run(at, final, unigram_loss),
         "diverged_at": at,
-        "spikes": outcomes.spikes(losses, threshold=sweep.spike_score, window=sweep.spike_window),
+        "spikes": outcomes.count_spikes(losses, **spike_limits),
         "skipped": int(ends["skipped"]),
         "bits_mean": _number(seen[-1]["bits_mean"]) if "bits_mean" in seen[-1] else None,
         "held_out_losses": {name: _number(x) for name, x in ends["held_out_losses"].items()},

@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright 2026 The pqt_jax Authors
-"""What a sweep trains: arms × learning rates × seeds, from a config file.
+"""The configuration of a sweep: arms × learning rates × seeds.
 
-An *arm* is a way to train: a configuration of the trainer, and how the operands of its products are
-reduced. Its runs differ in seed and learning rate alone.
+An *arm*, as in a clinical trial, is one of the ways to train that a sweep compares: a configuration
+of the trainer, and a reduced format for the operands of matrix products. The runs of an arm differ
+only in seed and learning rate.
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple, get_args
+from dataclasses import dataclass
+from typing import Any, get_args
 
 from ml_collections import ConfigDict
 
@@ -19,7 +21,8 @@ from pqt_jax.training import sharpness
 from pqt_jax.training.config import command_line, field_types, load_file, schema, validation
 from pqt_jax.training.config.schema import Config
 
-SECTIONS = ("simulate", "sweep")  # beside those of the trainer
+RateAndSeed = tuple[float, int]
+SECTIONS = ("simulate", "sweep")  # in addition to the sections of a training run
 _OPERANDS = ("activations", "weights", "gradients")
 _RANGES: field_types.Ranges = {
     "sweep.seeds": (
@@ -37,19 +40,21 @@ _RANGES: field_types.Ranges = {
     "sweep.rho": (lambda v: 0 <= v <= 1, "from 0 to 1"),
     "sweep.epsilon": (lambda v: 0 < v <= 1, "above 0, and 1 at most"),
 }
-_LONGEST = 40  # characters of an arm's name
-_NO_USE = {"init_from": "", "log.sharpness_every": 0, "log.wandb": "", "log.tensorboard": False}
-_NO_USE |= {"seed": 0, "mesh.data": 0, "mesh.fsdp": 1, "mesh.tensor": 1}
+_LONGEST_NAME = 40  # characters
+# Fields of a training run that a sweep does not use; they must keep these values.
+_UNUSED = {"init_from": "", "log.sharpness_every": 0, "log.wandb": "", "log.tensorboard": False}
+_UNUSED |= {"seed": 0, "mesh.data": 0, "mesh.fsdp": 1, "mesh.tensor": 1}
 _MAY_BE_ZERO = {"sweep.sharpness_every"}
 
 
-class Arm(NamedTuple):
+@dataclass(frozen=True)
+class Arm:
     """A way to train.
 
     Attributes:
-      name: of the config's.
-      config: of the trainer; its learning rate and its seed are not used.
-      rules: for `simulate.simulate`; empty where nothing is reduced.
+      name: as in the config.
+      config: of the trainer. Its learning rate and seed are not used.
+      rules: for `simulate.simulate`; empty if no operand is reduced.
     """
 
     name: str
@@ -57,25 +62,27 @@ class Arm(NamedTuple):
     rules: dict[str, Gemm | None]
 
 
-class Grid(NamedTuple):
+@dataclass(frozen=True)
+class SweepConfig:
     """A sweep.
 
     Attributes:
-      arms: in the order of the config.
-      seeds, learning_rates: of every arm.
-      sweep: the section of the config.
-      everything: the whole config as a dict, for the record.
+      arms: in the order of the config. The first arm is the baseline.
+      seeds: of every arm.
+      learning_rates: of every arm.
+      options: the section `sweep` of the config.
+      full_config: the whole config as a dict, for `run.json`.
     """
 
     arms: tuple[Arm, ...]
     seeds: tuple[int, ...]
     learning_rates: tuple[float, ...]
-    sweep: Config
-    everything: dict[str, Any]
+    options: Config
+    full_config: dict[str, Any]
 
 
 def default(model: Llama2Config | GPT2Config) -> Config:
-    """The trainer's fields and defaults, and those of a sweep.
+    """Fields and defaults of a training run, and in addition those of a sweep.
 
     Example:
       >>> config = default(Llama2Config(256, d_model=32, num_layers=1, num_heads=2, d_ff=64))
@@ -86,54 +93,56 @@ def default(model: Llama2Config | GPT2Config) -> Config:
     with schema.default(model).unlocked() as config:
         config.simulate = ConfigDict(
             {
-                "dtype": "",  # of reduced operands, such as E8M3; empty: none is
+                "dtype": "",  # format of the reduced operands, such as E8M3; empty: no reduction
                 "rounding": "truncate",  # or nearest
-                "scale": "none",  # or floor, ceil: of blocks of 32×32; exact with nearest alone
-                "operands": _OPERANDS,  # which are reduced
-                "pattern": "h/.*/kernel",  # the kernels in whose products
+                # Scale of each block of 32×32: none, floor, ceil, or (with nearest only) exact.
+                "scale": "none",
+                "operands": _OPERANDS,  # which operands of a product are reduced
+                "pattern": "h/.*/kernel",  # regular expression of the kernels' paths
             },
-            type_safe=False,  # what is wrong is found, and said, when it is loaded
+            type_safe=False,  # `load` checks the types, with better messages
         )
         config.sweep = ConfigDict(
             {
-                # Each a name and fields as on the command line, such as ("STE", "method=ste"); the
-                # first is what others are compared with.
+                # Each arm is a name and fields as on the command line, such as
+                # ("STE", "method=ste"). The first arm is the baseline.
                 "arms": (),
                 "seeds": (0, 1, 2, 3, 4, 5, 6, 7),
                 "learning_rates": (1e-3, 3e-3, 1e-2, 3e-2),
-                # Runs that one program trains side by side: few stay in a CPU's cache, many fill a
-                # GPU.
+                # Runs that one program trains side by side. A few fit into the cache of a CPU;
+                # a GPU needs many to be busy.
                 "at_once": 4,
-                "margin": 0.5,  # of divergence, see `outcomes`
-                "window": 20,
-                "spike_score": 6.0,
+                "margin": 0.5,  # of divergence, see `outcomes.find_divergence`
+                "window": 20,  # of divergence
+                "spike_score": 6.0,  # threshold of `outcomes.count_spikes`
                 "spike_window": 100,
-                "record_every": 5,  # steps between losses that are kept; outcomes see all
-                "sharpness_every": 20,  # steps between measurements; 0: none
+                "record_every": 5,  # steps between recorded losses; outcomes use every loss
+                "sharpness_every": 20,  # steps between measurements of sharpness; 0: none
                 "epsilon": sharpness.EPSILON,  # size of the box around the logits
-                "maximizer": "corner",  # how its sharpest point is found, see `sharpness`
-                "iterations": 10,  # of gradient and lbfgsb
-                "rho": 0.0,  # radius of weight-space sharpness; 0: it is not measured
+                "maximizer": "corner",  # how the maximum in the box is found, see `sharpness`
+                "iterations": 10,  # of the maximizers gradient and lbfgsb
+                "rho": 0.0,  # radius of the sharpness of weights; 0: not measured
             },
-            type_safe=False,  # what is wrong is found, and said, when it is loaded
+            type_safe=False,  # `load` checks the types, with better messages
         )
     return config.lock()
 
 
-def load(path: str, overrides: Sequence[tuple[str, str]] = ()) -> Grid:
+def load(path: str, overrides: Sequence[tuple[str, str]] = ()) -> SweepConfig:
     """Read the config of a sweep, apply overrides, and check every arm.
 
     Args:
-      path: of a Python file whose `get_config()` returns what `default` returns, changed.
-      overrides: (dotted field, text of the value), in order.
+      path: of a Python file. Its `get_config()` starts from `default` and changes fields.
+      overrides: (dotted field, value as text), applied in order.
 
     Raises:
-      InputError: for anything wrong with file, field or value, before anything is compiled.
+      InputError: if the file, a field or a value cannot be used. Nothing is compiled before.
     """
     config = load_file.read(path)
     if not all(isinstance(config.get(name), ConfigDict) for name in SECTIONS):
         raise InputError(
-            f"--config={path}: it is no sweep's; start from pqt_jax.lab.sweep_config.default"
+            f"--config={path}: it is not the config of a sweep; start from "
+            "pqt_jax.lab.sweep_config.default"
         )
     try:
         command_line.set_types(config, default)
@@ -141,13 +150,18 @@ def load(path: str, overrides: Sequence[tuple[str, str]] = ()) -> Grid:
         raise InputError(f"--config={path}: {error}") from None
     for name, text in overrides:
         if name == "sweep.arms":
-            raise InputError(f"--config.{name}: arms are those of the file")
+            raise InputError(f"--config.{name}: arms can only be set in the file")
         command_line.override(config, name, text)
-    sweep = config.sweep
-    field_types.check_ranges(ConfigDict({"sweep": sweep}), _RANGES, _MAY_BE_ZERO)
-    made = tuple(_arm(config, one) for one in _named(sweep.arms))
-    rates = tuple(map(float, sweep.learning_rates))
-    return Grid(made, tuple(sweep.seeds), rates, sweep, config.to_dict())
+    options = config.sweep
+    field_types.check_ranges(ConfigDict({"sweep": options}), _RANGES, _MAY_BE_ZERO)
+    _check_arms(options.arms)
+    return SweepConfig(
+        arms=tuple(_make_arm(config, name, changes) for name, *changes in options.arms),
+        seeds=tuple(options.seeds),
+        learning_rates=tuple(map(float, options.learning_rates)),
+        options=options,
+        full_config=config.to_dict(),
+    )
 
 
 def _distinct(values: Any) -> bool:
@@ -158,35 +172,40 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _named(arms: Any) -> Any:
-    """The arms, each a tuple of texts: a name that no other has, and fields."""
-    good = arms and all(
+def _check_arms(arms: Any) -> None:
+    """Raise InputError unless each arm is a unique name followed by field=value texts."""
+    well_formed = arms and all(
         isinstance(arm, tuple | list)
         and arm
         and all(isinstance(text, str) for text in arm)
         and all("=" in text for text in arm[1:])
         for arm in arms
     )
-    if not good:
+    if not well_formed:
         raise InputError(
             f"config.sweep.arms={arms!r}; it must be ways to train, each a name and fields, such "
             'as (("BF16",), ("E8M3", "simulate.dtype=E8M3"))'
         )
     names = [arm[0] for arm in arms]
     for name in names:
-        if not name.isprintable() or not 0 < len(name) <= _LONGEST or name.startswith("_"):
+        if not name.isprintable() or not 0 < len(name) <= _LONGEST_NAME or name.startswith("_"):
             raise InputError(
-                f"config.sweep.arms: the name {name!r}; it must be of 1 to {_LONGEST} printable "
-                "characters, and not begin with _"
+                f"config.sweep.arms: the name {name!r}; it must be of 1 to {_LONGEST_NAME} "
+                "printable characters, and not begin with _"
             )
     if not _distinct([name.casefold() for name in names]):
         raise InputError(f"config.sweep.arms: names that are alike: {', '.join(names)}")
-    return arms
 
 
-def _arm(config: Config, arm: Sequence[str]) -> Arm:
-    name, *changes = arm
-    own = ConfigDict(config.to_dict(), type_safe=False)
+def _make_arm(config: Config, name: str, changes: Sequence[str]) -> Arm:
+    """The config with an arm's changes applied and checked.
+
+    Args:
+      config: of the sweep.
+      name: of the arm.
+      changes: field=value texts.
+    """
+    arm_config = ConfigDict(config.to_dict(), type_safe=False)
     try:
         for change in changes:
             field, _, text = change.partition("=")
@@ -194,40 +213,46 @@ def _arm(config: Config, arm: Sequence[str]) -> Arm:
                 raise InputError(f"config.{field} is one for all arms")
             if field == "optimizer.learning_rate":
                 raise InputError(f"config.{field}={text}; rates are config.sweep.learning_rates")
-            command_line.override(own, field, text)
-        simulated: Config = own.simulate
+            command_line.override(arm_config, field, text)
+        simulate_options: Config = arm_config.simulate
         for section in SECTIONS:
-            del own[section]
-        validation.check(own)
-        for field, value in schema.fields(own):
-            if field in _NO_USE and value != _NO_USE[field]:
-                raise InputError(
-                    f"config.{field}={value!r}; a sweep has no use for it, and it must be "
-                    f"{_NO_USE[field]!r}"
-                )
-        if own.steps < 2 * config.sweep.window:
+            del arm_config[section]
+        validation.check(arm_config)
+        _check_unused(arm_config)
+        if arm_config.steps < 2 * config.sweep.window:
             raise InputError(
-                f"config.steps={own.steps}; it must be at least twice config.sweep.window="
-                f"{config.sweep.window}, or no run is seen to diverge"
+                f"config.steps={arm_config.steps}; it must be at least twice config.sweep.window="
+                f"{config.sweep.window}, or no divergence can be detected"
             )
-        if not simulated.dtype and any(change.startswith("simulate.") for change in changes):
+        sets_simulate = any(change.startswith("simulate.") for change in changes)
+        if sets_simulate and not simulate_options.dtype:
             raise InputError("config.simulate.dtype is empty; it must be a format, such as E8M3")
-        return Arm(name, own.lock(), _rules(simulated))
+        return Arm(name, arm_config.lock(), _make_rules(simulate_options))
     except InputError as error:
         raise InputError(f"config.sweep.arms[{name!r}]: {error}") from None
 
 
-def _rules(simulated: Config) -> dict[str, Gemm | None]:
-    if not simulated.dtype:
+def _check_unused(arm_config: Config) -> None:
+    for field, value in schema.fields(arm_config):
+        if field in _UNUSED and value != _UNUSED[field]:
+            raise InputError(
+                f"config.{field}={value!r}; a sweep does not use this field, and it must be "
+                f"{_UNUSED[field]!r}"
+            )
+
+
+def _make_rules(options: Config) -> dict[str, Gemm | None]:
+    """The rules for `simulate.simulate` that the section `simulate` of the config describes."""
+    if not options.dtype:
         return {}
-    operands = simulated.operands
+    operands = options.operands
     if not operands or not all(name in _OPERANDS for name in operands):
         raise InputError(
             f"config.simulate.operands={operands!r}; they must be some of {', '.join(_OPERANDS)}"
         )
-    scale = None if simulated.scale == "none" else simulated.scale
+    scale = None if options.scale == "none" else options.scale
     try:
-        operand = Operand(simulated.dtype, simulated.rounding, scale)
+        operand = Operand(options.dtype, options.rounding, scale)
     except (ValueError, TypeError) as error:
         raise InputError(f"config.simulate: {error}") from None
-    return {simulated.pattern: Gemm(**dict.fromkeys(operands, operand))}
+    return {options.pattern: Gemm(**dict.fromkeys(operands, operand))}

@@ -1,11 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright 2026 The pqt_jax Authors
-"""The table of a sweep as cells: arm × learning rate × seed."""
+"""The results of a sweep as a table: one row for each arm, learning rate and seed.
 
+On disk a row is one line of JSON with a digest of its content. Rows lie in the files of the work
+units (`work_units`), and in `runs.jsonl` when the sweep is finished.
+"""
+
+import csv
+import io
 import json
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -16,100 +23,119 @@ _FIELDS = {"arm", "learning_rate", "seed", "steps", "losses", "first_loss", "fin
 _FIELDS |= {"unigram_loss", "diverged_at", "spikes", "skipped", "held_out_losses", "bits_mean"}
 
 
-class Cells(NamedTuple):
-    """A sweep's runs.
+@dataclass(frozen=True)
+class SweepTable:
+    """The runs of a sweep. Methods return arrays by seed and learning rate.
 
     Attributes:
-      arms: names, in the order of the config: the first, with which the others are compared, and
-        those that have runs.
-      rates, seeds: from the lowest on.
-      rows: (arm, rate, seed) → record of `runs.train`.
-      about: `run.json` of the sweep.
+      arms: names in the order of the config. The first arm, which is the baseline, is always
+        included; other arms are included if they have runs.
+      rates: learning rates in ascending order.
+      seeds: seeds in ascending order.
+      rows: (arm, rate, seed) → the record of that run, as `runs.make_train` describes it.
+      metadata: the content of the sweep's `run.json`.
     """
 
     arms: list[str]
     rates: list[float]
     seeds: list[int]
     rows: dict[tuple[str, float, int], metrics.Record]
-    about: dict[str, Any]
+    metadata: dict[str, Any]
 
-    def of(self, arm: str, rate: float | None = None) -> Iterator[metrics.Record]:
-        """Rows of an arm, at one rate or at all, by rate and seed."""
-        for one in self.rates if rate is None else [rate]:
+    def rows_of(self, arm: str, rate: float | None = None) -> Iterator[metrics.Record]:
+        """Rows of an arm at one learning rate, or at all of them, ordered by rate and seed."""
+        for one_rate in self.rates if rate is None else [rate]:
             for seed in self.seeds:
-                if row := self.rows.get((arm, one, seed)):
+                if row := self.rows.get((arm, one_rate, seed)):
                     yield row
 
-    def grid(self, arm: str, field: str) -> np.ndarray:
-        """float64[seeds, rates] of a field; NaN where it is null or there is no run.
+    def values(self, arm: str, field: str) -> np.ndarray:
+        """A field of every run of an arm.
 
         Args:
           arm: its name.
-          field: of the rows; dotted for one inside another, such as held_out_losses.master.
+          field: name of a field. A dotted name reads a nested field, such as
+            `held_out_losses.master`.
+
+        Returns:
+          float64[seeds, rates]; NaN where the field is null or the run is missing.
         """
-        *outer, name = field.split(".")
+        *outer_names, name = field.split(".")
 
-        def value(rate, seed):
-            row = self.rows.get((arm, rate, seed), {})
-            for part in outer:
-                row = row.get(part, {})
-            found = row.get(name)
-            return np.nan if found is None else found
+        def value(rate: float, seed: int) -> float:
+            record = self.rows.get((arm, rate, seed), {})
+            for outer_name in outer_names:
+                record = record.get(outer_name, {})
+            number = record.get(name)
+            return np.nan if number is None else number
 
-        return np.array([[value(r, s) for r in self.rates] for s in self.seeds], np.float64)
+        return np.array(
+            [[value(rate, seed) for rate in self.rates] for seed in self.seeds], np.float64
+        )
 
-    def whole(self, arm: str, field: str) -> np.ndarray:
-        """As `grid`; NaN also where the run diverged."""
-        return np.where(self.diverged(arm), np.nan, self.grid(arm, field))
+    def stable_values(self, arm: str, field: str) -> np.ndarray:
+        """The same as `values`, with NaN also for every run that diverged."""
+        return np.where(self.diverged(arm), np.nan, self.values(arm, field))
 
-    def best(self, arm: str) -> int | None:
-        """Which of the rates has the lowest median final loss, diverged runs above any.
+    def best_rate_index(self, arm: str) -> int | None:
+        """Index of the learning rate with the lowest median final loss over the seeds.
 
-        None where at every rate half of the runs or more diverged.
+        A run that diverged counts as infinitely bad. The result is None if at every rate half of
+        the runs or more diverged.
         """
-        finals = self.whole(arm, "final_loss")
+        finals = self.stable_values(arm, "final_loss")
         medians = np.median(np.where(np.isnan(finals), np.inf, finals), axis=0)
         return int(np.argmin(medians)) if np.isfinite(medians).any() else None
 
     def diverged(self, arm: str) -> np.ndarray:
-        """bool[seeds, rates]."""
-        return self.became(arm, "diverged")
+        """bool[seeds, rates]: whether the run diverged."""
+        return self.has_outcome(arm, "diverged")
 
-    def became(self, arm: str, outcome: str) -> np.ndarray:
-        """bool[seeds, rates]: runs of which that became."""
-        found = [
-            [self.rows.get((arm, r, s), {}).get("outcome") for r in self.rates] for s in self.seeds
+    def has_outcome(self, arm: str, outcome: str) -> np.ndarray:
+        """bool[seeds, rates]: whether the run has this outcome (learned, stuck or diverged)."""
+        outcomes = [
+            [self.rows.get((arm, rate, seed), {}).get("outcome") for rate in self.rates]
+            for seed in self.seeds
         ]
-        return np.array(found) == outcome
+        return np.array(outcomes) == outcome
 
-    def known(self, arm: str) -> np.ndarray:
-        """bool[seeds, rates]: where there is a run."""
-        return np.isfinite(self.grid(arm, "seed"))
+    def has_run(self, arm: str) -> np.ndarray:
+        """bool[seeds, rates]: whether the run has been trained."""
+        return np.isfinite(self.values(arm, "seed"))
 
-    def curves(self, arm: str, rate: float) -> np.ndarray:
-        """float64[runs, points] of the losses that were kept."""
-        rows = [row["losses"] for row in self.of(arm, rate)]
-        values = [[np.nan if v is None else v for v in row] for row in rows]
-        return np.array(values, np.float64).reshape(len(rows), len(rows[0]) if rows else 0)
+    def loss_curves(self, arm: str, rate: float) -> np.ndarray:
+        """float64[runs, points]: the recorded training losses at one learning rate."""
+        curves = [row["losses"] for row in self.rows_of(arm, rate)]
+        values = [[np.nan if loss is None else loss for loss in curve] for curve in curves]
+        return np.array(values, np.float64).reshape(len(curves), len(curves[0]) if curves else 0)
 
-    def measured(self, arm: str, rate: float, name: str) -> tuple[np.ndarray, np.ndarray]:
-        """int[points] steps and float64[runs, points] of sharpness or sharpness_of_weights."""
-        rows = [row.get(name, []) for row in self.of(arm, rate)]
-        at = np.array([step for step, _ in rows[0]] if rows else [], int)
-        values = [[np.nan if v is None else v for _, v in row] for row in rows]
-        return at, np.array(values, np.float64).reshape(len(rows), at.size)
+    def sharpness_curves(self, arm: str, rate: float, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """Measurements of sharpness at one learning rate.
+
+        Args:
+          arm: its name.
+          rate: the learning rate.
+          name: `sharpness` or `sharpness_of_weights`.
+
+        Returns:
+          int[points], the steps, and float64[runs, points], the values in percent.
+        """
+        curves = [row.get(name, []) for row in self.rows_of(arm, rate)]
+        steps = np.array([step for step, _ in curves[0]] if curves else [], int)
+        values = [[np.nan if value is None else value for _, value in curve] for curve in curves]
+        return steps, np.array(values, np.float64).reshape(len(curves), steps.size)
 
 
-def as_line(row: metrics.Record) -> str:
-    """A row as a file of a sweep holds it, with a digest of it."""
+def encode_row(row: metrics.Record) -> str:
+    """One line of a file of rows: the row as JSON, with a digest of its content."""
     return json.dumps({**row, "digest": digests.of_json(row)[:16]}) + "\n"
 
 
-def read_part(path: Path) -> list[metrics.Record]:
-    """The rows of a file of a sweep.
+def read_rows(path: Path) -> list[metrics.Record]:
+    """The rows in one file.
 
     Raises:
-      InputError: if it cannot be read, or holds something that is no row of a sweep.
+      InputError: if the file cannot be read, or a line is not a row that a sweep has written.
     """
     number = 0
     try:
@@ -125,29 +151,51 @@ def read_part(path: Path) -> list[metrics.Record]:
         raise InputError(f"{path} cannot be read: {why}") from None
     except (ValueError, AttributeError, RecursionError):
         raise InputError(
-            f"{path}: line {number} is no row as a sweep has written it; delete the file and run "
+            f"{path}: line {number} is not a row as a sweep writes it; delete the file and run "
             "the sweep again"
         ) from None
     return rows
 
 
-def read(folder: Path) -> Cells:
-    """Read what a sweep has written, also one that is not at its end.
+def read(folder: Path) -> SweepTable:
+    """Read the results of a sweep. The sweep may still be running.
+
+    Args:
+      folder: the workdir of the sweep.
 
     Raises:
-      InputError: if there is nothing, or something that is no row of a sweep.
+      InputError: if the folder holds no results of a sweep, or a file of rows is damaged.
     """
-    about = workdir.read(folder, "", workdir.SWEEP)
-    if not isinstance(about["config"].get("sweep"), dict):
+    metadata = workdir.read(folder, "", workdir.SWEEP)
+    if not isinstance(metadata["config"].get("sweep"), dict):
         raise InputError(f"{folder} is not of a sweep; give the workdir of one")
     rows = {}
     for path in sorted((folder / workdir.PARTS).glob("*.jsonl")):
-        for row in read_part(path):
+        for row in read_rows(path):
             rows[row["arm"], row["learning_rate"], row["seed"]] = row
     if not rows:
         raise InputError(f"{folder} holds no runs of a sweep yet; give the workdir of one")
     with_runs = {arm for arm, _, _ in rows}
-    wanted = [arm[0] for arm in about["config"]["sweep"]["arms"]]
-    arms = [arm for i, arm in enumerate(wanted) if not i or arm in with_runs]
-    rates, seeds = (sorted({key[i] for key in rows}) for i in (1, 2))
-    return Cells(arms, rates, seeds, rows, about)
+    planned = [arm[0] for arm in metadata["config"]["sweep"]["arms"]]
+    return SweepTable(
+        arms=[arm for i, arm in enumerate(planned) if i == 0 or arm in with_runs],
+        rates=sorted({rate for _, rate, _ in rows}),
+        seeds=sorted({seed for _, _, seed in rows}),
+        rows=rows,
+        metadata=metadata,
+    )
+
+
+def as_csv(table: SweepTable) -> str:
+    """The table as CSV: one line for each run, without the fields that hold lists."""
+    flat_rows = []
+    for row in table.rows.values():
+        flat = {name: value for name, value in row.items() if not isinstance(value, list | dict)}
+        flat |= {f"held_out_{name}": loss for name, loss in row["held_out_losses"].items()}
+        flat_rows.append(flat)
+    text = io.StringIO()
+    columns = list(dict.fromkeys(name for row in flat_rows for name in row))
+    writer = csv.DictWriter(text, columns)
+    writer.writeheader()
+    writer.writerows(flat_rows)
+    return text.getvalue()

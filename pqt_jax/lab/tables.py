@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright 2026 The pqt_jax Authors
-"""What a sweep says, as tables of a page: cells → HTML."""
+"""Tables of a sweep as HTML, made from its table of runs."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
@@ -13,149 +13,188 @@ from pqt_jax.analysis.intervals import Interval
 from pqt_jax.lab import outcomes
 from pqt_jax.lab.prediction import Alarm
 from pqt_jax.lab.runs import FORMATS
-from pqt_jax.lab.statistics import paired, share
-from pqt_jax.lab.sweep_table import Cells
+from pqt_jax.lab.statistics import paired_difference, proportion
+from pqt_jax.lab.sweep_table import SweepTable
 
-_LABELS = dict(zip(FORMATS, ("as they are", "FP8 E4M3", "FP6 E3M2", "FP4 E2M1"), strict=True))
+_FORMAT_LABELS = dict(
+    zip(FORMATS, ("as they are", "FP8 E4M3", "FP6 E3M2", "FP4 E2M1"), strict=True)
+)
+_NONE = "—"
 
 
-def usable_level(cells: Cells, nats: float) -> float:
-    """So many nats above the first arm's median final loss at its best rate; NaN without one."""
-    first = cells.arms[0]
-    best = cells.best(first)
-    if best is None:
-        return math.nan
-    finals = cells.whole(first, "final_loss")[:, best]
+def usable_level(table: SweepTable, nats: float) -> float:
+    """The final loss up to which a learning rate counts as usable.
+
+    Args:
+      table: of the sweep.
+      nats: the margin above the baseline's median final loss at its best rate. The baseline is the
+        first arm.
+
+    Returns:
+      Nats per token; NaN if the baseline has no best rate.
+    """
+    baseline = table.arms[0]
+    best = table.best_rate_index(baseline)
+    finals = _at_rate(table, baseline, "final_loss", best)
     finals = finals[np.isfinite(finals)]
     return nats + float(np.median(finals)) if finals.size else math.nan
 
 
-def overview(cells: Cells, level: float) -> str:
-    """A row for each arm: how many failed, where it is best, and how wide its range is."""
+def overview_table(table: SweepTable, level: float) -> str:
+    """One row for each arm: its failures, its best rate, and its range of usable rates."""
     head = ["arm", "runs", "diverged", "stuck", "best rate", "final loss there"]
     head += ["usable decades of rates", "sensitivity to the rate, nats", "spikes per run"]
     rows = []
-    for arm in cells.arms:
-        best, total = cells.best(arm), int(cells.known(arm).sum())
-        if not total:
-            rows.append([text(arm), "0", *["—"] * (len(head) - 2)])
+    for arm in table.arms:
+        best, runs = table.best_rate_index(arm), int(table.has_run(arm).sum())
+        if not runs:
+            rows.append([text(arm), "0", *[_NONE] * (len(head) - 2)])
             continue
-        there = _at(cells, arm, "final_loss", best)
-        count = lambda what, arm=arm: int(cells.became(arm, what).sum())  # noqa: E731
-        own = [
-            f"{total}",
-            *(_percent(share(count(what), total)) for what in ("diverged", "stuck")),
-            "—" if best is None else f"{cells.rates[best]:g}",
-            _mean(there, ".4f"),
-            _mean(_usable(cells, arm, level), ".3f"),
-            _mean(_sensitivity(cells, arm), ".3f"),
-            f"{np.mean(cells.grid(arm, 'spikes')[cells.known(arm)]):.2f}",
+        failures = [
+            _percent(proportion(int(table.has_outcome(arm, outcome).sum()), runs))
+            for outcome in ("diverged", "stuck")
         ]
-        rows.append([text(arm), *own])
+        columns = [
+            f"{runs}",
+            *failures,
+            _rate(table, best),
+            _mean(_at_rate(table, arm, "final_loss", best), ".4f"),
+            _mean(_usable_decades(table, arm, level), ".3f"),
+            _mean(_sensitivities(table, arm), ".3f"),
+            f"{np.mean(table.values(arm, 'spikes')[table.has_run(arm)]):.2f}",
+        ]
+        rows.append([text(arm), *columns])
     return html_page.table(head, rows, "numbers")
 
 
-def differences(cells: Cells, level: float) -> str:
-    """Every arm against the first: range and sensitivity, seed by seed."""
+def rate_range_table(table: SweepTable, level: float) -> str:
+    """Every arm against the baseline: usable decades and sensitivity, paired by seed."""
     head = ["arm", "usable decades", "sensitivity, nats"]
-    kinds: list[Callable[[str], np.ndarray]] = [
-        lambda arm: _usable(cells, arm, level),
-        lambda arm: _sensitivity(cells, arm),
-    ]
-    first = cells.arms[0]
-    rows = [
-        [text(arm), *(_difference(paired(of(arm), of(first)), "+.3f") for of in kinds)]
-        for arm in cells.arms[1:]
-    ]
-    return html_page.table(head, rows, "numbers")
-
-
-def paired_losses(cells: Cells, field: str) -> str:
-    """A field of every arm minus that of the first, at each rate, over seeds whole with both."""
-    head = ["arm", *(f"rate {rate:g}" for rate in cells.rates)]
-    others = cells.whole(cells.arms[0], field)
-    rows = []
-    for arm in cells.arms[1:]:
-        columns = zip(cells.whole(arm, field).T, others.T, strict=True)
-        rows.append([text(arm), *(_difference(paired(a, b), "+.4f", a - b) for a, b in columns)])
-    return html_page.table(head, rows, "numbers")
-
-
-def survival(cells: Cells) -> str:
-    """Held-out loss at each arm's best rate, of its weights and of what formats add to it."""
-    head = ["arm", "rate", "mean bits", *(_LABELS[name] for name in FORMATS)]
-    rows = []
-    for arm in cells.arms:
-        best = cells.best(arm)
-        of = lambda name, arm=arm, best=best: _at(cells, arm, name, best)  # noqa: E731
-        master, *others = (of(f"held_out_losses.{name}") for name in FORMATS)
-        bits = of("bits_mean")
-        mean_bits = f"{np.nanmean(bits):.2f}" if np.isfinite(bits).any() else "—"
-        added = [_difference(paired(other, master), "+.4f") for other in others]
-        rate = "—" if best is None else f"{cells.rates[best]:g}"
-        rows.append([text(arm), rate, mean_bits, _mean(master, ".4f"), *added])
-    return html_page.table(head, rows, "numbers")
-
-
-def alarms(found: dict[str, Alarm]) -> str:
-    """A row for each score: what its threshold would have told, and how early."""
-    head = ["score", "threshold", "told, of the runs that diverged", "median lead, steps"]
-    found = {name: own for name, own in found.items() if name != "learning rate"}  # never crosses
-    rows = []
-    for name, own in found.items():
-        lead = f"{np.median(own.lead):.0f}" if own.lead else "—"
-        rows.append([text(name), f"{own.threshold:.3g}", _percent(own.told), lead])
-    return html_page.table(head, rows, "numbers")
-
-
-def _at(cells: Cells, arm: str, field: str, rate: int | None) -> np.ndarray:
-    """float64[seeds] of a field at a rate, NaN where a run diverged or there is no such rate."""
-    every = cells.whole(arm, field)
-    return np.full(len(every), math.nan) if rate is None else every[:, rate]
-
-
-def _by_seed(cells: Cells, arm: str, of: Callable[[dict[float, float], int], float]) -> np.ndarray:
-    """float64[seeds] of a function of (rate → final loss, NaN where it diverged; which seed).
-
-    NaN for a seed that has not been trained at every rate yet.
-    """
-    found = np.full(len(cells.seeds), math.nan)
-    for i in np.flatnonzero(cells.known(arm).all(axis=1)).tolist():
-        found[i] = of(dict(zip(cells.rates, cells.whole(arm, "final_loss")[i], strict=True)), i)
-    return found
-
-
-def _usable(cells: Cells, arm: str, level: float) -> np.ndarray:
-    return _by_seed(cells, arm, lambda finals, _: outcomes.usable(finals, level))
-
-
-def _sensitivity(cells: Cells, arm: str) -> np.ndarray:
-    firsts = cells.grid(arm, "first_loss")
-    return _by_seed(
-        cells, arm, lambda finals, i: outcomes.sensitivity(finals, np.nanmax(firsts[i]))
+    baseline = table.arms[0]
+    usable, sensitivity = (
+        _usable_decades(table, baseline, level),
+        _sensitivities(table, baseline),
     )
+    rows = []
+    for arm in table.arms[1:]:
+        differences = (
+            paired_difference(_usable_decades(table, arm, level), usable),
+            paired_difference(_sensitivities(table, arm), sensitivity),
+        )
+        rows.append([text(arm), *(_difference(interval, "+.3f") for interval in differences)])
+    return html_page.table(head, rows, "numbers")
+
+
+def paired_loss_table(table: SweepTable, field: str) -> str:
+    """A loss of every arm minus the baseline's, at each rate, over the seeds stable with both.
+
+    Args:
+      table: of the sweep.
+      field: of a row, as `SweepTable.values` takes it.
+    """
+    head = ["arm", *(f"rate {rate:g}" for rate in table.rates)]
+    baseline = table.stable_values(table.arms[0], field)
+    rows = []
+    for arm in table.arms[1:]:
+        by_rate = zip(table.stable_values(arm, field).T, baseline.T, strict=True)
+        differences = [
+            _difference(paired_difference(values, others), "+.4f", values - others)
+            for values, others in by_rate
+        ]
+        rows.append([text(arm), *differences])
+    return html_page.table(head, rows, "numbers")
+
+
+def format_loss_table(table: SweepTable) -> str:
+    """Held-out loss at each arm's best rate, and what rounding the weights adds to it."""
+    head = ["arm", "rate", "mean bits", *(_FORMAT_LABELS[name] for name in FORMATS)]
+    rows = []
+    for arm in table.arms:
+        best = table.best_rate_index(arm)
+        master, *rounded = (
+            _at_rate(table, arm, f"held_out_losses.{name}", best) for name in FORMATS
+        )
+        bits = _at_rate(table, arm, "bits_mean", best)
+        mean_bits = f"{np.nanmean(bits):.2f}" if np.isfinite(bits).any() else _NONE
+        added = [_difference(paired_difference(losses, master), "+.4f") for losses in rounded]
+        rows.append([text(arm), _rate(table, best), mean_bits, _mean(master, ".4f"), *added])
+    return html_page.table(head, rows, "numbers")
+
+
+def alarm_table(alarms: Mapping[str, Alarm]) -> str:
+    """One row for each score: the threshold of its alarm, and how often and how early it warned."""
+    head = ["score", "threshold", "warned, of the runs that diverged", "median lead, steps"]
+    rows = []
+    for name, alarm in alarms.items():
+        if name == "learning rate":  # it is constant during a run
+            continue
+        lead = f"{np.median(alarm.lead_times):.0f}" if alarm.lead_times else _NONE
+        rows.append([text(name), f"{alarm.threshold:.3g}", _percent(alarm.detected), lead])
+    return html_page.table(head, rows, "numbers")
+
+
+def _at_rate(table: SweepTable, arm: str, field: str, rate_index: int | None) -> np.ndarray:
+    """float64[seeds]: a field at one rate; NaN for diverged runs and if there is no such rate."""
+    values = table.stable_values(arm, field)
+    return np.full(len(values), math.nan) if rate_index is None else values[:, rate_index]
+
+
+def _usable_decades(table: SweepTable, arm: str, level: float) -> np.ndarray:
+    """float64[seeds]: `outcomes.usable_decades`; NaN for a seed that lacks a run at some rate."""
+
+    def usable(finals: dict[float, float], _: int) -> float:
+        return outcomes.usable_decades(finals, level)
+
+    return _for_each_seed(table, arm, usable)
+
+
+def _sensitivities(table: SweepTable, arm: str) -> np.ndarray:
+    """float64[seeds]: `outcomes.rate_sensitivity`; NaN for a seed that lacks a run at some rate."""
+    first_losses = table.values(arm, "first_loss")
+
+    def sensitivity(finals: dict[float, float], seed_index: int) -> float:
+        return outcomes.rate_sensitivity(finals, np.nanmax(first_losses[seed_index]))
+
+    return _for_each_seed(table, arm, sensitivity)
+
+
+def _for_each_seed(
+    table: SweepTable, arm: str, measure: Callable[[dict[float, float], int], float]
+) -> np.ndarray:
+    """float64[seeds]: `measure(rate → final loss, seed index)`; the final loss is NaN if diverged.
+
+    A seed that has not been trained at every rate yet gets NaN.
+    """
+    finals = table.stable_values(arm, "final_loss")
+    results = np.full(len(table.seeds), math.nan)
+    for i in np.flatnonzero(table.has_run(arm).all(axis=1)).tolist():
+        results[i] = measure(dict(zip(table.rates, finals[i], strict=True)), i)
+    return results
+
+
+def _rate(table: SweepTable, rate_index: int | None) -> str:
+    return _NONE if rate_index is None else f"{table.rates[rate_index]:g}"
 
 
 def _mean(values: np.ndarray, form: str) -> str:
-    found = paired(values, np.zeros(values.shape))
-    if math.isnan(found.value):
-        return "—"
-    return f"{found.value:{form}}{_inside(found, form)}"
+    """The mean over seeds with Student's interval."""
+    mean = paired_difference(values, np.zeros(values.shape))
+    return _NONE if math.isnan(mean.value) else f"{mean.value:{form}}{_bounds(mean, form)}"
 
 
-def _difference(found: Interval, form: str, pairs: np.ndarray | None = None) -> str:
-    """A difference with its interval, a star where that leaves out 0, and the number of pairs."""
-    if math.isnan(found.value):
-        return "—"
-    star = "*" if found.low > 0 or found.high < 0 else ""
+def _difference(difference: Interval, form: str, pairs: np.ndarray | None = None) -> str:
+    """A difference with its interval, a star if that excludes 0, and the number of pairs."""
+    if math.isnan(difference.value):
+        return _NONE
+    star = "*" if difference.low > 0 or difference.high < 0 else ""
     count = "" if pairs is None else f" of {np.isfinite(pairs).sum()}"
-    return f"{found.value:{form}}{star}{_inside(found, form, count)}"
+    return f"{difference.value:{form}}{star}{_bounds(difference, form, count)}"
 
 
-def _inside(found: Interval, form: str, more: str = "") -> str:
-    within = "" if math.isnan(found.low) else f"[{found.low:{form}}, {found.high:{form}}]"
-    return f"<small>{within}{more}</small>" if within or more else ""
+def _bounds(interval: Interval, form: str, suffix: str = "") -> str:
+    bounds = "" if math.isnan(interval.low) else f"[{interval.low:{form}}, {interval.high:{form}}]"
+    return f"<small>{bounds}{suffix}</small>" if bounds or suffix else ""
 
 
-def _percent(found: Interval) -> str:
-    return f"{found.value:.0%}<small>[{found.low:.0%}, {found.high:.0%}]</small>"
+def _percent(share: Interval) -> str:
+    return f"{share.value:.0%}<small>[{share.low:.0%}, {share.high:.0%}]</small>"

@@ -1,76 +1,84 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright 2026 The pqt_jax Authors
-"""The parts of a sweep, and which process trains what.
+"""The work units of a sweep, and how several processes share them.
 
-    byte 1 + n of run.lock, locked     a process is at part n; one that dies leaves it free
-    byte 0                             a process is choosing, or writing the table
-    parts/003-00004.jsonl              the rows of a part, whole: nobody trains it again
+A work unit is a set of runs of one arm that one program trains side by side. Processes of a sweep
+coordinate through one folder only:
 
-Processes of one sweep share nothing else. Locks are POSIX's, which network disks know too.
+    parts/003-00004.jsonl     the rows of a finished unit; it is written whole and never again
+    run.lock, byte 1 + n      locked by the process that trains unit n
+    run.lock, byte 0          locked while a process chooses a unit or writes the table
+
+The locks are POSIX byte-range locks, which network file systems also support. The system releases
+them when a process dies, so another process can take over its unit.
 """
 
 import contextlib
 import fcntl
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 from pqt_jax.errors import InputError
-from pqt_jax.lab import runs, sweep_table
-from pqt_jax.lab.sweep_config import Arm, Grid
+from pqt_jax.lab import sweep_table
+from pqt_jax.lab.sweep_config import Arm, RateAndSeed, SweepConfig
 from pqt_jax.training.run.workdir import PARTS
 
 
-class Part(NamedTuple):
-    """What one program trains.
+@dataclass(frozen=True)
+class WorkUnit:
+    """Runs that one program trains.
 
     Attributes:
-      number: of the part, from 0.
-      arm: of all its runs.
-      cells: learning rates and seeds.
-      path: of its rows.
+      number: of the unit, counted from 0 over the whole sweep.
+      arm: the arm of all its runs.
+      rates_and_seeds: learning rate and seed of each run.
+      path: the file for its rows.
     """
 
     number: int
     arm: Arm
-    sweep_table: list[runs.Cell]
+    rates_and_seeds: list[RateAndSeed]
     path: Path
 
     def is_done(self) -> bool:
-        """Whether its rows are there."""
+        """Whether its rows have been written."""
         return self.path.exists()
 
 
-def plan(wanted: Grid, workdir: Path) -> list[Part]:
-    """All parts of a sweep, arm by arm."""
-    every = [(rate, seed) for rate in wanted.learning_rates for seed in wanted.seeds]
-    starts = range(0, len(every), wanted.sweep.at_once)
+def plan(sweep: SweepConfig, workdir: Path) -> list[WorkUnit]:
+    """All work units of a sweep, arm by arm."""
+    grid = [(rate, seed) for rate in sweep.learning_rates for seed in sweep.seeds]
+    size = sweep.options.at_once
+    starts = range(0, len(grid), size)
     return [
-        Part(
-            number * len(starts) + i,
-            arm,
-            every[start : start + wanted.sweep.at_once],
-            workdir / PARTS / f"{number:03d}-{start:05d}.jsonl",
+        WorkUnit(
+            number=arm_number * len(starts) + i,
+            arm=arm,
+            rates_and_seeds=grid[start : start + size],
+            path=workdir / PARTS / f"{arm_number:03d}-{start:05d}.jsonl",
         )
-        for number, arm in enumerate(wanted.arms)
+        for arm_number, arm in enumerate(sweep.arms)
         for i, start in enumerate(starts)
     ]
 
 
-def check(part: Part) -> None:
-    """Raise InputError if a file holds other rows than those of its runs."""
-    found = [
-        (row["arm"], row["learning_rate"], row["seed"]) for row in sweep_table.read_part(part.path)
+def check_rows(unit: WorkUnit) -> None:
+    """Raise InputError if the file of a finished unit holds rows of other runs."""
+    stored = [
+        (row["arm"], row["learning_rate"], row["seed"]) for row in sweep_table.read_rows(unit.path)
     ]
-    if found != [(part.arm.name, rate, seed) for rate, seed in part.cells]:
-        raise InputError(
-            f"{part.path} holds other runs than its own; delete it and run the sweep again"
-        )
+    if stored != [(unit.arm.name, rate, seed) for rate, seed in unit.rates_and_seeds]:
+        raise InputError(f"{unit.path} holds rows of other runs; delete it and run the sweep again")
 
 
 @contextlib.contextmanager
-def alone(lock: int) -> Iterator[None]:
-    """No other process of the sweep chooses, or writes the table, meanwhile."""
+def exclusive(lock: int) -> Iterator[None]:
+    """Keep other processes of the sweep from choosing a unit or writing the table meanwhile.
+
+    Args:
+      lock: file descriptor of `run.lock`.
+    """
     fcntl.lockf(lock, fcntl.LOCK_EX, 1, 0)
     try:
         yield
@@ -78,46 +86,50 @@ def alone(lock: int) -> Iterator[None]:
         fcntl.lockf(lock, fcntl.LOCK_UN, 1, 0)
 
 
-def to_train(parts: Sequence[Part], lock: int) -> Iterator[Part]:
-    """Parts that are nobody's, one after the other; each is this process's until the next.
+def claim_units(units: Sequence[WorkUnit], lock: int) -> Iterator[WorkUnit]:
+    """Yield units that are not done and that no other process trains.
 
-    First those of the arm before, whose program is there already, then of arms that no process is
-    at, then any.
+    A unit stays locked until the next one is requested. Units of the arm that this process has
+    just compiled come first, then units of arms that no process is training, then all others.
 
     Args:
-      parts: of the sweep.
-      lock: descriptor of `run.lock`, which nothing else in this process may open.
+      units: all units of the sweep.
+      lock: file descriptor of `run.lock`. Nothing else in this process may open that file: closing
+        it would release the locks.
     """
     arm = None
-    while part := _take(parts, lock, arm):
-        arm = part.arm
-        yield part
-        _free(part, lock)
+    while unit := _claim_next(units, lock, arm):
+        arm = unit.arm
+        yield unit
+        _unlock(unit, lock)
 
 
-def _take(parts: Sequence[Part], lock: int, arm: Arm | None) -> Part | None:
-    """One part, locked; None where all are done or taken."""
-    with alone(lock):
-        missing = [part for part in parts if not part.is_done()]
-        free = [part for part in missing if _lock(part, lock)]
-        taken = {part.arm.name for part in missing if part not in free}
-        # Again, since another process may have ended one between the two.
-        able = [part for part in free if not part.is_done()]
-        rank = lambda part: (part.arm is not arm, part.arm.name in taken)  # noqa: E731
-        chosen = min(able, key=rank, default=None)
-        for part in free:
-            if part is not chosen:
-                _free(part, lock)
+def _claim_next(units: Sequence[WorkUnit], lock: int, arm: Arm | None) -> WorkUnit | None:
+    """Lock one unit and return it; None if every unit is done or locked by others."""
+    with exclusive(lock):
+        missing = [unit for unit in units if not unit.is_done()]
+        locked = [unit for unit in missing if _try_lock(unit, lock)]
+        busy_arms = {unit.arm.name for unit in missing if unit not in locked}
+        # Look again: another process may have finished a unit before it was locked here.
+        candidates = [unit for unit in locked if not unit.is_done()]
+
+        def cost(unit: WorkUnit) -> tuple[bool, bool]:
+            return unit.arm is not arm, unit.arm.name in busy_arms
+
+        chosen = min(candidates, key=cost, default=None)
+        for unit in locked:
+            if unit is not chosen:
+                _unlock(unit, lock)
     return chosen
 
 
-def _lock(part: Part, lock: int) -> bool:
+def _try_lock(unit: WorkUnit, lock: int) -> bool:
     try:
-        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, 1 + part.number)
-    except (BlockingIOError, PermissionError):  # which of them, POSIX leaves open
+        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, 1 + unit.number)
+    except (BlockingIOError, PermissionError):  # POSIX allows either error for a locked range
         return False
     return True
 
 
-def _free(part: Part, lock: int) -> None:
-    fcntl.lockf(lock, fcntl.LOCK_UN, 1, 1 + part.number)
+def _unlock(unit: WorkUnit, lock: int) -> None:
+    fcntl.lockf(lock, fcntl.LOCK_UN, 1, 1 + unit.number)

@@ -7,15 +7,14 @@ import math
 import numpy as np
 import pytest
 
-from pqt_jax.lab import outcomes
 from pqt_jax.lab.outcomes import (
-    diverged_at,
-    final,
-    outcome,
-    sensitivity,
-    spikes,
+    classify_run,
+    count_spikes,
+    final_loss,
+    find_divergence,
+    rate_sensitivity,
     unigram_loss,
-    usable,
+    usable_decades,
 )
 
 FALL = list(np.linspace(5.5, 2.0, 200))
@@ -27,15 +26,18 @@ def noisy(seed=0, sigma=0.05):
 
 def test_a_run_that_falls_does_not_diverge():
     for seed in range(20):
-        assert diverged_at(noisy(seed)) is None and spikes(noisy(seed, 0.01)) == 0
-    assert diverged_at([3.0] * 50) is None and diverged_at([]) is None
+        assert find_divergence(noisy(seed)) is None and count_spikes(noisy(seed, 0.01)) == 0
+    assert find_divergence([3.0] * 50) is None and find_divergence([]) is None
 
 
 def test_a_run_that_never_learned_and_one_that_ends_badly_diverge():
-    assert diverged_at([5.8, *[500.0] * 300]) == 2
-    assert diverged_at([5.8, *[500.0] * 5, *FALL]) is None  # of a warm-up
-    assert diverged_at([*FALL, *[9.0] * 10]) == 201 and diverged_at([*FALL, *[9.0] * 9]) is None
-    assert diverged_at([5.0] * 15 + [1000.0] * 15) == 16
+    assert find_divergence([5.8, *[500.0] * 300]) == 2
+    assert find_divergence([5.8, *[500.0] * 5, *FALL]) is None  # of a warm-up
+    assert (
+        find_divergence([*FALL, *[9.0] * 10]) == 201
+        and find_divergence([*FALL, *[9.0] * 9]) is None
+    )
+    assert find_divergence([5.0] * 15 + [1000.0] * 15) == 16
 
 
 FLAT = [*FALL, *[2.0] * 20]  # long enough for 2 to be the level
@@ -43,22 +45,22 @@ FLAT = [*FALL, *[2.0] * 20]  # long enough for 2 to be the level
 
 @pytest.mark.parametrize("length, expected", [(9, None), (11, 221), (300, 221)])
 def test_a_rise_must_last_for_half_the_window(length, expected):
-    assert diverged_at([*FLAT, *[2.6] * length, *[2.0] * 20], margin=0.5, window=20) == expected
+    assert find_divergence([*FLAT, *[2.6] * length, *[2.0] * 20], margin=0.5, window=20) == expected
 
 
 def test_a_rise_is_counted_from_the_least_level_before_it():
     """Slowly upwards: no step is far above the one before, and yet far above the least."""
     rise = list(2.0 + 0.005 * np.arange(1, 401))
-    assert diverged_at([*FLAT, *rise], margin=0.5, window=20) == 220 + 101
-    assert diverged_at([*FLAT, *rise], margin=3.0, window=20) is None
+    assert find_divergence([*FLAT, *rise], margin=0.5, window=20) == 220 + 101
+    assert find_divergence([*FLAT, *rise], margin=3.0, window=20) is None
 
 
 def test_one_easy_batch_and_one_hard_batch_decide_nothing():
     losses = noisy() + [2.0] * 100
     losses[120], losses[140] = 0.1, 9.0
-    assert diverged_at(losses) is None
+    assert find_divergence(losses) is None
     losses[260:] = [2.6] * 40
-    assert diverged_at(losses) == 261
+    assert find_divergence(losses) == 261
 
 
 def test_it_is_the_definition_step_by_step():
@@ -78,69 +80,72 @@ def test_it_is_the_definition_step_by_step():
             if high or math.isnan(losses[i]):
                 expected = i + 1
                 break
-        assert diverged_at(losses, margin=1.0, window=window) == expected, (case, window)
+        assert find_divergence(losses, margin=1.0, window=window) == expected, (case, window)
         found += expected is not None
     assert 100 < found < 300
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_a_loss_that_is_not_finite_is_divergence(bad):
-    assert diverged_at([*FALL, bad, 2.0]) == 201 and diverged_at([bad]) == 1
+    assert find_divergence([*FALL, bad, 2.0]) == 201 and find_divergence([bad]) == 1
     # A rise is dated as at the end of a run, though what is not finite cuts its window short.
     high = [FALL[-1] + 2] * 15
-    assert diverged_at([*FALL, *high, bad, 2.0]) == diverged_at([*FALL, *high]) == 201
-    assert math.isnan(final([*FALL, bad])) and math.isfinite(final([bad, *FALL]))
+    assert find_divergence([*FALL, *high, bad, 2.0]) == find_divergence([*FALL, *high]) == 201
+    assert math.isnan(final_loss([*FALL, bad])) and math.isfinite(final_loss([bad, *FALL]))
 
 
 def test_a_row_of_skipped_steps_is_divergence_from_its_first():
     rows = [0, 1, 2, 0, *range(1, 8)]
     assert (
-        diverged_at(FALL[:11], rows, skips=3) == 5 and diverged_at(FALL[:11], rows, skips=8) is None
+        find_divergence(FALL[:11], rows, skips=3) == 5
+        and find_divergence(FALL[:11], rows, skips=8) is None
     )
-    assert diverged_at([1.0, math.nan, *FALL[:9]], rows, skips=3) == 2
+    assert find_divergence([1.0, math.nan, *FALL[:9]], rows, skips=3) == 2
 
 
 def test_rows_of_high_steps_are_one_spike():
     losses = list(2 + np.random.default_rng(0).normal(0, 0.01, 200))
     for start, length in ((120, 1), (140, 3), (199, 1)):
         losses[start : start + length] = [losses[start] + 2.0] * length
-    assert spikes(losses) == 3
+    assert count_spikes(losses) == 3
     losses[130] = math.nan
-    assert spikes(losses) == 3
-    assert spikes(losses, threshold=1e9) == 0
+    assert count_spikes(losses) == 3
+    assert count_spikes(losses, threshold=1e9) == 0
 
 
 def test_the_final_loss_is_a_mean_of_the_last():
-    assert final([*range(96), 1.0, 2.0, 3.0, 4.0, 5.0], share=0.05) == 3.0
-    assert final([7.0, 8.0]) == 8.0
+    assert final_loss([*range(96), 1.0, 2.0, 3.0, 4.0, 5.0], share=0.05) == 3.0
+    assert final_loss([7.0, 8.0]) == 8.0
 
 
 def test_sensitivity_by_hand():
     rates = [1e-4, 1e-3, 1e-2, 1e-1]
-    assert sensitivity(dict.fromkeys(rates, 2.0), 5.5) == 0
-    one = sensitivity(dict(zip(rates, [2.5, 2.0, 2.1, 9.0], strict=True)), 5.5)
+    assert rate_sensitivity(dict.fromkeys(rates, 2.0), 5.5) == 0
+    one = rate_sensitivity(dict(zip(rates, [2.5, 2.0, 2.1, 9.0], strict=True)), 5.5)
     assert one == pytest.approx((0.5 + 0 + 0.1 + 3.5) / 4)  # 9 is no worse than learning nothing
-    assert math.isnan(sensitivity({1.0: math.nan}, 5.5))
-    assert outcomes.sensitivity({1.0: 2.0}, 5.5) == 0
+    assert math.isnan(rate_sensitivity({1.0: math.nan}, 5.5))
+    assert rate_sensitivity({1.0: 2.0}, 5.5) == 0
 
 
 def test_usable_ranges_by_hand():
     rates = [1e-3, 1e-2, 1e-1, 1.0]
     of = lambda *finals: dict(zip(rates, finals, strict=True))  # noqa: E731
-    assert usable(of(3.0, 2.0, 2.0, 3.0), 2.25) == pytest.approx(1.5)
-    assert usable(of(2.0, 2.0, 2.0, 2.0), 2.0) == pytest.approx(3)
-    assert usable(of(3.0, 3.0, 3.0, 3.0), 2.25) == 0
-    assert usable(of(2.0, math.nan, 2.0, 2.0), 2.25) == pytest.approx(1)  # not across what diverged
-    assert usable(of(math.nan, 2.0, math.nan, 2.0), 2.25) == 0
-    assert usable({0.03: 2.0, 0.003: 2.0}, 2.0) == pytest.approx(1)  # in whatever order
-    assert usable({}, 2.0) == usable({1.0: 1.0}, 2.0) == 0
-    assert math.isnan(usable(of(2.0, 2.0, 2.0, 2.0), math.nan))
+    assert usable_decades(of(3.0, 2.0, 2.0, 3.0), 2.25) == pytest.approx(1.5)
+    assert usable_decades(of(2.0, 2.0, 2.0, 2.0), 2.0) == pytest.approx(3)
+    assert usable_decades(of(3.0, 3.0, 3.0, 3.0), 2.25) == 0
+    assert usable_decades(of(2.0, math.nan, 2.0, 2.0), 2.25) == pytest.approx(
+        1
+    )  # not across what diverged
+    assert usable_decades(of(math.nan, 2.0, math.nan, 2.0), 2.25) == 0
+    assert usable_decades({0.03: 2.0, 0.003: 2.0}, 2.0) == pytest.approx(1)  # in whatever order
+    assert usable_decades({}, 2.0) == usable_decades({1.0: 1.0}, 2.0) == 0
+    assert math.isnan(usable_decades(of(2.0, 2.0, 2.0, 2.0), math.nan))
 
 
 def test_what_says_no_more_than_frequencies_is_stuck():
     tokens = np.random.default_rng(0).choice(4, 40000, p=[0.5, 0.25, 0.125, 0.125])
     entropy = unigram_loss(tokens.astype(np.uint8))
     assert entropy == pytest.approx(1.75 * math.log(2), rel=5e-3)
-    assert outcome(None, entropy - 0.01, entropy) == "learned"
-    assert outcome(None, entropy, entropy) == outcome(None, math.nan, entropy) == "stuck"
-    assert outcome(3, 0.0, entropy) == outcome(1, math.nan, entropy) == "diverged"
+    assert classify_run(None, entropy - 0.01, entropy) == "learned"
+    assert classify_run(None, entropy, entropy) == classify_run(None, math.nan, entropy) == "stuck"
+    assert classify_run(3, 0.0, entropy) == classify_run(1, math.nan, entropy) == "diverged"

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from pqt_jax.lab.statistics import concordance, paired, roc, share
+from pqt_jax.lab.statistics import concordance, paired_difference, proportion, roc_curve
 
 
 @pytest.mark.parametrize("count, total", [(0, 8), (3, 8), (8, 8), (1, 32)])
 def test_an_exact_interval_is_where_the_tails_are_a_fortieth(count, total):
-    value, low, high = share(count, total)
+    value, low, high = proportion(count, total)
     assert value == count / total
     if count:
         assert scipy.stats.binom.sf(count - 1, total, low) == pytest.approx(0.025)
@@ -27,33 +27,33 @@ def test_paired_differences_cover_the_mean_nineteen_times_in_twenty():
     inside = 0
     for _ in range(1000):
         common = rng.normal(0, 10, 8)  # of a cell, and much larger than the difference
-        _, low, high = paired(common + rng.normal(0.3, 1, 8), common)
+        _, low, high = paired_difference(common + rng.normal(0.3, 1, 8), common)
         inside += low <= 0.3 <= high
     assert 930 <= inside <= 968  # 950 ± 2.6 standard deviations
 
 
 def test_pairs_without_both_are_left_out():
     nan = math.nan
-    assert paired([2.0, nan, 4.0, 5.0], [1.0, 1.0, 3.0, nan]).value == 1.0
-    assert math.isnan(paired([nan], [1.0]).value)
-    value, low, high = paired([3.0], [1.0])
+    assert paired_difference([2.0, nan, 4.0, 5.0], [1.0, 1.0, 3.0, nan]).value == 1.0
+    assert math.isnan(paired_difference([nan], [1.0]).value)
+    value, low, high = paired_difference([3.0], [1.0])
     assert value == 2.0 and math.isnan(low) and math.isnan(high)
 
 
 def test_a_score_that_knows_all_or_nothing():
-    known = roc([0.1, 0.2, 0.8, 0.9], [False, False, True, True])
+    known = roc_curve([0.1, 0.2, 0.8, 0.9], [False, False, True, True])
     assert known.area.value == 1.0
-    assert roc([0.9, 0.8, 0.2, 0.1], [False, False, True, True]).area.value == 0.0
-    blind = roc([0.5] * 6, [True, False] * 3)
+    assert roc_curve([0.9, 0.8, 0.2, 0.1], [False, False, True, True]).area.value == 0.0
+    blind = roc_curve([0.5] * 6, [True, False] * 3)
     assert blind.area.value == 0.5 and blind.area.low < 0.5 < blind.area.high
-    assert math.isnan(roc([0.1, 0.2], [True, True]).area.value)
+    assert math.isnan(roc_curve([0.1, 0.2], [True, True]).area.value)
 
 
 def test_the_area_is_that_under_the_curve():
     rng = np.random.default_rng(1)
     diverged = rng.random(60) < 0.3
     scores = np.round(rng.normal(size=60) + diverged, 1)  # with ties
-    curve = roc(scores, diverged)
+    curve = roc_curve(scores, diverged)
     assert curve.false_alarms[0] == curve.hits[0] == 0
     assert curve.false_alarms[-1] == curve.hits[-1] == 1
     assert np.trapezoid(curve.hits, curve.false_alarms) == pytest.approx(curve.area.value)
@@ -66,13 +66,13 @@ def test_concordance_sees_what_is_within_strata_alone():
     strata = np.repeat(np.arange(6), 8)
     diverged = rng.random(48) < np.array([0, 0.1, 0.3, 0.7, 0.9, 1])[strata]
     by_stratum = 10 * strata + rng.normal(0, 1, 48)  # knows the stratum, and nothing else
-    assert roc(by_stratum, diverged).area.value > 0.8
+    assert roc_curve(by_stratum, diverged).area.value > 0.8
     blind = concordance(by_stratum, diverged, strata)
     assert blind.low < blind.value < blind.high
     knowing = concordance(by_stratum + 9 * diverged, diverged, strata)
     assert knowing.value == 1.0 > knowing.high > 0.5
     one = concordance(by_stratum, diverged, [0] * 48)
-    assert one.value == pytest.approx(roc(by_stratum, diverged).area.value)
+    assert one.value == pytest.approx(roc_curve(by_stratum, diverged).area.value)
     assert math.isnan(concordance([1.0, 2.0], [True, False], "ab").value)
 
 

@@ -24,6 +24,7 @@ from pqt_jax.data import pipeline, source
 from pqt_jax.lab import report, runs, sweep, sweep_config, sweep_table
 from pqt_jax.training.loss import cross_entropy
 from pqt_jax.training.run import metrics
+from pqt_jax.training.run.workdir import PARTS, TABLE
 from pqt_jax.transform import bit_state, rules
 from support.command import refused
 from support.paths import ROOT
@@ -43,11 +44,11 @@ def swept(tmp_path_factory):
 
 
 def rows_of(workdir):
-    return [json.loads(line) for line in (workdir / sweep.TABLE).read_text().splitlines()]
+    return [json.loads(line) for line in (workdir / TABLE).read_text().splitlines()]
 
 
 def parts_of(workdir):
-    return sorted((workdir / sweep.PARTS).iterdir())
+    return sorted((workdir / PARTS).iterdir())
 
 
 def better(workdir):
@@ -59,17 +60,17 @@ def better(workdir):
 @pytest.mark.parametrize(
     "damage, message",
     [
-        (lambda d: parts_of(d)[0].write_text(""), "holds other runs than its own"),
-        (lambda d: shutil.copy(*parts_of(d)), "holds other runs than its own"),
+        (lambda d: parts_of(d)[0].write_text(""), "holds rows of other runs"),
+        (lambda d: shutil.copy(*parts_of(d)), "holds rows of other runs"),
         (
             lambda d: parts_of(d)[1].write_text('{"arm": "E4M1"}\n'),
-            "line 1 is no row as a sweep has",
+            "line 1 is not a row as a sweep writes",
         ),
-        (lambda d: parts_of(d)[1].write_bytes(b"\xff\n"), "line 1 is no row as a sweep has"),
-        (better, "line 1 is no row as a sweep has written it"),
+        (lambda d: parts_of(d)[1].write_bytes(b"\xff\n"), "line 1 is not a row as a sweep writes"),
+        (better, "line 1 is not a row as a sweep writes it"),
         (lambda d: (d / "run.json").unlink(), "holds runs.jsonl but no run.json"),
         (
-            lambda d: shutil.move(d / sweep.PARTS, d / "x") and (d / sweep.PARTS).write_text(""),
+            lambda d: shutil.move(d / PARTS, d / "x") and (d / PARTS).write_text(""),
             "parts in it is no directory",
         ),
     ],
@@ -79,7 +80,7 @@ def test_a_damaged_sweep_is_refused_and_stays(swept, tmp_path, capsys, damage, m
     shutil.copytree(swept, copy)
     damage(copy)
     assert message in refused(sweep.main, arguments(copy), capsys)
-    assert not (copy / "run.json").exists() or (copy / sweep.TABLE).exists()
+    assert not (copy / "run.json").exists() or (copy / TABLE).exists()
 
 
 def test_a_row_for_each_run_in_order(swept):
@@ -108,12 +109,12 @@ def test_the_smoke_sweep_has_a_report(swept, tmp_path):
 def test_a_part_that_is_missing_is_trained_again_to_the_same_bits(swept, tmp_path, capsys):
     copy = tmp_path / "run"
     shutil.copytree(swept, copy)
-    (copy / sweep.TABLE).unlink()
-    first, last = sorted((copy / sweep.PARTS).iterdir())
+    (copy / TABLE).unlink()
+    first, last = sorted((copy / PARTS).iterdir())
     last.unlink()
     before = first.stat().st_mtime_ns
     assert sweep.main(arguments(copy)) == 0
-    assert (copy / sweep.TABLE).read_bytes() == (swept / sweep.TABLE).read_bytes()
+    assert (copy / TABLE).read_bytes() == (swept / TABLE).read_bytes()
     assert first.stat().st_mtime_ns == before  # and the other was not
     assert "E4M1: 5 runs, 0 diverged, 5 stuck" in capsys.readouterr().out
 
@@ -121,7 +122,7 @@ def test_a_part_that_is_missing_is_trained_again_to_the_same_bits(swept, tmp_pat
 def test_a_part_that_is_damaged_while_others_are_trained_is_no_row(swept, tmp_path, capsys):
     copy = tmp_path / "run"
     shutil.copytree(swept, copy)
-    (copy / sweep.TABLE).unlink()
+    (copy / TABLE).unlink()
     first, last = parts_of(copy)
     rows = last.read_text()
     last.unlink()
@@ -129,16 +130,18 @@ def test_a_part_that_is_damaged_while_others_are_trained_is_no_row(swept, tmp_pa
     def make_train(*_):
         def train(*_):
             first.write_text("garbage\n")
-            return [sweep_table.json.loads(line) for line in rows.splitlines()]
+            return [json.loads(line) for line in rows.splitlines()]
 
         return train
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sweep.runs, "make_train", make_train)
-        patch.setattr(sweep_table, "as_line", lambda row: json.dumps(row) + "\n")  # with its digest
+        patch.setattr(runs, "make_train", make_train)
+        patch.setattr(
+            sweep_table, "encode_row", lambda row: json.dumps(row) + "\n"
+        )  # with its digest
         assert sweep.main(arguments(copy)) == 2
-    assert "line 1 is no row as a sweep has written it" in capsys.readouterr().err
-    assert not (copy / sweep.TABLE).exists()
+    assert "line 1 is not a row as a sweep writes it" in capsys.readouterr().err
+    assert not (copy / TABLE).exists()
 
 
 def test_the_first_arm_is_the_baseline_also_before_it_has_runs(swept, tmp_path):
@@ -147,10 +150,10 @@ def test_the_first_arm_is_the_baseline_also_before_it_has_runs(swept, tmp_path):
     shutil.copytree(swept, copy)
     parts_of(copy)[0].unlink()
     found = sweep_table.read(copy)
-    assert found.arms == ["BF16", "E4M1"] and not found.known("BF16").any()
+    assert found.arms == ["BF16", "E4M1"] and not found.has_run("BF16").any()
     assert report.main([str(copy), f"--out={tmp_path / 'report'}"]) == 0
     page = (tmp_path / "report" / report.PAGE).read_text()
-    assert "Of BF16, with which the others are to be compared, no run is there yet." in page
+    assert "BF16, the baseline of all comparisons, has no runs yet." in page
     assert "Against BF16" in page and "nan" not in re.sub("<[^>]*>", "", page)
 
 
@@ -187,7 +190,7 @@ def test_names_of_arms_are_printed_as_they_are(swept, tmp_path):
     about, (_, part) = tmp_path / "run" / "run.json", parts_of(tmp_path / "run")
     about.write_text(about.read_text().replace('"E4M1"', json.dumps(name)))
     part.write_text(
-        "".join(sweep_table.as_line(r | {"arm": name}) for r in sweep_table.read_part(part))
+        "".join(sweep_table.encode_row(r | {"arm": name}) for r in sweep_table.read_rows(part))
     )
     config = pathlib.Path(SMOKE).read_text().replace('"E4M1"', json.dumps(name))
     (tmp_path / "named.py").write_text(config)
@@ -216,13 +219,13 @@ def test_a_sweep_that_is_killed_goes_on_to_the_same_table(swept, tmp_path):
     while not list(workdir.glob("parts/*.jsonl")) and time.monotonic() < deadline:
         time.sleep(0.05)
     process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL and not (workdir / sweep.TABLE).exists()
+    assert process.wait() == -signal.SIGKILL and not (workdir / TABLE).exists()
     read, write = os.pipe()
     os.close(read)  # nor does it end where nobody reads what it prints
     done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True)
     os.close(write)
     assert done.returncode == 0 and done.stderr.count("standard output cannot be written") == 1
-    assert (workdir / sweep.TABLE).read_bytes() == (swept / sweep.TABLE).read_bytes()
+    assert (workdir / TABLE).read_bytes() == (swept / TABLE).read_bytes()
 
 
 @pytest.mark.slow
@@ -293,9 +296,9 @@ def test_every_method_and_a_rate_that_is_too_high_are_rows(tmp_path):
         ((("a\nb",),), "printable"),
         ((("_a",),), "not begin with _"),
         ((("a" * 41,),), "1 to 40 printable"),
-        ((("one", "init_from=x"),), "a sweep has no use for it"),
-        ((("one", "seed=1"),), "config.seed=1; a sweep has no use for it"),
-        ((("one", "mesh.fsdp=2"),), "config.mesh.fsdp=2; a sweep has no use for it"),
+        ((("one", "init_from=x"),), "a sweep does not use this field"),
+        ((("one", "seed=1"),), "config.seed=1; a sweep does not use this field"),
+        ((("one", "mesh.fsdp=2"),), "config.mesh.fsdp=2; a sweep does not use this field"),
         ((("one", "optimizer.learning_rate=1"),), "rates are config.sweep.learning_rates"),
         ((("one", "steps=9"),), "at least twice config.sweep.window=5"),
         ((("one", "simulate.scale=exact"),), "config.simulate.dtype is empty"),
@@ -327,7 +330,7 @@ def test_arms_that_cannot_be_trained_are_refused_by_name(tmp_path, capsys, arms,
         ("sweep.window=0", "config.sweep.window=0"),
         ("sweep.maximizer=newton", "one of corner, gradient, lbfgsb"),
         ("sweep.margin=nan", "config.sweep.margin=nan"),
-        ("sweep.arms=x", "arms are those of the file"),
+        ("sweep.arms=x", "arms can only be set in the file"),
         ("sweep.nothing=1", "no such field"),
     ],
 )
@@ -341,7 +344,10 @@ def test_grids_that_are_none_are_refused_by_name(tmp_path, capsys, option, messa
     [
         ("config.sweep.window = 'x'", "config.sweep.window='x'; it must be a whole number"),
         ("config.simulate.dtype = 8", "config.simulate.dtype=8; it must be text"),
-        ("config.sweep = 1", "it is no sweep's; start from pqt_jax.lab.sweep_config.default"),
+        (
+            "config.sweep = 1",
+            "it is not the config of a sweep; start from pqt_jax.lab.sweep_config.",
+        ),
     ],
 )
 def test_a_config_file_has_the_fields_and_types_of_a_sweep(tmp_path, capsys, change, message):
@@ -371,7 +377,7 @@ def test_the_configs_can_be_used(path):
     wanted = sweep_config.load(str(path))
     assert wanted.arms[0].name in ("BF16", "E8M7")  # what others are compared with
     for arm in wanted.arms:
-        assert arm.config.steps >= 2 * wanted.sweep.window
+        assert arm.config.steps >= 2 * wanted.options.window
         assert bool(arm.rules) == (arm.name[0] == "E")
     if path.stem in ("formats", "methods"):
         assert len(wanted.seeds) >= 8 and len(wanted.learning_rates) >= 4
@@ -405,7 +411,7 @@ def test_another_sweep_does_not_go_on_in_its_folder(swept, capsys):
     line = refused(sweep.main, given, capsys)
     assert "belongs to another sweep: config.log.validation_batches" in line
     line = refused(sweep.main, ["--config", "configs/quickstart.py"], capsys)
-    assert "it is no sweep's" in line
+    assert "it is not the config of a sweep" in line
 
 
 def test_a_sweep_is_no_training_run(swept, capsys):

@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from pqt_jax.lab import sweep, sweep_config, sweep_table, work_units
+from pqt_jax.training.run.workdir import TABLE
 from support.paths import ROOT
 
 SMOKE = str(ROOT / "configs" / "lab" / "smoke.py")
@@ -56,18 +57,18 @@ def lock(tmp_path):
 
 
 def test_parts_have_numbers_and_cells_of_their_own(plan):
-    assert [part.number for part in plan] == list(range(6))
-    assert [part.path.name for part in plan[2:4]] == ["000-00004.jsonl", "001-00000.jsonl"]
-    assert [len(part.cells) for part in plan] == [2, 2, 1] * 2
-    assert len({(part.arm.name, *cell) for part in plan for cell in part.cells}) == 10
+    assert [unit.number for unit in plan] == list(range(6))
+    assert [unit.path.name for unit in plan[2:4]] == ["000-00004.jsonl", "001-00000.jsonl"]
+    assert [len(unit.rates_and_seeds) for unit in plan] == [2, 2, 1] * 2
+    assert len({(unit.arm.name, *cell) for unit in plan for cell in unit.rates_and_seeds}) == 10
 
 
 def taken(plan, lock):
     """Numbers of the parts in the order in which they are given; each is done at once."""
     order = []
-    for part in work_units.to_train(plan, lock):
-        order.append(part.number)
-        part.path.write_text("")
+    for unit in work_units.claim_units(plan, lock):
+        order.append(unit.number)
+        unit.path.write_text("")
     return order
 
 
@@ -84,11 +85,11 @@ def test_what_others_are_at_is_left_to_them_and_their_arm_comes_last(plan, lock,
 
 def test_an_arm_that_is_compiled_is_ended_before_another(plan, lock, tmp_path, hold):
     order = []
-    for part in work_units.to_train(plan, lock):
+    for unit in work_units.claim_units(plan, lock):
         if not order:
             hold(tmp_path / "run.lock", 1)  # another comes to the same arm
-        order.append(part.number)
-        part.path.write_text("")
+        order.append(unit.number)
+        unit.path.write_text("")
     assert order == [0, 2, 3, 4, 5]
 
 
@@ -107,7 +108,7 @@ def test_a_part_that_is_not_done_is_given_once_while_it_is_held(plan, lock, tmp_
     busy = lambda n: subprocess.run(  # noqa: E731
         [sys.executable, "-c", probe, tmp_path / "run.lock", str(1 + n)], stderr=subprocess.DEVNULL
     ).returncode
-    given = work_units.to_train(plan, lock)
+    given = work_units.claim_units(plan, lock)
     first = next(given)
     assert busy(first.number) and not busy(5)
     first.path.write_text("")
@@ -124,13 +125,13 @@ def test_a_sweep_says_what_others_are_at_and_leaves_the_table_to_them(tmp_path, 
     assert sweep.main(given) == 0
     out = capsys.readouterr().out
     assert "BF16: 5 runs" in out and "E4M1" not in out
-    assert f"left to other processes: 1 of 2 parts; the last of them writes {workdir}" in out
-    assert not (workdir / sweep.TABLE).exists()
+    assert f"left to other processes: 1 of 2 work units; the last of them writes {workdir}" in out
+    assert not (workdir / TABLE).exists()
     other.kill()
     other.wait()
     assert sweep.main(given) == 0
     assert "E4M1: 5 runs" in capsys.readouterr().out
-    assert len((workdir / sweep.TABLE).read_text().splitlines()) == 10
+    assert len((workdir / TABLE).read_text().splitlines()) == 10
 
 
 @pytest.mark.slow
@@ -146,7 +147,7 @@ def test_two_processes_train_one_sweep_to_the_table_of_one(tmp_path):
     assert [process.returncode for process in both] == [0, 0]
     one = run("one")
     one.communicate(timeout=300)
-    tables = [(tmp_path / name / sweep.TABLE).read_bytes() for name in ("one", "two")]
+    tables = [(tmp_path / name / TABLE).read_bytes() for name in ("one", "two")]
     assert tables[0] == tables[1] and tables[0].count(b"\n") == 10
     arms = ("BF16", "E4M1")
     assert all(sum(f"{arm}: 5 runs" in out for out in said) >= 1 for arm in arms)

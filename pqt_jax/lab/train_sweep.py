@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright 2026 The pqt_jax Authors
+"""Train the work units of a sweep, one after the other, and write the table at the end."""
+
+import functools
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+from rich.console import Console
+from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from pqt_jax.data.source import Text
+from pqt_jax.errors import Lenient, tell
+from pqt_jax.interchange import files
+from pqt_jax.lab import runs, sweep_table, work_units
+from pqt_jax.lab.sweep_config import Arm, SweepConfig
+from pqt_jax.lab.work_units import WorkUnit
+from pqt_jax.training.run.workdir import PARTS, TABLE
+
+
+def train_all(sweep: SweepConfig, workdir: Path, text: Text, lock: int) -> None:
+    """Train every unit that is not done and that no other process trains.
+
+    The process that finishes the last unit writes the table.
+
+    Args:
+      sweep: what to train.
+      workdir: of the sweep.
+      text: that all runs train on.
+      lock: file descriptor of `run.lock`.
+
+    Raises:
+      InputError: if a file of rows is damaged or holds other runs.
+    """
+    (workdir / PARTS).mkdir(exist_ok=True)
+    units = work_units.plan(sweep, workdir)
+    for unit in units:
+        if unit.is_done():
+            work_units.check_rows(unit)
+    with _progress_bar() as bar:
+        print_above = functools.partial(bar.console.print, highlight=False, markup=False)
+        show = tell if bar.disable else print_above
+        for arm in sweep.arms:
+            _show_finished_arm(units, arm, show)
+        task = bar.add_task("steps", total=_count_steps(units))
+        compiled_arm = train = None
+        for unit in work_units.claim_units(units, lock):
+            if train is None or unit.arm is not compiled_arm:
+                compiled_arm, train = unit.arm, runs.make_train(unit.arm, text, sweep.options)
+            done = [unit for unit in units if unit.is_done()]  # also by other processes
+            bar.update(task, description=unit.arm.name, completed=_count_steps(done))
+            rows = train(unit.rates_and_seeds, functools.partial(bar.advance, task))
+            files.write(unit.path, "".join(map(sweep_table.encode_row, rows)))
+            _show_finished_arm(units, unit.arm, show)
+    _write_table(units, workdir / TABLE, lock)
+
+
+def _progress_bar() -> Progress:
+    """A bar for the steps of all units; it is disabled unless stdout is a terminal."""
+    name = TextColumn("{task.description}", markup=False)
+    is_terminal = sys.stdout is not None and sys.stdout.isatty()
+    console = Console(file=cast(Any, Lenient(sys.stdout)))
+    columns = (name, MofNCompleteColumn(), TimeRemainingColumn())
+    return Progress(*columns, console=console, disable=not is_terminal)
+
+
+def _write_table(units: Sequence[WorkUnit], path: Path, lock: int) -> None:
+    """Write the rows of all units to one file, unless a unit is still being trained."""
+    with work_units.exclusive(lock):
+        if missing := sum(not unit.is_done() for unit in units):
+            left = f"left to other processes: {missing} of {len(units)} work units"
+            tell(f"{left}; the last of them writes {path}")
+            return
+        for unit in units:  # other processes may have written some of them
+            work_units.check_rows(unit)
+        table = "".join(unit.path.read_text() for unit in units)
+        files.write(path, table)
+    tell(f"{table.count(chr(10))} runs: {path}")
+
+
+def _show_finished_arm(units: Sequence[WorkUnit], arm: Arm, show: Callable[[str], object]) -> None:
+    """Print one line with the outcomes of an arm's runs if all of them are done."""
+    arm_units = [unit for unit in units if unit.arm is arm]
+    if not all(unit.is_done() for unit in arm_units):
+        return
+    rows = [row for unit in arm_units for row in sweep_table.read_rows(unit.path)]
+    outcomes = [row["outcome"] for row in rows]
+    counts = f"{outcomes.count('diverged')} diverged, {outcomes.count('stuck')} stuck"
+    finals = [row["final_loss"] for row in rows if row["final_loss"] is not None]
+    best = f", best final loss {min(finals):.4f}" if finals else ""
+    show(f"{arm.name}: {len(rows)} runs, {counts}{best}")
+
+
+def _count_steps(units: Sequence[WorkUnit]) -> int:
+    return sum(unit.arm.config.steps for unit in units)

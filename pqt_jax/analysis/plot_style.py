@@ -15,7 +15,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from pqt_jax.analysis.run_reader import Recorded
 from pqt_jax.errors import cut
-from pqt_jax.quantization.quantize import LADDER
+from pqt_jax.numerics.mixed_formats import MIXED_FORMATS
 from pqt_jax.training.run.run_plots import finish
 
 Runs = Mapping[int, Recorded]  # by their numbers, from 0 on
@@ -27,7 +27,7 @@ _DASHES = ("-", "--", ":", "-.")
 _MARKERS = "osD^vPX<>*"
 # From the narrowest format on, the cheap ones cold; dark, pale, dark where ink is laid on them.
 _FORMAT_COLORS = ("#174a7e", "#6aa5d8", "#f0cf7a", "#dd8452", "#8f2a20")
-FORMATS = dict(zip([fmt.name for fmt in LADDER], _FORMAT_COLORS, strict=True))
+FORMATS = dict(zip([fmt.name for fmt in MIXED_FORMATS], _FORMAT_COLORS, strict=True))
 INKS = dict(zip(FORMATS, ("white", "black", "black", "black", "white"), strict=True))
 
 
@@ -104,7 +104,7 @@ def legend(figure: Figure, runs: Runs, notes: Mapping[int, str] | None = None) -
 
 def format_legend(figure: Figure) -> None:
     """Every format of the ladder below the pictures."""
-    names = ["BF16" if fmt.name == "BF16" else f"FP{fmt.bits} {fmt.name}" for fmt in LADDER]
+    names = ["BF16" if fmt.name == "BF16" else f"FP{fmt.bits} {fmt.name}" for fmt in MIXED_FORMATS]
     columns = max(1, min(len(names), int(figure.get_figwidth() * 11) // 18))
     _below(figure, [Patch(color=color) for color in FORMATS.values()], names, columns)
 

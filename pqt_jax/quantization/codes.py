@@ -6,7 +6,7 @@ A parameter, seen as a stack of matrices [leads, M, N], becomes these parts:
 
     E2M1    (or another format's name) the codes of the weights in it, packed (`packing`)
     scale   one per block, E8M0; float32 for the rule "exact"; absent for eight exponent bits
-    tags    where blocks have formats of their own: four bits each, an index into `LADDER`
+    tags    where blocks have formats of their own: four bits each, an index into `MIXED_FORMATS`
 
 With one format, codes lie in the order of the parameter, row by row. With tags, each format has a
 stream of its own: block after block, row by row in each. Blocks are counted along rows, then down,
@@ -22,22 +22,23 @@ import jax.numpy as jnp
 import numpy as np
 
 from pqt_jax.numerics import blocks, cast, reference
+from pqt_jax.numerics.deterministic_rounding import FormatAssignment
 from pqt_jax.numerics.formats import BF16, FloatFormat
+from pqt_jax.numerics.mixed_formats import MIXED_FORMATS, TAG_BITS
 from pqt_jax.numerics.spec import Spec
 from pqt_jax.quantization import bit_packing
-from pqt_jax.quantization.quantize import LADDER, Assigned
 
-TAG_BITS = 4
 _TINY = np.float32(2.0**-126)
 
 Parts = dict[str, np.ndarray]
 
 
-def encode(w: jax.Array, assigned: Assigned) -> Parts:
+def encode(w: jax.Array, assigned: FormatAssignment) -> Parts:
     """One parameter as packed codes, scales and tags.
 
     Example:
-      >>> parts = encode(jnp.full((32, 32), 3.0), Assigned(Spec(noise="none", dtype="E2M1")))
+      >>> assigned = FormatAssignment(Spec(noise="none", dtype="E2M1"))
+      >>> parts = encode(jnp.full((32, 32), 3.0), assigned)
       >>> {name: x.shape for name, x in parts.items()}, parts["scale"].tolist()
       ({'E2M1': (512,), 'scale': (1, 1)}, [[126]])
 
@@ -58,16 +59,16 @@ def encode(w: jax.Array, assigned: Assigned) -> Parts:
     tags = np.asarray(index).reshape(-1)
     scales, parts = np.ones(tags.size, np.float32), {}
     for i in np.unique(tags):
-        codes, scale = _codes(dataclasses.replace(spec, dtype=LADDER[i]), matrices)
+        codes, scale = _codes(dataclasses.replace(spec, dtype=MIXED_FORMATS[i]), matrices)
         stream = _by_block(codes, spec.block)[_chosen(codes.shape, spec.block, tags == i)]
-        parts[LADDER[i].name] = bit_packing.pack(stream, LADDER[i].bits)
+        parts[MIXED_FORMATS[i].name] = bit_packing.pack(stream, MIXED_FORMATS[i].bits)
         if scale is not None:
             scales[tags == i] = scale.reshape(-1)[tags == i]
     parts["scale"] = _stored(spec, scales.reshape(grid))
     return parts | {"tags": bit_packing.pack(tags, TAG_BITS)}
 
 
-def decode(parts: Parts, shape: tuple[int, ...], assigned: Assigned) -> np.ndarray:
+def decode(parts: Parts, shape: tuple[int, ...], assigned: FormatAssignment) -> np.ndarray:
     """The inverse of `encode`: the parameter as `quantize.round_parameter` leaves it.
 
     Args:
@@ -95,9 +96,11 @@ def decode(parts: Parts, shape: tuple[int, ...], assigned: Assigned) -> np.ndarr
     values = np.zeros((tags.size, spec.block[0] * spec.block[1]), np.float32)
     for i in np.unique(tags):
         chosen = _chosen(matrices, spec.block, tags == i)
-        codes = bit_packing.unpack(parts[LADDER[i].name], LADDER[i].bits, int(chosen.sum()))
-        values[chosen] = _values(LADDER[i], codes)
-        if LADDER[i] != BF16:
+        codes = bit_packing.unpack(
+            parts[MIXED_FORMATS[i].name], MIXED_FORMATS[i].bits, int(chosen.sum())
+        )
+        values[chosen] = _values(MIXED_FORMATS[i], codes)
+        if MIXED_FORMATS[i] != BF16:
             values[chosen] = _scaled(values[chosen], np.broadcast_to(scale, values.shape)[chosen])
     return _by_row(values, matrices, spec.block).reshape(shape).astype(spec.storage)
 
@@ -106,8 +109,8 @@ def tags_of(parts: Parts, shape: tuple[int, ...], spec: Spec) -> jax.Array:
     """The index of the format of each block, as it stands in a plan."""
     grid = blocks.grid_shape(shape, spec.block, spec.matrix_axes)
     tags = bit_packing.unpack(parts["tags"], TAG_BITS, int(np.prod(grid)))
-    if tags.size and tags.max() >= len(LADDER):
-        raise ValueError(f"tag {tags.max()}; there are {len(LADDER)} formats")
+    if tags.size and tags.max() >= len(MIXED_FORMATS):
+        raise ValueError(f"tag {tags.max()}; there are {len(MIXED_FORMATS)} formats")
     return jnp.asarray(tags.reshape(grid), jnp.int32)
 
 

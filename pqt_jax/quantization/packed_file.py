@@ -25,10 +25,12 @@ import safetensors
 from pqt_jax.errors import InputError, system_reason
 from pqt_jax.interchange.safetensors_io import CODES, write_file
 from pqt_jax.numerics import philox
+from pqt_jax.numerics.deterministic_rounding import FormatAssignment
 from pqt_jax.numerics.formats import BF16, FloatFormat
+from pqt_jax.numerics.mixed_formats import MIXED_FORMATS
 from pqt_jax.numerics.spec import Spec
 from pqt_jax.quantization import codes
-from pqt_jax.quantization.quantize import LADDER, Assigned, Plan
+from pqt_jax.quantization.quantize import Plan
 from pqt_jax.transform.rules import paths_and_leaves
 
 VERSION = 1
@@ -84,7 +86,7 @@ def write(path: Path, params: Any, plan: Plan, model: Any = None) -> None:
         "version": VERSION,
         "stream": philox.STREAM_VERSION,
         "model": model,
-        "ladder": [_format_fields(fmt) for fmt in LADDER],
+        "ladder": [_format_fields(fmt) for fmt in MIXED_FORMATS],
         "parameters": parameters,
         "digests": {name: _digest(x) for name, x in tensors.items()},
     }
@@ -146,7 +148,7 @@ def _unpack(path: Path, raw: dict[str, Any], content: dict[str, Any]) -> Packed:
     if raw:
         raise InputError(f"{path}: {min(raw)} was not written with it; put a copy back")
     ladder = [FloatFormat(*fields[1:]) for fields in content["ladder"]]
-    if tuple(ladder) != LADDER:
+    if tuple(ladder) != MIXED_FORMATS:
         names = ", ".join(fmt.name for fmt in ladder)
         raise InputError(f"{path}: its formats are {names}, which this version does not know")
     params, plan = {}, {}
@@ -167,7 +169,7 @@ def _format_fields(fmt: FloatFormat) -> list[Any]:
     return [fmt.name, fmt.exponent_bits, fmt.mantissa_bits, fmt.specials]
 
 
-def _describe(assigned: Assigned, shape: tuple[int, ...]) -> dict[str, Any]:
+def _describe(assigned: FormatAssignment, shape: tuple[int, ...]) -> dict[str, Any]:
     spec, index = assigned
     return {
         "shape": shape,
@@ -178,13 +180,13 @@ def _describe(assigned: Assigned, shape: tuple[int, ...]) -> dict[str, Any]:
     }
 
 
-def _assigned(fields: dict[str, Any], parts: dict[str, np.ndarray]) -> Assigned:
+def _assigned(fields: dict[str, Any], parts: dict[str, np.ndarray]) -> FormatAssignment:
     block, axes = tuple(fields["block"]), tuple(fields["matrix_axes"])
     dtype = BF16 if fields["format"] is None else FloatFormat(*fields["format"][1:])
     spec = Spec(noise="none", block=block, scale=fields["scale"], matrix_axes=axes, dtype=dtype)
     if fields["format"] is not None:
-        return Assigned(spec)
-    return Assigned(spec, codes.tags_of(parts, tuple(fields["shape"]), spec))
+        return FormatAssignment(spec)
+    return FormatAssignment(spec, codes.tags_of(parts, tuple(fields["shape"]), spec))
 
 
 def _tensor(raw: Any, what: str) -> np.ndarray:

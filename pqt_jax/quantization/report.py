@@ -27,8 +27,10 @@ from matplotlib.ticker import MaxNLocator
 
 from pqt_jax.interchange import files
 from pqt_jax.numerics import blocks, reference
+from pqt_jax.numerics.deterministic_rounding import FormatAssignment, round_parameter
+from pqt_jax.numerics.mixed_formats import MIXED_FORMATS
 from pqt_jax.quantization import sizes
-from pqt_jax.quantization.quantize import LADDER, Assigned, Plan, round_parameter
+from pqt_jax.quantization.quantize import Plan
 from pqt_jax.quantization.sizes import Size
 from pqt_jax.transform.rules import paths_and_leaves
 
@@ -77,13 +79,13 @@ def rows(params: Any, plan: Plan) -> list[Row]:
     return found
 
 
-def _rows_of(path: str, w: jax.Array, assigned: Assigned) -> list[Row]:
+def _rows_of(path: str, w: jax.Array, assigned: FormatAssignment) -> list[Row]:
     spec, index = assigned
     measured = jax.device_get(_measure(w, assigned))
     leads, m, n = blocks.matrix_shape(w.shape, spec.matrix_axes)
     own = dataclasses.replace(spec, matrix_axes=(1, 1))
     index = [None] * leads if index is None else np.asarray(index).reshape(leads, *index.shape[-2:])
-    parts = [Assigned(own, i) for i in index]
+    parts = [FormatAssignment(own, i) for i in index]
     return [
         Row(
             path,
@@ -96,7 +98,7 @@ def _rows_of(path: str, w: jax.Array, assigned: Assigned) -> list[Row]:
     ]
 
 
-def _measure(w: jax.Array, assigned: Assigned) -> tuple[jax.Array, ...]:
+def _measure(w: jax.Array, assigned: FormatAssignment) -> tuple[jax.Array, ...]:
     """Errors and shares of each matrix of a stack, float32 [leads] each."""
     spec, index = assigned.spec.fitted(w.shape), assigned.index
     shape = blocks.matrix_shape(w.shape, spec.matrix_axes)
@@ -140,7 +142,9 @@ def _largest(spec: Any, index: jax.Array | None, absmax: jax.Array) -> jax.Array
 
     if index is None:
         return of(spec.dtype)
-    return jnp.select([index == i for i in range(len(LADDER))], [of(fmt) for fmt in LADDER])
+    return jnp.select(
+        [index == i for i in range(len(MIXED_FORMATS))], [of(fmt) for fmt in MIXED_FORMATS]
+    )
 
 
 def as_json(rows: Sequence[Row]) -> list[dict[str, Any]]:
@@ -183,7 +187,7 @@ def _total(rows: Sequence[Row]) -> Size:
 
 
 def _formats(rows: Sequence[Row]) -> dict[str, int]:
-    names = [fmt.name for fmt in LADDER]
+    names = [fmt.name for fmt in MIXED_FORMATS]
     found = {name for row in rows for name in row.formats}
     order = [name for name in names if name in found] + sorted(found - set(names))
     return {name: sum(row.formats.get(name, 0) for row in rows) for name in order}

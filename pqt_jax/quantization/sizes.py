@@ -20,9 +20,10 @@ import numpy as np
 from pqt_jax.numerics import blocks
 from pqt_jax.numerics.bit_width import MAX_BITS
 from pqt_jax.numerics.cast import ScaleRule
+from pqt_jax.numerics.deterministic_rounding import FormatAssignment
+from pqt_jax.numerics.mixed_formats import MIXED_FORMATS, TAG_BITS
 from pqt_jax.numerics.spec import Spec
-from pqt_jax.quantization.codes import TAG_BITS
-from pqt_jax.quantization.quantize import LADDER, Assigned, Plan
+from pqt_jax.quantization.quantize import Plan
 from pqt_jax.transform.rules import paths_and_leaves
 
 
@@ -61,26 +62,26 @@ def block_sizes(shape: tuple[int, ...], spec: Spec) -> np.ndarray:
     return np.broadcast_to(np.outer(rows, columns), grid)
 
 
-def formats_of(shape: tuple[int, ...], assigned: Assigned) -> dict[str, int]:
+def formats_of(shape: tuple[int, ...], assigned: FormatAssignment) -> dict[str, int]:
     """Weights in each format, by its name, from the narrowest on.
 
     Example:
-      >>> formats_of((100, 70), Assigned(Spec(noise="none", dtype="E2M1")))
+      >>> formats_of((100, 70), FormatAssignment(Spec(noise="none", dtype="E2M1")))
       {'E2M1': 7000}
     """
     counts = block_sizes(shape, assigned.spec)
     if assigned.index is None:
         return {assigned.spec.dtype.name: int(counts.sum())}
-    held = [int(counts[np.asarray(assigned.index) == i].sum()) for i in range(len(LADDER))]
-    return {fmt.name: n for fmt, n in zip(LADDER, held, strict=True) if n}
+    held = [int(counts[np.asarray(assigned.index) == i].sum()) for i in range(len(MIXED_FORMATS))]
+    return {fmt.name: n for fmt, n in zip(MIXED_FORMATS, held, strict=True) if n}
 
 
-def parameter_size(shape: tuple[int, ...], assigned: Assigned) -> Size:
+def parameter_size(shape: tuple[int, ...], assigned: FormatAssignment) -> Size:
     """The size of one quantized parameter.
 
     Example:
       >>> spec = Spec(noise="none", dtype="E2M1")
-      >>> size = parameter_size((64, 64), Assigned(spec))
+      >>> size = parameter_size((64, 64), FormatAssignment(spec))
       >>> size, size.mean_bits
       (Size(weights=4096, codes=16384, scales=32, tags=0), 4.0078125)
     """
@@ -90,7 +91,7 @@ def parameter_size(shape: tuple[int, ...], assigned: Assigned) -> Size:
         scale = 32 if spec.scale == ScaleRule.EXACT else 8
         scales = 0 if spec.dtype.exponent_bits == 8 else scale * counts.size
         return Size(int(counts.sum()), int(counts.sum()) * spec.dtype.bits, scales)
-    widths = np.array([fmt.bits for fmt in LADDER])[np.asarray(index)]
+    widths = np.array([fmt.bits for fmt in MIXED_FORMATS])[np.asarray(index)]
     codes = int((counts * widths).sum())
     return Size(int(counts.sum()), codes, 8 * counts.size, TAG_BITS * counts.size)
 
@@ -114,7 +115,7 @@ def total(parts: Mapping[str, Size]) -> Size:
 def expected_bits(b_t: jax.Array) -> jax.Array:
     """Bits of a weight as a function of b_t that can be differentiated.
 
-    Piecewise linear, and exact at the largest b_t of each format of `LADDER`: 4 bits up to 3, then
+    Piecewise linear, and exact at the largest b_t of each format of `MIXED_FORMATS`: 4 bits up to 3, then
     6 at 4, 8 at 5, 12 at 9 and 16 at 16. In between it is below what is stored, since a block takes
     a whole format.
 
@@ -128,8 +129,8 @@ def expected_bits(b_t: jax.Array) -> jax.Array:
     Returns:
       float32 of the same shape.
     """
-    limits = [float(fmt.noise_bits) for fmt in LADDER[:-1]] + [MAX_BITS]
-    bits = [float(fmt.bits) for fmt in LADDER]
+    limits = [float(fmt.noise_bits) for fmt in MIXED_FORMATS[:-1]] + [MAX_BITS]
+    bits = [float(fmt.bits) for fmt in MIXED_FORMATS]
     return jnp.interp(b_t, jnp.array(limits, jnp.float32), jnp.array(bits, jnp.float32))
 
 

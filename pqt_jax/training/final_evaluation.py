@@ -18,8 +18,9 @@ from jax.sharding import Mesh
 from pqt_jax.analysis import load
 from pqt_jax.models import document_mask, partitioning
 from pqt_jax.numerics import bit_width
+from pqt_jax.numerics.mixed_formats import MIXED_FORMATS
 from pqt_jax.quantization import sizes
-from pqt_jax.quantization.quantize import LADDER, Plan
+from pqt_jax.quantization.quantize import Plan
 from pqt_jax.training import loss as losses
 from pqt_jax.training.config import schema
 from pqt_jax.training.config.schema import Config
@@ -140,7 +141,7 @@ def format_shares(plan: Plan, params: nnx.State) -> dict[str, float]:
     """
     shapes = paths_and_leaves(weights(params))
     counts = [sizes.formats_of(shapes[path].shape, assigned) for path, assigned in plan.items()]
-    held = {fmt.name: sum(count.get(fmt.name, 0) for count in counts) for fmt in LADDER}
+    held = {fmt.name: sum(count.get(fmt.name, 0) for count in counts) for fmt in MIXED_FORMATS}
     return {name: n / sum(held.values()) for name, n in held.items() if n}
 
 

@@ -15,8 +15,8 @@ import jax
 from flax import nnx
 
 from pqt_jax.numerics import bit_width
+from pqt_jax.numerics.mixed_formats import snap as snap_bits
 from pqt_jax.quantization import sizes
-from pqt_jax.quantization.quantize import snap as snap_bits
 from pqt_jax.training.config.schema import METHODS, MODELS, Config, model_config, quantization_rules
 from pqt_jax.training.config.schema import rules as method_rules
 from pqt_jax.transform import diffq
@@ -160,7 +160,7 @@ def snap_step(config: Config) -> int | None:
 
 
 def snapped(params: nnx.State, rules: Sequence[Rule]) -> nnx.State:
-    """The state with every bit-width at what its format carries (`quantize.snap`)."""
+    """The state with every bit-width at what its format carries (`mixed_formats.snap`)."""
 
     def visit(path, leaf):
         parts = path.split("/")

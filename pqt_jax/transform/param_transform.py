@@ -20,8 +20,8 @@ import jax.numpy as jnp
 from flax import linen, nnx
 
 from pqt_jax.numerics import bit_width, blocks, keys
+from pqt_jax.numerics.deterministic_rounding import quantize_mixed
 from pqt_jax.numerics.spec import Spec
-from pqt_jax.quantization import quantize
 from pqt_jax.transform.perturb import perturb
 from pqt_jax.transform.rules import (
     Rule,
@@ -52,7 +52,7 @@ class ParamTransform(NamedTuple):
         is the index of the layer, where params are one slice of stacked layers that share the key.
       bit_widths: `bits -> b_t`, the same nested dict in bits per weight.
       quantize: `(params, bits) -> params_q`: each block rounded to the smallest format that carries
-        its b_t, see `quantize.quantize_mixed`.
+        its b_t, see `deterministic_rounding.quantize_mixed`.
       summary: `(params, bits) -> str`, a table of path, shape, blocks, mean b_t and format.
     """
 
@@ -148,7 +148,7 @@ def param_transform(
                 return perturb(w, None, None, spec)
             b_i = _lookup(bits, path, prefix)
             b_t = bit_width.bit_width(b_i, spec.target_bits, spec.init_bits)
-            return quantize.quantize_mixed(w, b_t, spec)
+            return quantize_mixed(w, b_t, spec)
 
         return map_sampled(visit, params)
 

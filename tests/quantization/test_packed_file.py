@@ -14,8 +14,9 @@ import safetensors.numpy
 from pqt_jax import Rule
 from pqt_jax.errors import InputError
 from pqt_jax.numerics.formats import BF16, E2M1, E2M3, E3M2, E4M3, E4M7, E5M2, FloatFormat
+from pqt_jax.numerics.mixed_formats import MIXED_FORMATS
 from pqt_jax.quantization import packed_file, quantize, sizes
-from pqt_jax.quantization.quantize import LADDER, plan_mixed, plan_uniform
+from pqt_jax.quantization.quantize import plan_mixed, plan_uniform
 
 RULES = [Rule(".*kernel"), Rule("attn", matrix_axes=(1, 2))]
 
@@ -80,7 +81,7 @@ def test_mixed_formats_come_back_bit_for_bit(tmp_path, granularity):
     bits = {"h": {"kernel": rng.uniform(-1, 4, (2, 3, 4))}, "attn": rng.uniform(-1, 4, (2, 2))}
     plan = plan_mixed(params, bits, RULES, granularity=granularity, share=0.8)
     if granularity == "block":
-        assert set(np.unique(plan["h/kernel"].index)) == set(range(len(LADDER)))
+        assert set(np.unique(plan["h/kernel"].index)) == set(range(len(MIXED_FORMATS)))
     check_file(tmp_path / "weights", params, plan)
 
 

@@ -9,17 +9,11 @@ import pytest
 
 from pqt_jax import FloatFormat, Rule, Spec, param_transform
 from pqt_jax.numerics import bit_width
+from pqt_jax.numerics.deterministic_rounding import quantize_mixed
 from pqt_jax.numerics.formats import BF16, E2M1, E2M3, E3M2, E4M3, E4M7, E5M2
+from pqt_jax.numerics.mixed_formats import MIXED_FORMATS, format_index, snap
 from pqt_jax.quantization import sizes
-from pqt_jax.quantization.quantize import (
-    LADDER,
-    apply,
-    format_index,
-    plan_mixed,
-    quantize,
-    quantize_mixed,
-    snap,
-)
+from pqt_jax.quantization.quantize import apply, plan_mixed, quantize
 from pqt_jax.transform import perturb
 
 
@@ -75,9 +69,9 @@ def test_what_no_rule_samples_stays():
 
 def test_each_bit_width_gets_the_smallest_format_that_carries_it():
     b_t = jnp.array([1.0, 3.0, 3.01, 4.0, 4.5, 5.0, 5.1, 9.0, 9.01, 16.0])
-    names = [LADDER[i].name for i in format_index(b_t)]
+    names = [MIXED_FORMATS[i].name for i in format_index(b_t)]
     assert names == "E2M1 E2M1 E3M2 E3M2 E4M3 E4M3 E4M7 E4M7 BF16 BF16".split()
-    assert LADDER == (E2M1, E3M2, E4M3, E4M7, BF16)
+    assert MIXED_FORMATS == (E2M1, E3M2, E4M3, E4M7, BF16)
 
 
 def test_mixed_takes_stacks_and_ragged_edges():
@@ -86,7 +80,7 @@ def test_mixed_takes_stacks_and_ragged_edges():
     b_t = jnp.array([[[3.0, 4.0, 5.0], [9.0, 12.0, 3.0]], [[16.0] * 3, [3.0] * 3]])
     got = np.asarray(quantize_mixed(w, b_t, spec).astype(jnp.float32)).reshape(2, 50, 90)
     for (lead, i, j), bits in np.ndenumerate(np.asarray(b_t)):
-        fmt = LADDER[int(format_index(jnp.float32(bits)))]
+        fmt = MIXED_FORMATS[int(format_index(jnp.float32(bits)))]
         block = np.asarray(w).reshape(2, 50, 90)[lead, 32 * i : 32 * i + 32, 32 * j : 32 * j + 32]
         want = quantize({"w": jnp.asarray(block)}, [Rule("w")], fmt)["w"].astype(jnp.float32)
         np.testing.assert_array_equal(got[lead, 32 * i : 32 * i + 32, 32 * j : 32 * j + 32], want)
@@ -257,7 +251,7 @@ def test_gfloat_agrees_on_blocks_of_ocp(name, rule):
 def test_a_share_is_of_one_block_at_least():
     params, bits = {"w": jnp.ones((32, 64))}, {"w": jnp.ones((1, 2))}
     index = plan_mixed(params, bits, [Rule("w")], granularity="tensor", share=1e-10)["w"].index
-    assert LADDER[index[0, 0]].noise_bits >= 6
+    assert MIXED_FORMATS[index[0, 0]].noise_bits >= 6
 
 
 def test_bits_keep_their_dtype_where_floats_are_wide():

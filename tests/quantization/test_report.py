@@ -11,8 +11,9 @@ import pytest
 
 from pqt_jax import Rule
 from pqt_jax.numerics.formats import BF16, E2M1, E3M2, E4M3
+from pqt_jax.numerics.mixed_formats import MIXED_FORMATS
 from pqt_jax.quantization import report, sizes
-from pqt_jax.quantization.quantize import LADDER, apply, plan_mixed, plan_uniform
+from pqt_jax.quantization.quantize import apply, plan_mixed, plan_uniform
 
 RULES = [Rule(".*kernel")]
 
@@ -77,7 +78,7 @@ def test_a_mixture():
     for row, w, w_hat, own in zip(
         report.rows(params, plan), params["h"]["kernel"], rounded, index, strict=True
     ):
-        formats = [[LADDER[i] for i in line] for line in own]
+        formats = [[MIXED_FORMATS[i] for i in line] for line in own]
         np.testing.assert_allclose(row[4:], by_hand(w, w_hat, tops(w, formats, "ceil")), rtol=1e-5)
         assert sum(row.formats.values()) == 7000 and len(row.formats) > 2
 

@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 
 from pqt_jax import Rule, Spec
+from pqt_jax.numerics.deterministic_rounding import FormatAssignment
 from pqt_jax.numerics.formats import BF16, E2M1, E3M2, E4M3, E4M7
+from pqt_jax.numerics.mixed_formats import MIXED_FORMATS
 from pqt_jax.quantization import quantize, sizes
-from pqt_jax.quantization.quantize import LADDER, Assigned, plan_mixed, plan_uniform
+from pqt_jax.quantization.quantize import plan_mixed, plan_uniform
 
 RULES = [Rule(".*kernel")]
 
@@ -38,18 +40,18 @@ def test_one_format(fmt, block, scale, bits):
 def test_a_mixture_is_counted_weight_by_weight():
     shape = (2, 50, 3, 30)
     index = jnp.array(np.random.default_rng(0).integers(0, 5, (2, 2, 3)), jnp.int32)
-    assigned = Assigned(Spec(noise="none", matrix_axes=(1, 2)), index)
+    assigned = FormatAssignment(Spec(noise="none", matrix_axes=(1, 2)), index)
     size = sizes.parameter_size(shape, assigned)
     codes, held = 0, {}
     for lead in range(2):
         for row in range(50):
             for column in range(90):
-                fmt = LADDER[int(index[lead, row // 32, column // 32])]
+                fmt = MIXED_FORMATS[int(index[lead, row // 32, column // 32])]
                 codes += fmt.bits
                 held[fmt.name] = held.get(fmt.name, 0) + 1
     assert size == sizes.Size(weights=9000, codes=codes, scales=8 * 12, tags=4 * 12)
     found = sizes.formats_of(shape, assigned)
-    assert found == held and list(found) == [f.name for f in LADDER if f.name in held]
+    assert found == held and list(found) == [f.name for f in MIXED_FORMATS if f.name in held]
 
 
 def test_the_total_is_the_sum():
@@ -60,10 +62,10 @@ def test_the_total_is_the_sum():
 
 
 def test_expected_bits_are_exact_where_a_format_ends_and_never_more_than_what_is_stored():
-    limits = jnp.array([float(fmt.noise_bits) for fmt in LADDER[:-1]])
-    assert sizes.expected_bits(limits).tolist() == [fmt.bits for fmt in LADDER[:-1]]
+    limits = jnp.array([float(fmt.noise_bits) for fmt in MIXED_FORMATS[:-1]])
+    assert sizes.expected_bits(limits).tolist() == [fmt.bits for fmt in MIXED_FORMATS[:-1]]
     b_t = jnp.linspace(1, 16, 301)
-    stored = np.array([fmt.bits for fmt in LADDER])[np.asarray(quantize.format_index(b_t))]
+    stored = np.array([fmt.bits for fmt in MIXED_FORMATS])[np.asarray(quantize.format_index(b_t))]
     expected = np.asarray(sizes.expected_bits(b_t))
     assert (expected <= stored).all() and (np.diff(expected) >= 0).all()
 

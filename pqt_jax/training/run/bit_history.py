@@ -21,8 +21,8 @@ import numpy as np
 from flax import nnx
 
 from pqt_jax.models import partitioning
+from pqt_jax.numerics.mixed_formats import MIXED_FORMATS, format_index
 from pqt_jax.quantization import sizes
-from pqt_jax.quantization.quantize import LADDER, format_index
 from pqt_jax.training.run import metrics
 from pqt_jax.transform import bit_state
 from pqt_jax.transform.rules import Rule, first_match, paths_and_leaves
@@ -56,7 +56,7 @@ def reduce(params: nnx.State, rules: Sequence[Rule]) -> dict[str, Any]:
     Returns:
       "layers": path → float32[L], mean b_t over the blocks of each of L stacked matrices.
       "counts": uint32[matrices, formats + 1], the weights of each matrix that go to each format of
-      `LADDER`, last those that go to none. Replicated where a mesh is entered. Empty where no bits
+      `MIXED_FORMATS`, last those that go to none. Replicated where a mesh is entered. Empty where no bits
       are learned.
     """
     shapes = paths_and_leaves(bit_state.weights(params))
@@ -68,8 +68,8 @@ def reduce(params: nnx.State, rules: Sequence[Rule]) -> dict[str, Any]:
         held = held.reshape(-1, *held.shape[-2:])[0].astype(np.uint32)  # the same in every layer
         b_t = b_t.reshape(-1, *held.shape)
         layers[path] = jnp.mean(b_t, axis=(1, 2))
-        index = jnp.where(jnp.isnan(b_t), len(LADDER), format_index(b_t))
-        own = [jnp.where(index == i, held, np.uint32(0)) for i in range(len(LADDER) + 1)]
+        index = jnp.where(jnp.isnan(b_t), len(MIXED_FORMATS), format_index(b_t))
+        own = [jnp.where(index == i, held, np.uint32(0)) for i in range(len(MIXED_FORMATS) + 1)]
         counts.append(jnp.sum(jnp.stack(own, -1), axis=(1, 2), dtype=jnp.uint32))
     return partitioning.held(
         {"layers": layers, "counts": jnp.concatenate(counts)} if layers else {}
@@ -94,7 +94,7 @@ def measure(params: nnx.State, rules: Sequence[Rule]) -> Measured:
     if not found:
         return {}
     counts = found["counts"].sum(axis=0, dtype=np.int64)
-    shares = zip(LADDER, (counts / counts.sum()).tolist(), strict=False)  # none is the last
+    shares = zip(MIXED_FORMATS, (counts / counts.sum()).tolist(), strict=False)  # none is the last
     return {
         "layers": {path: mean.tolist() for path, mean in found["layers"].items()},
         "formats": {fmt.name: share for fmt, share in shares if share},
@@ -143,5 +143,5 @@ def _parse(record: metrics.Record) -> Bits | None:
         return None
     if not layers or any(mean.ndim != 1 for mean in layers.values()):
         return None
-    shares = {fmt.name: formats.get(fmt.name) or 0.0 for fmt in LADDER}
+    shares = {fmt.name: formats.get(fmt.name) or 0.0 for fmt in MIXED_FORMATS}
     return Bits(record["step"], tokens, layers, {name: x for name, x in shares.items() if x})

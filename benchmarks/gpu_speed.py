@@ -23,7 +23,7 @@ from pqt_jax.models.llama2 import LLAMA2_1B
 from pqt_jax.numerics.formats import E4M3
 from pqt_jax.numerics.spec import Spec
 from pqt_jax.pallas import Implementation
-from pqt_jax.transform import perturb
+from pqt_jax.transform.perturb import perturb
 
 LAYERS = 6  # of the 18, which are alike: more than any cache holds, and a third of the tracing
 

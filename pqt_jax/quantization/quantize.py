@@ -4,8 +4,8 @@
 
     rules, format or bits → plan: which parameter goes to which format → rounded parameters
 
-A plan holds formats and no values. `apply` rounds parameters by a plan, `sizes` counts the bits that
-they take, and `packed_file` stores them. `numerics.mixed_formats` says which format a learned
+A plan holds formats and no values. `apply` rounds parameters by a plan, `sizes` counts the bits
+that they take, and `packed_file` stores them. `numerics.mixed_formats` says which format a learned
 bit-width calls for.
 """
 

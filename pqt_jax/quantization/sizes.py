@@ -115,9 +115,9 @@ def total(parts: Mapping[str, Size]) -> Size:
 def expected_bits(b_t: jax.Array) -> jax.Array:
     """Bits of a weight as a function of b_t that can be differentiated.
 
-    Piecewise linear, and exact at the largest b_t of each format of `MIXED_FORMATS`: 4 bits up to 3, then
-    6 at 4, 8 at 5, 12 at 9 and 16 at 16. In between it is below what is stored, since a block takes
-    a whole format.
+    Piecewise linear, and exact at the largest b_t of each format of `MIXED_FORMATS`: 4 bits up to
+    3, then 6 at 4, 8 at 5, 12 at 9 and 16 at 16. In between it is below what is stored, since a
+    block takes a whole format.
 
     Example:
       >>> expected_bits(jnp.array([1.0, 3.0, 3.5, 5.0, 7.0, 16.0])).tolist()

@@ -23,7 +23,7 @@ from pqt_jax.pallas import launch
 from pqt_jax.training.config.schema import default, rules
 from pqt_jax.training.state import init_state
 from pqt_jax.training.step import make_optimizer, make_train_step
-from pqt_jax.transform import perturb
+from pqt_jax.transform.perturb import perturb
 
 W, B_I, KEY = jnp.ones((32, 32)), jnp.ones((1, 1)), jax.random.key(0)
 

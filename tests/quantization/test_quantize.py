@@ -14,7 +14,7 @@ from pqt_jax.numerics.formats import BF16, E2M1, E2M3, E3M2, E4M3, E4M7, E5M2
 from pqt_jax.numerics.mixed_formats import MIXED_FORMATS, format_index, snap
 from pqt_jax.quantization import sizes
 from pqt_jax.quantization.quantize import apply, plan_mixed, quantize
-from pqt_jax.transform import perturb
+from pqt_jax.transform.perturb import perturb
 
 
 def reference(w, fmt, block, rule):

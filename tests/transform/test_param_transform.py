@@ -13,7 +13,7 @@ import pytest
 from pqt_jax import Rule, Spec, param_transform
 from pqt_jax.numerics import keys
 from pqt_jax.quantization.quantize import quantize
-from pqt_jax.transform import perturb
+from pqt_jax.transform.perturb import perturb
 
 KEY = jax.random.key(7)
 

@@ -56,8 +56,8 @@ def reduce(params: nnx.State, rules: Sequence[Rule]) -> dict[str, Any]:
     Returns:
       "layers": path → float32[L], mean b_t over the blocks of each of L stacked matrices.
       "counts": uint32[matrices, formats + 1], the weights of each matrix that go to each format of
-      `MIXED_FORMATS`, last those that go to none. Replicated where a mesh is entered. Empty where no bits
-      are learned.
+      `MIXED_FORMATS`, last those that go to none. Replicated where a mesh is entered. Empty where
+      no bits are learned.
     """
     shapes = paths_and_leaves(bit_state.weights(params))
     layers, counts = {}, []

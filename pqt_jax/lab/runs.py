@@ -216,7 +216,7 @@ def _measurements(graph: nnx.GraphDef, tokens: jax.Array, sweep: Config) -> Call
 
     def of_one(params):
         options = {name: sweep[name] for name in ("epsilon", "maximizer", "iterations")}
-        found = {"sharpness": sharpness.of_model(graph, params, tokens, **options)}
+        found = {"sharpness": sharpness.model_sharpness(graph, params, tokens, **options)}
         if sweep.rho:
             bits, weights = nnx.split_state(params, bit_state.BitParam, ...)
 
@@ -224,7 +224,7 @@ def _measurements(graph: nnx.GraphDef, tokens: jax.Array, sweep: Config) -> Call
                 model = nnx.merge(graph, nnx.merge_state(bits, weights))
                 return cross_entropy(model(tokens[:, :-1]), tokens[:, 1:])
 
-            found["sharpness_of_weights"] = sharpness.of_weights(loss, weights, rho=sweep.rho)
+            found["sharpness_of_weights"] = sharpness.weight_sharpness(loss, weights, rho=sweep.rho)
         return found
 
     return jax.jit(jax.vmap(of_one))

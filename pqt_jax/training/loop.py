@@ -105,7 +105,7 @@ def train(
         graph, validation, end=end, parts=steps.parts_of(config)
     )
     sharpness_of = jax.jit(
-        lambda p, all_: sharpness.of_model(graph, p, all_[0].astype("int32"), end)
+        lambda p, all_: sharpness.model_sharpness(graph, p, all_[0].astype("int32"), end)
     )
 
     key, schedule = jax.random.key(config.seed), steps.make_schedule(config)

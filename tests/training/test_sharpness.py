@@ -2,6 +2,7 @@
 # Copyright 2026 The pqt_jax Authors
 """Sharpness: the corner is the maximum, searches end at it, and the bounds hold."""
 
+import functools
 import itertools
 
 import jax
@@ -15,7 +16,7 @@ from pqt_jax.data import pipeline, source
 from pqt_jax.models import Llama2, Llama2Config, document_mask
 from pqt_jax.training import sharpness
 from pqt_jax.training.run import metrics
-from pqt_jax.training.sharpness import bounds, of_logits, of_weights
+from pqt_jax.training.sharpness import logit_sharpness, sharpness_bounds, weight_sharpness
 from support.command import main
 
 
@@ -28,7 +29,7 @@ def case(seed=0, batch=6, size=12, spread=3.0):
 @pytest.mark.parametrize("epsilon", [5e-4, 0.05, 1.0])
 def test_no_corner_of_the_box_is_higher(epsilon):
     logits, targets = case(size=7)
-    phi = of_logits(logits, targets, epsilon=epsilon)
+    phi = logit_sharpness(logits, targets, epsilon=epsilon)
     radius = epsilon * (jnp.abs(logits) + 1)
     z, radius = np.asarray(logits, np.float64), np.asarray(radius, np.float64)
     loss_at = lambda y: np.log(np.exp(z + y).sum(-1)) - (z + y)[range(6), targets]  # noqa: E731
@@ -43,8 +44,8 @@ def test_no_corner_of_the_box_is_higher(epsilon):
 @pytest.mark.parametrize("spread", [0.1, 3.0, 30.0])
 def test_the_bounds_hold(epsilon, spread):
     logits, targets = case(batch=50, spread=spread)
-    below, above = bounds(logits, targets, epsilon)
-    phi = of_logits(logits, targets, epsilon=epsilon)
+    below, above = sharpness_bounds(logits, targets, epsilon)
+    phi = logit_sharpness(logits, targets, epsilon=epsilon)
     slack = 1e-4 * np.asarray(above)
     assert (phi >= below - slack).all() and (phi <= above + slack).all() and (phi > 0).any()
     if epsilon == 1e-6 and spread < 30:
@@ -53,7 +54,7 @@ def test_the_bounds_hold(epsilon, spread):
 
 def test_two_equal_logits_by_hand():
     """f = ln 2; both move by ε: ln(1 + e^{2ε}) − ln 2 = ε + ε²/2 + …"""
-    phi = of_logits(jnp.zeros((1, 2)), jnp.array([1]), epsilon=1e-3)
+    phi = logit_sharpness(jnp.zeros((1, 2)), jnp.array([1]), epsilon=1e-3)
     np.testing.assert_allclose(phi, 100 * (1e-3 + 0.5e-6) / (1 + np.log(2)), rtol=1e-5)
 
 
@@ -61,11 +62,11 @@ def test_two_equal_logits_by_hand():
 @pytest.mark.parametrize("epsilon", [5e-4, 0.05])
 def test_searches_end_at_the_maximum_or_below(maximizer, epsilon):
     logits, targets = case()
-    exact = of_logits(logits, targets, epsilon=epsilon)
-    found = of_logits(logits, targets, epsilon=epsilon, iterations=30, maximizer=maximizer)
+    exact = logit_sharpness(logits, targets, epsilon=epsilon)
+    found = logit_sharpness(logits, targets, epsilon=epsilon, iterations=30, maximizer=maximizer)
     assert (found <= exact * (1 + 1e-5)).all()
     np.testing.assert_allclose(found, exact, rtol=0.02)
-    fewer = of_logits(logits, targets, epsilon=epsilon, iterations=1, maximizer=maximizer)
+    fewer = logit_sharpness(logits, targets, epsilon=epsilon, iterations=1, maximizer=maximizer)
     assert (fewer <= exact * (1 + 1e-5)).all() and (fewer > 0).all()
 
 
@@ -73,9 +74,9 @@ def test_searches_end_at_the_maximum_or_below(maximizer, epsilon):
 def test_it_is_traced_and_batched(maximizer):
     logits, targets = case()
     both = jnp.stack([logits, 2 * logits])
-    phi = jax.jit(jax.vmap(lambda z: of_logits(z, targets, maximizer=maximizer)))(both)
+    phi = jax.jit(jax.vmap(lambda z: logit_sharpness(z, targets, maximizer=maximizer)))(both)
     for got, z in zip(phi, both, strict=True):
-        np.testing.assert_allclose(got, of_logits(z, targets, maximizer=maximizer), rtol=1e-6)
+        np.testing.assert_allclose(got, logit_sharpness(z, targets, maximizer=maximizer), rtol=1e-6)
 
 
 @pytest.mark.parametrize("maximizer", ["corner", "gradient", "lbfgsb"])
@@ -83,7 +84,7 @@ def test_it_is_traced_and_batched(maximizer):
 def test_logits_that_are_huge_have_a_sharpness(maximizer, target, epsilon):
     """f grows by 2ε of the target's logit against the largest, where that is not the target."""
     z = jnp.array([[2e5, 0.0, 1.0]])
-    phi = of_logits(z, jnp.array([target]), epsilon=epsilon, maximizer=maximizer)
+    phi = logit_sharpness(z, jnp.array([target]), epsilon=epsilon, maximizer=maximizer)
     y = epsilon * (np.array([2e5, 0.0, 1.0]) + 1) * np.where(np.arange(3) == target, -1, 1)
     moved = np.array([2e5, 0.0, 1.0]) + y
     f, after = (np.logaddexp.reduce(x) - x[target] for x in (np.array([2e5, 0, 1]), moved))
@@ -96,13 +97,13 @@ def test_weights_in_bfloat16_move():
     loss = lambda p: sum(jnp.sum(x**2) for x in jax.tree.leaves(p))  # noqa: E731
     before = sum(np.sum(np.asarray(x, np.float64) ** 2) for x in params.values())
     want = 100 * before * (1.001**2 - 1) / (1 + before)
-    np.testing.assert_allclose(of_weights(loss, params, rho=1e-3), want, rtol=1e-4)
+    np.testing.assert_allclose(weight_sharpness(loss, params, rho=1e-3), want, rtol=1e-4)
 
 
 @pytest.mark.parametrize("maximizer", ["corner", "gradient", "lbfgsb"])
 def test_logits_that_are_not_finite_spoil_their_own_sequence_alone(maximizer):
     logits, targets = case()
-    phi = of_logits(logits.at[2, 3].set(jnp.nan), targets, maximizer=maximizer)
+    phi = logit_sharpness(logits.at[2, 3].set(jnp.nan), targets, maximizer=maximizer)
     assert np.isnan(phi[2]) and np.isfinite(np.delete(phi, 2)).all()
 
 
@@ -110,13 +111,13 @@ def test_of_a_model_it_is_that_of_the_last_logits():
     model = Llama2(Llama2Config(300, 32, 2, 2, 64, max_length=8), rngs=nnx.Rngs(0))
     graph, params = nnx.split(model)
     tokens = jnp.asarray(np.random.default_rng(0).integers(0, 300, (5, 9)))
-    each = of_logits(model(tokens[:, :-1])[:, -1], tokens[:, -1], epsilon=0.01)
-    got = sharpness.of_model(graph, params, tokens, epsilon=0.01)
+    each = logit_sharpness(model(tokens[:, :-1])[:, -1], tokens[:, -1], epsilon=0.01)
+    got = sharpness.model_sharpness(graph, params, tokens, epsilon=0.01)
     np.testing.assert_allclose(got, each.mean(), rtol=1e-5)
     tokens = tokens.at[:, 3].set(7).at[1, 7].set(7)  # a document ends; what follows it is a guess
     inputs, targets, of, _ = document_mask.window(tokens, 7)
-    each = of_logits(model(inputs, of)[:, -1], targets[:, -1])
-    got = sharpness.of_model(graph, params, tokens, 7)
+    each = logit_sharpness(model(inputs, of)[:, -1], targets[:, -1])
+    got = sharpness.model_sharpness(graph, params, tokens, 7)
     np.testing.assert_allclose(got, np.delete(each, 1).mean(), rtol=1e-5)
 
 
@@ -131,7 +132,7 @@ def test_the_trainer_logs_it(tmp_path):
     data, count = run.config.data, run.config.log.validation_batches
     options = {"length": data.length, "batch": data.batch, "count": count}
     rows = pipeline.validation_batches(text.validation, **options)
-    got = sharpness.of_model(run.graph, run.params, jnp.asarray(rows[0], jnp.int32))
+    got = sharpness.model_sharpness(run.graph, run.params, jnp.asarray(rows[0], jnp.int32))
     np.testing.assert_allclose(got, found[5], rtol=1e-5)
 
 
@@ -142,7 +143,9 @@ def test_weights_of_a_quadratic_by_hand():
     before = 24.0 + 1.0
     want = 100 * before * (1.1**2 - 1) / (1 + before)
     for iterations in (1, 5):
-        got = jax.jit(lambda p, n=iterations: of_weights(loss, p, rho=0.1, iterations=n))(params)
+        got = jax.jit(lambda p, n=iterations: weight_sharpness(loss, p, rho=0.1, iterations=n))(
+            params
+        )
         np.testing.assert_allclose(got, want, rtol=1e-5)
 
 
@@ -151,9 +154,9 @@ def test_scaling_a_layer_against_the_next_changes_nothing():
     rng = np.random.default_rng(0)
     x, a, b = (jnp.asarray(rng.normal(size=s), jnp.float32) for s in ((9, 5), (5, 7), (7, 3)))
     loss = lambda p: jnp.mean(jnp.square(jax.nn.relu(x @ p[0]) @ p[1]))  # noqa: E731
-    phi = of_weights(loss, (a, b), rho=0.01, iterations=4)
+    phi = weight_sharpness(loss, (a, b), rho=0.01, iterations=4)
     np.testing.assert_allclose(
-        of_weights(loss, (4 * a, b / 4), rho=0.01, iterations=4), phi, rtol=1e-3
+        weight_sharpness(loss, (4 * a, b / 4), rho=0.01, iterations=4), phi, rtol=1e-3
     )
     assert phi > 0.5
 
@@ -169,9 +172,9 @@ def test_scaling_a_layer_against_the_next_changes_nothing():
 )
 def test_what_cannot_be_is_named(options, message):
     with pytest.raises(ValueError, match=message):
-        sharpness.of_logits(*case(), **options)
+        sharpness.logit_sharpness(*case(), **options)
 
 
 def test_radii_must_be_positive():
     with pytest.raises(ValueError, match="rho=-1"):
-        of_weights(jnp.sum, jnp.ones(3), rho=-1)
+        weight_sharpness(jnp.sum, jnp.ones(3), rho=-1)

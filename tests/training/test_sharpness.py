@@ -2,7 +2,6 @@
 # Copyright 2026 The pqt_jax Authors
 """Sharpness: the corner is the maximum, searches end at it, and the bounds hold."""
 
-import functools
 import itertools
 
 import jax

@@ -10,9 +10,11 @@ from pqt_jax.numerics.formats import FloatFormat
 from pqt_jax.numerics.spec import Spec
 from pqt_jax.quantization import quantize
 from pqt_jax.transform import optim
+from pqt_jax.transform.model import pqt_transform
 from pqt_jax.transform.nnx_wrapper import BitParam
-from pqt_jax.transform.param_transform import ParamTransform, param_transform, pqt_transform
-from pqt_jax.transform.perturb import perturb, perturb_encoded
+from pqt_jax.transform.param_transform import ParamTransform, param_transform
+from pqt_jax.transform.perturb import perturb
+from pqt_jax.transform.perturb_encoded import perturb_encoded
 from pqt_jax.transform.rules import Rule
 
 __version__ = "0.1.0"

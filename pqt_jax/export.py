@@ -34,7 +34,7 @@ from pqt_jax.quantization.quantize import Plan
 from pqt_jax.training.config import command_line, schema
 from pqt_jax.training.run import workdir
 from pqt_jax.transform import bit_state
-from pqt_jax.transform.rules import paths_and_leaves
+from pqt_jax.transform.tree_paths import paths_and_leaves
 
 LAYOUTS = ("packed", "huggingface")
 

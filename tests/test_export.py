@@ -18,7 +18,7 @@ from pqt_jax.errors import InputError
 from pqt_jax.interchange import huggingface
 from pqt_jax.models import Llama2
 from pqt_jax.quantization import packed_file
-from pqt_jax.transform.rules import paths_and_leaves
+from pqt_jax.transform.tree_paths import paths_and_leaves
 from support import tiny
 from support.command import refused
 from support.paths import ROOT

@@ -26,7 +26,8 @@ from pqt_jax.training.config import command_line, schema, validation
 from pqt_jax.training.config.schema import Config
 from pqt_jax.training.run import checkpoint, workdir
 from pqt_jax.transform import bit_state, diffq
-from pqt_jax.transform.rules import Rule, map_paths, paths_and_leaves
+from pqt_jax.transform.rules import Rule
+from pqt_jax.transform.tree_paths import map_paths, paths_and_leaves
 
 FORMATS = {
     "bf16": BF16,

@@ -27,7 +27,7 @@ from pqt_jax.interchange.folders import whole_folder
 from pqt_jax.interchange.huggingface_config import ModelConfig, from_json, to_json
 from pqt_jax.interchange.safetensors_io import Stored
 from pqt_jax.models import GPT2, GPT2Config, Llama2
-from pqt_jax.transform.rules import paths_and_leaves
+from pqt_jax.transform.tree_paths import paths_and_leaves
 
 CONFIG = "config.json"
 

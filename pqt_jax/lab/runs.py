@@ -36,7 +36,7 @@ from pqt_jax.training.config.schema import Config
 from pqt_jax.training.loss import cross_entropy
 from pqt_jax.training.run import metrics
 from pqt_jax.transform import bit_state
-from pqt_jax.transform.rules import BITS, map_paths
+from pqt_jax.transform.tree_paths import BITS, map_paths
 
 FORMATS = ("master", "fp8_e4m3", "fp6_e3m2", "fp4_e2m1")  # of weights on held-out text
 Train = Callable[[Sequence[RateAndSeed], Callable[[], None]], list[metrics.Record]]

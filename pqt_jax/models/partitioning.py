@@ -25,7 +25,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from pqt_jax.errors import InputError
-from pqt_jax.transform.rules import map_paths
+from pqt_jax.transform.tree_paths import map_paths
 
 AXES = ("data", "fsdp", "tensor")
 BATCH = ("data", "fsdp")

@@ -15,8 +15,9 @@ from flax import nnx
 from jax import lax
 
 from pqt_jax.models import partitioning
-from pqt_jax.transform.param_transform import pqt_transform
-from pqt_jax.transform.rules import BITS, Rule, first_match, paths_and_leaves, resolve
+from pqt_jax.transform.model import pqt_transform
+from pqt_jax.transform.rules import Rule, first_match, resolve
+from pqt_jax.transform.tree_paths import BITS, paths_and_leaves
 
 
 def sampled(module: Any, rules: Sequence[Rule], path: str) -> Any:

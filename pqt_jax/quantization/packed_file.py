@@ -31,7 +31,7 @@ from pqt_jax.numerics.mixed_formats import MIXED_FORMATS
 from pqt_jax.numerics.spec import Spec
 from pqt_jax.quantization import codes
 from pqt_jax.quantization.quantize import Plan
-from pqt_jax.transform.rules import paths_and_leaves
+from pqt_jax.transform.tree_paths import paths_and_leaves
 
 VERSION = 1
 FILE = "weights.safetensors"

@@ -26,7 +26,8 @@ from pqt_jax.numerics.deterministic_rounding import (
 from pqt_jax.numerics.formats import as_format
 from pqt_jax.numerics.mixed_formats import MIXED_FORMATS, format_index, snap
 from pqt_jax.numerics.spec import Spec
-from pqt_jax.transform.rules import Rule, check_rules, map_paths, paths_and_leaves, resolve
+from pqt_jax.transform.rules import Rule, check_rules, resolve
+from pqt_jax.transform.tree_paths import map_paths, paths_and_leaves
 
 __all__ = [
     "MIXED_FORMATS",

@@ -32,7 +32,7 @@ from pqt_jax.numerics.mixed_formats import MIXED_FORMATS
 from pqt_jax.quantization import sizes
 from pqt_jax.quantization.quantize import Plan
 from pqt_jax.quantization.sizes import Size
-from pqt_jax.transform.rules import paths_and_leaves
+from pqt_jax.transform.tree_paths import paths_and_leaves
 
 _COLORS = ("#b3452f", "#d9822b", "#2f6db3", "#5fa55a", "#8a8a8a", "#7a5ca8", "#444444")
 

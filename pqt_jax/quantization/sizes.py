@@ -24,7 +24,7 @@ from pqt_jax.numerics.deterministic_rounding import FormatAssignment
 from pqt_jax.numerics.mixed_formats import MIXED_FORMATS, TAG_BITS
 from pqt_jax.numerics.spec import Spec
 from pqt_jax.quantization.quantize import Plan
-from pqt_jax.transform.rules import paths_and_leaves
+from pqt_jax.transform.tree_paths import paths_and_leaves
 
 
 class Size(NamedTuple):

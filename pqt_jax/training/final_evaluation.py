@@ -33,7 +33,7 @@ from pqt_jax.transform.bit_state import (
     method_widths,
     weights,
 )
-from pqt_jax.transform.rules import paths_and_leaves
+from pqt_jax.transform.tree_paths import paths_and_leaves
 
 ROWS = ("master", "bf16", "fp8_e4m3", "fp6_e3m2", "fp4_e2m1", "mixed")
 LABELS = {name: load.LABELS[name] for name in ROWS}

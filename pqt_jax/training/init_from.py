@@ -14,7 +14,7 @@ from pqt_jax.interchange import huggingface
 from pqt_jax.interchange.huggingface_config import ModelConfig
 from pqt_jax.models import Llama2Config
 from pqt_jax.training.config.schema import MODELS, Config, model_config
-from pqt_jax.transform.rules import paths_and_leaves
+from pqt_jax.transform.tree_paths import paths_and_leaves
 
 _HOW = {"dtype", "param_dtype", "attention", "remat"}  # to compute, which is the run's own choice
 

@@ -24,7 +24,8 @@ from pqt_jax.training import step as steps
 from pqt_jax.training.config import schema
 from pqt_jax.training.config.schema import Config
 from pqt_jax.transform.bit_state import weights
-from pqt_jax.transform.rules import Rule, first_match, paths_and_leaves, resolve
+from pqt_jax.transform.rules import Rule, first_match, resolve
+from pqt_jax.transform.tree_paths import paths_and_leaves
 
 WIDTH, COLUMN = 100, 13
 

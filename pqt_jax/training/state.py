@@ -16,7 +16,7 @@ from pqt_jax.models.stacked import check_rules
 from pqt_jax.training import flops
 from pqt_jax.training.config.schema import MODELS, Config, model_config, quantization_rules
 from pqt_jax.transform import bit_state
-from pqt_jax.transform.rules import paths_and_leaves
+from pqt_jax.transform.tree_paths import paths_and_leaves
 
 
 class TrainState(NamedTuple):

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from pqt_jax.transform.rules import map_paths
+from pqt_jax.transform.tree_paths import map_paths
 
 Blocks = Callable[[str, tuple[int, ...]], tuple[int, ...]]
 

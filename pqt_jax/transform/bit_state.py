@@ -22,7 +22,8 @@ from pqt_jax.training.config.schema import rules as method_rules
 from pqt_jax.transform import diffq
 from pqt_jax.transform.nnx_wrapper import BitParam
 from pqt_jax.transform.param_transform import param_transform
-from pqt_jax.transform.rules import BITS, Rule, first_match, map_paths, paths_and_leaves, resolve
+from pqt_jax.transform.rules import Rule, first_match, resolve
+from pqt_jax.transform.tree_paths import BITS, map_paths, paths_and_leaves
 
 Penalty = Callable[[nnx.State], jax.Array]
 

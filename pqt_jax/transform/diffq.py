@@ -36,7 +36,7 @@ from jax import lax
 from pqt_jax.numerics import bit_width as bitwidth
 from pqt_jax.numerics import blocks, keys
 from pqt_jax.quantization.sizes import Size
-from pqt_jax.transform.rules import map_paths, paths_and_leaves
+from pqt_jax.transform.tree_paths import map_paths, paths_and_leaves
 
 Noise = Literal["normal", "uniform"]
 NOISES: tuple[Noise, ...] = ("normal", "uniform")

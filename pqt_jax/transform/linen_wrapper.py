@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright 2026 The pqt_jax Authors
-"""`pqt_transform` for Linen: a module in the model's scope that maps parameters before the call.
+"""`pqt_transform` for Linen: a module in the model's scope that samples parameters before the call.
 
-`nn.WeightNorm` around a wrapped layer normalizes every collection, bits too: wrap what holds it, or
-give it `variable_filter={"PQT_0/kernel"}`, by the wrapped layer's name.
+`nn.WeightNorm` around a wrapped layer normalizes every collection, the bits too. Wrap the module
+that holds the `WeightNorm`, or give `WeightNorm` a filter with the name of the wrapped layer, such
+as `variable_filter={"PQT_0/kernel"}`.
 """
 
 import dataclasses
@@ -15,17 +16,19 @@ from typing import Any
 
 from flax import linen as nn
 from flax import nnx
-from flax.core.scope import LazyRng
 
+from pqt_jax.transform.flax_internals import is_nowrap, rewound_scope, rng_of_scope
 from pqt_jax.transform.param_transform import param_transform
-from pqt_jax.transform.rules import Rule, same_leaves
+from pqt_jax.transform.perturb import perturb_tree
+from pqt_jax.transform.rules import Rule
+from pqt_jax.transform.tree_paths import same_leaves
 
-COLLECTION = "pqt"  # of the bits, and name of the rng stream
+COLLECTION = "pqt"  # name of the collection of the bits, and of the rng stream
 
 
 @dataclasses.dataclass(frozen=True)
 class Hidden:
-    """Holds a module, so that Flax does not make it a submodule with a scope of its own."""
+    """Hides a module from Flax, which would else make it a submodule with a scope of its own."""
 
     module: nn.Module
 
@@ -33,11 +36,11 @@ class Hidden:
 class PQT(nn.Module):
     """A Linen module with sampled weights; made by `pqt_transform`.
 
-    Fields and methods of the bare module are this one's, too; a method called on it samples.
+    It has the fields and methods of the bare module; its methods sample.
 
     Attributes:
       model: the bare module.
-      rules, prefix, strict: as given to `pqt_transform`.
+      rules, prefix, strict: the arguments of `pqt_transform`.
     """
 
     model: Hidden
@@ -46,57 +49,60 @@ class PQT(nn.Module):
     strict: bool = False
 
     def setup(self):
-        """Run the model in this scope, so that no path and no random stream changes."""
-        assert self.scope is not None
-        # Rewound: the names that are taken in it are taken by the same module, called bare.
-        self.inner = Hidden(self.model.module.clone(parent=self.scope.rewound()))
+        """Bind the model to this scope, so that no path and no random stream changes."""
+        scope = self.scope
+        assert scope is not None
+        # Names that are taken in the scope were taken by the same module, called bare.
+        self.inner = Hidden(self.model.module.clone(parent=rewound_scope(scope)))
 
-    @nn.nowrap  # so that capture_intermediates meets the call of the model alone
+    @nn.nowrap  # capture_intermediates then records the call of the model alone
     def __call__(self, *args: Any, pqt_method: str = "__call__", **kwargs: Any) -> Any:
         """Call a method of the model, on sampled parameters if there is a "pqt" rng."""
         return self.run_sampled(pqt_method, *args, **kwargs)
 
     @nn.compact
     def run_sampled(self, pqt_method: str, /, *args: Any, **kwargs: Any) -> Any:
-        """What a call does."""
+        """Make the bits while initializing; else call a method, on sampled parameters if asked."""
 
-        def bare(model: nn.Module) -> Any:
+        def call(model: nn.Module) -> Any:
             return getattr(model, pqt_method)(*args, **kwargs)
 
-        transform = param_transform(self.rules, prefix=self.prefix, strict=self.strict)
+        options: dict[str, Any] = {"prefix": self.prefix, "strict": self.strict}
         if self.is_initializing():
-            out = bare(self.inner.module)
+            out = call(self.inner.module)
             if not self.has_variable(COLLECTION, "bits"):
                 if self.variables.get(COLLECTION):
                     raise ValueError(
                         f"a part of {type(self.inner.module).__name__} is wrapped already, and has "
                         f"bits of its own: {sorted(self.variables[COLLECTION])}; wrap it once"
                     )
-                self.variable(COLLECTION, "bits", transform.init, self.variables.get("params", {}))
+                init = param_transform(self.rules, **options).init
+                self.variable(COLLECTION, "bits", init, self.variables.get("params", {}))
             return out
         scope = self.scope
         if scope is None or not scope.has_rng(COLLECTION):
-            return bare(self.inner.module)
+            return call(self.inner.module)
         if not self.has_variable(COLLECTION, "bits"):
             raise ValueError(
                 'the "pqt" rng is given but the variables have no "pqt" collection; take it from '
                 'init, or make it: {"params": p, "pqt": {"bits": param_transform(rules).init(p)}}'
             )
-        bits, own = self.get_variable(COLLECTION, "bits"), self.variables.get("params", {})
-        # Not make_rng, whose key depends on how often it was called: one step, one ŵ.
-        key = LazyRng.create(scope.rngs[COLLECTION]).as_jax_rng()
+        bits = self.get_variable(COLLECTION, "bits")
+        wrapped_params = self.variables.get("params", {})
+        key = rng_of_scope(scope, COLLECTION)  # every call of one step samples the same ŵ
 
         def sample(variables: Mapping[str, Any]) -> Mapping[str, Any]:
-            # Called once for each scope; that of a module handed in from outside is not ours.
+            # Flax calls this once per scope. A module that was passed in has a scope of its own,
+            # whose parameters are not ours to sample.
             params = variables.get("params", {})
-            if not same_leaves(params, own):
+            if not same_leaves(params, wrapped_params):
                 return variables
-            return {"params": transform.sample(params, bits, key)}
+            return {"params": perturb_tree(params, bits, key, self.rules, **options)}
 
-        return nn.map_variables(bare, "params", sample)(self.inner.module)
+        return nn.map_variables(call, "params", sample)(self.inner.module)
 
     def __getattr__(self, name: str) -> Any:
-        """A field of the bare module, or a method of it that samples when it is called."""
+        """Return a field of the bare module, or one of its methods, which then samples."""
         try:
             return super().__getattr__(name)  # pyright: ignore[reportAttributeAccessIssue]
         except AttributeError:
@@ -104,7 +110,7 @@ class PQT(nn.Module):
                 raise
         model = self.model.module
         static = inspect.getattr_static(type(model), name, None)
-        if inspect.isfunction(static) and not hasattr(static, "nowrap"):
+        if inspect.isfunction(static) and not is_nowrap(static):
 
             @functools.wraps(static)
             def method(self, *args, **kwargs):
@@ -120,7 +126,7 @@ class PQT(nn.Module):
 
 
 def wrap(model: nn.Module, rules: tuple[Rule, ...], prefix: str, strict: bool) -> PQT:
-    """A Linen module in the model's scope; see `pqt_transform`."""
+    """Wrap a Linen module, in its own scope if it is bound. See `pqt_transform`."""
     if isinstance(model, PQT):
         raise ValueError(f"{type(model.model.module).__name__} is wrapped already; wrap it once")
     if isinstance(model, nnx.bridge.ToLinen):
@@ -128,7 +134,7 @@ def wrap(model: nn.Module, rules: tuple[Rule, ...], prefix: str, strict: bool) -
             "ToLinen holds an NNX module; wrap that with pqt_transform, and use it in NNX"
         )
     wrapped = PQT(Hidden(model), rules, prefix, strict)
-    if model.scope is not None:  # made in the compact method of a parent, which has named it
+    if model.scope is not None:  # made, and named, in a parent's compact method
         if wrapped.scope is None:
             raise ValueError(
                 f"{model.name!r} is part of its parent already; in setup wrap it when it is made: "

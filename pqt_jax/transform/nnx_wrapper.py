@@ -1,6 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright 2026 The pqt_jax Authors
-"""`pqt_transform` for NNX: a module of the same class and paths that samples when given a key."""
+"""`pqt_transform` for NNX: a module with the same paths, whose call samples when it gets a key.
+
+wrapped(x)                  the bare model
+wrapped(x, pqt_key=key)     w → ŵ in every sampled variable, the bare call, ŵ → w
+"""
 
 import contextlib
 import copyreg
@@ -15,20 +19,28 @@ import numpy as np
 from flax import nnx
 from jax.core import Tracer
 
+from pqt_jax.transform.flax_internals import (
+    get_raw_value,
+    holds_reference,
+    is_pytree_class,
+    set_raw_value,
+)
 from pqt_jax.transform.param_transform import Bits, param_transform
-from pqt_jax.transform.rules import BITS, Rule, same_leaves
+from pqt_jax.transform.perturb import perturb_tree
+from pqt_jax.transform.rules import Rule
+from pqt_jax.transform.tree_paths import BITS, same_leaves
 
 M = TypeVar("M", bound=nnx.Module)
 
-_held: set[int] = set()  # identities of variables that hold sampled weights at this time
+_sampled_now: set[int] = set()  # `id` of each variable that holds ŵ while a sampled call runs
 
 
 class BitParam(nnx.Param):
-    """The b_i of one parameter, float32, one per block; told apart from weights by this type."""
+    """The b_i of one parameter, float32, one per block. Its type tells it apart from weights."""
 
 
 def wrap(model: M, rules: tuple[Rule, ...], prefix: str, strict: bool) -> M:
-    """An NNX module whose call takes `pqt_key` and `pqt_lead`; see `pqt_transform`."""
+    """Wrap an NNX module; its call takes `pqt_key` and `pqt_lead`. See `pqt_transform`."""
     name = type(model).__name__
     if any(hasattr(part, BITS) for _, part in nnx.iter_modules(model)):
         raise ValueError(f"{name} is wrapped already, or a part of it is; wrap it once, bare")
@@ -39,36 +51,41 @@ def wrap(model: M, rules: tuple[Rule, ...], prefix: str, strict: bool) -> M:
     if isinstance(model, nnx.Dict | nnx.List):
         raise TypeError(f"{name} is a container and would hold its bits; wrap what it holds")
     for path, variable in _variables(_parameters(model)).items():
-        if variable.ref or variable.hijax:
+        if holds_reference(variable):
             raise TypeError(
-                f"{name}: {_joined(path)!r} holds a reference and no array; wrap "
+                f"{name}: {_join(path)!r} holds a reference and no array; wrap "
                 "nnx.with_vars(model, ref=False, hijax=False)"
             )
     bits = param_transform(rules, prefix=prefix, strict=strict).init(_parameters(model))
     wrapped = nnx.clone(model)
-    wrapped.__class__ = _subclass(type(model), rules, prefix, strict)
-    # Plain dicts and not modules, so that a model which iterates over its children meets no other.
+    wrapped.__class__ = _wrapped_class(type(model), rules, prefix, strict)
+    # Plain dicts, not modules: a model that iterates over its child modules finds no new ones.
     setattr(wrapped, BITS, nnx.data(jax.tree.map(BitParam, bits)))
     return wrapped
 
 
 def bits_of(model: nnx.Module) -> Bits:
-    """The bits of a wrapped module, as the nested dict that `param_transform` works on."""
-    is_bits = lambda node: isinstance(node, BitParam)  # noqa: E731
-    return jax.tree.map(lambda b_i: b_i.get_value(), getattr(model, BITS), is_leaf=is_bits)
+    """Return the bits of a wrapped module, in the nested dict that `param_transform` takes."""
+
+    def is_bit_param(node: Any) -> bool:
+        return isinstance(node, BitParam)
+
+    return jax.tree.map(lambda b_i: b_i.get_value(), getattr(model, BITS), is_leaf=is_bit_param)
 
 
 @functools.cache
-def _subclass(cls: type, rules: tuple[Rule, ...], prefix: str, strict: bool) -> type:
-    """The class of wrapped modules: `cls`, with a call that samples first."""
-    transform = param_transform(rules, prefix=prefix, strict=strict)
+def _wrapped_class(cls: type, rules: tuple[Rule, ...], prefix: str, strict: bool) -> type:
+    """Make the class of wrapped modules: `cls`, with a call that samples first."""
 
     def __call__(self, *args, pqt_key=None, pqt_lead=None, pqt_method="__call__", **kwargs):
-        method = _method(cls, pqt_method)
+        method = _find_method(cls, pqt_method)
         if pqt_key is None:
             return method(self, *args, **kwargs)
-        sampled = transform.sample(_parameters(self), bits_of(self), pqt_key, lead=pqt_lead)
-        with _holding(self, sampled):
+        weights, bits = _parameters(self), bits_of(self)
+        sampled = perturb_tree(
+            weights, bits, pqt_key, rules, prefix=prefix, strict=strict, lead=pqt_lead
+        )
+        with _sampled_weights(self, sampled):
             return method(self, *args, **kwargs)
 
     def fill(namespace: dict[str, Any]) -> None:
@@ -81,16 +98,19 @@ def _subclass(cls: type, rules: tuple[Rule, ...], prefix: str, strict: bool) -> 
 
     if _has_call(cls):
         functools.update_wrapper(__call__, cls.__call__)
-        __call__.__signature__ = _extended(inspect.signature(cls.__call__))
-    options = {"metaclass": _metaclass(type(cls)), "pytree": cls._pytree__is_pytree}
+        __call__.__signature__ = _extend_signature(inspect.signature(cls.__call__))
+    options = {"metaclass": _metaclass(type(cls)), "pytree": is_pytree_class(cls)}
     return types.new_class(f"PQT{cls.__name__}", (cls,), options, fill)
 
 
 @functools.cache
 def _metaclass(base: type) -> type:
-    """`base`, for classes that are pickled by what made them: no module holds their names."""
+    """Make a subclass of `base` whose classes are pickled as the arguments that made them.
+
+    No module holds a wrapped class under its name, so that pickle could not find it otherwise.
+    """
     metaclass = types.new_class(f"PQT{base.__name__}", (base,))
-    copyreg.pickle(metaclass, lambda cls: (_subclass, cls.pqt_recipe))
+    copyreg.pickle(metaclass, lambda cls: (_wrapped_class, cls.pqt_recipe))
     return metaclass
 
 
@@ -98,7 +118,7 @@ def _has_call(cls: type) -> bool:
     return any("__call__" in vars(base) for base in cls.__mro__)
 
 
-def _method(cls: type, name: str) -> Callable[..., Any]:
+def _find_method(cls: type, name: str) -> Callable[..., Any]:
     if name == "__call__" and not _has_call(cls):
         raise TypeError(f"{cls.__name__} has no __call__; name one of its methods by pqt_method=")
     if not callable(method := getattr(cls, name, None)):
@@ -108,8 +128,8 @@ def _method(cls: type, name: str) -> Callable[..., Any]:
     return method
 
 
-def _extended(signature: inspect.Signature) -> inspect.Signature:
-    """A call's signature with the three arguments that wrapping adds."""
+def _extend_signature(signature: inspect.Signature) -> inspect.Signature:
+    """Add the three arguments of a wrapped call to a call's signature."""
     kind, parameters = inspect.Parameter.KEYWORD_ONLY, list(signature.parameters.values())
     last = len(parameters)
     if parameters and parameters[-1].kind is inspect.Parameter.VAR_KEYWORD:
@@ -120,40 +140,41 @@ def _extended(signature: inspect.Signature) -> inspect.Signature:
 
 
 @contextlib.contextmanager
-def _holding(model: nnx.Module, sampled: nnx.State) -> Iterator[None]:
-    """Put ŵ in the place of the weights for the time of a call on the module itself.
+def _sampled_weights(model: nnx.Module, sampled: nnx.State) -> Iterator[None]:
+    """Put ŵ into the variables of a module while its call runs, and then w again.
 
-    All that the call sets, makes or changes is then where the bare model would have it.
+    The call runs on the module itself, so that whatever it sets or creates stays, as it does for
+    the bare model.
     """
     weights, hats = _variables(_parameters(model)), _variables(sampled)
-    raw = {path: (weights[path].get_raw_value(), hat.get_raw_value()) for path, hat in hats.items()}
-    raw = {path: pair for path, pair in raw.items() if not same_leaves(*pair)}
-    for path in raw:
-        if id(weights[path]) in _held:
+    pairs = {path: (get_raw_value(weights[path]), get_raw_value(hats[path])) for path in hats}
+    pairs = {path: (w, w_hat) for path, (w, w_hat) in pairs.items() if not same_leaves(w, w_hat)}
+    for path in pairs:
+        if id(weights[path]) in _sampled_now:
             raise ValueError(
-                f"{_joined(path)} holds sampled weights already: one sampled call runs inside "
+                f"{_join(path)} holds sampled weights already: one sampled call runs inside "
                 "another; give pqt_key to one of them"
             )
-    _held.update(id(weights[path]) for path in raw)
+    _sampled_now.update(id(weights[path]) for path in pairs)
     try:
-        for path, (_, w_hat) in raw.items():
-            _put(weights[path], w_hat)
+        for path, (_, w_hat) in pairs.items():
+            set_raw_value(weights[path], w_hat)
         yield
         after = _variables(_parameters(model))
-        for path, (_, w_hat) in raw.items():
-            kept = after.get(path) is weights[path]
-            if not kept:
+        for path, (_, w_hat) in pairs.items():
+            is_in_place = after.get(path) is weights[path]
+            if not is_in_place:
                 _attach(model, path, weights[path])
-            if not kept or _differ(weights[path].get_raw_value(), w_hat):
-                raise ValueError(f"{_joined(path)}: the call writes to a parameter that is sampled")
+            if not is_in_place or _differ(get_raw_value(weights[path]), w_hat):
+                raise ValueError(f"{_join(path)}: the call writes to a parameter that is sampled")
     finally:
-        for path, (w, _) in raw.items():
-            _put(weights[path], w)
-            _held.discard(id(weights[path]))
+        for path, (w, _) in pairs.items():
+            set_raw_value(weights[path], w)
+            _sampled_now.discard(id(weights[path]))
 
 
 def _attach(model: nnx.Module, path: Sequence[Any], variable: nnx.Variable) -> None:
-    """Put a parameter that the call has replaced or deleted back where it was, if that is left."""
+    """Put back a parameter that the call replaced or deleted, if the module above it remains."""
     *parents, name = path
     node: Any = model
     with contextlib.suppress(AttributeError, KeyError, IndexError, TypeError):
@@ -166,9 +187,9 @@ def _attach(model: nnx.Module, path: Sequence[Any], variable: nnx.Variable) -> N
 
 
 def _differ(a: Any, b: Any) -> bool:
-    """Whether a call has put other values there, as far as they are known.
+    """Whether two values differ. Traced values are taken to be equal, since they are unknown.
 
-    `nnx.jit` and `nnx.remat` within it hand back what they were given as new arrays.
+    Identity is not enough: `nnx.jit` and `nnx.remat` inside a call return equal, new arrays.
     """
     a, b = jax.tree.leaves(a), jax.tree.leaves(b)
     if len(a) != len(b):
@@ -182,19 +203,11 @@ def _is_traced(x: Any) -> bool:
 
 
 def _variables(state: nnx.State) -> dict[tuple[Any, ...], nnx.Variable]:
-    return dict(nnx.to_flat_state(state))  # those of the model, not copies
+    return dict(nnx.to_flat_state(state))  # the module's own variables, not copies
 
 
-def _joined(path: Sequence[Any]) -> str:
+def _join(path: Sequence[Any]) -> str:
     return "/".join(map(str, path))
-
-
-def _put(variable: nnx.Variable, value: Any) -> None:
-    """Past Flax's check that a variable from outside a transform is not written inside it.
-
-    It holds for what outlives the transform; here the old value is back before that ends.
-    """
-    object.__setattr__(variable, "_raw_value", value)
 
 
 def _is_parameter(path: Sequence[Any], value: Any) -> bool:

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import optax
 
 from pqt_jax.transform.adam_mini import Blocks, scale_by_adam_mini
-from pqt_jax.transform.rules import BITS, leaf_paths, map_paths
+from pqt_jax.transform.tree_paths import BITS, leaf_paths, map_paths
 
 Schedule = float | optax.Schedule
 

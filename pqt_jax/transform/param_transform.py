@@ -13,27 +13,19 @@ checkpoint of the bare model is one of the transformed model, and back.
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
-from flax import linen, nnx
 
-from pqt_jax.numerics import bit_width, blocks, keys
+from pqt_jax.numerics import bit_width, blocks
 from pqt_jax.numerics.deterministic_rounding import quantize_mixed
 from pqt_jax.numerics.spec import Spec
-from pqt_jax.transform.perturb import perturb
-from pqt_jax.transform.rules import (
-    Rule,
-    check_rules,
-    first_match,
-    map_paths,
-    paths_and_leaves,
-    resolve,
-)
+from pqt_jax.transform.perturb import perturb, perturb_tree
+from pqt_jax.transform.rules import Rule, check_rules, first_match, map_sampled, resolve
+from pqt_jax.transform.tree_paths import insert_leaf, lookup_bits, map_paths, paths_and_leaves
 
 Bits = dict[str, Any]
-M = TypeVar("M", linen.Module, nnx.Module)
 
 
 class _Sample(Protocol):
@@ -95,43 +87,17 @@ def param_transform(
     def specs_of(params: Any) -> dict[str, Spec]:
         return resolve(rules, paths_and_leaves(params, prefix), strict=strict)
 
-    def map_sampled(function, params: Any) -> Any:
-        """Apply `function(path, spec, leaf)` where a rule samples, and keep the rest."""
-        specs = specs_of(params)
-
-        def visit(path, leaf):
-            if path not in specs:
-                return leaf
-            try:
-                return function(path, specs[path], leaf)
-            except ValueError as error:
-                raise ValueError(f"{path}: {error}") from None
-
-        return map_paths(visit, params, prefix)
-
     def init(params: Any) -> Bits:
         shapes = paths_and_leaves(params, prefix)
         bits: Bits = {}
         for path, spec in specs_of(params).items():
             if spec.noise != "none":
                 grid = blocks.grid_shape(shapes[path].shape, spec.block, spec.matrix_axes)
-                _insert(bits, _relative(path, prefix), jnp.ones(grid, jnp.float32))
+                insert_leaf(bits, path, jnp.ones(grid, jnp.float32), prefix)
         return bits
 
     def sample(params, bits, key, *, lead=None):
-        keys.check_key(key)
-        if lead is None:
-            keys.consume(key)  # slices of a stack share theirs
-
-        def visit(path, spec, w):
-            if spec.noise == "none":
-                return perturb(w, None, None, spec)
-            leads, _, _ = blocks.matrix_shape(w.shape, spec.matrix_axes)
-            first = (0 if lead is None else lead) * leads
-            b_i = _lookup(bits, path, prefix)
-            return perturb(w, b_i, keys.param_key(key, path), spec, lead=first)
-
-        return map_sampled(visit, params)
+        return perturb_tree(params, bits, key, rules, prefix=prefix, strict=strict, lead=lead)
 
     def bit_widths(bits: Bits) -> Bits:
         def visit(path, b_i):
@@ -146,39 +112,16 @@ def param_transform(
         def visit(path, spec, w):
             if spec.noise == "none":
                 return perturb(w, None, None, spec)
-            b_i = _lookup(bits, path, prefix)
+            b_i = lookup_bits(bits, path, prefix)
             b_t = bit_width.bit_width(b_i, spec.target_bits, spec.init_bits)
             return quantize_mixed(w, b_t, spec)
 
-        return map_sampled(visit, params)
+        return map_sampled(visit, params, rules, prefix=prefix, strict=strict)
 
     def summary(params: Any, bits: Bits) -> str:
         return _table(paths_and_leaves(params, prefix), specs_of(params), bits, prefix)
 
     return ParamTransform(init, sample, bit_widths, quantize_by_bits, summary)
-
-
-def _relative(path: str, prefix: str) -> list[str]:
-    return path.removeprefix(f"{prefix}/" if prefix else "").split("/")
-
-
-def _insert(tree: Bits, parts: Sequence[str], leaf: Any) -> None:
-    *branch, name = parts
-    for part in branch:
-        tree = tree.setdefault(part, {})
-    tree[name] = leaf
-
-
-def _lookup(tree: Bits, path: str, prefix: str) -> jax.Array:
-    node: Any = tree
-    for part in _relative(path, prefix):
-        try:
-            node = node[part]
-        except (KeyError, TypeError):
-            raise ValueError(
-                "bits has no entry for it; make bits with init(params) under the same rules"
-            ) from None
-    return node
 
 
 def _table(shapes: dict[str, Any], specs: dict[str, Spec], bits: Bits, prefix: str) -> str:
@@ -191,7 +134,7 @@ def _table(shapes: dict[str, Any], specs: dict[str, Spec], bits: Bits, prefix: s
         elif spec.noise == "none":
             rows.append((path, shape, "", "", spec.dtype.name))
         else:
-            b_i = _lookup(bits, path, prefix)
+            b_i = lookup_bits(bits, path, prefix)
             blocks.check_grid(b_i, leaf, spec.block, spec.matrix_axes)
             b_t = bit_width.bit_width(b_i, spec.target_bits, spec.init_bits)
             mean = f"{float(jnp.mean(b_t)):.2f}"
@@ -201,59 +144,3 @@ def _table(shapes: dict[str, Any], specs: dict[str, Spec], bits: Bits, prefix: s
     lines = [line.format(*row) for row in rows]
     lines.insert(1, "  ".join("-" * w for w in widths))
     return "\n".join(line.rstrip() for line in lines)
-
-
-def pqt_transform(model: M, rules: Sequence[Rule], *, prefix: str = "", strict: bool = False) -> M:
-    """Wrap any Flax model so that its weights are sampled.
-
-    Parameters keep their paths and dtypes: a checkpoint of the bare model loads into the wrapped
-    one and back. Wrap a whole model, or, where memory counts, the block inside its scan over
-    layers: ŵ is then made for one layer at a time.
-
-    NNX: the module returned is of a subclass of the model's class. Its call takes `pqt_key` (None
-    is the bare model) and, for one layer of a stack, `pqt_lead`, the layer's index. Bits are
-    variables of type `BitParam` under the attribute `pqt_bits`; the state without them,
-    `nnx.state(wrapped, nnx.Not(BitParam))`, is that of the bare model. A call with a key runs on
-    the module itself, which holds ŵ until it returns, and so not in two threads at once: all that
-    it sets or makes stays; writing to a sampled parameter is an error, or, in a trace, undone
-    (`nnx.WeightNorm` and `nnx.SpectralNorm` do so: wrap what is in them). What runs after the call
-    has returned, a generator or a part of the model handed out, sees the bare weights.
-
-    Linen: a module with the same variables and the collection "pqt", `{"bits": …}`, made by `init`.
-    It samples when `apply` is given the rng stream "pqt"; without it the bare model runs. In a
-    lifted transform both have to be named, as for any collection and rng: a scan over layers takes
-    `variable_axes={"params": 0, "pqt": 0}` and `split_rngs={"params": True, "pqt": True}`; a scan
-    that was not told of the rng runs the bare model.
-
-    Both calls take `pqt_method`, the name of another method of the model to call in its place.
-
-    Example:
-      >>> from flax import nnx
-      >>> model = pqt_transform(nnx.Linear(64, 64, rngs=nnx.Rngs(0)), [Rule("kernel")])
-      >>> x = jnp.ones((1, 64))
-      >>> bool((model(x) == model(x, pqt_key=None)).all())
-      True
-      >>> bool((model(x) == model(x, pqt_key=jax.random.key(0))).all())
-      False
-
-    Args:
-      model: a Linen or an NNX module. NNX: it is not changed; its arrays are shared, not copied.
-      rules: as for `param_transform`.
-      prefix: path of this module in the model that holds it; rules and keys see `prefix/path`.
-      strict: whether a parameter of two axes or more that no rule matches is an error.
-
-    Returns:
-      The wrapped module.
-
-    Raises:
-      TypeError: if the model is neither; and as `param_transform`.
-      ValueError: as `param_transform`; for Linen when `init` runs.
-    """
-    from pqt_jax.transform import linen_wrapper, nnx_wrapper  # both import this file
-
-    rules = check_rules(rules)
-    if isinstance(model, nnx.Module):
-        return nnx_wrapper.wrap(model, rules, prefix, strict)
-    if isinstance(model, linen.Module):
-        return linen_wrapper.wrap(model, rules, prefix, strict)
-    raise TypeError(f"model is of type {type(model).__name__}; give a Linen or an NNX module")

@@ -11,14 +11,14 @@ Backward, with max_B|w| and the cast passed straight through:
     ∂L/∂w   = ∂L/∂ŵ
     ∂L/∂b_t = −ln 2 · max_B|w| · 2^(1 − b_t) · Σ_B (∂L/∂ŵ · R)
 
-R is drawn again in the backward pass. What is kept for it is the key and, per block, a maximum and
-b_i; neither R nor a second copy of w.
+The backward pass draws R again from the key. Between the two passes only the key and two numbers
+per block are stored, the maximum and b_i; neither R nor a second copy of w is.
 
 Source: arXiv 2505.11170 (2025); detaching max_B|w| is ours.
 """
 
-import dataclasses
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -26,12 +26,55 @@ import jax.numpy as jnp
 from jax.core import Tracer
 
 from pqt_jax import pallas
-from pqt_jax.numerics import bit_width, blocks, cast, keys, partition, philox
+from pqt_jax.numerics import bit_width, blocks, keys, partition, philox
 from pqt_jax.numerics.reference import backward, cast_blocks
 from pqt_jax.numerics.spec import Spec
 from pqt_jax.pallas import Implementation
+from pqt_jax.transform.rules import Rule, map_sampled
+from pqt_jax.transform.tree_paths import lookup_bits
 
 Origin = tuple[jax.Array | int, jax.Array | int]
+
+
+def perturb_tree(
+    params: Any,
+    bits: Any,
+    key: jax.Array,
+    rules: Sequence[Rule],
+    *,
+    prefix: str = "",
+    strict: bool = False,
+    lead: jax.Array | int | None = None,
+) -> Any:
+    """Sample the weights of every parameter that a rule matches; keep the others.
+
+    Args:
+      params: pytree of arrays.
+      bits: b_i, nested by the paths of the parameters.
+      key: the key of the step; the key of a parameter is derived from it by the parameter's path.
+      rules, prefix, strict: as for `param_transform`.
+      lead: index of the layer, where params are one layer of a stack whose layers share the key;
+        None for whole parameters, which consume the key.
+
+    Returns:
+      The same pytree with ŵ for w.
+
+    Raises:
+      TypeError, ValueError: as `rules.resolve` and `perturb`; the message names the parameter.
+    """
+    keys.check_key(key)
+    if lead is None:
+        keys.consume(key)
+
+    def sample(path, spec, w):
+        if spec.noise == "none":
+            return perturb(w, None, None, spec)
+        leads, _, _ = blocks.matrix_shape(w.shape, spec.matrix_axes)
+        first = (0 if lead is None else lead) * leads
+        b_i = lookup_bits(bits, path, prefix)
+        return perturb(w, b_i, keys.param_key(key, path), spec, lead=first)
+
+    return map_sampled(sample, params, rules, prefix=prefix, strict=strict)
 
 
 def perturb(
@@ -46,11 +89,14 @@ def perturb(
 ) -> jax.Array:
     """Sample the weights of one parameter, `ŵ = cast(w + R · max_B|w| · 2^(1 − b_t))`.
 
-    Differentiable in w (straight through the cast) and in b_i, by reverse mode. With noise "gauss",
-    R · scale is exact and ŵ has the same bits under jit, vmap and scan and on any mesh. Uniform R
-    is the same everywhere too, but its product rounds, and a compiler may fuse it into the sum: ŵ
-    may then differ in the last place. Inside `jax.shard_map` w is what a device holds, and its
-    noise that of a whole matrix unless `origin` says where it lies.
+    Differentiable in w (straight through the cast) and in b_i, by reverse mode.
+
+    With noise "gauss", R · scale is exact, and ŵ has the same bits under jit, vmap and scan and on
+    any mesh. Uniform R has the same bits too, but its product rounds, and a compiler may fuse the
+    product into the sum: ŵ may then differ in the last place.
+
+    Inside `jax.shard_map`, w is the shard of one device. Its noise is that of a whole matrix,
+    unless `origin` says where the shard lies.
 
     Example:
       >>> w = jax.random.normal(jax.random.key(0), (100, 70))
@@ -62,92 +108,56 @@ def perturb(
       w: float32 or bfloat16 parameter of two axes or more, the master weights.
       b_i: float32, one per block (`blocks.grid_shape`); not used with noise "none".
       key: scalar JAX key, consumed; not used with noise "none".
-      spec: everything static, see `Spec`.
-      lead: index of the first matrix among those stacked; slice l of a stacked parameter sampled
-        with `lead=l` has the noise that the whole would give it.
-      origin: (row, column) of w's first element in a larger matrix, of whose blocks w holds whole
-        ones; the row a multiple of 32. Under `shard_map`, `jax.lax.axis_index(name) * rows`.
+      spec: the static options, see `Spec`.
+      lead: index of the first matrix in a stack. Slice l of a stacked parameter, sampled with
+        `lead=l`, gets the noise that it would get as part of the stack.
+      origin: (row, column) of w's first element in a larger matrix. w must hold whole blocks of
+        that matrix, and the row must be a multiple of 32. Under `shard_map`, use
+        `jax.lax.axis_index(name) * rows`.
       implementation: "mosaic" or "triton" (the kernels of `pqt_jax.pallas`), or "xla"; None takes
-        the best that the platform has. An explicit one that cannot be used is an error.
+        the best that the platform supports. A named one that is not supported is an error.
 
     Returns:
       ŵ in the shape of w and the dtype `spec.storage`.
 
     Raises:
-      TypeError: for a key or a dtype of w that is not served.
-      ValueError: for a b_i of the wrong shape, and for an implementation that cannot be used.
+      TypeError: for a key or a dtype of w that is not supported.
+      ValueError: for a b_i of the wrong shape, and for an implementation that is not supported.
     """
     w = jnp.asarray(w)
     if spec.encoded:
         raise ValueError("encoded=True; codes come from `perturb_encoded`")
     spec = spec.fitted(w.shape)
-    chosen = pallas.choose(implementation, spec)
+    implementation = pallas.choose(implementation, spec)
     if spec.noise == "none":
         rounded: Any = _straight_through(spec, _matrices(w, spec))
         return partition.restored(rounded, w, spec.matrix_axes)
-    operands = _operands(w, b_i, key, spec, lead, origin)
-    if not w.size:  # no block to launch anything for
+    operands = prepare_operands(w, b_i, key, spec, lead, origin)
+    if not w.size:  # there is no block to launch a kernel for
         return w.astype(spec.storage)
-    outputs: Any = _sample(spec, chosen, *operands)
+    outputs: Any = _sample(spec, implementation, *operands)
     return partition.restored(outputs[0], w, spec.matrix_axes)
 
 
-def perturb_encoded(
+def prepare_operands(
     w: jax.Array,
-    b_i: jax.Array,
-    key: jax.Array,
+    b_i: jax.Array | None,
+    key: jax.Array | None,
     spec: Spec,
-    *,
-    lead: jax.Array | int = 0,
-    origin: Origin = (0, 0),
-    implementation: Implementation | None = None,
-) -> tuple[jax.Array, jax.Array]:
-    """ŵ as FP8 codes and their scales, one byte per weight: `ŵ = codes · scale`.
-
-    For matrix products that take FP8 operands. The same ŵ as `perturb` gives, and no gradient:
-    an operator on codes has a backward pass of its own, which can call `perturb`'s.
-
-    Example:
-      >>> w, spec = jnp.full((32, 32), 3.0), Spec(dtype="float8_e4m3fn")
-      >>> codes, scale = perturb_encoded(w, jnp.ones((1, 1)), jax.random.key(1), spec)
-      >>> codes.dtype, scale.tolist()
-      (dtype(float8_e4m3fn), [[0.0078125]])
-
-    Args:
-      w, b_i, key, lead, origin, implementation: as for `perturb`.
-      spec: with dtype float8_e4m3fn or float8_e5m2, and noise.
+    lead: Any,
+    origin: Origin,
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """Check the operands of `perturb`, and bring them into the form that implementations take.
 
     Returns:
-      (codes in the shape of w and the dtype of the format, scale float32, one per block in the
-      shape of b_i: powers of two, NaN for a block with a weight that is not finite).
-
-    Raises:
-      TypeError, ValueError: as for `perturb`; also for another format, for noise "none", and when
-        differentiated.
+      (w as matrices [leads, M, N], b_i as [leads, gm, gn], the words of the key uint32[2], the
+      offset uint32[3]).
     """
-    if spec.noise == "none":
-        raise ValueError("noise='none'; codes are made of sampled weights")
-    w, given = jnp.asarray(w), jnp.asarray(b_i)
-    spec = dataclasses.replace(spec, encoded=True).fitted(w.shape)
-    matrices, b_i, *place = _operands(w, b_i, key, spec, lead, origin)
-    chosen = pallas.choose(implementation, spec)
-    forward, _ = pallas.functions(chosen if w.size else "xla")
-    codes, absmax = forward(spec, _undifferentiable(matrices), _undifferentiable(b_i), *place)
-    codes = jax.lax.bitcast_convert_type(
-        partition.restored(codes, w, spec.matrix_axes), spec.dtype.dtype
-    )
-    scale = cast.block_scale(absmax, spec.dtype, spec.scale)
-    return codes, partition.restored(scale, given, (1, 1))
-
-
-@jax.custom_jvp
-def _undifferentiable(x: jax.Array) -> jax.Array:
-    return x
-
-
-@_undifferentiable.defjvp
-def _(primals, tangents):
-    raise TypeError("perturb_encoded has no gradient: codes are integers; differentiate `perturb`")
+    matrices = _matrices(w, spec)
+    blocks.check_grid(b_i, w, spec.block, spec.matrix_axes)
+    b_i = partition.as_matrices(jnp.asarray(b_i, jnp.float32), (1, 1))
+    b_i = partition.beside(b_i, matrices, spec.block)  # as its gradient will be
+    return matrices, b_i, keys.key_words(key), _offset(lead, origin, spec.block)
 
 
 def _matrices(w: jax.Array, spec: Spec) -> jax.Array:
@@ -156,40 +166,24 @@ def _matrices(w: jax.Array, spec: Spec) -> jax.Array:
     return partition.as_matrices(w, spec.matrix_axes)
 
 
-def _operands(
-    w: jax.Array,
-    b_i: jax.Array | None,
-    key: jax.Array | None,
-    spec: Spec,
-    lead: Any,
-    origin: Origin,
-):
-    """Checked, and as an implementation takes them: matrices, b_i, words, offset."""
-    matrices = _matrices(w, spec)
-    blocks.check_grid(b_i, w, spec.block, spec.matrix_axes)
-    b_i = partition.as_matrices(jnp.asarray(b_i, jnp.float32), (1, 1))
-    b_i = partition.beside(b_i, matrices, spec.block)  # as its gradient will be
-    return matrices, b_i, keys.key_words(key), _offset(lead, origin, spec.block)
-
-
 def _offset(lead: Any, origin: Origin, block: blocks.Block) -> jax.Array:
     """uint32[3]: lead, run of 32 rows, column."""
     if not isinstance(origin, tuple) or len(origin) != 2:
         raise TypeError(f"origin={origin!r}; it must be (row, column)")
-    row = _index("origin[0]", origin[0], "row", max(philox.ROWS, block[0]))
-    column = _index("origin[1]", origin[1], "column", block[1])
-    return jnp.stack([_index("lead", lead, "matrix"), row // philox.ROWS, column])
+    row = _check_index("origin[0]", origin[0], "row", max(philox.ROWS, block[0]))
+    column = _check_index("origin[1]", origin[1], "column", block[1])
+    return jnp.stack([_check_index("lead", lead, "matrix"), row // philox.ROWS, column])
 
 
-def _index(name: str, value: Any, what: str, whole: int = 1) -> jax.Array:
+def _check_index(name: str, value: Any, axis: str, multiple: int = 1) -> jax.Array:
     if isinstance(value, str) or not jnp.issubdtype(jnp.result_type(value), jnp.integer):
-        raise TypeError(f"{name}={value!r}; it must be the index of a {what}, an integer")
-    one = not jnp.shape(value)
-    known = one and not isinstance(value, Tracer)
-    if not one or known and not 0 <= int(value) < 2**32:
-        raise ValueError(f"{name}={value!r}; it must be one index of a {what}, from 0")
-    if known and int(value) % whole:
-        raise ValueError(f"{name}={value!r}; it must be a multiple of {whole}")
+        raise TypeError(f"{name}={value!r}; it must be the index of a {axis}, an integer")
+    is_scalar = not jnp.shape(value)
+    is_concrete = is_scalar and not isinstance(value, Tracer)
+    if not is_scalar or is_concrete and not 0 <= int(value) < 2**32:
+        raise ValueError(f"{name}={value!r}; it must be one index of a {axis}, from 0")
+    if is_concrete and int(value) % multiple:
+        raise ValueError(f"{name}={value!r}; it must be a multiple of {multiple}")
     return jnp.uint32(value)
 
 
@@ -216,7 +210,7 @@ def _sample(spec: Spec, implementation: Implementation, w, b_i, words, offset):
 
 
 def _sample_fwd(spec, implementation, w, b_i, words, offset):
-    # By way of itself, so that whoever differentiates this again meets the same rule.
+    # Calls itself, so that differentiating this a second time uses the same rule.
     outputs: Any = _sample(spec, implementation, w, b_i, words, offset)
     return outputs, (b_i, words, offset, outputs[1], jnp.zeros((), w.dtype))
 
@@ -225,20 +219,20 @@ def _sample_bwd(spec, implementation, residual, cotangents):
     b_i, words, offset, absmax, like = residual
     cotangent, _ = cotangents  # the maximum is detached
     product = _block_sums(spec, implementation, cotangent, words, offset)
-    _, to_bits = jax.vjp(functools.partial(_step, spec), b_i)
-    return cotangent.astype(like.dtype), *to_bits(absmax * product), None, None
+    _, step_vjp = jax.vjp(functools.partial(_step_size, spec), b_i)
+    return cotangent.astype(like.dtype), *step_vjp(absmax * product), None, None
 
 
 _sample.defvjp(_sample_fwd, _sample_bwd)
 
 
-def _step(spec: Spec, b_i: jax.Array) -> jax.Array:
+def _step_size(spec: Spec, b_i: jax.Array) -> jax.Array:
     return bit_width.step_size(bit_width.bit_width(b_i, spec.target_bits, spec.init_bits))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _block_sums(spec: Spec, implementation: Implementation, cotangent, words, offset):
-    """Σ_B (∂L/∂ŵ · R), itself differentiable: it is linear in ∂L/∂ŵ."""
+    """Σ_B (∂L/∂ŵ · R). It is linear in ∂L/∂ŵ, and can be differentiated again."""
     return pallas.functions(implementation)[1](spec, cotangent, words, offset)
 
 
@@ -247,7 +241,7 @@ def _block_sums_fwd(spec, implementation, *operands):
 
 
 def _block_sums_bwd(spec, implementation, operands, cotangent):
-    del implementation  # a second derivative is worth no kernel
+    del implementation  # second derivatives are rare, and have no kernel
     primal, words, offset = operands
     _, transpose = jax.vjp(lambda g: backward(spec, g, words, offset), primal)
     return *transpose(cotangent), None, None

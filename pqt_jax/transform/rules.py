@@ -9,19 +9,15 @@ a parameter that no rule matches is left alone.
 
 import dataclasses
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
-from flax import nnx
-from flax.core.meta import AxisMetadata
 
 from pqt_jax.numerics import blocks, cast, keys
 from pqt_jax.numerics.noise import Kind
 from pqt_jax.numerics.spec import Spec
-
-BITS = "pqt_bits"  # where wrapped modules keep their bit-widths; never parameters themselves
+from pqt_jax.transform.tree_paths import map_paths, paths_and_leaves
 
 
 @dataclasses.dataclass(frozen=True, init=False)
@@ -159,6 +155,38 @@ def resolve(
     return specs
 
 
+def map_sampled(
+    function: Callable[[str, Spec, Any], Any],
+    params: Any,
+    rules: Sequence[Rule],
+    *,
+    prefix: str = "",
+    strict: bool = False,
+) -> Any:
+    """Apply `function(path, spec, leaf)` to every parameter that a rule samples; keep the others.
+
+    Args:
+      function: makes the new leaf.
+      params: pytree of arrays.
+      rules, strict: as for `resolve`.
+      prefix: put before every path.
+
+    Raises:
+      TypeError, ValueError: as `resolve`. A ValueError of the function is raised with the path.
+    """
+    specs = resolve(rules, paths_and_leaves(params, prefix), strict=strict)
+
+    def visit(path, leaf):
+        if path not in specs:
+            return leaf
+        try:
+            return function(path, specs[path], leaf)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
+
+    return map_paths(visit, params, prefix)
+
+
 def _check_collisions(specs: Mapping[str, Spec]) -> None:
     by_id: dict[int, str] = {}
     for path in specs:
@@ -173,73 +201,3 @@ def _check_collisions(specs: Mapping[str, Spec]) -> None:
 def _some(paths: Sequence[str], most: int = 8) -> str:
     shown = ", ".join(paths[:most])
     return shown + (f", … ({len(paths)} in all)" if len(paths) > most else "") if paths else "none"
-
-
-def leaf_paths(tree: Any, prefix: str = "") -> list[str]:
-    """The `/`-joined path of every leaf, in the order of `jax.tree.leaves`.
-
-    A box around an array, `nnx.Variable` or Linen metadata, adds nothing to its path.
-
-    Example:
-      >>> leaf_paths({"h": [{"kernel": 0.0}, {"kernel": 1.0}]}, prefix="model")
-      ['model/h/0/kernel', 'model/h/1/kernel']
-    """
-    top = [prefix] if prefix else []
-    return ["/".join(parts) for parts in _walk(tree, top)]
-
-
-def _walk(node: Any, parts: Sequence[str]) -> Iterator[Sequence[str]]:
-    """The parts of each leaf's path; a box, which may hold another box, adds none."""
-
-    def is_inner_box(inside: Any) -> bool:
-        return inside is not node and _is_box(inside)
-
-    for entries, inside in jax.tree_util.tree_leaves_with_path(node, is_leaf=is_inner_box):
-        here = [*parts, *map(_name, entries[1:] if _is_box(node) else entries)]
-        if is_inner_box(inside):
-            yield from _walk(inside, here)
-        else:
-            yield here
-
-
-def _is_box(node: Any) -> bool:
-    return isinstance(node, nnx.Variable | AxisMetadata)
-
-
-def _name(entry: Any) -> str:
-    fields = ("key", "name", "idx")
-    return str(next(getattr(entry, field) for field in fields if hasattr(entry, field)))
-
-
-def map_paths(function: Callable[[str, Any], Any], tree: Any, prefix: str = "") -> Any:
-    """Apply `function(path, leaf)` to every leaf."""
-    leaves, structure = jax.tree.flatten(tree)
-    return structure.unflatten(map(function, leaf_paths(tree, prefix), leaves))
-
-
-def paths_and_leaves(tree: Any, prefix: str = "") -> dict[str, Any]:
-    """Every parameter of a tree by its path; bit-widths kept in the tree are passed over.
-
-    Raises:
-      ValueError: if two parameters have one path, as `{"a/b": …, "a": {"b": …}}` has, or if a
-        parameter's path is also a folder of others', as in `{"a": …, "a/b": …}`.
-    """
-    leaves: dict[str, Any] = {}
-    for path, leaf in zip(leaf_paths(tree, prefix), jax.tree.leaves(tree), strict=True):
-        if BITS in path.split("/"):
-            continue
-        if path in leaves:
-            raise ValueError(f"two parameters have the path {path!r}; rename one")
-        leaves[path] = leaf
-    for path in leaves:
-        parts = path.split("/")
-        for end in range(1, len(parts)):
-            if (folder := "/".join(parts[:end])) in leaves:
-                raise ValueError(f"{folder!r} is a parameter, yet {path!r} is one too; rename one")
-    return leaves
-
-
-def same_leaves(a: Any, b: Any) -> bool:
-    """Whether two trees hold the very same arrays."""
-    a, b = jax.tree.leaves(a), jax.tree.leaves(b)
-    return len(a) == len(b) and all(x is y for x, y in zip(a, b, strict=True))

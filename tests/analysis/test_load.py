@@ -24,7 +24,8 @@ from pqt_jax.quantization.quantize import apply, quantize
 from pqt_jax.training.config import command_line, schema
 from pqt_jax.training.run import checkpoint
 from pqt_jax.transform.bit_state import collect_bits, weights
-from pqt_jax.transform.rules import Rule, paths_and_leaves
+from pqt_jax.transform.rules import Rule
+from pqt_jax.transform.tree_paths import paths_and_leaves
 from support import tiny
 
 

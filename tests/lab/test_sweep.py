@@ -25,7 +25,8 @@ from pqt_jax.lab import report, runs, sweep, sweep_config, sweep_table
 from pqt_jax.training.loss import cross_entropy
 from pqt_jax.training.run import metrics
 from pqt_jax.training.run.workdir import PARTS, TABLE
-from pqt_jax.transform import bit_state, rules
+from pqt_jax.transform import bit_state
+from pqt_jax.transform.tree_paths import paths_and_leaves
 from support.command import refused
 from support.paths import ROOT
 
@@ -394,7 +395,7 @@ def test_gradients_of_kernels_vanish_in_e4m3_and_most_in_e5m2():
 
     def zeros(arm):
         loss = lambda p: cross_entropy(nnx.merge(runs.structure(arm), p)(rows[:, :-1]), rows[:, 1:])  # noqa: E731
-        found = rules.paths_and_leaves(jax.jit(jax.grad(loss))(params))
+        found = paths_and_leaves(jax.jit(jax.grad(loss))(params))
         kernels = [np.ravel(g) for path, g in found.items() if re.fullmatch("h/.*/kernel", path)]
         return np.mean(np.concatenate(kernels) == 0)
 

@@ -15,7 +15,7 @@ from flax import nnx
 
 from pqt_jax import Rule, param_transform
 from pqt_jax.models import GPT2, Llama2, gpt2, layers, llama2
-from pqt_jax.transform.rules import paths_and_leaves
+from pqt_jax.transform.tree_paths import paths_and_leaves
 from support import tiny, transcription
 from support.paths import ROOT
 

@@ -24,7 +24,7 @@ from pqt_jax.training import state as states
 from pqt_jax.training import step as steps
 from pqt_jax.training.config import schema
 from pqt_jax.training.run import checkpoint, metrics
-from pqt_jax.transform.rules import paths_and_leaves
+from pqt_jax.transform.tree_paths import paths_and_leaves
 from support import tiny
 from support.command import main
 

@@ -11,7 +11,7 @@ import pytest
 from flax import nnx
 
 from pqt_jax.models import GPT2, GPT2Config, Llama2
-from pqt_jax.transform.rules import paths_and_leaves
+from pqt_jax.transform.tree_paths import paths_and_leaves
 from support import tiny
 
 CONFIGS = {

@@ -20,7 +20,8 @@ from pqt_jax.numerics import reference
 from pqt_jax.numerics.formats import BF16, E2M1, E2M3, E3M2, E4M3, E4M7, E5M2, FP32, FloatFormat
 from pqt_jax.numerics.spec import Spec
 from pqt_jax.pallas import launch
-from pqt_jax.transform.perturb import perturb, perturb_encoded
+from pqt_jax.transform.perturb import perturb
+from pqt_jax.transform.perturb_encoded import perturb_encoded
 from support import oracle
 
 FORMATS = [BF16, FP32, E4M7, E4M3, E5M2, E3M2, E2M3, E2M1, FloatFormat(8, 3)]

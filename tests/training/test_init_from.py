@@ -18,7 +18,7 @@ from pqt_jax.training import state as states
 from pqt_jax.training.loss import cross_entropy
 from pqt_jax.training.run import metrics
 from pqt_jax.transform import bit_state
-from pqt_jax.transform.rules import paths_and_leaves
+from pqt_jax.transform.tree_paths import paths_and_leaves
 from support import tiny
 from support.command import main
 from support.exported import flat, make

@@ -22,7 +22,7 @@ from pqt_jax.training.config.schema import METHODS, MODELS, model_config
 from pqt_jax.training.loss import cross_entropy
 from pqt_jax.transform import bit_state
 from pqt_jax.transform.nnx_wrapper import BitParam
-from pqt_jax.transform.rules import map_paths, paths_and_leaves
+from pqt_jax.transform.tree_paths import map_paths, paths_and_leaves
 from support import tiny
 from support.paths import GOLDEN
 

@@ -11,7 +11,7 @@ from flax import nnx
 
 from pqt_jax.models import GPT2, Llama2
 from pqt_jax.transform import adam_mini
-from pqt_jax.transform.rules import paths_and_leaves
+from pqt_jax.transform.tree_paths import paths_and_leaves
 from support import tiny
 
 B1, B2, EPS, RATE, DECAY = 0.9, 0.95, 1e-8, 0.01, 0.1

@@ -14,7 +14,7 @@ from pqt_jax.training import state as states
 from pqt_jax.training import step
 from pqt_jax.training.config import schema
 from pqt_jax.transform import bit_state
-from pqt_jax.transform.rules import paths_and_leaves
+from pqt_jax.transform.tree_paths import paths_and_leaves
 from support import tiny
 
 KEY = jax.random.key(7)

@@ -22,7 +22,7 @@ from pqt_jax.training.config import schema
 from pqt_jax.training.loss import cross_entropy
 from pqt_jax.training.run import metrics
 from pqt_jax.transform import bit_state, diffq
-from pqt_jax.transform.rules import map_paths, paths_and_leaves
+from pqt_jax.transform.tree_paths import map_paths, paths_and_leaves
 from support import tiny
 from support.command import main, refused
 

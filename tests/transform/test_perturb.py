@@ -12,7 +12,8 @@ import pytest
 
 from pqt_jax.numerics import bit_width, blocks, formats
 from pqt_jax.numerics.formats import FloatFormat
-from pqt_jax.transform.perturb import Spec, perturb, perturb_encoded
+from pqt_jax.transform.perturb import Spec, perturb
+from pqt_jax.transform.perturb_encoded import perturb_encoded
 from support import oracle
 
 FORMATS = [

@@ -14,14 +14,8 @@ from flax import nnx
 from pqt_jax import Rule
 from pqt_jax.numerics import keys
 from pqt_jax.transform.perturb import Spec
-from pqt_jax.transform.rules import (
-    check_rules,
-    first_match,
-    leaf_paths,
-    map_paths,
-    paths_and_leaves,
-    resolve,
-)
+from pqt_jax.transform.rules import check_rules, first_match, resolve
+from pqt_jax.transform.tree_paths import leaf_paths, map_paths, paths_and_leaves
 
 
 def shapes(**leaves):

@@ -25,7 +25,8 @@ from pqt_jax.numerics.mixed_formats import MIXED_FORMATS, format_index
 from pqt_jax.quantization import sizes
 from pqt_jax.training.run import metrics
 from pqt_jax.transform import bit_state
-from pqt_jax.transform.rules import Rule, first_match, paths_and_leaves
+from pqt_jax.transform.rules import Rule, first_match
+from pqt_jax.transform.tree_paths import paths_and_leaves
 
 Measured = Mapping[str, Any]
 

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from pqt_jax.interchange import files
-from pqt_jax.transform.rules import paths_and_leaves
+from pqt_jax.transform.tree_paths import paths_and_leaves
 
 BLUE, ORANGE, GREY = "#2f6db3", "#d9822b", "#8a8a8a"
 

@@ -22,7 +22,7 @@ from pqt_jax.training.config import schema
 from pqt_jax.training.run import bit_history, metrics
 from pqt_jax.transform import bit_state
 from pqt_jax.transform.nnx_wrapper import BitParam
-from pqt_jax.transform.rules import BITS, map_paths, paths_and_leaves
+from pqt_jax.transform.tree_paths import BITS, map_paths, paths_and_leaves
 from support import tiny
 
 # Ragged at the edges: 80 = 2·32 + 16 and 48 = 32 + 16.

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright 2026 The pqt_jax Authors
-"""Reduced operands: every value of every format, the three products, and models around them."""
+"""Reduced operands: every bfloat16 in every format, the three products, and whole models."""
 
+import functools
 import itertools
 
 import jax
@@ -23,12 +24,12 @@ FORMATS = [E5M2, E4M3, E2M1, *(FloatFormat(*em) for em in ((8, 5), (8, 3), (8, 1
 NUMBERS = (((1,), (0,)), ((), ()))
 
 
-def every_bfloat16():
+def all_bfloat16():
     return jnp.asarray(np.arange(2**16, dtype=np.uint16).view(jnp.bfloat16))
 
 
-def grid(fmt):
-    """The finite values of a format that are not negative, from below."""
+def non_negative_values(fmt):
+    """The finite values of a format that are 0 or larger, in ascending order."""
     if fmt.exponent_bits < 8:
         return np.unique(fmt.decode(np.arange(fmt.max_code + 1)).astype(np.float64))
     words = np.arange(0, 0x7F80, 1 << (7 - fmt.mantissa_bits), dtype=np.uint32) << 16
@@ -36,12 +37,13 @@ def grid(fmt):
 
 
 @pytest.mark.parametrize("fmt", FORMATS, ids=str)
-def test_truncation_takes_the_next_value_below_of_every_bfloat16(fmt):
-    x = every_bfloat16()
-    normal = np.abs(np.asarray(x, np.float32)) >= 2.0**-126  # a CPU takes others for zeros
+def test_truncation_takes_the_next_value_below_for_every_bfloat16(fmt):
+    x = all_bfloat16()
+    normal = np.abs(np.asarray(x, np.float32)) >= 2.0**-126  # a CPU flushes subnormals to 0
     got = np.asarray(truncate(x, fmt).astype(jnp.float32))
     with np.errstate(invalid="ignore"):  # signaling NaNs
-        wide, values = np.asarray(x.astype(jnp.float32), np.float64), grid(fmt)
+        wide = np.asarray(x.astype(jnp.float32), np.float64)
+        values = non_negative_values(fmt)
     finite = np.isfinite(wide) & normal
     below = values[np.searchsorted(values, np.abs(wide[finite]), side="right") - 1]
     np.testing.assert_array_equal(np.abs(got[finite]), below)
@@ -51,8 +53,8 @@ def test_truncation_takes_the_next_value_below_of_every_bfloat16(fmt):
     np.testing.assert_array_equal(np.abs(got[np.isinf(wide)]), infinite)
 
 
-def test_bfloat16_itself_changes_no_bit():
-    x = every_bfloat16()
+def test_reducing_to_bfloat16_changes_no_bit():
+    x = all_bfloat16()
     for operand in (Operand(BF16), Operand(BF16, "nearest")):
         same = np.asarray(reduce(x[None], operand)[0]).view(np.uint16)
         known = ~np.isnan(np.asarray(x, np.float32))
@@ -60,7 +62,7 @@ def test_bfloat16_itself_changes_no_bit():
 
 
 @pytest.mark.parametrize("fmt", FORMATS, ids=str)
-def test_rounding_to_the_nearest_is_that_of_cast(fmt):
+def test_nearest_rounds_as_cast_does(fmt):
     x = np.random.default_rng(0).normal(size=(70, 50)).astype(np.float32) * 3
     np.testing.assert_array_equal(reduce(x, Operand(fmt, "nearest")), cast.round_to(x, fmt))
 
@@ -69,7 +71,7 @@ def test_rounding_to_the_nearest_is_that_of_cast(fmt):
     "rounding, rule",
     [*itertools.product(["truncate", "nearest"], ["floor", "ceil"]), ("nearest", "exact")],
 )
-def test_a_scale_belongs_to_a_block_of_its_own(rounding, rule):
+def test_each_block_has_its_own_scale(rounding, rule):
     x = np.random.default_rng(0).normal(size=(3, 5, 7)).astype(np.float32)
     got = reduce(x, Operand(E4M3, rounding, rule, block=(2, 4)))
     plain = {"truncate": truncate, "nearest": cast.round_to}[rounding]
@@ -87,7 +89,7 @@ def operands(seed=0, dtype=jnp.float32):
 
 
 @pytest.mark.parametrize("scale", [None, "ceil"])
-def test_the_three_products_have_the_operands_they_should(scale):
+def test_the_three_products_have_the_right_operands(scale):
     x, w, dy = operands()
     formats = {"activations": E4M3, "weights": E2M1, "gradients": E5M2}
     layer = Gemm(**{name: Operand(fmt, "truncate", scale) for name, fmt in formats.items()})
@@ -95,7 +97,7 @@ def test_the_three_products_have_the_operands_they_should(scale):
     q = [reduce(v, getattr(layer, name)) for v, name in zip((x, w, dy), formats, strict=True)]
     for got, want in zip((y, *pull(dy)), (q[0] @ q[1], q[2] @ q[1].T, q[0].T @ q[2]), strict=True):
         np.testing.assert_allclose(got, want, rtol=1e-6, atol=1e-6)
-    for name in formats:  # each for itself, and only it
+    for name in formats:  # a layer that reduces one operand leaves the others as they are
         one = Gemm(**{name: getattr(layer, name)})
         y, pull = jax.vjp(lambda x, w, one=one: one(x, w, NUMBERS), x, w)
         a, b, c = (reduce(v, getattr(one, n)) for v, n in zip((x, w, dy), formats, strict=True))
@@ -104,8 +106,8 @@ def test_the_three_products_have_the_operands_they_should(scale):
 
 
 @pytest.mark.slow
-def test_products_of_other_shapes_are_cut_into_the_same_blocks():
-    """Axes summed over in the middle, batches, heads: as matrices they are those of a plain one."""
+def test_products_of_other_shapes_have_the_same_blocks():
+    """An operand with batch axes or several summed axes is reduced as the matrix it stands for."""
     rng = np.random.default_rng(0)
     x, w = (jnp.asarray(rng.normal(size=s), jnp.float32) for s in ((2, 40, 3, 4), (2, 3, 4, 50)))
     layer = gemm("E4M3", "nearest", "ceil")
@@ -114,32 +116,40 @@ def test_products_of_other_shapes_are_cut_into_the_same_blocks():
     dy = jnp.asarray(rng.normal(size=y.shape), jnp.float32)
     dx, dw = pull(dy)
     for i in range(2):
-        flat = lambda x, w: layer(x, w, NUMBERS)  # noqa: E731
-        wy, pull = jax.vjp(flat, x[i].reshape(40, 12), w[i].reshape(12, 50))
+        matrices = x[i].reshape(40, 12), w[i].reshape(12, 50)
+        wy, pull = jax.vjp(functools.partial(layer, dimension_numbers=NUMBERS), *matrices)
         wx, ww = pull(dy[i])
-        for got, want in (
-            (y[i], wy),
-            (dx[i], wx.reshape(40, 3, 4)),
-            (dw[i], ww.reshape(3, 4, 50)),
-        ):
+        wanted = (wy, wx.reshape(40, 3, 4), ww.reshape(3, 4, 50))
+        for got, want in zip((y[i], dx[i], dw[i]), wanted, strict=True):
             np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
 
 
-def test_dtypes_and_preferred_ones_stay():
+def test_dtypes_of_results_and_gradients_are_those_of_dot_general():
     x, w, _ = operands(dtype=jnp.bfloat16)
     layer = gemm("E4M3")
-    y = layer(x, w, NUMBERS, preferred_element_type=jnp.float32)
-    assert y.dtype == jnp.float32 and layer(x, w, NUMBERS).dtype == jnp.bfloat16
-    grads = jax.grad(lambda x, w: layer(x, w, NUMBERS).astype(jnp.float32).sum(), (0, 1))(x, w)
+    product = functools.partial(layer, dimension_numbers=NUMBERS)
+    wide = functools.partial(product, preferred_element_type=jnp.float32)
+    assert jax.eval_shape(wide, x, w).dtype == jnp.float32
+    assert jax.eval_shape(product, x, w).dtype == jnp.bfloat16
+
+    def loss(x, w):
+        return product(x, w).astype(jnp.float32).sum()
+
+    grads = jax.jit(jax.grad(loss, (0, 1)))(x, w)
     assert [g.dtype for g in grads] == [jnp.bfloat16] * 2
 
 
 LLAMA = Llama2Config(64, d_model=32, num_layers=2, num_heads=2, d_ff=64)
-TOKENS = jnp.arange(16).reshape(2, 8)
+TOKENS = np.arange(16).reshape(2, 8)
 
 
 def mean_loss(model, **options):
     return -jax.nn.log_softmax(model(TOKENS, **options))[..., 0].mean()
+
+
+def jitted_loss(model, **options):
+    graph, params = nnx.split(model)
+    return float(jax.jit(lambda p, o: mean_loss(nnx.merge(graph, p), **o))(params, options))
 
 
 def gradients(model, **options):
@@ -151,7 +161,7 @@ def gradients(model, **options):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["llama2", "gpt2"])
-def test_models_under_bfloat16_are_what_they_were_bit_for_bit(name):
+def test_operands_in_bfloat16_change_no_bit_of_a_model(name):
     gpt2 = GPT2Config(64, 32, 2, 2, 64)
     cls, config = {"llama2": (Llama2, LLAMA), "gpt2": (GPT2, gpt2)}[name]
     model = cls(config, rngs=nnx.Rngs(0))
@@ -163,7 +173,7 @@ def test_models_under_bfloat16_are_what_they_were_bit_for_bit(name):
     assert (mean_loss(model) != mean_loss(coarse)) and model.h.mlp is not coarse.h.mlp
 
 
-def test_rules_choose_layers_the_head_too():
+def test_rules_choose_layers_and_the_head():
     model = Llama2(LLAMA, rngs=nnx.Rngs(0))
     coarse = gemm("E2M1")
     both = simulate(model, {".*kernel": coarse})
@@ -171,11 +181,11 @@ def test_rules_choose_layers_the_head_too():
     assert both.head.dot_general == both.h.mlp.up.dot_general == coarse
     assert few.h.attn.k.dot_general == coarse
     assert few.h.attn.v.dot_general == model.h.attn.v.dot_general == jax.lax.dot_general
-    losses = [float(mean_loss(m)) for m in (model, both, few)]
+    losses = [jitted_loss(m) for m in (model, both, few)]
     assert len(set(losses)) == 3
 
 
-def test_sampling_and_reducing_go_together_in_either_order():
+def test_sampling_and_reducing_commute():
     rules, layer, key = [Rule(".*kernel")], {".*kernel": gemm("E4M3")}, jax.random.key(3)
 
     class Two(nnx.Module):
@@ -186,14 +196,31 @@ def test_sampling_and_reducing_go_together_in_either_order():
             return self.b(jax.nn.relu(self.a(x)))
 
     model, x = Two(nnx.Rngs(0)), jax.random.normal(jax.random.key(1), (4, 40))
-    first = pqt_transform(simulate(model, layer), rules)
-    last = simulate(pqt_transform(model, rules), layer)
-    np.testing.assert_array_equal(first(x, pqt_key=key), last(x, pqt_key=key))
-    assert (first(x, pqt_key=key) != first(x)).any()
-    assert (first(x, pqt_key=key) != pqt_transform(model, rules)(x, pqt_key=key)).any()
+    sampled = pqt_transform(model, rules)
+    outputs = {
+        name: jitted(wrapped, x, pqt_key=key)
+        for name, wrapped in {
+            "reduced first": pqt_transform(simulate(model, layer), rules),
+            "reduced last": simulate(sampled, layer),
+            "sampled only": sampled,
+        }.items()
+    }
+    np.testing.assert_array_equal(outputs["reduced first"], outputs["reduced last"])
+    assert (outputs["reduced first"] != outputs["sampled only"]).any()
+    assert (outputs["reduced first"] != jitted(simulate(model, layer), x)).any()
+
+
+def jitted(model, x, **options):
+    graph, params = nnx.split(model)
+    return jax.jit(lambda p, x, o: nnx.merge(graph, p)(x, **o))(params, x, options)
+
+
+@pytest.mark.slow
+def test_a_model_that_samples_can_be_reduced():
     sampled = Llama2(LLAMA, [Rule("h/.*/kernel")], rngs=nnx.Rngs(0))
     reduced = simulate(sampled, {"h/.*/kernel": gemm("E4M3")})
-    assert mean_loss(sampled, pqt_key=key) != mean_loss(reduced, pqt_key=key)
+    key = jax.random.key(3)
+    assert jitted_loss(sampled, pqt_key=key) != jitted_loss(reduced, pqt_key=key)
 
 
 class Dense(linen.Module):
@@ -230,7 +257,7 @@ class ConvThenDense(linen.Module):
         return linen.Dense(3)(linen.Conv(2, (3, 3))(x))
 
 
-def test_a_linen_convolution_beside_a_dense_layer_is_left_alone():
+def test_a_linen_convolution_next_to_a_dense_layer_is_left_alone():
     rules = {"Dense.*/kernel": gemm("E4M3")}
     x = jax.random.normal(jax.random.key(1), (1, 4, 4, 2))
     variables = ConvThenDense().init(jax.random.key(0), x)
@@ -273,6 +300,6 @@ def test_an_empty_batch_stays_empty(scale):
         (lambda: simulate(Dense(), {"no": None}).init(jax.random.key(0), jnp.ones((1, 8))), "'no'"),
     ],
 )
-def test_what_cannot_be_reduced_is_named(make, message):
+def test_what_cannot_be_reduced_is_refused_by_name(make, message):
     with pytest.raises((ValueError, TypeError), match=message):
         make()

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright 2026 The pqt_jax Authors
-"""Sweeps: rows, resuming, the same runs as the trainer's, and configs that cannot be used."""
+"""Sweeps: their rows, resuming, runs equal to the trainer's, and configs that are refused."""
 
 import contextlib
 import json
@@ -21,9 +21,11 @@ from flax import nnx
 
 from pqt_jax import generate, plot, train
 from pqt_jax.data import pipeline, source
-from pqt_jax.lab import report, runs, sweep, sweep_config, sweep_table
+from pqt_jax.errors import InputError
+from pqt_jax.lab import figures, report, report_page, runs, sweep, sweep_config, sweep_table
 from pqt_jax.training.loss import cross_entropy
 from pqt_jax.training.run import metrics
+from pqt_jax.training.run import workdir as workdirs
 from pqt_jax.training.run.workdir import PARTS, TABLE
 from pqt_jax.transform import bit_state
 from pqt_jax.transform.tree_paths import paths_and_leaves
@@ -37,125 +39,109 @@ def arguments(workdir, *more):
     return ["--config", SMOKE, f"--workdir={workdir}", *more]
 
 
-@pytest.fixture(scope="module")
-def swept(tmp_path_factory):
-    workdir = tmp_path_factory.mktemp("sweep") / "run"
-    assert sweep.main(arguments(workdir)) == 0
-    return workdir
-
-
-def rows_of(workdir):
+def table_rows(workdir):
     return [json.loads(line) for line in (workdir / TABLE).read_text().splitlines()]
 
 
-def parts_of(workdir):
+def row_files(workdir):
     return sorted((workdir / PARTS).iterdir())
 
 
-def better(workdir):
-    """A row of which someone has changed a number."""
-    part = parts_of(workdir)[1]
-    part.write_text(re.sub(r'"final_loss": \d', '"final_loss": 1', part.read_text(), count=1))
+def replace_parts_by_a_file(workdir):
+    shutil.rmtree(workdir / PARTS)
+    (workdir / PARTS).write_text("")
 
 
 @pytest.mark.parametrize(
     "damage, message",
     [
-        (lambda d: parts_of(d)[0].write_text(""), "holds rows of other runs"),
-        (lambda d: shutil.copy(*parts_of(d)), "holds rows of other runs"),
-        (
-            lambda d: parts_of(d)[1].write_text('{"arm": "E4M1"}\n'),
-            "line 1 is not a row as a sweep writes",
-        ),
-        (lambda d: parts_of(d)[1].write_bytes(b"\xff\n"), "line 1 is not a row as a sweep writes"),
-        (better, "line 1 is not a row as a sweep writes it"),
         (lambda d: (d / "run.json").unlink(), "holds runs.jsonl but no run.json"),
-        (
-            lambda d: shutil.move(d / PARTS, d / "x") and (d / PARTS).write_text(""),
-            "parts in it is no directory",
-        ),
+        (replace_parts_by_a_file, "parts in it is no"),
     ],
+    ids=["no run.json", "parts is a file"],
 )
-def test_a_damaged_sweep_is_refused_and_stays(swept, tmp_path, capsys, damage, message):
-    copy = tmp_path / "run"
-    shutil.copytree(swept, copy)
-    damage(copy)
-    assert message in refused(sweep.main, arguments(copy), capsys)
-    assert not (copy / "run.json").exists() or (copy / TABLE).exists()
+def test_a_damaged_workdir_is_refused(sweep_copy, damage, message):
+    metadata = workdirs.read(sweep_copy, whose=workdirs.SWEEP)
+    damage(sweep_copy)
+    with pytest.raises(InputError, match=message):
+        workdirs.claim(sweep_copy, metadata, alone=False)
 
 
-def test_a_row_for_each_run_in_order(swept):
-    rows = rows_of(swept)
+def test_a_damaged_row_is_refused_and_nothing_is_changed(sweep_copy, capsys):
+    """`test_work_units` has the other kinds of damage."""
+    path = row_files(sweep_copy)[1]
+    path.write_text(re.sub(r'"final_loss": \d', '"final_loss": 1', path.read_text(), count=1))
+    before = {path: path.read_bytes() for path in sweep_copy.rglob("*") if path.is_file()}
+    line = refused(sweep.main, arguments(sweep_copy), capsys)
+    assert "line 1 is not a row as a sweep writes it" in line
+    assert {path: path.read_bytes() for path in sweep_copy.rglob("*") if path.is_file()} == before
+
+
+def test_the_table_has_a_row_for_each_run_in_order(swept):
+    rows = table_rows(swept)
     assert [(r["arm"], r["learning_rate"], r["seed"]) for r in rows] == [
         (arm, 3e-3, seed) for arm in ("BF16", "E4M1") for seed in range(5)
     ]
     for row in rows:
         assert len(row["losses"]) == 6 and row["steps"] == 30 and row["diverged_at"] is None
-        assert [at for at, _ in row["sharpness"]] == [0, 10, 20] and row["sharpness"][1][1] > 0
+        assert [step for step, _ in row["sharpness"]] == [0, 10, 20] and row["sharpness"][1][1] > 0
         losses = row["held_out_losses"]
         assert list(losses) == sorted(runs.FORMATS) and len(set(losses.values())) == 4
         assert losses["fp4_e2m1"] == pytest.approx(losses["master"], abs=0.3)
         assert row["first_loss"] > row["losses"][-1] > 2 and losses["master"] < row["first_loss"]
-    firsts = [row["first_loss"] for row in rows]
-    assert len(set(firsts)) == 10  # no two seeds alike, and fewer bits give another loss
+    # Every seed has another first loss, and so has the arm with fewer bits.
+    assert len({row["first_loss"] for row in rows}) == 10
 
 
 def test_the_smoke_sweep_has_a_report(swept, tmp_path):
-    """With the sweep of the fixture these are the commands of the README."""
+    """The sweep of the fixture and this report are the commands of the documentation."""
     assert report.main([str(swept), f"--out={tmp_path / 'report'}"]) == 0
     page = (tmp_path / "report" / report.PAGE).read_text()
     assert "10 runs: 2 ways to train, 1 learning rates, 5 seeds each" in page
 
 
-def test_a_part_that_is_missing_is_trained_again_to_the_same_bits(swept, tmp_path, capsys):
-    copy = tmp_path / "run"
-    shutil.copytree(swept, copy)
-    (copy / TABLE).unlink()
-    first, last = sorted((copy / PARTS).iterdir())
+def test_a_missing_unit_is_trained_again_to_the_same_bits(swept, sweep_copy, capsys):
+    (sweep_copy / TABLE).unlink()
+    first, last = row_files(sweep_copy)
     last.unlink()
     before = first.stat().st_mtime_ns
-    assert sweep.main(arguments(copy)) == 0
-    assert (copy / TABLE).read_bytes() == (swept / TABLE).read_bytes()
-    assert first.stat().st_mtime_ns == before  # and the other was not
+    assert sweep.main(arguments(sweep_copy)) == 0
+    assert (sweep_copy / TABLE).read_bytes() == (swept / TABLE).read_bytes()
+    assert first.stat().st_mtime_ns == before  # the other unit was not trained
     assert "E4M1: 5 runs, 0 diverged, 5 stuck" in capsys.readouterr().out
 
 
-def test_a_part_that_is_damaged_while_others_are_trained_is_no_row(swept, tmp_path, capsys):
-    copy = tmp_path / "run"
-    shutil.copytree(swept, copy)
-    (copy / TABLE).unlink()
-    first, last = parts_of(copy)
-    rows = last.read_text()
+def test_a_row_that_is_damaged_during_training_is_not_copied_to_the_table(
+    sweep_copy, train_by_lookup, monkeypatch, capsys
+):
+    (sweep_copy / TABLE).unlink()
+    first, last = row_files(sweep_copy)
     last.unlink()
+    make_train = runs.make_train
 
-    def make_train(*_):
-        def train(*_):
+    def make_damaging_train(*arguments):
+        def train(rates_and_seeds, advance):
             first.write_text("garbage\n")
-            return [json.loads(line) for line in rows.splitlines()]
+            return make_train(*arguments)(rates_and_seeds, advance)
 
         return train
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(runs, "make_train", make_train)
-        patch.setattr(
-            sweep_table, "encode_row", lambda row: json.dumps(row) + "\n"
-        )  # with its digest
-        assert sweep.main(arguments(copy)) == 2
+    monkeypatch.setattr(runs, "make_train", make_damaging_train)
+    assert sweep.main(arguments(sweep_copy)) == 2
     assert "line 1 is not a row as a sweep writes it" in capsys.readouterr().err
-    assert not (copy / TABLE).exists()
+    assert not (sweep_copy / TABLE).exists()
 
 
-def test_the_first_arm_is_the_baseline_also_before_it_has_runs(swept, tmp_path):
-    """Of several processes one may come to an end of its arm before that."""
-    copy = tmp_path / "run"
-    shutil.copytree(swept, copy)
-    parts_of(copy)[0].unlink()
-    found = sweep_table.read(copy)
-    assert found.arms == ["BF16", "E4M1"] and not found.has_run("BF16").any()
-    assert report.main([str(copy), f"--out={tmp_path / 'report'}"]) == 0
-    page = (tmp_path / "report" / report.PAGE).read_text()
+def test_the_first_arm_is_the_baseline_even_before_it_has_runs(sweep_copy):
+    """With several processes, another arm may be finished first."""
+    row_files(sweep_copy)[0].unlink()
+    table = sweep_table.read(sweep_copy)
+    assert table.arms == ["BF16", "E4M1"] and not table.has_run("BF16").any()
+    page = report_page.compose(table, scores=[], pictures=[], usable=0.25)
     assert "BF16, the baseline of all comparisons, has no runs yet." in page
     assert "Against BF16" in page and "nan" not in re.sub("<[^>]*>", "", page)
+    figures.draw_final_losses(table)
+    figures.draw_heat_maps(table)
 
 
 @pytest.mark.slow
@@ -175,38 +161,34 @@ def test_ctrl_c_while_it_compiles_ends_a_sweep_with_130(tmp_path, seconds):
     assert process.returncode == 130 and err == b"interrupted\n"
 
 
-def test_other_versions_are_said(swept, tmp_path, capsys):
-    shutil.copytree(swept, tmp_path / "run")
-    path = tmp_path / "run" / "run.json"
+def test_other_versions_are_reported(sweep_copy, capsys):
+    path = sweep_copy / "run.json"
     path.write_text(path.read_text().replace(f'"jax": "{jax.__version__}"', '"jax": "0.1"'))
-    assert sweep.main(arguments(tmp_path / "run")) == 0
+    assert sweep.main(arguments(sweep_copy)) == 0
     out = capsys.readouterr().out
     assert f"the rest is trained under jax {jax.__version__}; it was 0.1 before, so runs" in out
 
 
-def test_names_of_arms_are_printed_as_they_are(swept, tmp_path):
-    """In whole lines where stdout is no terminal, and on one, where [x] could be markup."""
+def test_names_of_arms_are_printed_as_they_are(sweep_copy, tmp_path, capsys):
+    """A terminal must not take [bold] as markup; other outputs must not wrap the line."""
     name = "[bold] of a name that makes a long line"
-    shutil.copytree(swept, tmp_path / "run")
-    about, (_, part) = tmp_path / "run" / "run.json", parts_of(tmp_path / "run")
-    about.write_text(about.read_text().replace('"E4M1"', json.dumps(name)))
-    part.write_text(
-        "".join(sweep_table.encode_row(r | {"arm": name}) for r in sweep_table.read_rows(part))
-    )
+    metadata, (_, path) = sweep_copy / "run.json", row_files(sweep_copy)
+    metadata.write_text(metadata.read_text().replace('"E4M1"', json.dumps(name)))
+    rows = [row | {"arm": name} for row in sweep_table.read_rows(path)]
+    path.write_text("".join(map(sweep_table.encode_row, rows)))
     config = pathlib.Path(SMOKE).read_text().replace('"E4M1"', json.dumps(name))
     (tmp_path / "named.py").write_text(config)
-    command = [sys.executable, "-m", "pqt_jax.lab.sweep", f"--config={tmp_path / 'named.py'}"]
-    command.append(f"--workdir={tmp_path / 'run'}")
+    options = [f"--config={tmp_path / 'named.py'}", f"--workdir={sweep_copy}"]
     line = f"{name}: 5 runs, 0 diverged, 5 stuck, best final loss "
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0 and line in done.stdout, done.stderr
+    assert sweep.main(options) == 0 and line in capsys.readouterr().out
     ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "pqt_jax.lab.sweep", *options]
     with subprocess.Popen(command, stdout=theirs, stderr=theirs) as process:
         os.close(theirs)
         shown = b""
-        with contextlib.suppress(OSError):  # which is how a terminal ends
-            while some := os.read(ours, 4096):
-                shown += some
+        with contextlib.suppress(OSError):  # raised at the end of a terminal's output
+            while chunk := os.read(ours, 4096):
+                shown += chunk
     os.close(ours)
     assert process.returncode == 0 and " ".join(line.split()) in " ".join(shown.decode().split())
 
@@ -245,7 +227,7 @@ def test_a_run_is_the_trainers(swept, tmp_path):
     run = tmp_path / "alone"
     assert train.main([f"--config={tmp_path / 'alone.py'}", f"--workdir={run}"]) == 0
     alone = [r["loss"] for r in metrics.read(run / "metrics.jsonl") if "loss" in r]
-    (row,) = (r for r in rows_of(swept) if r["arm"] == "BF16" and r["seed"] == 3)
+    (row,) = (r for r in table_rows(swept) if r["arm"] == "BF16" and r["seed"] == 3)
     np.testing.assert_allclose(row["losses"], alone[4::5], atol=0.02)
     np.testing.assert_allclose(row["first_loss"], alone[0], atol=2e-4)
 
@@ -270,7 +252,7 @@ def test_every_method_and_a_rate_that_is_too_high_are_rows(tmp_path):
     more = ("--config.sweep.learning_rates=1e-3,1e30", "--config.sweep.seeds=4,9")
     given = [*arguments(tmp_path / "run", *more, "--config.sweep.rho=0.01"), f"--config={path}"]
     assert sweep.main(given) == 0
-    rows = rows_of(tmp_path / "run")
+    rows = table_rows(tmp_path / "run")
     good = [row for row in rows if row["learning_rate"] == 1e-3]
     bad = [row for row in rows if row["learning_rate"] == 1e30]
     assert len(good) == len(bad) == 4
@@ -282,12 +264,10 @@ def test_every_method_and_a_rate_that_is_too_high_are_rows(tmp_path):
 @pytest.mark.parametrize(
     "arms, message",
     [
-        ((("one", "method=sgd"),), "method='sgd'; it must be one of"),
         ((("one", "simulate.dtype=E0M3"),), "exponent_bits=0"),
         ((("one", "simulate.dtype=E4"),), "names no format"),
         ((("one", "simulate.dtype=E4M3", "simulate.rounding=up"),), "rounding='up'"),
         ((("one", "simulate.dtype=E4M3", "simulate.operands=all"),), "operands=('all',)"),
-        ((("one", "simulate.dtype=E4M3", "simulate.pattern=h/no"),), "decides about no kernel"),
         ((("one", "sweep.seeds=1"),), "one for all arms"),
         ((("one", "optimiser.b1=0.5"),), "no such field"),
         ((("one",), ("One",)), "names that are alike"),
@@ -303,41 +283,61 @@ def test_every_method_and_a_rate_that_is_too_high_are_rows(tmp_path):
         ((("one", "optimizer.learning_rate=1"),), "rates are config.sweep.learning_rates"),
         ((("one", "steps=9"),), "at least twice config.sweep.window=5"),
         ((("one", "simulate.scale=exact"),), "config.simulate.dtype is empty"),
-        ((("one", "pqt.pattern=zzz", "method=ste", "pqt.dtype=E3M2"),), "arms['one']"),
-        ((("one", "data.batch=1000000"),), "arms['one']"),
-        ((("one", "model.attention=cudnn"),), "arms['one']"),
-        ((("E5M10", "simulate.dtype=E5M10", "simulate.rounding=nearest"),), "cannot hold FP16"),
         (("one", "method=ste"), "must be ways to train"),
+        ((("one", "method=sgd"),), "method='sgd'; it must be one of"),
     ],
 )
-def test_arms_that_cannot_be_trained_are_refused_by_name(tmp_path, capsys, arms, message):
+def test_arms_that_cannot_be_trained_are_refused_by_name(tmp_path, arms, message):
     path = with_arms(tmp_path / "config.py", arms)
+    with pytest.raises(InputError, match=re.escape(message)):
+        sweep_config.load(str(path))
+
+
+@pytest.mark.parametrize(
+    "arm, message",
+    [
+        (("one", "method=sgd"), "method='sgd'; it must be one of"),
+        (("one", "simulate.dtype=E4M3", "simulate.pattern=h/no"), "decides about no kernel"),
+        (("one", "pqt.pattern=zzz", "method=ste", "pqt.dtype=E3M2"), "arms['one']"),
+        (("one", "simulate.dtype=E5M10", "simulate.rounding=nearest"), "cannot hold FP16"),
+        (("one", "data.batch=1000000"), "arms['one']"),
+        (("one", "model.attention=cudnn"), "arms['one']"),
+    ],
+    ids=lambda value: value[-1] if isinstance(value, tuple) else "",
+)
+def test_the_command_refuses_an_arm_before_it_makes_a_workdir(tmp_path, capsys, arm, message):
+    path = with_arms(tmp_path / "config.py", (arm,))
     line = refused(sweep.main, ["--config", path, f"--workdir={tmp_path / 'run'}"], capsys)
     assert message in line and not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(
-    "option, message",
+    "field, value, message",
     [
-        ("sweep.seeds=", "config.sweep.seeds=()"),
-        ("sweep.seeds=1,1", "each once"),
-        ("sweep.learning_rates=", "config.sweep.learning_rates=()"),
-        ("sweep.learning_rates=0", "from 1e-30 to 1e30"),
-        ("sweep.learning_rates=nan", "from 1e-30 to 1e30"),
-        ("sweep.learning_rates=1e-50", "from 1e-30 to 1e30"),
-        ("sweep.rho=2", "from 0 to 1"),
-        ("sweep.window=16", "at least twice"),
-        ("sweep.seeds=-1", "from 0 to 2^31 - 1"),
-        ("sweep.window=0", "config.sweep.window=0"),
-        ("sweep.maximizer=newton", "one of corner, gradient, lbfgsb"),
-        ("sweep.margin=nan", "config.sweep.margin=nan"),
-        ("sweep.arms=x", "arms can only be set in the file"),
-        ("sweep.nothing=1", "no such field"),
+        ("sweep.seeds", "", "config.sweep.seeds=()"),
+        ("sweep.seeds", "1,1", "each once"),
+        ("sweep.learning_rates", "", "config.sweep.learning_rates=()"),
+        ("sweep.learning_rates", "0", "from 1e-30 to 1e30"),
+        ("sweep.learning_rates", "nan", "from 1e-30 to 1e30"),
+        ("sweep.learning_rates", "1e-50", "from 1e-30 to 1e30"),
+        ("sweep.rho", "2", "from 0 to 1"),
+        ("sweep.window", "16", "at least twice"),
+        ("sweep.seeds", "-1", "from 0 to 2^31 - 1"),
+        ("sweep.window", "0", "config.sweep.window=0"),
+        ("sweep.maximizer", "newton", "one of corner, gradient, lbfgsb"),
+        ("sweep.margin", "nan", "config.sweep.margin=nan"),
+        ("sweep.arms", "x", "arms can only be set in the file"),
+        ("sweep.nothing", "1", "no such field"),
     ],
 )
-def test_grids_that_are_none_are_refused_by_name(tmp_path, capsys, option, message):
-    given = ["--config", SMOKE, f"--workdir={tmp_path / 'run'}", f"--config.{option}"]
-    assert message in refused(sweep.main, given, capsys) and not (tmp_path / "run").exists()
+def test_values_out_of_range_are_refused_by_field(field, value, message):
+    with pytest.raises(InputError, match=re.escape(message)):
+        sweep_config.load(SMOKE, [(field, value)])
+
+
+def test_the_command_refuses_an_override_before_it_makes_a_workdir(tmp_path, capsys):
+    line = refused(sweep.main, arguments(tmp_path / "run", "--config.sweep.rho=2"), capsys)
+    assert "from 0 to 1" in line and not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(
@@ -351,13 +351,11 @@ def test_grids_that_are_none_are_refused_by_name(tmp_path, capsys, option, messa
         ),
     ],
 )
-def test_a_config_file_has_the_fields_and_types_of_a_sweep(tmp_path, capsys, change, message):
+def test_a_config_file_must_have_the_fields_and_types_of_a_sweep(tmp_path, change, message):
     text = pathlib.Path(SMOKE).read_text().replace("return config", f"{change}\n    return config")
     (tmp_path / "file.py").write_text(text)
-    given = [f"--config={tmp_path / 'file.py'}", f"--workdir={tmp_path / 'run'}"]
-    line = refused(sweep.main, given, capsys)
-    assert f"--config={tmp_path / 'file.py'}: {message}" in line
-    assert not (tmp_path / "run").exists()
+    with pytest.raises(InputError, match=re.escape(f"--config={tmp_path / 'file.py'}: {message}")):
+        sweep_config.load(str(tmp_path / "file.py"))
 
 
 def test_help_lists_the_fields(tmp_path, monkeypatch, capsys):

@@ -1,46 +1,52 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright 2026 The pqt_jax Authors
-"""Which process of a sweep trains what: real processes, and locks held in them."""
+"""Which process of a sweep trains which work unit. Other processes and their locks are real."""
 
 import os
+import shutil
 import subprocess
 import sys
 
 import pytest
 
+from pqt_jax.errors import InputError
 from pqt_jax.lab import sweep, sweep_config, sweep_table, work_units
-from pqt_jax.training.run.workdir import TABLE
+from pqt_jax.training.run.workdir import PARTS, TABLE
 from support.paths import ROOT
 
 SMOKE = str(ROOT / "configs" / "lab" / "smoke.py")
-HOLD = """
+LOCK_UNITS = """
 import fcntl, os, sys
 lock = os.open(sys.argv[1], os.O_RDWR | os.O_CREAT)
 for byte in sys.argv[2:]:
     fcntl.lockf(lock, fcntl.LOCK_EX, 1, int(byte))
-print("held", flush=True)
+print("locked", flush=True)
 sys.stdin.read()
+"""
+IS_LOCKED = """
+import fcntl, os, sys
+lock = os.open(sys.argv[1], os.O_RDWR)
+fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, int(sys.argv[2]))
 """
 
 
 @pytest.fixture
-def plan(tmp_path):
-    """Two arms of three parts each, of which nothing is there."""
-    (tmp_path / "parts").mkdir()
-    wanted = sweep_config.load(SMOKE, [("sweep.at_once", "2")])
-    return work_units.plan(wanted, tmp_path)
+def units(tmp_path):
+    """Two arms of three units each; none is done."""
+    (tmp_path / PARTS).mkdir()
+    return work_units.plan(sweep_config.load(SMOKE, [("sweep.at_once", "2")]), tmp_path)
 
 
 @pytest.fixture
-def hold():
-    """Holds parts in a process of their own."""
+def lock_units():
+    """A function that starts a process which locks units, by their numbers."""
     processes = []
 
     def start(path, *numbers):
-        command = [sys.executable, "-c", HOLD, path, *(str(1 + n) for n in numbers)]
+        command = [sys.executable, "-c", LOCK_UNITS, path, *(str(1 + n) for n in numbers)]
         process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         processes.append(process)
-        assert process.stdout.readline() == b"held\n"
+        assert process.stdout.readline() == b"locked\n"
         return process
 
     yield start
@@ -56,99 +62,127 @@ def lock(tmp_path):
     os.close(descriptor)
 
 
-def test_parts_have_numbers_and_cells_of_their_own(plan):
-    assert [unit.number for unit in plan] == list(range(6))
-    assert [unit.path.name for unit in plan[2:4]] == ["000-00004.jsonl", "001-00000.jsonl"]
-    assert [len(unit.rates_and_seeds) for unit in plan] == [2, 2, 1] * 2
-    assert len({(unit.arm.name, *cell) for unit in plan for cell in unit.rates_and_seeds}) == 10
-
-
-def taken(plan, lock):
-    """Numbers of the parts in the order in which they are given; each is done at once."""
+def claim_all(units, lock):
+    """Claim units until none is left; each is done at once. Returns their numbers in order."""
     order = []
-    for unit in work_units.claim_units(plan, lock):
+    for unit in work_units.claim_units(units, lock):
         order.append(unit.number)
         unit.path.write_text("")
     return order
 
 
-def test_one_process_goes_arm_by_arm_and_takes_what_is_missing(plan, lock):
-    plan[1].path.write_text("")
-    assert taken(plan, lock) == [0, 2, 3, 4, 5]
-    assert taken(plan, lock) == []
+def test_every_run_belongs_to_one_unit(units):
+    assert [unit.number for unit in units] == list(range(6))
+    assert [unit.path.name for unit in units[2:4]] == ["000-00004.jsonl", "001-00000.jsonl"]
+    assert [len(unit.rates_and_seeds) for unit in units] == [2, 2, 1] * 2
+    assert len({(unit.arm.name, *run) for unit in units for run in unit.rates_and_seeds}) == 10
 
 
-def test_what_others_are_at_is_left_to_them_and_their_arm_comes_last(plan, lock, tmp_path, hold):
-    hold(tmp_path / "run.lock", 0)
-    assert taken(plan, lock) == [3, 4, 5, 1, 2]
+def test_one_process_trains_the_missing_units_arm_by_arm(units, lock):
+    units[1].path.write_text("")
+    assert claim_all(units, lock) == [0, 2, 3, 4, 5]
+    assert claim_all(units, lock) == []
 
 
-def test_an_arm_that_is_compiled_is_ended_before_another(plan, lock, tmp_path, hold):
+def test_units_of_other_processes_are_left_and_their_arm_comes_last(
+    units, lock, tmp_path, lock_units
+):
+    lock_units(tmp_path / "run.lock", 0)
+    assert claim_all(units, lock) == [3, 4, 5, 1, 2]
+
+
+def test_a_compiled_arm_is_finished_before_another_begins(units, lock, tmp_path, lock_units):
     order = []
-    for unit in work_units.claim_units(plan, lock):
+    for unit in work_units.claim_units(units, lock):
         if not order:
-            hold(tmp_path / "run.lock", 1)  # another comes to the same arm
+            lock_units(tmp_path / "run.lock", 1)  # another process begins to train the same arm
         order.append(unit.number)
         unit.path.write_text("")
     assert order == [0, 2, 3, 4, 5]
 
 
-def test_what_a_dead_process_had_is_free_again(plan, lock, tmp_path, hold):
-    other = hold(tmp_path / "run.lock", *range(6))
-    assert taken(plan, lock) == []
+def test_units_of_a_dead_process_are_free_again(units, lock, tmp_path, lock_units):
+    other = lock_units(tmp_path / "run.lock", *range(6))
+    assert claim_all(units, lock) == []
     other.kill()
     other.wait()
-    assert taken(plan, lock) == list(range(6))
+    assert claim_all(units, lock) == list(range(6))
 
 
-def test_a_part_that_is_not_done_is_given_once_while_it_is_held(plan, lock, tmp_path):
-    """And is free once the next is asked for."""
-    probe = "import fcntl,os,sys; l = os.open(sys.argv[1], os.O_RDWR)\n"
-    probe += "fcntl.lockf(l, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, int(sys.argv[2]))"
-    busy = lambda n: subprocess.run(  # noqa: E731
-        [sys.executable, "-c", probe, tmp_path / "run.lock", str(1 + n)], stderr=subprocess.DEVNULL
-    ).returncode
-    given = work_units.claim_units(plan, lock)
-    first = next(given)
-    assert busy(first.number) and not busy(5)
+def test_a_unit_is_locked_until_the_next_one_is_requested(units, lock, tmp_path):
+    def is_locked(number):
+        command = [sys.executable, "-c", IS_LOCKED, tmp_path / "run.lock", str(1 + number)]
+        return subprocess.run(command, stderr=subprocess.DEVNULL).returncode != 0
+
+    claimed = work_units.claim_units(units, lock)
+    first = next(claimed)
+    assert is_locked(first.number) and not is_locked(5)
     first.path.write_text("")
-    second = next(given)
-    assert not busy(first.number) and busy(second.number)
+    second = next(claimed)
+    assert not is_locked(first.number) and is_locked(second.number)
 
 
-def test_a_sweep_says_what_others_are_at_and_leaves_the_table_to_them(tmp_path, capsys, hold):
+def change_a_number(first, second):
+    second.write_text(second.read_text().replace('"final_loss": ', '"final_loss": 1', 1))
+
+
+@pytest.mark.parametrize(
+    "damage, message",
+    [
+        (lambda first, second: first.write_text(""), "holds rows of other runs"),
+        (shutil.copy, "holds rows of other runs"),
+        (lambda first, second: second.write_text('{"arm": "E4M1"}\n'), "line 1 is not a row"),
+        (lambda first, second: second.write_bytes(b"\xff\n"), "line 1 is not a row"),
+        (change_a_number, "line 1 is not a row"),
+    ],
+    ids=["empty", "of another unit", "fields missing", "not text", "changed number"],
+)
+def test_damaged_rows_are_refused(sweep_copy, damage, message):
+    units = work_units.plan(sweep_config.load(SMOKE), sweep_copy)
+    for unit in units:
+        work_units.check_rows(unit)
+    damage(*(unit.path for unit in units))
+    with pytest.raises(InputError, match=message):
+        for unit in units:
+            work_units.check_rows(unit)
+
+
+def test_the_process_of_the_last_unit_writes_the_table(
+    swept, train_by_lookup, tmp_path, capsys, lock_units
+):
     workdir = tmp_path / "run"
-    given = ["--config", SMOKE, f"--workdir={workdir}", "--config.steps=10"]
-    given += ["--config.sweep.record_every=1", "--config.sweep.sharpness_every=0"]
+    command = ["--config", SMOKE, f"--workdir={workdir}"]
     workdir.mkdir()
-    other = hold(workdir / "run.lock", 1)
-    assert sweep.main(given) == 0
+    other = lock_units(workdir / "run.lock", 1)
+    assert sweep.main(command) == 0
     out = capsys.readouterr().out
     assert "BF16: 5 runs" in out and "E4M1" not in out
     assert f"left to other processes: 1 of 2 work units; the last of them writes {workdir}" in out
     assert not (workdir / TABLE).exists()
     other.kill()
     other.wait()
-    assert sweep.main(given) == 0
+    assert sweep.main(command) == 0
     assert "E4M1: 5 runs" in capsys.readouterr().out
-    assert len((workdir / TABLE).read_text().splitlines()) == 10
+    assert (workdir / TABLE).read_bytes() == (swept / TABLE).read_bytes()
 
 
 @pytest.mark.slow
 def test_two_processes_train_one_sweep_to_the_table_of_one(tmp_path):
-    """Each run once, and the same bits."""
-    given = [sys.executable, "-m", "pqt_jax.lab.sweep", "--config", SMOKE]
-    given += ["--config.sweep.at_once=2", "--config.steps=10", "--config.sweep.sharpness_every=0"]
-    run = lambda name: subprocess.Popen(  # noqa: E731
-        [*given, f"--workdir={tmp_path / name}"], stdout=subprocess.PIPE, text=True
-    )
-    both = [run("two"), run("two")]
-    said = [process.communicate(timeout=300)[0] for process in both]
+    """Each run is trained once, with the same bits."""
+    command = [sys.executable, "-m", "pqt_jax.lab.sweep", "--config", SMOKE]
+    command += ["--config.sweep.at_once=2", "--config.steps=10", "--config.sweep.sharpness_every=0"]
+
+    def start(name):
+        arguments = [*command, f"--workdir={tmp_path / name}"]
+        return subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True)
+
+    both = [start("two"), start("two")]
+    outputs = [process.communicate(timeout=300)[0] for process in both]
     assert [process.returncode for process in both] == [0, 0]
-    one = run("one")
-    one.communicate(timeout=300)
+    alone = start("one")
+    alone.communicate(timeout=300)
     tables = [(tmp_path / name / TABLE).read_bytes() for name in ("one", "two")]
     assert tables[0] == tables[1] and tables[0].count(b"\n") == 10
     arms = ("BF16", "E4M1")
-    assert all(sum(f"{arm}: 5 runs" in out for out in said) >= 1 for arm in arms)
+    assert all(sum(f"{arm}: 5 runs" in out for out in outputs) >= 1 for arm in arms)
     assert len(sweep_table.read(tmp_path / "two").rows) == 10

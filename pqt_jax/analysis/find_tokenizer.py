@@ -1,66 +1,72 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright 2026 The pqt_jax Authors
-"""The tokenizer of a trained model: named, or found where the model or its data are.
+"""Find the tokenizer of a trained model.
 
---tokenizer FILE | folder of prepared data | Hugging Face folder | bytes
+It is the one that `--tokenizer` names, or else the one stored with the training data (a run) or
+with the weights (a Hugging Face or a packed folder), or else bytes.
 """
 
 from argparse import Namespace
 from pathlib import Path
 
-from pqt_jax.analysis.load import Trained
+from pqt_jax.analysis.load import TrainedModel
 from pqt_jax.data import tokenizers, tokens
 from pqt_jax.data.tokenizers import Tokenizer
 from pqt_jax.errors import InputError
 from pqt_jax.training.config import command_line
 
-BYTES = 256  # the vocabulary of a model that reads bytes, at least
+BYTES = 256  # the smallest vocabulary of a model that reads bytes
 
 
-def add_argument(parser: command_line.Parser) -> None:
+def add_tokenizer_option(parser: command_line.Parser) -> None:
     """Add `--tokenizer`."""
     about = "bytes, *.json, *.model or *.tiktoken; default: the one that the model was trained with"
     parser.add_argument("--tokenizer", metavar="FILE", help=about)
 
 
-def of(given: Namespace, model: Trained) -> Tokenizer:
-    """The tokenizer that a model reads.
+def find_tokenizer(options: Namespace, model: TrainedModel) -> Tokenizer:
+    """Load the tokenizer of a model.
 
     Args:
-      given: with `tokenizer`, and what `load.add_arguments` adds.
-      model: read by `load.from_arguments`.
+      options: with `tokenizer`, and the options of `load.add_model_options`.
+      model: from `load.load_model`.
 
     Raises:
-      InputError: if none is known, it cannot be loaded, or it has more tokens than the model.
+      InputError: if there is none, it cannot be loaded, or it has more tokens than the model.
     """
-    tokenizer = _named(given, model)
-    reads = BYTES if tokenizer.name == "bytes" else tokenizer.vocab_size
-    if reads > model.model.vocab_size:
+    tokenizer = _load(options, model)
+    size = BYTES if tokenizer.name == "bytes" else tokenizer.vocab_size
+    if size > model.config.vocab_size:
         raise InputError(
-            f"tokenizer {tokenizer.name} has {reads} tokens, and the model of {model.origin} only "
-            f"{model.model.vocab_size}; give its own by --tokenizer"
+            f"tokenizer {tokenizer.name} has {size} tokens, and the model of {model.origin} only "
+            f"{model.config.vocab_size}; give the model's tokenizer by --tokenizer"
         )
     return tokenizer
 
 
-def _named(given: Namespace, model: Trained) -> Tokenizer:
-    if given.tokenizer is not None:
-        return tokenizers.load(given.tokenizer)
-    if model.run is not None:
-        if not (source := model.run.data.tokens):
-            return tokenizers.load("bytes")
-        if not Path(source).is_dir():
-            raise InputError(f"--tokenizer is missing; config.data.tokens={source!r} has none")
-        about = tokens.read_index(Path(source)).tokenizer
-        name = about["name"] if about["name"] == "bytes" else str(Path(source) / about["name"])
-        return tokenizers.load(name, end=about["end"], pattern=about["pattern"])
-    folder = Path(given.hf if given.hf is not None else given.packed)
+def _load(options: Namespace, model: TrainedModel) -> Tokenizer:
+    if options.tokenizer is not None:
+        return tokenizers.load(options.tokenizer)
+    if model.run_config is not None:
+        return _load_of_run(model.run_config.data.tokens)
+    folder = Path(options.hf if options.hf is not None else options.packed)
     for name in ("tokenizer.json", "tokenizer.model"):
         if (folder / name).is_file():
             return tokenizers.load(str(folder / name))
-    if model.model.vocab_size in (BYTES, BYTES + 1):
+    if model.config.vocab_size in (BYTES, BYTES + 1):
         return tokenizers.load("bytes")
     raise InputError(
-        f"--tokenizer is missing; the model of {folder} has {model.model.vocab_size} tokens, and "
-        "no tokenizer beside it"
+        f"--tokenizer is missing; the model of {folder} has {model.config.vocab_size} tokens, and "
+        "its folder holds no tokenizer"
     )
+
+
+def _load_of_run(data: str) -> Tokenizer:
+    """The tokenizer of a run on prepared tokens (`config.data.tokens`), or on text as bytes."""
+    if not data:
+        return tokenizers.load("bytes")
+    if not Path(data).is_dir():
+        raise InputError(f"--tokenizer is missing; config.data.tokens={data!r} has none")
+    index = tokens.read_index(Path(data)).tokenizer
+    name = index["name"] if index["name"] == "bytes" else str(Path(data) / index["name"])
+    return tokenizers.load(name, end=index["end"], pattern=index["pattern"])

@@ -1,16 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright 2026 The pqt_jax Authors
-"""A loss per token over documents of different lengths, and how sure of it we are.
+"""95 % intervals for a loss per token over documents of different lengths.
 
-A document d of n_d tokens has the loss s_d in all. The loss per token, L = Σ s_d / Σ n_d, is a
-ratio of two sums over documents, and these are drawn as wholes: the tokens of one depend on each
-other. Its standard error is the jackknife's, from the losses L₋d that D documents have without d:
+Document d has n_d tokens and the summed loss s_d. The loss per token, L = Σ s_d / Σ n_d, is a ratio
+of two sums over documents. Tokens of one document depend on each other, so that whole documents are
+the sample. The standard error is the jackknife's, from the losses L₋d that D documents have without
+document d:
 
     se² = (D − 1) / D · Σ (L₋d − mean L₋d)²        interval: L ± t(D − 1) · se
 
-with t(D − 1) the 0.975 quantile of Student's t. Where lengths vary much this covers better than the
-linearized variance and than percentiles of a bootstrap, which are too narrow. It still is a little
-short of 95 % there: 91 % for 30 documents whose lengths vary by a factor of e up and down.
+with t(D − 1) the 0.975 quantile of Student's t. Where lengths vary much this covers the truth more
+often than the linearized variance and percentiles of a bootstrap, whose intervals are too narrow.
+It still is a little short of 95 % there: 91 % for 30 documents with lengths of log-normal spread 1.
 
 Source: Cochran, "Sampling Techniques" (1977), section 6.
 """
@@ -24,32 +25,34 @@ CONFIDENCE = 0.95
 
 
 class Interval(NamedTuple):
-    """An estimate with its interval; both ends are NaN where fewer than two documents are."""
+    """An estimate with the ends of its interval, which are NaN for fewer than two documents."""
 
     value: float
     low: float
     high: float
 
 
-def ratio(sums: np.ndarray, counts: np.ndarray) -> Interval:
-    """The ratio of two sums over documents.
+def ratio_interval(sums: np.ndarray, counts: np.ndarray) -> Interval:
+    """The ratio of two sums over documents, with its interval.
 
-    The difference of two models on the same documents is the ratio of the differences of their
-    sums: paired, so that what makes a document hard for both drops out.
+    To compare two models on the same documents, pass the differences of their sums: what makes a
+    document hard for both models cancels.
 
     Example:
-      >>> [round(float(x), 3) for x in ratio(np.array([2.0, 3.0, 4.0]), np.array([2, 2, 2]))]
+      >>> found = ratio_interval(np.array([2.0, 3.0, 4.0]), np.array([2, 2, 2]))
+      >>> [round(float(x), 3) for x in found]
       [1.5, 0.258, 2.742]
 
     Args:
       sums: [D], s_d, of any sign.
-      counts: [D], n_d, not negative.
+      counts: [D], n_d, at least 0.
 
     Returns:
-      Σ s_d / Σ n_d with its 95 % interval; NaN where no document, or none but one, counts.
+      Σ s_d / Σ n_d with its 95 % interval; all NaN if every count is 0, and without an interval if
+      only one is not.
 
     Raises:
-      ValueError: for shapes that differ, no documents, or negative counts.
+      ValueError: if the shapes differ, there are no documents, or a count is negative.
     """
     sums, counts = np.asarray(sums, np.float64), np.asarray(counts, np.float64)
     if sums.ndim != 1 or sums.shape != counts.shape or not sums.size or not (counts >= 0).all():

@@ -1,14 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright 2026 The pqt_jax Authors
-"""Trained weights, wherever they are, read and not changed: a run's, or a Hugging Face folder's.
+"""Read trained weights from a run, a Hugging Face folder or a folder of packed weights.
 
---workdir RUN | --hf DIR → structure of the bare model, parameters, rules → weights in a format
+--workdir RUN | --hf DIR | --packed DIR → model config, structure, parameters, quantization rules
+
+Nothing that is read is changed.
 """
 
+import dataclasses
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -48,19 +51,20 @@ LABELS = {
     "mixed": "learned mixed bits",
 }
 DIFFQ_LABEL = "DiffQ's own bits"
-HF_RULES = (Rule("h/.*/kernel"),)  # what is quantized of a model that was trained elsewhere
+HF_RULES = (Rule("h/.*/kernel"),)  # what is quantized in a model that was trained elsewhere
 ModelConfig = Llama2Config | GPT2Config
 
 
-class Run(NamedTuple):
-    """What `load_run` reads.
+@dataclasses.dataclass(frozen=True)
+class LoadedRun:
+    """A checkpoint of a run.
 
     Attributes:
-      config: of the run, as it was trained, but for `model.attention`, which is "auto": this may
-        be another machine.
+      config: the run's config, with `model.attention` set to "auto", since this may be another
+        machine.
       graph: structure of the bare model.
       params: its parameters, and the `BitParam`s if bits were learned.
-      step: of the checkpoint.
+      step: the step of the checkpoint.
     """
 
     config: Config
@@ -69,33 +73,34 @@ class Run(NamedTuple):
     step: int
 
 
-class Trained(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class TrainedModel:
     """A trained model, whatever it was read from.
 
     Attributes:
-      model: the model's own configuration.
-      graph, params: as in `Run`.
+      config: the configuration of the model.
+      graph, params: as in `LoadedRun`.
       rules: which parameters are quantized.
-      origin: where it is from, for people.
-      run: configuration of the run; None for a Hugging Face folder.
+      origin: where it was read from, for messages.
+      run_config: the config of the run; None if it was not read from a run.
     """
 
-    model: ModelConfig
+    config: ModelConfig
     graph: nnx.GraphDef
     params: nnx.State
     rules: tuple[Rule, ...]
     origin: str
-    run: Config | None
+    run_config: Config | None
 
 
-def load_run(path: Path) -> Run:
-    """Read a run's newest checkpoint that is whole, while a trainer may be adding others.
+def load_run(path: Path) -> LoadedRun:
+    """Read a run's newest intact checkpoint, also while a trainer adds others.
 
     Args:
       path: the workdir; nothing in it is changed, and its lock is not taken.
 
     Raises:
-      InputError: if it is not a run's, or nothing in it can be read.
+      InputError: if it is not the workdir of a run, or has no checkpoint that can be read.
     """
     meta = workdir.read(path)
     saved = schema.completed(meta["config"])
@@ -113,18 +118,20 @@ def load_run(path: Path) -> Run:
     model = schema.model_config(config)
     like = nnx.eval_shape(lambda: bit_state.make_model(config, nnx.Rngs(0)))
     step, params = checkpoint.read_params(path, nnx.state(like), meta)
-    return Run(config.lock(), _structure(cls, model)[0], params, step)
+    return LoadedRun(
+        config=config.lock(), graph=_structure(cls, model)[0], params=params, step=step
+    )
 
 
 def _with_tuples(value: Any) -> Any:
-    """What JSON made lists of as tuples again; a ConfigDict would keep a list a list."""
+    """The value with tuples in place of lists: JSON has no tuples, and a ConfigDict tells them apart."""
     if isinstance(value, dict):
         return {name: _with_tuples(inside) for name, inside in value.items()}
     return tuple(value) if isinstance(value, list) else value
 
 
 def load_hf(folder: Path) -> tuple[ModelConfig, nnx.GraphDef, nnx.State]:
-    """Read a GPT2 or a Llama from a Hugging Face folder.
+    """Read a GPT-2 or a Llama from a Hugging Face folder.
 
     Returns:
       (the model's configuration, structure of the model, parameters).
@@ -133,32 +140,32 @@ def load_hf(folder: Path) -> tuple[ModelConfig, nnx.GraphDef, nnx.State]:
       InputError: if it cannot be read.
     """
     model, values = huggingface.load(folder)
-    return model, *_filled(model, paths_and_leaves(values), folder)
+    return model, *_fill(model, paths_and_leaves(values), folder)
 
 
 def load_packed(folder: Path) -> tuple[ModelConfig, nnx.GraphDef, nnx.State]:
-    """Read what `pqt_jax.export` has packed, as numbers.
+    """Read a folder that `pqt_jax.export` wrote with `--layout packed`.
 
     Returns:
-      As `load_hf`; the parameters are the rounded ones.
+      As `load_hf`; the parameters are the rounded weights.
 
     Raises:
       InputError: if it cannot be read.
     """
     path = folder / packed_file.FILE
-    found = packed_file.read(path)
+    packed = packed_file.read(path)
     try:
-        options = {**found.model, "attention": "auto"}  # this may be another machine
+        options = {**packed.model, "attention": "auto"}  # this may be another machine
         jnp.dtype(options["dtype"])
         model = schema.MODELS[options.pop("name")][0](**options)
-        return model, *_filled(model, found.params, folder)
+        return model, *_fill(model, packed.params, folder)
     except InputError:
         raise
     except (TypeError, KeyError, ValueError, ArithmeticError) as error:
         raise InputError(f"{path} describes no model of this version: {error!r}") from None
 
 
-def _filled(
+def _fill(
     model: ModelConfig, values: Mapping[str, np.ndarray], folder: Path
 ) -> tuple[nnx.GraphDef, nnx.State]:
     """Structure and parameters of a bare model from values by path."""
@@ -166,13 +173,16 @@ def _filled(
     graph, params = _structure(cls, model)
     wanted = paths_and_leaves(params)
     for path in wanted.keys() | values.keys():
-        found = values[path].shape if path in values else "missing"
-        if path not in wanted or found != wanted[path].shape:
-            raise InputError(f"{folder}: {path} is {found}, which is not the model's")
-    # Products with exact scales are float32, which bfloat16 would round again.
-    own = lambda x: jnp.promote_types(x.dtype, model.param_dtype)  # noqa: E731
-    fill = lambda path, _: jnp.asarray(values[path], own(values[path]))  # noqa: E731
-    return graph, map_paths(fill, params)
+        shape = values[path].shape if path in values else "missing"
+        if path not in wanted or shape != wanted[path].shape:
+            raise InputError(f"{folder}: {path} is {shape}, which is not the model's")
+
+    def take(path, _):
+        # Products with exact scales are float32; bfloat16 parameters would round them again.
+        dtype = jnp.promote_types(values[path].dtype, model.param_dtype)
+        return jnp.asarray(values[path], dtype)
+
+    return graph, map_paths(take, params)
 
 
 def _structure(
@@ -255,34 +265,49 @@ def label(method: str | None, name: str) -> str:
     return DIFFQ_LABEL if (method, name) == ("diffq", "mixed") else LABELS[name]
 
 
-def add_arguments(parser: command_line.Parser) -> None:
-    """Add `--workdir`, `--hf` and `--packed`, of which one has to be given."""
+def add_model_options(parser: command_line.Parser) -> None:
+    """Add `--workdir`, `--hf` and `--packed`, of which exactly one is required."""
     origin = parser.add_mutually_exclusive_group(required=True)
     origin.add_argument("--workdir", metavar="RUN", help="workdir of a training run")
-    origin.add_argument("--hf", metavar="DIR", help="Hugging Face folder of a GPT2 or a Llama")
+    origin.add_argument("--hf", metavar="DIR", help="Hugging Face folder of a GPT-2 or a Llama")
     origin.add_argument("--packed", metavar="DIR", help="folder of packed weights")
 
 
-def from_arguments(given: Namespace) -> Trained:
-    """Read what `--workdir`, `--hf` or `--packed` names.
+def load_model(options: Namespace) -> TrainedModel:
+    """Read the model that `--workdir`, `--hf` or `--packed` names.
+
+    Args:
+      options: of a parser with `add_model_options`.
 
     Raises:
       InputError: if it cannot be read, or a weight in it is not finite.
     """
     for name in ("workdir", "hf", "packed"):
-        if getattr(given, name) == "":
+        if getattr(options, name) == "":
             raise InputError(f"--{name}= is empty; give a directory")
-    if given.workdir is not None:
-        run = load_run(Path(given.workdir))
-        model = schema.model_config(run.config)
-        origin = f"{given.workdir}, step {run.step}"
-        rules = tuple(schema.quantization_rules(run.config))
-        trained = Trained(model, run.graph, run.params, rules, origin, run.config)
-    elif given.hf is not None:
-        trained = Trained(*load_hf(Path(given.hf)), HF_RULES, given.hf, None)
+    if options.workdir is not None:
+        run = load_run(Path(options.workdir))
+        model = TrainedModel(
+            config=schema.model_config(run.config),
+            graph=run.graph,
+            params=run.params,
+            rules=tuple(schema.quantization_rules(run.config)),
+            origin=f"{options.workdir}, step {run.step}",
+            run_config=run.config,
+        )
     else:
-        trained = Trained(*load_packed(Path(given.packed)), HF_RULES, given.packed, None)
-    for path, leaf in paths_and_leaves(trained.params).items():
+        folder = options.packed if options.hf is None else options.hf
+        read = load_packed if options.hf is None else load_hf
+        config, graph, params = read(Path(folder))
+        model = TrainedModel(
+            config=config,
+            graph=graph,
+            params=params,
+            rules=HF_RULES,
+            origin=folder,
+            run_config=None,
+        )
+    for path, leaf in paths_and_leaves(model.params).items():
         if not np.isfinite(np.asarray(leaf)).all():
-            raise InputError(f"{trained.origin}: {path} is not finite; its training diverged")
-    return trained
+            raise InputError(f"{model.origin}: {path} is not finite; its training diverged")
+    return model

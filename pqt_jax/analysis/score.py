@@ -2,15 +2,17 @@
 # Copyright 2026 The pqt_jax Authors
 """Documents → windows → nats of every document → loss, perplexity and bits per byte.
 
-Window i of a document has the inputs `i·T … i·T + T − 1` and the same shifted by one as targets.
-So each token is scored once, by those before it in its window; the first of a document has none and
-is not scored, and its bytes are not counted. A document alone is cut into chunks of consecutive
-windows, which stand for documents.
+Window i of a document has the inputs `i·T … i·T + T − 1`; its targets are the next tokens. So each
+token is scored once, given the tokens before it in its window. The first token of a document has no
+context: it is not scored, and its bytes are not counted.
+
+Intervals need several independent units. The units are the documents; if there is only one, it is
+divided into chunks of consecutive windows.
 """
 
+import dataclasses
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,56 +23,58 @@ from pqt_jax.analysis import intervals
 from pqt_jax.analysis.intervals import Interval
 from pqt_jax.training.loss import token_losses
 
-CHUNKS = 50  # at most, of a document that is alone
+MAX_CHUNKS = 50  # of a single document
 
 
-class Windows(NamedTuple):
-    """Documents cut for scoring.
-
-    Attributes:
-      tokens: [N, T + 1], zeros behind the end of a document.
-      counts: int32[N], the targets in each window that are scored.
-      units: int32[N], the document, or chunk of the only one, that a window is of.
-      scored: float64[units], the targets of each.
-      bytes: float64[units], the bytes of text that they stand for; of chunks, their share.
-      chunks: whether units are chunks.
-    """
-
-    tokens: np.ndarray
-    counts: np.ndarray
-    units: np.ndarray
-    scored: np.ndarray
-    bytes: np.ndarray
-    chunks: bool
-
-
-class Document(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Document:
     """A text as tokens.
 
     Attributes:
-      tokens: of the whole text.
-      bytes: of text that all tokens but the first stand for.
+      tokens: int[tokens], the whole text.
+      bytes: number of bytes of text that all tokens but the first stand for.
     """
 
     tokens: np.ndarray
     bytes: float
 
 
-def cut(documents: Sequence[Document], length: int) -> Windows:
-    """Cut documents into windows.
+@dataclasses.dataclass(frozen=True)
+class Windows:
+    """Documents divided into N windows of T targets, for U units.
+
+    Attributes:
+      tokens: int[N, T + 1], padded with zeros after the end of a document.
+      counts: int32[N], the number of targets in each window that are scored.
+      units: int32[N], the unit that each window belongs to.
+      targets: float64[U], the number of scored targets of each unit.
+      bytes: float64[U], the bytes of text that these targets stand for.
+      units_are_chunks: whether the units are chunks of a single document.
+    """
+
+    tokens: np.ndarray
+    counts: np.ndarray
+    units: np.ndarray
+    targets: np.ndarray
+    bytes: np.ndarray
+    units_are_chunks: bool
+
+
+def make_windows(documents: Sequence[Document], length: int) -> Windows:
+    """Divide documents into windows.
 
     Example:
       >>> documents = [Document(np.arange(1, n + 1, dtype=np.uint8), n - 1) for n in (6, 2, 1)]
-      >>> windows = cut(documents, length=4)
-      >>> windows.tokens.tolist(), windows.counts.tolist(), windows.scored.tolist()
+      >>> windows = make_windows(documents, length=4)
+      >>> windows.tokens.tolist(), windows.counts.tolist(), windows.targets.tolist()
       ([[1, 2, 3, 4, 5], [5, 6, 0, 0, 0], [1, 2, 0, 0, 0]], [4, 1, 1], [5.0, 1.0])
 
     Args:
-      documents: those of a single token are left out, since nothing in them is scored.
-      length: T, the inputs in a window.
+      documents: at least one; those of fewer than two tokens have no target and are left out.
+      length: T, the number of inputs in a window.
 
     Raises:
-      ValueError: if nothing can be scored.
+      ValueError: if no document has two tokens.
     """
     documents = [document for document in documents if len(document.tokens) > 1]
     if not documents:
@@ -82,30 +86,38 @@ def cut(documents: Sequence[Document], length: int) -> Windows:
             units.append(unit)
     counts = np.array([len(row) - 1 for row in rows], np.int32)
     tokens = np.zeros((len(rows), length + 1), documents[0].tokens.dtype)
-    for to, row in zip(tokens, rows, strict=True):
-        to[: len(row)] = row
-    if chunks := len(documents) == 1:
-        units = np.arange(len(rows)) * min(CHUNKS, len(rows)) // len(rows)
+    for padded, row in zip(tokens, rows, strict=True):
+        padded[: len(row)] = row
+    one_document = len(documents) == 1
+    if one_document:
+        units = np.arange(len(rows)) * min(MAX_CHUNKS, len(rows)) // len(rows)
     units = np.asarray(units, np.int32)
-    scored = np.bincount(units, counts)
+    targets = np.bincount(units, counts)
     sizes = np.array([document.bytes for document in documents], np.float64)
-    if chunks:
-        sizes = sizes * scored / scored.sum()
-    return Windows(tokens, counts, units, scored, sizes, chunks)
+    if one_document:  # each chunk gets its share of the bytes
+        sizes = sizes * targets / targets.sum()
+    return Windows(
+        tokens=tokens,
+        counts=counts,
+        units=units,
+        targets=targets,
+        bytes=sizes,
+        units_are_chunks=one_document,
+    )
 
 
-def make_score(
+def make_scorer(
     graph: nnx.GraphDef, windows: Windows, batch: int
 ) -> Callable[[nnx.State], np.ndarray]:
-    """The nats of every unit as a function of the parameters.
+    """Make the function parameters → nats of every unit.
 
     Args:
       graph: structure of the bare model.
-      windows: from `cut`.
-      batch: windows that are scored at once.
+      windows: from `make_windows`.
+      batch: number of windows that are scored at once.
 
     Returns:
-      `params -> float64[units]`; compiled once, at the first call.
+      `params -> float64[U]`; it is compiled once, at the first call.
     """
     batch = min(batch, len(windows.counts))
     padding = -len(windows.counts) % batch
@@ -113,38 +125,47 @@ def make_score(
     counts = np.pad(windows.counts, (0, padding))
 
     @jax.jit
-    def nats(params, tokens, counts):
+    def nats_of_windows(params, tokens, counts):
         tokens = tokens.astype(jnp.int32)
         losses = token_losses(nnx.merge(graph, params)(tokens[:, :-1]), tokens[:, 1:])
-        inside = jnp.arange(losses.shape[1]) < counts[:, None]
-        return jnp.sum(jnp.where(inside, losses, 0), axis=1)
+        is_target = jnp.arange(losses.shape[1]) < counts[:, None]
+        return jnp.sum(jnp.where(is_target, losses, 0), axis=1)
 
-    def score(params: nnx.State) -> np.ndarray:
-        parts = [
-            np.asarray(nats(params, tokens[i : i + batch], counts[i : i + batch]))
+    def nats_of_units(params: nnx.State) -> np.ndarray:
+        batches = [
+            np.asarray(nats_of_windows(params, tokens[i : i + batch], counts[i : i + batch]))
             for i in range(0, len(counts), batch)
         ]
-        by_window = np.concatenate(parts)[: len(windows.counts)].astype(np.float64)
+        by_window = np.concatenate(batches)[: len(windows.counts)].astype(np.float64)
         return np.bincount(windows.units, by_window)
 
-    return score
+    return nats_of_units
 
 
-def measure(nats: np.ndarray, master: np.ndarray, windows: Windows) -> dict[str, Interval]:
-    """Loss, perplexity, bits per byte and difference to the master weights, with their intervals.
+def measure_losses(
+    nats: np.ndarray, master_nats: np.ndarray, windows: Windows
+) -> dict[str, Interval]:
+    """Loss, perplexity, bits per byte and difference from the master weights, with intervals.
 
-    Perplexity is exp(loss), and so are its ends. Bits per byte are nats / (bytes · ln 2), which do
-    not depend on the tokenizer.
+        loss           Σ nats / Σ targets
+        perplexity     exp(loss)
+        bits_per_byte  Σ nats / (Σ bytes · ln 2), which does not depend on the tokenizer
+        difference     loss − loss of the master weights
 
     Args:
-      nats: [units], of the weights in question.
-      master: [units], of the master weights on the same units.
-      windows: that were scored.
+      nats: float64[U], of the weights to measure.
+      master_nats: float64[U], of the master weights on the same windows.
+      windows: the windows that were scored.
     """
-    loss, per_byte = (intervals.ratio(nats, n) for n in (windows.scored, windows.bytes))
+    loss = intervals.ratio_interval(nats, windows.targets)
+    per_byte = intervals.ratio_interval(nats, windows.bytes)
     return {
         "loss": loss,
-        "perplexity": Interval(*(math.exp(min(x, 700)) for x in loss)),
-        "bits_per_byte": Interval(*(x / math.log(2) for x in per_byte)),
-        "difference": intervals.ratio(nats - master, windows.scored),
+        "perplexity": Interval(*map(_perplexity, loss)),
+        "bits_per_byte": Interval(*(nats / math.log(2) for nats in per_byte)),
+        "difference": intervals.ratio_interval(nats - master_nats, windows.targets),
     }
+
+
+def _perplexity(loss: float) -> float:
+    return math.exp(min(loss, 700))  # beyond that float64 overflows

@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright 2026 The pqt_jax Authors
+"""Score trained weights in several formats on the same documents: `pqt_jax.evaluate`.
+
+    weights in each format → loss of every document → a row per format, with 95 % intervals
+"""
+
+import json
+import math
+from argparse import Namespace
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pqt_jax.analysis import evaluation_text, find_tokenizer, intervals, load, score
+from pqt_jax.analysis.intervals import Interval
+from pqt_jax.analysis.load import TrainedModel
+from pqt_jax.errors import InputError
+from pqt_jax.interchange import files
+from pqt_jax.transform import bit_state
+
+COLUMNS = {
+    "loss": "nats/token",
+    "perplexity": "perplexity",
+    "bits_per_byte": "bits/byte",
+    "difference": "minus master, nats",
+}
+
+
+def evaluate(options: Namespace) -> None:
+    """Score the weights in each format, print a row for each, and write the `--json` file.
+
+    Args:
+      options: of `pqt_jax.evaluate`.
+
+    Raises:
+      InputError: if the model or the text cannot be used, before anything is compiled.
+      OutputError: if the `--json` file cannot be written.
+    """
+    model = load.load_model(options)
+    tokenizer = find_tokenizer.find_tokenizer(options, model)
+    length = _window_length(options, model)
+    formats = _formats(options, model)
+    text, documents = evaluation_text.read_documents(options, model, tokenizer)
+    try:
+        windows = score.make_windows(documents, length)
+    except ValueError as error:
+        raise InputError(f"{text}: {error}; give more text") from None
+    unit = "byte" if tokenizer.name == "bytes" else "token"
+    print(f"weights: {model.origin}")
+    print(evaluation_text.describe_text(text, documents, windows, unit, length), flush=True)
+    results = _score_formats(options, model, windows, formats)
+    if options.json is not None:
+        content = {
+            "origin": model.origin,
+            "data": text,
+            "documents": len(documents),
+            "units": len(windows.targets),
+            "units_are": "chunks" if windows.units_are_chunks else "documents",
+            "scored": int(windows.targets.sum()),
+            "bytes": round(windows.bytes.sum()),
+            "tokenizer": tokenizer.name,
+            "length": length,
+            "confidence": intervals.CONFIDENCE,
+            "weights": _as_json(results),
+        }
+        files.write(Path(options.json), json.dumps(content, indent=2) + "\n")
+
+
+def _window_length(options: Namespace, model: TrainedModel) -> int:
+    if options.length is None:
+        config = model.run_config
+        return model.config.max_length if config is None else config.data.length
+    if options.length > model.config.max_length:
+        raise InputError(f"--length={options.length}; it must be at most {model.config.max_length}")
+    return options.length
+
+
+def _formats(options: Namespace, model: TrainedModel) -> list[str]:
+    """The formats to score; the master weights come first, since the others are compared to them.
+
+    Packed weights are rounded already, so that "all" of theirs is one.
+    """
+    all_formats = ["master"] if options.packed else list(load.LABELS)
+    formats = all_formats if options.weights == ["all"] else options.weights
+    if "mixed" in formats and not bit_state.are_learned(model.params):
+        if options.weights != ["all"]:
+            raise InputError("--weights: 'mixed', and no bits were learned; give other formats")
+        formats.remove("mixed")
+    return list(dict.fromkeys(["master", *formats]))
+
+
+def _score_formats(
+    options: Namespace, model: TrainedModel, windows: score.Windows, formats: list[str]
+) -> dict[str, dict[str, Interval]]:
+    """Format → its measures; prints each row as soon as it is known."""
+    nats_of = score.make_scorer(model.graph, windows, options.batch)
+    print(f"\n{'weights':<20}" + "".join(f"{title:<30}" for title in COLUMNS.values()).rstrip())
+    results, master = {}, None
+    for name in formats:
+        nats = nats_of(load.weights_in(model.run_config, model.params, model.rules, name))
+        master = nats if master is None else master
+        results[name] = score.measure_losses(nats, master, windows)
+        label = load.label(model.run_config and model.run_config.method, name)
+        label = "as packed" if options.packed and name == "master" else label
+        print(_format_row(label, results[name]), flush=True)
+    return results
+
+
+def _format_row(label: str, measures: Mapping[str, Interval]) -> str:
+    cells = [_format_interval(measures[name], name == "difference") for name in COLUMNS]
+    return f"{label:<20}" + "".join(f"{cell:<30}" for cell in cells).rstrip()
+
+
+def _format_interval(interval: Interval, signed: bool) -> str:
+    """Value and interval, as in "1.5078 [1.4921, 1.5235]".
+
+    Example:
+      >>> _format_interval(Interval(0.01, -0.00001, 0.02), signed=True)
+      '+0.0100 [+0.0000, +0.0200]'
+    """
+    places = 4 if abs(interval.value) < 100 else 1
+    value, low, high = (
+        f"{round(x, places) + 0.0:{'+' if signed else ''}.{places}f}"  # + 0.0: not -0.0000
+        for x in interval
+    )
+    return value if math.isnan(interval.low) else f"{value} [{low}, {high}]"
+
+
+def _as_json(value: Any) -> Any:
+    """Intervals as dicts, and null for what is not finite."""
+    if isinstance(value, Interval):
+        return _as_json(value._asdict())
+    if isinstance(value, dict):
+        return {name: _as_json(inside) for name, inside in value.items()}
+    return value if math.isfinite(value) else None

@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright 2026 The pqt_jax Authors
+"""The documents that weights are evaluated on: `--data`, or the run's own validation text.
+
+    text files, or a folder of prepared tokens → one `score.Document` per document
+"""
+
+from argparse import Namespace
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from pqt_jax.analysis.load import TrainedModel
+from pqt_jax.analysis.score import Document, Windows
+from pqt_jax.data import source, tokenizers, tokens
+from pqt_jax.data.tokenizers import Tokenizer
+from pqt_jax.errors import InputError
+from pqt_jax.training.run import workdir
+
+VALIDATION = "the run's validation text"
+
+
+def read_documents(
+    options: Namespace, model: TrainedModel, tokenizer: Tokenizer
+) -> tuple[str, list[Document]]:
+    """Read and tokenize the documents.
+
+    Args:
+      options: of `pqt_jax.evaluate`.
+      model: from `load.load_model`; without `--data` it must be that of a run.
+      tokenizer: of the model.
+
+    Returns:
+      (name of the text for messages, its documents).
+
+    Raises:
+      InputError: if the text cannot be read, or is not the one that the run was trained on.
+    """
+    if options.data is not None:
+        texts = source.documents(options.data, "--data")
+        documents = [_tokenize(text, tokenizer, name) for name, text in texts.items()]
+        return f"--data={options.data}", documents
+    assert model.run_config is not None
+    data = model.run_config.data
+    if data.tokens:
+        return VALIDATION, _read_prepared(options, data.tokens, model.config.vocab_size, tokenizer)
+    texts, fingerprint = source.held_out(data.files)
+    name = f"config.data.files={data.files!r}"
+    if not data.files:
+        name += ", the standard library of this Python,"
+    _check_fingerprint(options, fingerprint, name)
+    return VALIDATION, [_tokenize(text, tokenizer, name) for name, text in texts.items()]
+
+
+def _read_prepared(
+    options: Namespace, folder: str, vocab_size: int, tokenizer: Tokenizer
+) -> list[Document]:
+    """The validation documents of a prepared folder, each without its end token."""
+    name = f"config.data.tokens={folder!r}"
+    if not Path(folder).is_dir():
+        raise InputError(f"--data is missing; {name} does not say where a document ends")
+    text = tokens.load(folder, vocab_size)
+    _check_fingerprint(options, text.fingerprint, name)
+    all_tokens, end = text.validation[:], tokens.read_index(Path(folder)).end
+    documents = np.split(all_tokens, np.flatnonzero(all_tokens == end) + 1)[:-1]
+    return [
+        _document(ids[:-1], len(tokenizer.decode(ids[:-1].tolist())), tokenizer)
+        for ids in documents
+    ]
+
+
+def _check_fingerprint(options: Namespace, fingerprint: str, name: str) -> None:
+    if fingerprint != workdir.read(Path(options.workdir))["data_fingerprint"]:
+        raise InputError(f"{name} is not the text that the run was trained on; give --data")
+
+
+def _tokenize(text: bytes, tokenizer: Tokenizer, name: str) -> Document:
+    try:
+        ids = np.asarray(tokenizer.encode(text), tokenizer.dtype)
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"--data: {name} holds bytes that are not UTF-8 ({error.reason}); leave it out"
+        ) from None
+    return _document(ids, len(text), tokenizer)
+
+
+def _document(ids: np.ndarray, text_bytes: int, tokenizer: Tokenizer) -> Document:
+    """A document of so many bytes; those of its first token, which is not scored, are left out."""
+    first = tokenizers.first_bytes(tokenizer, ids[:4].tolist()) if ids.size else 0
+    return Document(ids, max(0, text_bytes - first))
+
+
+def describe_text(
+    name: str, documents: Sequence[Document], windows: Windows, unit: str, length: int
+) -> str:
+    """Two lines: how much text is scored, and what the intervals are computed from.
+
+    Args:
+      name: of the text.
+      documents: from `read_documents`.
+      windows: made from them.
+      unit: "byte" or "token".
+      length: inputs per window.
+    """
+    count = "1 document" if len(documents) == 1 else f"{len(documents):,} documents"
+    total = sum(len(document.tokens) for document in documents)
+    lines = [
+        f"data: {name}: {count}, {total:,} {unit}s, {windows.targets.sum():,.0f} scored once each "
+        f"(the first {unit} of a document has no context), in windows of {length}"
+    ]
+    units = len(windows.targets)
+    if units < 2:
+        lines.append("no intervals: there is only one document, and only one window in it")
+    elif windows.units_are_chunks:
+        lines.append(
+            f"95 % intervals over {units} chunks of consecutive windows, since there is only one "
+            "document; neighbouring chunks are alike, so the intervals are somewhat too narrow"
+        )
+    else:
+        lines.append(f"95 % intervals over {units:,} documents")
+    return "\n".join(lines)

@@ -13,11 +13,12 @@ import pytest
 from flax import nnx
 
 from pqt_jax import evaluate, export, generate
-from pqt_jax.analysis import load
+from pqt_jax.analysis import export_weights, load
 from pqt_jax.errors import InputError
 from pqt_jax.interchange import huggingface
 from pqt_jax.models import Llama2
 from pqt_jax.quantization import packed_file
+from pqt_jax.training.config import command_line
 from pqt_jax.transform.tree_paths import paths_and_leaves
 from support import tiny
 from support.command import refused
@@ -37,9 +38,9 @@ def plan_of(found, name, **options):
 
 
 def read(path):
-    parser = export.cli.Parser(prog="test")
-    load.add_arguments(parser)
-    return load.from_arguments(parser.parse_args([path]))
+    parser = command_line.Parser(prog="test")
+    load.add_model_options(parser)
+    return load.load_model(parser.parse_args([path]))
 
 
 def same(a, b):
@@ -62,7 +63,7 @@ def test_what_is_packed_comes_back_as_it_was_rounded(trained_run, tmp_path, name
     original, found = read(f"--workdir={trained_run}"), read(f"--packed={tmp_path / 'out'}")
     rounded = load.weights_as(original.params, plan_of(original, name))
     same(found.params, rounded)
-    assert found.model == original.model
+    assert found.config == original.config
     rows = json.loads((tmp_path / "out/report.json").read_text())
     assert len(rows) == 14 and all(0 < row["error"] < 0.2 for row in rows)
 
@@ -146,7 +147,7 @@ def test_nothing_is_left_of_an_export_that_fails(trained_run, tmp_path, monkeypa
     def fail(*arguments):
         raise RuntimeError
 
-    monkeypatch.setattr(export.report, "picture", fail)
+    monkeypatch.setattr(export_weights.report, "picture", fail)
     with pytest.raises(RuntimeError):
         export.main([f"--workdir={trained_run}", "--format=fp8_e4m3", f"--out={tmp_path / 'out'}"])
     assert not list(tmp_path.iterdir())
@@ -216,7 +217,7 @@ def test_packed_weights_are_not_exported_again_and_need_a_model(tmp_path, capsys
     )
     with pytest.raises(InputError, match="describes no model of this version"):
         read(f"--packed={tmp_path}")
-    model = export.describe(tiny.LLAMA2)
+    model = export_weights.describe_model(tiny.LLAMA2)
     for wrong in ({"num_heads": 0}, {"num_heads": 3}, {"vocab_size": "256"}, {"dtype": "foo"}):
         packed_file.write(
             tmp_path / packed_file.FILE, {"w": jax.numpy.ones((3, 3))}, {}, model | wrong

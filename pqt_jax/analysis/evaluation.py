@@ -2,7 +2,7 @@
 # Copyright 2026 The pqt_jax Authors
 """Score trained weights in several formats on the same documents: `pqt_jax.evaluate`.
 
-    weights in each format → loss of every document → a row per format, with 95 % intervals
+weights in each format → loss of every document → a row per format, with 95 % intervals
 """
 
 import json

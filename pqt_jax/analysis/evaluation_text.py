@@ -2,7 +2,7 @@
 # Copyright 2026 The pqt_jax Authors
 """The documents that weights are evaluated on: `--data`, or the run's own validation text.
 
-    text files, or a folder of prepared tokens → one `score.Document` per document
+text files, or a folder of prepared tokens → one `score.Document` per document
 """
 
 from argparse import Namespace

@@ -2,7 +2,7 @@
 # Copyright 2026 The pqt_jax Authors
 """Round trained weights and write them to a folder: `pqt_jax.export`.
 
-    trained weights → plan → packed codes and a report of their errors, or a Hugging Face folder
+trained weights → plan → packed codes and a report of their errors, or a Hugging Face folder
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ from pqt_jax.quantization.quantize import Plan
 from pqt_jax.training.config import schema
 from pqt_jax.training.run import workdir
 from pqt_jax.transform import bit_state
-from pqt_jax.transform.rules import paths_and_leaves
+from pqt_jax.transform.tree_paths import paths_and_leaves
 
 
 def export(options: Namespace) -> None:

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright 2026 The pqt_jax Authors
-"""One HTML page that needs nothing else: no script, no address, every picture inside it."""
+"""Make one self-contained HTML page: no script, no address, all pictures inside it."""
 
 import base64
 import html
@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from pqt_jax.errors import escaped
 
-# Nothing may be fetched, whatever text of a run should find its way into the page.
+# The policy forbids to fetch anything, whatever text of a run is on the page.
 _HEAD = """<!DOCTYPE html>
 <html lang="en">
 <meta charset="utf-8">
@@ -46,7 +46,7 @@ img {{ max-width: 100%; height: auto; }}
 
 
 class Picture(NamedTuple):
-    """A PNG with what is said of it."""
+    """A PNG with its title and caption."""
 
     title: str
     caption: str
@@ -54,7 +54,7 @@ class Picture(NamedTuple):
 
 
 def text(value: Any) -> str:
-    """A value as text of HTML, with nothing in it that a browser would act on.
+    """A value as HTML text, with all characters escaped that a browser would act on.
 
     Example:
       >>> text("<b> & 'c'")
@@ -64,7 +64,7 @@ def text(value: Any) -> str:
 
 
 def page(title: str, introduction: str, sections: Sequence[str]) -> str:
-    """A whole page.
+    """The HTML of a page.
 
     Args:
       title, introduction: plain text.
@@ -85,12 +85,12 @@ def paragraph(words: str) -> str:
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], kind: str = "") -> str:
-    """A table, which scrolls where it is wider than the page.
+    """A table, which scrolls if it is wider than the page.
 
     Args:
-      head: a cell for each column, HTML.
-      rows: as many cells each, HTML; the first is what the row is about.
-      kind: "numbers" to set all but the first column to the right.
+      head: the header of each column, HTML.
+      rows: a cell for each column, HTML; the first cell names the row.
+      kind: "numbers" to align all but the first column to the right.
     """
     top = "".join(f'<th scope="col">{cell}</th>' for cell in head)
     lines = [
@@ -105,29 +105,30 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], kind: str = "") ->
 
 
 def folded(title: str, fields: Mapping[str, Any]) -> str:
-    """Names and values that are shown on demand."""
+    """A table of names and values that is hidden until a reader opens it."""
     rows = [[f"<code>{text(name)}</code>", f"<code>{text(v)}</code>"] for name, v in fields.items()]
-    inside = table(["field", "value"], rows)
-    return f"<details><summary>{text(title)}</summary>\n{inside}\n</details>"
+    content = table(["field", "value"], rows)
+    return f"<details><summary>{text(title)}</summary>\n{content}\n</details>"
 
 
 def swatch(color: str, style: str, label: str) -> str:
-    """A stroke as a run has it in the pictures, and a label.
+    """A line as in the pictures, followed by a label.
 
     Args:
-      color: as CSS writes it.
-      style: of the stroke, as CSS names it.
+      color: in CSS.
+      style: of the line, in CSS.
       label: plain text.
     """
     return f'<i style="border-top: 3px {style} {color}"></i>{text(label)}'
 
 
-def picture(own: Picture) -> str:
-    """A picture inside the page, under its title, with its caption."""
-    width = int.from_bytes(own.content[16:20]) * 2 // 3  # that of the PNG; sharp on fine screens
-    data = base64.b64encode(own.content).decode()
+def picture(image: Picture) -> str:
+    """A section with a picture, which is embedded in the page, and its caption."""
+    width = int.from_bytes(image.content[16:20]) * 2 // 3  # of the PNG, reduced to look sharp
+    data = base64.b64encode(image.content).decode()
+    title, caption = text(image.title), text(image.caption)
     return section(
-        own.title,
-        f'<figure><img alt="{text(own.title)}" width="{width}" src="data:image/png;base64,{data}">',
-        f"<figcaption>{text(own.caption)}</figcaption></figure>",
+        image.title,
+        f'<figure><img alt="{title}" width="{width}" src="data:image/png;base64,{data}">',
+        f"<figcaption>{caption}</figcaption></figure>",
     )

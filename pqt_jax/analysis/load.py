@@ -124,7 +124,7 @@ def load_run(path: Path) -> LoadedRun:
 
 
 def _with_tuples(value: Any) -> Any:
-    """The value with tuples in place of lists: JSON has no tuples, and a ConfigDict tells them apart."""
+    """The value with tuples in place of lists: JSON has no tuples, and a config needs them."""
     if isinstance(value, dict):
         return {name: _with_tuples(inside) for name, inside in value.items()}
     return tuple(value) if isinstance(value, list) else value

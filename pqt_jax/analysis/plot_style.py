@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright 2026 The pqt_jax Authors
-"""How runs and formats look: the same in every picture and on the page, in color and in grey."""
+"""Colors, line styles and legends of runs and formats, shared by all pictures and the page."""
 
 import math
 from collections.abc import Mapping
@@ -13,53 +13,53 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from pqt_jax.analysis.run_reader import Recorded
+from pqt_jax.analysis.run_reader import RecordedRun
 from pqt_jax.errors import cut
 from pqt_jax.numerics.mixed_formats import MIXED_FORMATS
-from pqt_jax.training.run.run_plots import finish
+from pqt_jax.training.run.run_plots import style_axes
 
-Runs = Mapping[int, Recorded]  # by their numbers, from 0 on
+Runs = Mapping[int, RecordedRun]  # by their numbers, which start at 0
 
-# All dark enough for white paper; where two are alike in grey, lines and markers tell them apart.
+# All are dark enough for white paper. Lines and markers differ where two are alike in grey.
 _COLORS = ("#1f5fa8", "#d9731a", "#00876c", "#b0307a", "#1a1a1a")
 _COLORS += ("#3d8fc9", "#a58200", "#5a9a3a", "#8063c0", "#8c4a32")
 _DASHES = ("-", "--", ":", "-.")
 _MARKERS = "osD^vPX<>*"
-# From the narrowest format on, the cheap ones cold; dark, pale, dark where ink is laid on them.
+# From the narrowest format to the widest. The middle ones are pale, so their text is black.
 _FORMAT_COLORS = ("#174a7e", "#6aa5d8", "#f0cf7a", "#dd8452", "#8f2a20")
 FORMATS = dict(zip([fmt.name for fmt in MIXED_FORMATS], _FORMAT_COLORS, strict=True))
-INKS = dict(zip(FORMATS, ("white", "black", "black", "black", "white"), strict=True))
+TEXT_COLORS = dict(zip(FORMATS, ("white", "black", "black", "black", "white"), strict=True))
 
 
-class Look(NamedTuple):
-    """How a run is drawn."""
+class RunStyle(NamedTuple):
+    """How a run is drawn: color, line style and marker, as matplotlib names them."""
 
     color: str
     dash: str
     marker: str
 
 
-def look(i: int) -> Look:
-    """The look of run i: five colors, five others with dashes, and again with other dashes.
+def run_style(i: int) -> RunStyle:
+    """The style of run i: ten colors, with a new line style after every five runs.
 
     Example:
-      >>> look(2).dash, look(7).dash, look(2).color == look(12).color
+      >>> run_style(2).dash, run_style(7).dash, run_style(2).color == run_style(12).color
       ('-', '--', True)
     """
     n = len(_COLORS)
-    return Look(_COLORS[i % n], _DASHES[i // 5 % len(_DASHES)], _MARKERS[i % n])
+    return RunStyle(_COLORS[i % n], _DASHES[i // 5 % len(_DASHES)], _MARKERS[i % n])
 
 
-def label(i: int, run: Recorded, longest: int = 40) -> str:
-    """Number and name of a run, as the text of a picture; a $ in it begins no formula."""
-    return f"{i + 1}  {cut(run.name, longest)}".replace("$", r"\$")
+def run_label(i: int, run: RecordedRun, max_length: int = 40) -> str:
+    """Number and name of a run, for a picture: $ is escaped, since it would begin a formula."""
+    return f"{i + 1}  {cut(run.name, max_length)}".replace("$", r"\$")
 
 
-def count(n: float, _: object = None) -> str:
-    """A number of tokens or parameters in three digits.
+def format_count(n: float, _: object = None) -> str:
+    """A number of tokens or parameters, in three digits.
 
     Example:
-      >>> count(0), count(950), count(124_439_808), count(2.5e9)
+      >>> format_count(0), format_count(950), format_count(124_439_808), format_count(2.5e9)
       ('0', '950', '124M', '2.5B')
     """
     for power, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
@@ -68,65 +68,67 @@ def count(n: float, _: object = None) -> str:
     return f"{n:.3g}"
 
 
-def line(axes: Axes, x: Any, y: Any, style: Look, markers: bool = False) -> None:
-    """A run's curve; a point that is alone is marked, since no line would show it."""
-    marker = style.marker if markers or len(x) == 1 else None
-    every = max(1, len(x) // 12)
-    shape = {"marker": marker, "markevery": every, "ms": 4.5}
-    axes.plot(x, y, color=style.color, ls=style.dash, lw=1.7, **shape)
+def draw_curve(axes: Axes, x: Any, y: Any, style: RunStyle, markers: bool = False) -> None:
+    """Draw a curve of a run; a single point gets a marker, since a line would not show it."""
+    options = {
+        "marker": style.marker if markers or len(x) == 1 else None,
+        "markevery": max(1, len(x) // 12),
+        "ms": 4.5,
+    }
+    axes.plot(x, y, color=style.color, ls=style.dash, lw=1.7, **options)
 
 
-def by_tokens(axes: Axes) -> None:
-    """Axes whose x is tokens."""
+def style_token_axes(axes: Axes) -> None:
+    """Style axes whose x is a number of tokens."""
     axes.set(xlabel="tokens")
-    axes.xaxis.set_major_formatter(FuncFormatter(count))
+    axes.xaxis.set_major_formatter(FuncFormatter(format_count))
     axes.xaxis.set_major_locator(MaxNLocator(6))
-    finish(axes)
+    style_axes(axes)
 
 
-def percent(axis: Axis) -> None:
-    """An axis of shares, in percent."""
+def format_as_percent(axis: Axis) -> None:
+    """Label an axis of shares in percent."""
     axis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:.0f}"))
 
 
-def legend(figure: Figure, runs: Runs, notes: Mapping[int, str] | None = None) -> None:
-    """Every run below the pictures, with what is to be said of it."""
+def add_run_legend(figure: Figure, runs: Runs, notes: Mapping[int, str] | None = None) -> None:
+    """Add a legend of all runs below the axes, each with its note if it has one."""
     handles, texts = [], []
     for i, run in runs.items():
-        color, dash, marker = look(i)
+        color, dash, marker = run_style(i)
         handles.append(Line2D([], [], color=color, ls=dash, lw=1.7, marker=marker, ms=4.5))
         note = (notes or {}).get(i)
-        texts.append(label(i, run) + (f" ({note})" if note else ""))
-    across = int(figure.get_figwidth() * 11)  # characters
-    columns = max(1, min(len(texts), across // (max(map(len, texts)) + 9)))
-    _below(figure, handles, texts, columns)
+        texts.append(run_label(i, run) + (f" ({note})" if note else ""))
+    width = int(figure.get_figwidth() * 11)  # in characters
+    columns = max(1, min(len(texts), width // (max(map(len, texts)) + 9)))
+    _add_legend_below(figure, handles, texts, columns)
 
 
-def format_legend(figure: Figure) -> None:
-    """Every format of the ladder below the pictures."""
+def add_format_legend(figure: Figure) -> None:
+    """Add a legend of all mixed formats below the axes."""
     names = ["BF16" if fmt.name == "BF16" else f"FP{fmt.bits} {fmt.name}" for fmt in MIXED_FORMATS]
     columns = max(1, min(len(names), int(figure.get_figwidth() * 11) // 18))
-    _below(figure, [Patch(color=color) for color in FORMATS.values()], names, columns)
+    _add_legend_below(figure, [Patch(color=color) for color in FORMATS.values()], names, columns)
 
 
-def _below(figure: Figure, handles: list[Any], texts: list[str], columns: int) -> None:
+def _add_legend_below(figure: Figure, handles: list[Any], texts: list[str], columns: int) -> None:
     figure.set_figheight(figure.get_figheight() + 0.25 * math.ceil(len(texts) / columns))
-    place = {"loc": "outside lower center", "ncols": columns, "frameon": False}
-    figure.legend(handles, texts, handlelength=3.2, **place)
+    options = {"loc": "outside lower center", "ncols": columns, "frameon": False}
+    figure.legend(handles, texts, handlelength=3.2, **options)
 
 
-def panels(runs: Runs) -> tuple[Figure, list[Axes]]:
-    """A figure with axes by tokens for each run, under its name."""
+def make_axes_per_run(runs: Runs) -> tuple[Figure, list[Axes]]:
+    """Make a figure with axes for each run: x is tokens, and the title is the run's name."""
     columns = min(len(runs), 4 if len(runs) > 4 else 3)
     rows = math.ceil(len(runs) / columns)
     size = (max(3.3 * columns, 7), max(2.4 * rows, 2.9))
     figure = Figure(figsize=size, dpi=150, layout="constrained")
-    every = figure.subplots(rows, columns, squeeze=False).ravel().tolist()
-    for (i, run), axes in zip(runs.items(), every, strict=False):
-        axes.set_title(label(i, run, 26), color=look(i).color, fontsize=10)
-        by_tokens(axes)
+    all_axes = figure.subplots(rows, columns, squeeze=False).ravel().tolist()
+    for (i, run), axes in zip(runs.items(), all_axes, strict=False):
+        axes.set_title(run_label(i, run, 26), color=run_style(i).color, fontsize=10)
+        style_token_axes(axes)
         axes.grid(False)
         axes.xaxis.set_major_locator(MaxNLocator(4))
-    for axes in every[len(runs) :]:
+    for axes in all_axes[len(runs) :]:
         axes.set_visible(False)
-    return figure, every[: len(runs)]
+    return figure, all_axes[: len(runs)]

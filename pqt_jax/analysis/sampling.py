@@ -16,7 +16,9 @@ from flax import nnx
 from jax import lax
 
 
-def truncate_logits(logits: jax.Array, *, top_k: int | None = None, top_p: float = 1.0) -> jax.Array:
+def truncate_logits(
+    logits: jax.Array, *, top_k: int | None = None, top_p: float = 1.0
+) -> jax.Array:
     """Keep the most likely tokens, first top-k, then top-p; the other logits become −∞.
 
     Top-p renormalizes the tokens that top-k keeps, and keeps the smallest set of the most likely

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from pqt_jax.analysis.intervals import Interval
-from pqt_jax.analysis.plot_style import look
+from pqt_jax.analysis.plot_style import run_style
 from pqt_jax.lab.prediction import PredictionAtStep
 from pqt_jax.lab.statistics import proportion
 from pqt_jax.lab.sweep_table import SweepTable
@@ -120,7 +120,7 @@ def draw_predictions(predictions: Mapping[str, Sequence[PredictionAtStep]]) -> F
     figure = Figure(figsize=(15, 4.4), layout="constrained")
     over_all, within, curves = figure.subplots(1, 3)
     for i, (name, by_step) in enumerate(predictions.items()):
-        style, steps = look(i), [prediction.step for prediction in by_step]
+        style, steps = run_style(i), [prediction.step for prediction in by_step]
         stroke = {"color": style.color, "ls": style.dash, "marker": style.marker, "ms": 3}
         area = np.array([p.roc.area for p in by_step]).reshape(-1, 3).T
         over_all.fill_between(steps, area[1], area[2], color=style.color, alpha=0.12, lw=0)
@@ -148,7 +148,7 @@ def _draw_roc_curves(
     quarter = len(predictions) // 4
     for i, p in enumerate(predictions[quarter :: max(1, quarter)][:3]):
         label = f"step {p.step}: {p.diverging} of {p.diverging + p.stable} diverge later"
-        style = look(i + first_style)
+        style = run_style(i + first_style)
         ax.plot(p.roc.false_alarms, p.roc.hits, color=style.color, label=label)
     ax.plot([0, 1], [0, 1], color=_GREY, lw=1, ls=":")
     ax.set_xlabel("false alarms, share of the others")
@@ -167,7 +167,7 @@ def _draw_diverged_shares(ax: Axes, table: SweepTable, i: int, arm: str) -> None
     ]
     rates = np.array(table.rates) * 1.04 ** (i - len(table.arms) / 2)
     errors = [[s.value - s.low for s in shares], [s.high - s.value for s in shares]]
-    style = look(i)
+    style = run_style(i)
     options = {"color": style.color, "fmt": style.marker, "ms": 4, "lw": 1, "capsize": 2}
     ax.errorbar(rates, np.array([s.value for s in shares]), errors, **options)
 
@@ -233,7 +233,7 @@ def _draw_band(
 ) -> None:
     """The median as a line, in the style of arm i, and the band around it."""
     low, middle, high = quantiles
-    style = look(i)
+    style = run_style(i)
     marker = style.marker if markers or len(x) == 1 else None
     stroke = {"color": style.color, "ls": style.dash, "marker": marker, "ms": 4, "lw": 1.4}
     ax.plot(x, middle, label=_escape_dollars(arm), **stroke)

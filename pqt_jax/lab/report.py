@@ -18,12 +18,12 @@ from pqt_jax import errors
 from pqt_jax.analysis.html_page import Picture
 from pqt_jax.errors import InputError
 from pqt_jax.interchange import folders
+from pqt_jax.interchange.png import encode_png
 from pqt_jax.lab import figures, prediction, report_page, sweep_table
 from pqt_jax.lab.prediction import PredictionAtStep
 from pqt_jax.lab.report_page import FIGURES, PREDICTION_FIGURE
 from pqt_jax.lab.sweep_table import SweepTable
 from pqt_jax.training.config import command_line
-from pqt_jax.training.run import run_plots
 
 PAGE, CSV = "report.html", "runs.csv"
 _OWN_FILES = re.compile("|".join(map(re.escape, (PAGE, CSV, PREDICTION_FIGURE.file, *FIGURES))))
@@ -98,10 +98,10 @@ def _draw_figures(
         needed = figure.needed_field
         if needed and not any(row.get(needed) for row in table.rows.values()):
             continue
-        png = run_plots.png(figure.draw(table))
+        png = encode_png(figure.draw(table))
         pictures[file] = Picture(figure.title, figure.caption, png)
     if predictions:
-        png = run_plots.png(figures.draw_predictions(predictions))
+        png = encode_png(figures.draw_predictions(predictions))
         picture = Picture(PREDICTION_FIGURE.title, PREDICTION_FIGURE.caption, png)
         pictures[PREDICTION_FIGURE.file] = picture
     return pictures

@@ -20,6 +20,16 @@ from pqt_jax.transform.rules import Rule, first_match, resolve
 from pqt_jax.transform.tree_paths import BITS, paths_and_leaves
 
 
+def short_kernel_name(path: str) -> str:
+    """The name of a kernel in tables and pictures.
+
+    Example:
+      >>> short_kernel_name("h/attn/q/kernel")
+      'attn/q'
+    """
+    return path.removeprefix("h/").removesuffix("/kernel")
+
+
 def sampled(module: Any, rules: Sequence[Rule], path: str) -> Any:
     """Wrap a part of a model with those rules that sample something in it.
 

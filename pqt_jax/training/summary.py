@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 
 from pqt_jax.errors import tell
 from pqt_jax.interchange import files
+from pqt_jax.interchange.png import save_png
 from pqt_jax.models import partitioning
 from pqt_jax.training import final_evaluation
 from pqt_jax.training.config import schema
@@ -64,9 +65,9 @@ def finish(
 
     records = metrics.read(workdir / workdirs.METRICS)
     title = f"{config.model.name}, {config.method}, seed {config.seed}"
-    run_plots.loss(workdir / workdirs.LOSS, records, title)
+    save_png(run_plots.draw_losses(records, title), workdir / workdirs.LOSS)
     if b_t:
-        run_plots.bits(workdir / workdirs.BITS, records, b_t, title)
+        save_png(run_plots.draw_bits(records, b_t, title), workdir / workdirs.BITS)
     # Last, for it is what says that the run is finished.
     finite = {name: metrics.finite(value) for name, value in summary.items()}
     files.write(workdir / workdirs.SUMMARY, json.dumps(finite, indent=2) + "\n")

@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from pqt_jax import generate as module
-from pqt_jax.generate import generate, sample, truncate
+from pqt_jax import generate
+from pqt_jax.analysis.sampling import generate_tokens, sample_token, truncate_logits
 from pqt_jax.interchange import huggingface
 from pqt_jax.models import GPT2, Llama2
 from support import tiny
 from support.command import refused
 
 PROBABILITIES = np.array([0.1, 0.4, 0.2, 0.05, 0.25])
-LOGITS = jnp.log(jnp.asarray(PROBABILITIES, jnp.float32)) + 3.0
+LOGITS = np.log(PROBABILITIES).astype(np.float32) + 3
 MODELS = {
     "llama2": (Llama2, dataclasses.replace(tiny.LLAMA2, num_heads=4, num_kv_heads=2)),
     "gpt2": (GPT2, tiny.GPT2),
@@ -53,18 +53,23 @@ def build(name):
     ids=str,
 )
 def test_what_is_left(options, left):
-    found = truncate(LOGITS, **options)
+    found = truncate_logits(LOGITS, **options)
     assert set(np.flatnonzero(np.isfinite(found))) == left
     kept = np.array(sorted(left))
     np.testing.assert_array_equal(found[kept], LOGITS[kept])
-    batch = truncate(jnp.stack([LOGITS, LOGITS[::-1]]), **options)
+    batch = truncate_logits(jnp.stack([LOGITS, LOGITS[::-1]]), **options)
     np.testing.assert_array_equal(batch, jnp.stack([found, found[::-1]]))
 
 
 def test_of_equal_logits_the_lower_tokens_are_left():
     logits = jnp.array([1.0, 2.0, 1.0, 1.0])
-    assert np.isfinite(truncate(logits, top_k=2)).tolist() == [True, True, False, False]
-    assert np.isfinite(truncate(jnp.zeros(4), top_p=0.5)).tolist() == [True, True, False, False]
+    assert np.isfinite(truncate_logits(logits, top_k=2)).tolist() == [True, True, False, False]
+    assert np.isfinite(truncate_logits(jnp.zeros(4), top_p=0.5)).tolist() == [
+        True,
+        True,
+        False,
+        False,
+    ]
 
 
 @pytest.mark.parametrize(
@@ -82,7 +87,7 @@ def test_of_equal_logits_the_lower_tokens_are_left():
 def test_tokens_are_as_frequent_as_the_temperature_says(options):
     count = 20_000
     keys = jax.random.split(jax.random.key(0), count)
-    tokens = jax.jit(jax.vmap(lambda key: sample(LOGITS, key, **options)))(keys)
+    tokens = jax.jit(jax.vmap(lambda key: sample_token(LOGITS, key, **options)))(keys)
     weights = PROBABILITIES ** (1 / options.get("temperature", 1.0))
     left = {"top_k": [1, 4, 2], "top_p": [1, 4]}
     (left,) = [left[name] for name in left if name in options] or [[0, 1, 2, 3, 4]]
@@ -105,16 +110,21 @@ def test_greedy_is_the_argmax_of_whole_forward_passes(name):
         for t in range(prompt.shape[1], 32):
             tokens[:, t] = np.asarray(forward(tokens))[:, t - 1].argmax(-1)
         steps = 32 - prompt.shape[1]
-        found = generate(graph, params, prompt, steps=steps, key=jax.random.key(0), temperature=0)
+        found = generate_tokens(
+            graph, params, prompt, steps=steps, key=jax.random.key(0), temperature=0
+        )
         assert found.dtype == jnp.int32
         np.testing.assert_array_equal(found, tokens[:, prompt.shape[1] :])
 
 
 def test_a_token_depends_on_key_row_and_position_alone():
     graph, params = build("llama2")
-    run = lambda prompt, steps, seed=0: np.asarray(  # noqa: E731
-        generate(graph, params, prompt, steps=steps, key=jax.random.key(seed), top_k=50)
-    )
+
+    def run(prompt, steps, seed=0):
+        key = jax.random.key(seed)
+        tokens = generate_tokens(graph, params, prompt, steps=steps, key=key, top_k=50)
+        return np.asarray(tokens)
+
     same = np.tile(PROMPT[:1], (3, 1))
     found = run(same, 12)
     np.testing.assert_array_equal(run(same[:1], 12), found[:1])  # rows do not know of each other
@@ -133,14 +143,14 @@ def test_what_the_model_has_no_room_for_is_refused():
         (PROMPT[:, :0], 3, "a prompt of 0 tokens"),
     ):
         with pytest.raises(ValueError, match=message):
-            generate(graph, params, prompt, steps=steps, key=jax.random.key(0))
+            generate_tokens(graph, params, prompt, steps=steps, key=jax.random.key(0))
 
 
 def test_the_command(trained_run, tmp_path, capsys):
     (tmp_path / "prompt.txt").write_bytes("quick é\xff".encode("latin-1"))
 
     def run(*options):
-        assert module.main([f"--workdir={trained_run}", *options]) == 0
+        assert generate.main([f"--workdir={trained_run}", *options]) == 0
         out, err = capsys.readouterr()
         assert err == ""
         return out
@@ -184,13 +194,13 @@ def test_bad_input_is_one_line_and_compiles_nothing(
 ):
     monkeypatch.chdir(tmp_path)  # which holds nothing
     given = [f"--workdir={trained_run}", argument]
-    assert BAD[argument] in refused(module.main, given, capsys)
+    assert BAD[argument] in refused(generate.main, given, capsys)
 
 
 def test_a_model_of_other_tokens_is_refused(tmp_path, capsys):
     config = dataclasses.replace(tiny.GPT2, vocab_size=300)
     huggingface.save(tmp_path / "m", config, nnx.state(GPT2(config, rngs=nnx.Rngs(0))))
-    assert module.main([f"--hf={tmp_path / 'm'}"]) == 2
+    assert generate.main([f"--hf={tmp_path / 'm'}"]) == 2
     err = capsys.readouterr().err
     assert err.startswith(
         f"error: --tokenizer is missing; the model of {tmp_path}/m has 300 tokens"
@@ -200,4 +210,4 @@ def test_a_model_of_other_tokens_is_refused(tmp_path, capsys):
 @pytest.mark.parametrize("options", [{"top_k": 0}, {"top_p": 0.0}, {"temperature": -1.0}], ids=str)
 def test_options_that_leave_nothing_to_draw_are_refused(options):
     with pytest.raises(ValueError, match=next(iter(options))):
-        sample(LOGITS, jax.random.key(0), **options)
+        sample_token(LOGITS, jax.random.key(0), **options)

@@ -12,7 +12,7 @@ from pqt_jax.analysis import intervals
 
 def test_by_hand():
     # Without the first of (1, 1), (2, 1), (6, 2): 8/3, then 7/3, then 3/2; t(2) = 4.302653.
-    found = intervals.ratio(np.array([1, 2, 6]), np.array([1, 1, 2]))
+    found = intervals.ratio_interval(np.array([1, 2, 6]), np.array([1, 1, 2]))
     without = np.array([8 / 3, 7 / 3, 3 / 2])
     half = 4.302653 * math.sqrt(2 / 3 * ((without - without.mean()) ** 2).sum())
     assert found == pytest.approx((9 / 4, 9 / 4 - half, 9 / 4 + half), rel=1e-6)
@@ -20,28 +20,28 @@ def test_by_hand():
 
 def test_equal_counts_give_the_interval_of_a_mean():
     sums = np.random.default_rng(0).normal(size=20)
-    found = intervals.ratio(3 * sums, np.full(20, 3))
+    found = intervals.ratio_interval(3 * sums, np.full(20, 3))
     half = 2.093024 * sums.std(ddof=1) / math.sqrt(20)
     assert found == pytest.approx((sums.mean(), sums.mean() - half, sums.mean() + half), rel=1e-5)
 
 
 def test_one_document_has_no_interval():
-    value, low, high = intervals.ratio(np.array([3.0]), np.array([2]))
+    value, low, high = intervals.ratio_interval(np.array([3.0]), np.array([2]))
     assert value == 1.5 and math.isnan(low) and math.isnan(high)
 
 
 def test_documents_that_do_not_count_only_add():
-    found = intervals.ratio(np.array([3.0, 1.0, 2.0]), np.array([2, 2, 0]))
+    found = intervals.ratio_interval(np.array([3.0, 1.0, 2.0]), np.array([2, 2, 0]))
     assert found.value == 1.5 and math.isfinite(found.low)
-    value, low, high = intervals.ratio(np.array([3.0, 1.0]), np.array([2, 0]))
+    value, low, high = intervals.ratio_interval(np.array([3.0, 1.0]), np.array([2, 0]))
     assert value == 2 and math.isnan(low) and math.isnan(high)
-    assert all(map(math.isnan, intervals.ratio(np.array([3.0]), np.array([0]))))
+    assert all(map(math.isnan, intervals.ratio_interval(np.array([3.0]), np.array([0]))))
 
 
 @pytest.mark.parametrize("sums, counts", [([], []), ([1], [-1]), ([1, 2], [1]), ([[1]], [[1]])])
 def test_what_is_no_sample_is_refused(sums, counts):
     with pytest.raises(ValueError, match="give one of each"):
-        intervals.ratio(np.array(sums), np.array(counts))
+        intervals.ratio_interval(np.array(sums), np.array(counts))
 
 
 @pytest.mark.parametrize(
@@ -58,7 +58,10 @@ def test_intervals_cover_the_truth_and_paired_ones_are_narrower(documents, sprea
         counts = 1000 * np.exp(log_length)
         rates = 1.5 + slope * log_length + rng.normal(0, 0.3, documents)
         sums, moved = counts * rates, counts * (rates + rng.normal(shift, 0.02, documents))
-        loss, difference = intervals.ratio(sums, counts), intervals.ratio(moved - sums, counts)
+        loss, difference = (
+            intervals.ratio_interval(sums, counts),
+            intervals.ratio_interval(moved - sums, counts),
+        )
         loss_hits += loss.low <= 1.5 + slope * spread**2 <= loss.high
         shift_hits += difference.low <= shift <= difference.high
         widths.append((difference.high - difference.low) / (loss.high - loss.low))

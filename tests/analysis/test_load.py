@@ -15,7 +15,7 @@ import pytest
 from flax import nnx
 
 from pqt_jax import BitParam, evaluate, export, generate, param_transform
-from pqt_jax.analysis import load
+from pqt_jax.analysis import export_weights, load
 from pqt_jax.errors import InputError
 from pqt_jax.interchange import huggingface
 from pqt_jax.models import GPT2, Llama2
@@ -182,7 +182,7 @@ def test_weights_are_rounded_as_the_run_says(trained_run):
 
 def arguments(*given):
     parser = command_line.Parser(prog="test")
-    load.add_arguments(parser)
+    load.add_model_options(parser)
     return parser.parse_args(given)
 
 
@@ -190,11 +190,11 @@ def test_a_hugging_face_folder(tmp_path):
     config = dataclasses.replace(tiny.GPT2, bias=True)  # as transformers has it
     model = GPT2(config, rngs=nnx.Rngs(3))
     huggingface.save(tmp_path / "gpt2", config, nnx.state(model), dtype="float32")
-    found = load.from_arguments(arguments(f"--hf={tmp_path / 'gpt2'}"))
-    assert found.run is None and found.origin == str(tmp_path / "gpt2")
-    assert found.model == dataclasses.replace(config, dtype="float32")
-    tree = lambda state: nnx.to_pure_dict(state)  # noqa: E731
-    jax.tree.map(np.testing.assert_array_equal, tree(found.params), tree(nnx.state(model)))
+    found = load.load_model(arguments(f"--hf={tmp_path / 'gpt2'}"))
+    assert found.run_config is None and found.origin == str(tmp_path / "gpt2")
+    assert found.config == dataclasses.replace(config, dtype="float32")
+    wanted = nnx.to_pure_dict(nnx.state(model))
+    jax.tree.map(np.testing.assert_array_equal, nnx.to_pure_dict(found.params), wanted)
     plan = load.plan_for(found.params, found.rules, "fp4_e2m1")
     rounded = paths_and_leaves(load.weights_as(found.params, plan))
     own = paths_and_leaves(found.params)
@@ -203,9 +203,9 @@ def test_a_hugging_face_folder(tmp_path):
     model.norm.scale[...] = jnp.full(32, jnp.nan)
     huggingface.save(tmp_path / "nan", config, nnx.state(model))
     with pytest.raises(InputError, match="norm/scale is not finite; its training diverged"):
-        load.from_arguments(arguments(f"--hf={tmp_path / 'nan'}"))
+        load.load_model(arguments(f"--hf={tmp_path / 'nan'}"))
     with pytest.raises(InputError, match="none is missing; give a folder with config.json"):
-        load.from_arguments(arguments(f"--hf={tmp_path / 'none'}"))
+        load.load_model(arguments(f"--hf={tmp_path / 'none'}"))
 
 
 def test_products_with_exact_scales_are_not_rounded_again(tmp_path):
@@ -214,7 +214,9 @@ def test_products_with_exact_scales_are_not_rounded_again(tmp_path):
     params = nnx.state(Llama2(config, rngs=nnx.Rngs(0)))
     plan = load.plan_for(params, [Rule("h/.*/kernel")], "fp4_e2m1", scale="exact")
     want = apply(plan, weights(params))
-    packed_file.write(tmp_path / packed_file.FILE, weights(params), plan, export.describe(config))
+    packed_file.write(
+        tmp_path / packed_file.FILE, weights(params), plan, export_weights.describe_model(config)
+    )
     for found in (load.weights_as(params, plan), load.load_packed(tmp_path)[2]):
         jax.tree.map(np.testing.assert_array_equal, found, want)
         kernels = {leaf.dtype for path, leaf in paths_and_leaves(found).items() if path in plan}

@@ -11,7 +11,7 @@ import shutil
 import pytest
 
 from pqt_jax import plot
-from pqt_jax.analysis import load
+from pqt_jax.analysis import comparison, load
 from pqt_jax.training.config import schema
 from pqt_jax.training.run import bit_history
 from support.command import refused
@@ -85,8 +85,8 @@ def test_a_real_run_by_default_in_its_own_folder(run_copy, capsys):
     last = bit_history.read(record)[-1]
     assert (last.step, last.tokens, last.formats) == (8, 512, measured["formats"])
     assert plot.main([str(run_copy)]) == 0
-    assert set(os.listdir(out)) == {"report.html", *plot.PICTURES}
-    assert all((out / name).read_bytes().startswith(PNG) for name in plot.PICTURES)
+    assert set(os.listdir(out)) == {"report.html", *comparison.PICTURES}
+    assert all((out / name).read_bytes().startswith(PNG) for name in comparison.PICTURES)
     assert "Without bits.jsonl" not in page_of(out)[0]
 
 
@@ -115,7 +115,7 @@ def test_ten_runs_of_every_kind(tmp_path, monkeypatch, capsys):
     assert plot.main([*map(str, runs)]) == 0
     assert {run: state_of(run) for run in runs} == before
     assert capsys.readouterr().out == "written: plot/report.html\n"
-    assert set(os.listdir("plot")) == {"report.html", *plot.PICTURES}
+    assert set(os.listdir("plot")) == {"report.html", *comparison.PICTURES}
     text, cells = page_of(tmp_path / "plot")
     names = [cell for cell in cells if re.match(r"\d+ ", cell) and " of " not in cell]
     wanted = [escaped_name(run, base) for run in runs]

@@ -9,8 +9,8 @@ from support.runs import make_run
 def test_a_picture_says_what_is_not_in_it(tmp_path):
     make_run(tmp_path / "diverged", nan_from=70)
     make_run(tmp_path / "empty", done=0)
-    runs = dict(enumerate(run_reader.read([str(tmp_path / n) for n in ("diverged", "empty")])))
-    figure = run_figures.losses(runs)
+    runs = dict(enumerate(run_reader.read_runs([str(tmp_path / n) for n in ("diverged", "empty")])))
+    figure = run_figures.draw_losses(runs)
     texts = [text.get_text() for text in figure.legends[0].get_texts()]
     assert texts == [
         "1  diverged (not finite from 4.48k tokens)",
@@ -27,17 +27,17 @@ def test_a_spike_does_not_set_the_scale(tmp_path):
     text = (run / "metrics.jsonl").read_text()
     at = '"step": 150, "loss": '
     (run / "metrics.jsonl").write_text(text.replace(at, f"{at}99"))
-    (found,) = run_reader.read([str(run)])
-    assert run_reader.curve(found, "loss")[1].max() > 900
-    low, high = run_figures.losses({0: found}).axes[0].get_ylim()
+    (found,) = run_reader.read_runs([str(run)])
+    assert run_reader.read_curve(found, "loss")[1].max() > 900
+    low, high = run_figures.draw_losses({0: found}).axes[0].get_ylim()
     assert low < 1 and 4 < high < 6
 
 
 def test_bits_are_drawn_by_layer_and_kernel_and_over_training(tmp_path):
     make_run(tmp_path / "a")
     make_run(tmp_path / "b", done=100)
-    runs = dict(enumerate(run_reader.read([str(tmp_path / "a"), str(tmp_path / "b")])))
-    figure = run_figures.bits(runs)
+    runs = dict(enumerate(run_reader.read_runs([str(tmp_path / "a"), str(tmp_path / "b")])))
+    figure = run_figures.draw_bits(runs)
     mean, q, up = figure.axes[:3]
     assert [axes.get_title() for axes in (q, up)] == ["attn/q", "mlp/up"]
     assert [line.get_ydata().tolist() for line in q.lines] == [[4, 2], [5, 2.5]]
@@ -46,18 +46,18 @@ def test_bits_are_drawn_by_layer_and_kernel_and_over_training(tmp_path):
     assert (
         colors
         == [line.get_color() for line in mean.lines]
-        == [plot_style.look(i).color for i in runs]
+        == [plot_style.run_style(i).color for i in runs]
     )
-    heat = run_figures.bits_over_training(runs).axes[0].collections[0]
+    heat = run_figures.draw_bits_over_training(runs).axes[0].collections[0]
     assert heat.get_array().shape == (2, 10) and heat.get_array()[1, -1] == 2
     assert heat.get_clim() == (2, 5.8)
-    areas = run_figures.formats_over_training(runs).axes[0].collections
+    areas = run_figures.draw_formats_over_training(runs).axes[0].collections
     top = [max(path.vertices[:, 1].max() for path in area.get_paths()) for area in areas]
     assert top == [0, 0.25, 1, 1, 1]
-    bars = [patch.get_width() for patch in run_figures.formats(runs).axes[0].patches]
+    bars = [patch.get_width() for patch in run_figures.draw_formats(runs).axes[0].patches]
     assert bars == [0, 0, 0.25, 0.25, 0.75, 0.75, 0, 0, 0, 0]
 
 
 def test_twenty_runs_look_different():
-    seen = [plot_style.look(i) for i in range(20)]
+    seen = [plot_style.run_style(i) for i in range(20)]
     assert len(set(seen)) == 20 and len({look.color for look in seen[:10]}) == 10

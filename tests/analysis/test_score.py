@@ -2,6 +2,7 @@
 # Copyright 2026 The pqt_jax Authors
 """Scoring: every byte once, each by what its window shows before it."""
 
+import dataclasses
 import math
 
 import jax
@@ -13,8 +14,6 @@ from pqt_jax.analysis import score
 from pqt_jax.models import Llama2
 from support import tiny
 
-GRAPH, PARAMS = nnx.split(Llama2(tiny.LLAMA2, rngs=nnx.Rngs(0)))
-
 
 def texts(*lengths):
     rng = np.random.default_rng(0)
@@ -24,33 +23,36 @@ def texts(*lengths):
 @pytest.mark.parametrize("lengths", [(1, 2, 8, 9, 10, 17, 100), (33,), (2,)], ids=str)
 def test_every_byte_but_the_first_is_a_target_once(lengths):
     documents = texts(*lengths)
-    windows = score.cut(documents, 8)
+    windows = score.make_windows(documents, 8)
     seen = {}
     for row, count, unit in zip(windows.tokens, windows.counts, windows.units, strict=True):
         assert 1 <= count <= 8 and not row[count + 1 :].any()
-        seen.setdefault(0 if windows.chunks else unit, []).append(row[1 : count + 1].tobytes())
+        seen.setdefault(0 if windows.units_are_chunks else unit, []).append(
+            row[1 : count + 1].tobytes()
+        )
     longer = [document.tokens.tobytes() for document in documents if len(document.tokens) > 1]
-    assert [b"".join(parts) for parts in seen.values()] == [d[1:] for d in longer]
-    assert windows.scored.sum() == sum(len(document) - 1 for document in longer)
-    assert windows.chunks == (len(longer) == 1)
-    np.testing.assert_allclose(windows.bytes, windows.scored)  # a token is a byte here
+    assert [b"".join(rows) for rows in seen.values()] == [d[1:] for d in longer]
+    assert windows.targets.sum() == sum(len(document) - 1 for document in longer)
+    assert windows.units_are_chunks == (len(longer) == 1)
+    np.testing.assert_allclose(windows.bytes, windows.targets)  # a token is a byte here
 
 
 def test_one_document_is_cut_into_even_chunks_in_order():
-    windows = score.cut(texts(8 * 120 + 1), 8)
-    assert (np.diff(windows.units) >= 0).all() and windows.units.max() == score.CHUNKS - 1
+    windows = score.make_windows(texts(8 * 120 + 1), 8)
+    assert (np.diff(windows.units) >= 0).all() and windows.units.max() == score.MAX_CHUNKS - 1
     assert set(np.bincount(windows.units)) == {2, 3}
-    assert len(score.cut(texts(20), 8).scored) == 3
+    assert len(score.make_windows(texts(20), 8).targets) == 3
 
 
 def test_nothing_to_score_is_refused():
     with pytest.raises(ValueError, match="no document has two tokens"):
-        score.cut(texts(1, 0), 8)
+        score.make_windows(texts(1, 0), 8)
 
 
 def test_nats_are_those_of_the_model_window_by_window():
+    graph, params = nnx.split(Llama2(tiny.LLAMA2, rngs=nnx.Rngs(0)))
     documents = texts(3, 8, 25, 30)
-    forward, expected = jax.jit(lambda tokens: nnx.merge(GRAPH, PARAMS)(tokens)), []
+    forward, expected = jax.jit(lambda tokens: nnx.merge(graph, params)(tokens)), []
     for document in documents:
         tokens, nats = document.tokens.astype(int), 0.0
         for start in range(0, len(tokens) - 1, 8):
@@ -62,9 +64,9 @@ def test_nats_are_those_of_the_model_window_by_window():
             chosen = logits[np.arange(count), window[1:]]
             nats += (np.log(np.exp(logits).sum(-1)) - chosen).sum()
         expected.append(nats)
-    windows = score.cut(documents, 8)
+    windows = score.make_windows(documents, 8)
     for batch in (1, 3, 100):
-        found = score.make_score(GRAPH, windows, batch)(PARAMS)
+        found = score.make_scorer(graph, windows, batch)(params)
         assert found.dtype == np.float64
         np.testing.assert_allclose(found, expected, rtol=1e-6)
 
@@ -72,8 +74,9 @@ def test_nats_are_those_of_the_model_window_by_window():
 def test_measures():
     scored = np.array([100.0, 300.0, 200.0])
     master = np.array([150.0, 400.0, 310.0])
-    windows = score.cut(texts(2, 2, 2), 8)._replace(scored=scored, bytes=3 * scored)
-    found = score.measure(master + 0.01 * scored, master, windows)
+    windows = score.make_windows(texts(2, 2, 2), 8)
+    windows = dataclasses.replace(windows, targets=scored, bytes=3 * scored)
+    found = score.measure_losses(master + 0.01 * scored, master, windows)
     loss = found["loss"]
     assert loss.value == pytest.approx(860 / 600 + 0.01) and loss.low < loss.value < loss.high
     assert found["perplexity"] == pytest.approx([math.exp(x) for x in loss])

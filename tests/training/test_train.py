@@ -7,12 +7,11 @@ import re
 import time
 
 import jax
-import numpy as np
 import pytest
 
 from pqt_jax import train
 from pqt_jax.training import step_records
-from pqt_jax.training.run import metrics, run_plots
+from pqt_jax.training.run import metrics
 from support import tiny
 from support.command import end, main, start
 
@@ -67,31 +66,6 @@ def test_a_run_that_diverged_ends_with_a_summary(tmp_path, capsys):
     assert main(tmp_path, *arguments) == 0
     out = capsys.readouterr().out
     assert "finished: all 6 steps are done" in out and "learned mixed bits" in out
-
-
-def test_pictures_say_where_a_run_diverged(tmp_path, monkeypatch):
-    texts, axes = [], []
-
-    def keep(figure, path):
-        axes.extend(figure.axes)
-        texts.extend(text.get_text() for a in figure.axes for text in a.texts)
-
-    monkeypatch.setattr(run_plots, "_save", keep)
-    records = [{"step": i, "loss": 1.0 if i < 3 else None, "bits_mean": None} for i in range(1, 6)]
-    run_plots.loss(tmp_path / "loss.png", records, "title")
-    assert texts == ["not finite from step 3"] and axes[0].get_xlim()[1] == 5
-    run_plots.bits(tmp_path / "bits.png", records, {"a": np.full((1, 2, 2), np.nan)}, "title")
-    assert texts[1:] == ["not finite from step 1", *["no finite bit-width"] * 2]
-    assert not any(len(a.get_xticks()) or len(a.get_yticks()) for a in axes[1:])
-    axes.clear()
-    run_plots.bits(tmp_path / "bits.png", records, {"a": np.array([[[4.0, 5.0]]])}, "title")
-    assert all(tick % 1 == 0 for tick in axes[1].get_yticks())
-
-
-def test_pictures_of_nothing(tmp_path):
-    run_plots.loss(tmp_path / "loss.png", [], "nothing")
-    run_plots.bits(tmp_path / "bits.png", [{"step": 1, "bits_mean": 4.0}], {}, "nothing")
-    assert all((tmp_path / n).read_bytes().startswith(b"\x89PNG") for n in ("loss.png", "bits.png"))
 
 
 BAD = {

@@ -148,7 +148,7 @@ def test_a_summary_comes_last(tmp_path, monkeypatch):
         raise OutputError(tmp_path, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patch:
-        patch.setattr(run_plots, "bits", fail)
+        patch.setattr(run_plots, "draw_bits", fail)
         assert main(tmp_path, "--config.steps=4") == 1
     assert not (tmp_path / "run" / "summary.json").exists()
     assert main(tmp_path, "--config.steps=4") == 0

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright 2026 The pqt_jax Authors
-"""Divergence, spikes, sensitivity: on curves of which one can say what they are."""
+"""Divergence, spikes and sensitivity on curves whose outcome is plain."""
 
 import math
 
@@ -24,7 +24,7 @@ def noisy(seed=0, sigma=0.05):
     return list(np.asarray(FALL) + np.random.default_rng(seed).normal(0, sigma, 200))
 
 
-def test_a_run_that_falls_does_not_diverge():
+def test_a_falling_loss_is_no_divergence():
     for seed in range(20):
         assert find_divergence(noisy(seed)) is None and count_spikes(noisy(seed, 0.01)) == 0
     assert find_divergence([3.0] * 50) is None and find_divergence([]) is None
@@ -32,7 +32,7 @@ def test_a_run_that_falls_does_not_diverge():
 
 def test_a_run_that_never_learned_and_one_that_ends_badly_diverge():
     assert find_divergence([5.8, *[500.0] * 300]) == 2
-    assert find_divergence([5.8, *[500.0] * 5, *FALL]) is None  # of a warm-up
+    assert find_divergence([5.8, *[500.0] * 5, *FALL]) is None  # a warm-up
     assert (
         find_divergence([*FALL, *[9.0] * 10]) == 201
         and find_divergence([*FALL, *[9.0] * 9]) is None
@@ -40,7 +40,7 @@ def test_a_run_that_never_learned_and_one_that_ends_badly_diverge():
     assert find_divergence([5.0] * 15 + [1000.0] * 15) == 16
 
 
-FLAT = [*FALL, *[2.0] * 20]  # long enough for 2 to be the level
+FLAT = [*FALL, *[2.0] * 20]  # long enough that the level is 2
 
 
 @pytest.mark.parametrize("length, expected", [(9, None), (11, 221), (300, 221)])
@@ -48,14 +48,14 @@ def test_a_rise_must_last_for_half_the_window(length, expected):
     assert find_divergence([*FLAT, *[2.6] * length, *[2.0] * 20], margin=0.5, window=20) == expected
 
 
-def test_a_rise_is_counted_from_the_least_level_before_it():
-    """Slowly upwards: no step is far above the one before, and yet far above the least."""
+def test_a_slow_rise_is_measured_from_the_lowest_level():
+    """No step is far above the one before it, and yet the loss ends far above the level."""
     rise = list(2.0 + 0.005 * np.arange(1, 401))
     assert find_divergence([*FLAT, *rise], margin=0.5, window=20) == 220 + 101
     assert find_divergence([*FLAT, *rise], margin=3.0, window=20) is None
 
 
-def test_one_easy_batch_and_one_hard_batch_decide_nothing():
+def test_one_easy_or_one_hard_batch_decides_nothing():
     losses = noisy() + [2.0] * 100
     losses[120], losses[140] = 0.1, 9.0
     assert find_divergence(losses) is None
@@ -63,9 +63,9 @@ def test_one_easy_batch_and_one_hard_batch_decide_nothing():
     assert find_divergence(losses) == 261
 
 
-def test_it_is_the_definition_step_by_step():
+def test_divergence_follows_its_definition_step_by_step():
     rng = np.random.default_rng(0)
-    found = 0
+    diverged = 0
     for case in range(300):
         losses, window = 5 + np.cumsum(rng.normal(0, 0.5, 30)), int(rng.integers(1, 7))
         if case % 3 == 0:
@@ -81,20 +81,20 @@ def test_it_is_the_definition_step_by_step():
                 expected = i + 1
                 break
         assert find_divergence(losses, margin=1.0, window=window) == expected, (case, window)
-        found += expected is not None
-    assert 100 < found < 300
+        diverged += expected is not None
+    assert 100 < diverged < 300
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_a_loss_that_is_not_finite_is_divergence(bad):
     assert find_divergence([*FALL, bad, 2.0]) == 201 and find_divergence([bad]) == 1
-    # A rise is dated as at the end of a run, though what is not finite cuts its window short.
+    # Before a NaN as at the end of a run, half a window is enough to detect a rise.
     high = [FALL[-1] + 2] * 15
     assert find_divergence([*FALL, *high, bad, 2.0]) == find_divergence([*FALL, *high]) == 201
     assert math.isnan(final_loss([*FALL, bad])) and math.isfinite(final_loss([bad, *FALL]))
 
 
-def test_a_row_of_skipped_steps_is_divergence_from_its_first():
+def test_too_many_skipped_steps_are_divergence_at_the_first_of_them():
     rows = [0, 1, 2, 0, *range(1, 8)]
     assert (
         find_divergence(FALL[:11], rows, skips=3) == 5
@@ -103,7 +103,7 @@ def test_a_row_of_skipped_steps_is_divergence_from_its_first():
     assert find_divergence([1.0, math.nan, *FALL[:9]], rows, skips=3) == 2
 
 
-def test_rows_of_high_steps_are_one_spike():
+def test_consecutive_high_steps_are_one_spike():
     losses = list(2 + np.random.default_rng(0).normal(0, 0.01, 200))
     for start, length in ((120, 1), (140, 3), (199, 1)):
         losses[start : start + length] = [losses[start] + 2.0] * length
@@ -113,7 +113,7 @@ def test_rows_of_high_steps_are_one_spike():
     assert count_spikes(losses, threshold=1e9) == 0
 
 
-def test_the_final_loss_is_a_mean_of_the_last():
+def test_the_final_loss_is_the_mean_of_the_last_steps():
     assert final_loss([*range(96), 1.0, 2.0, 3.0, 4.0, 5.0], share=0.05) == 3.0
     assert final_loss([7.0, 8.0]) == 8.0
 
@@ -122,14 +122,17 @@ def test_sensitivity_by_hand():
     rates = [1e-4, 1e-3, 1e-2, 1e-1]
     assert rate_sensitivity(dict.fromkeys(rates, 2.0), 5.5) == 0
     one = rate_sensitivity(dict(zip(rates, [2.5, 2.0, 2.1, 9.0], strict=True)), 5.5)
-    assert one == pytest.approx((0.5 + 0 + 0.1 + 3.5) / 4)  # 9 is no worse than learning nothing
+    assert one == pytest.approx((0.5 + 0 + 0.1 + 3.5) / 4)  # 9 counts as the first loss
     assert math.isnan(rate_sensitivity({1.0: math.nan}, 5.5))
     assert rate_sensitivity({1.0: 2.0}, 5.5) == 0
 
 
 def test_usable_ranges_by_hand():
     rates = [1e-3, 1e-2, 1e-1, 1.0]
-    of = lambda *finals: dict(zip(rates, finals, strict=True))  # noqa: E731
+
+    def of(*finals):
+        return dict(zip(rates, finals, strict=True))
+
     assert usable_decades(of(3.0, 2.0, 2.0, 3.0), 2.25) == pytest.approx(1.5)
     assert usable_decades(of(2.0, 2.0, 2.0, 2.0), 2.0) == pytest.approx(3)
     assert usable_decades(of(3.0, 3.0, 3.0, 3.0), 2.25) == 0
@@ -142,7 +145,7 @@ def test_usable_ranges_by_hand():
     assert math.isnan(usable_decades(of(2.0, 2.0, 2.0, 2.0), math.nan))
 
 
-def test_what_says_no_more_than_frequencies_is_stuck():
+def test_a_run_no_better_than_token_frequencies_is_stuck():
     tokens = np.random.default_rng(0).choice(4, 40000, p=[0.5, 0.25, 0.125, 0.125])
     entropy = unigram_loss(tokens.astype(np.uint8))
     assert entropy == pytest.approx(1.75 * math.log(2), rel=5e-3)

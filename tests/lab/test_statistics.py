@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright 2026 The pqt_jax Authors
-"""Intervals cover what they should, and scores that know everything or nothing are told as such."""
+"""Intervals have the right coverage; perfect and useless scores are recognized."""
 
 import math
 
@@ -12,7 +12,7 @@ from pqt_jax.lab.statistics import concordance, paired_difference, proportion, r
 
 
 @pytest.mark.parametrize("count, total", [(0, 8), (3, 8), (8, 8), (1, 32)])
-def test_an_exact_interval_is_where_the_tails_are_a_fortieth(count, total):
+def test_the_tails_outside_an_exact_interval_are_a_fortieth(count, total):
     value, low, high = proportion(count, total)
     assert value == count / total
     if count:
@@ -26,13 +26,13 @@ def test_paired_differences_cover_the_mean_nineteen_times_in_twenty():
     rng = np.random.default_rng(0)
     inside = 0
     for _ in range(1000):
-        common = rng.normal(0, 10, 8)  # of a cell, and much larger than the difference
+        common = rng.normal(0, 10, 8)  # per seed; much larger than the difference of the arms
         _, low, high = paired_difference(common + rng.normal(0.3, 1, 8), common)
         inside += low <= 0.3 <= high
     assert 930 <= inside <= 968  # 950 ± 2.6 standard deviations
 
 
-def test_pairs_without_both_are_left_out():
+def test_incomplete_pairs_are_left_out():
     nan = math.nan
     assert paired_difference([2.0, nan, 4.0, 5.0], [1.0, 1.0, 3.0, nan]).value == 1.0
     assert math.isnan(paired_difference([nan], [1.0]).value)
@@ -40,7 +40,7 @@ def test_pairs_without_both_are_left_out():
     assert value == 2.0 and math.isnan(low) and math.isnan(high)
 
 
-def test_a_score_that_knows_all_or_nothing():
+def test_the_areas_of_perfect_and_useless_scores():
     known = roc_curve([0.1, 0.2, 0.8, 0.9], [False, False, True, True])
     assert known.area.value == 1.0
     assert roc_curve([0.9, 0.8, 0.2, 0.1], [False, False, True, True]).area.value == 0.0
@@ -49,7 +49,7 @@ def test_a_score_that_knows_all_or_nothing():
     assert math.isnan(roc_curve([0.1, 0.2], [True, True]).area.value)
 
 
-def test_the_area_is_that_under_the_curve():
+def test_the_area_is_the_integral_of_the_curve():
     rng = np.random.default_rng(1)
     diverged = rng.random(60) < 0.3
     scores = np.round(rng.normal(size=60) + diverged, 1)  # with ties
@@ -61,11 +61,11 @@ def test_the_area_is_that_under_the_curve():
     assert curve.area.value == pytest.approx(statistic / (diverged.sum() * (~diverged).sum()))
 
 
-def test_concordance_sees_what_is_within_strata_alone():
+def test_concordance_ignores_differences_between_strata():
     rng = np.random.default_rng(0)
     strata = np.repeat(np.arange(6), 8)
     diverged = rng.random(48) < np.array([0, 0.1, 0.3, 0.7, 0.9, 1])[strata]
-    by_stratum = 10 * strata + rng.normal(0, 1, 48)  # knows the stratum, and nothing else
+    by_stratum = 10 * strata + rng.normal(0, 1, 48)  # depends on the stratum only
     assert roc_curve(by_stratum, diverged).area.value > 0.8
     blind = concordance(by_stratum, diverged, strata)
     assert blind.low < blind.value < blind.high
@@ -76,10 +76,10 @@ def test_concordance_sees_what_is_within_strata_alone():
     assert math.isnan(concordance([1.0, 2.0], [True, False], "ab").value)
 
 
-def test_chance_lies_in_its_interval_nineteen_times_in_twenty():
+def test_the_interval_of_chance_covers_nineteen_in_twenty():
     rng = np.random.default_rng(1)
     strata, inside = np.repeat(np.arange(5), 8), 0
     for _ in range(1000):
-        found = concordance(rng.normal(size=40), rng.random(40) < 0.4, strata)
-        inside += found.low <= found.value <= found.high
+        chance = concordance(rng.normal(size=40), rng.random(40) < 0.4, strata)
+        inside += chance.low <= chance.value <= chance.high
     assert 930 <= inside <= 975

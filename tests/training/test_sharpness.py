@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright 2026 The pqt_jax Authors
-"""Sharpness: the corner is the maximum, searches end at it, and the bounds hold."""
+"""Sharpness: the corner is the maximum, searches find it, and the bounds hold."""
 
+import functools
 import itertools
 
 import jax
@@ -31,9 +32,13 @@ def test_no_corner_of_the_box_is_higher(epsilon):
     phi = logit_sharpness(logits, targets, epsilon=epsilon)
     radius = epsilon * (jnp.abs(logits) + 1)
     z, radius = np.asarray(logits, np.float64), np.asarray(radius, np.float64)
-    loss_at = lambda y: np.log(np.exp(z + y).sum(-1)) - (z + y)[range(6), targets]  # noqa: E731
+
+    def loss_at(y):
+        return np.log(np.exp(z + y).sum(-1)) - (z + y)[range(6), targets]
+
     f, corners = loss_at(0), itertools.product((-1, 1), repeat=7)
-    best = np.max([loss_at(np.array(signs) * radius) for signs in corners], 0)  # f is convex
+    # f is convex, so its maximum over the box is at a corner.
+    best = np.max([loss_at(np.array(signs) * radius) for signs in corners], 0)
     np.testing.assert_allclose(
         phi, 100 * (best - f) / (1 + f), rtol=2e-3 if epsilon < 1e-3 else 1e-4
     )
@@ -48,7 +53,7 @@ def test_the_bounds_hold(epsilon, spread):
     slack = 1e-4 * np.asarray(above)
     assert (phi >= below - slack).all() and (phi <= above + slack).all() and (phi > 0).any()
     if epsilon == 1e-6 and spread < 30:
-        np.testing.assert_allclose(phi, below, rtol=1e-3)  # f is as good as linear there
+        np.testing.assert_allclose(phi, below, rtol=1e-3)  # f is nearly linear there
 
 
 def test_two_equal_logits_by_hand():
@@ -59,7 +64,7 @@ def test_two_equal_logits_by_hand():
 
 @pytest.mark.parametrize("maximizer", ["gradient", "lbfgsb"])
 @pytest.mark.parametrize("epsilon", [5e-4, 0.05])
-def test_searches_end_at_the_maximum_or_below(maximizer, epsilon):
+def test_searches_find_the_maximum_and_nothing_above_it(maximizer, epsilon):
     logits, targets = case()
     exact = logit_sharpness(logits, targets, epsilon=epsilon)
     found = logit_sharpness(logits, targets, epsilon=epsilon, iterations=30, maximizer=maximizer)
@@ -70,7 +75,7 @@ def test_searches_end_at_the_maximum_or_below(maximizer, epsilon):
 
 
 @pytest.mark.parametrize("maximizer", ["corner", "gradient", "lbfgsb"])
-def test_it_is_traced_and_batched(maximizer):
+def test_it_can_be_jitted_and_vmapped(maximizer):
     logits, targets = case()
     both = jnp.stack([logits, 2 * logits])
     phi = jax.jit(jax.vmap(lambda z: logit_sharpness(z, targets, maximizer=maximizer)))(both)
@@ -80,8 +85,8 @@ def test_it_is_traced_and_batched(maximizer):
 
 @pytest.mark.parametrize("maximizer", ["corner", "gradient", "lbfgsb"])
 @pytest.mark.parametrize("target, epsilon", [(1, 5e-4), (0, 5e-4), (2, 0.9)])
-def test_logits_that_are_huge_have_a_sharpness(maximizer, target, epsilon):
-    """f grows by 2ε of the target's logit against the largest, where that is not the target."""
+def test_huge_logits_do_not_overflow(maximizer, target, epsilon):
+    """f in float64, at the corner that maximizes it."""
     z = jnp.array([[2e5, 0.0, 1.0]])
     phi = logit_sharpness(z, jnp.array([target]), epsilon=epsilon, maximizer=maximizer)
     y = epsilon * (np.array([2e5, 0.0, 1.0]) + 1) * np.where(np.arange(3) == target, -1, 1)
@@ -91,73 +96,87 @@ def test_logits_that_are_huge_have_a_sharpness(maximizer, target, epsilon):
     assert phi >= 0
 
 
-def test_weights_in_bfloat16_move():
+def sum_of_squares(params):
+    return sum(jnp.sum(x**2) for x in jax.tree.leaves(params))
+
+
+def test_small_steps_of_bfloat16_weights_are_not_rounded_away():
     params = {"a": jnp.full((3, 2), 1.7, jnp.bfloat16), "b": jnp.full(4, 0.3, jnp.bfloat16)}
-    loss = lambda p: sum(jnp.sum(x**2) for x in jax.tree.leaves(p))  # noqa: E731
     before = sum(np.sum(np.asarray(x, np.float64) ** 2) for x in params.values())
     want = 100 * before * (1.001**2 - 1) / (1 + before)
-    np.testing.assert_allclose(weight_sharpness(loss, params, rho=1e-3), want, rtol=1e-4)
+    np.testing.assert_allclose(weight_sharpness(sum_of_squares, params, rho=1e-3), want, rtol=1e-4)
 
 
 @pytest.mark.parametrize("maximizer", ["corner", "gradient", "lbfgsb"])
-def test_logits_that_are_not_finite_spoil_their_own_sequence_alone(maximizer):
+def test_a_nan_affects_only_its_own_sequence(maximizer):
     logits, targets = case()
     phi = logit_sharpness(logits.at[2, 3].set(jnp.nan), targets, maximizer=maximizer)
     assert np.isnan(phi[2]) and np.isfinite(np.delete(phi, 2)).all()
 
 
-def test_of_a_model_it_is_that_of_the_last_logits():
+def test_the_sharpness_of_a_model_is_that_of_its_last_logits():
     model = Llama2(Llama2Config(300, 32, 2, 2, 64, max_length=8), rngs=nnx.Rngs(0))
     graph, params = nnx.split(model)
-    tokens = jnp.asarray(np.random.default_rng(0).integers(0, 300, (5, 9)))
-    each = logit_sharpness(model(tokens[:, :-1])[:, -1], tokens[:, -1], epsilon=0.01)
-    got = sharpness.model_sharpness(graph, params, tokens, epsilon=0.01)
-    np.testing.assert_allclose(got, each.mean(), rtol=1e-5)
-    tokens = tokens.at[:, 3].set(7).at[1, 7].set(7)  # a document ends; what follows it is a guess
-    inputs, targets, of, _ = document_mask.window(tokens, 7)
-    each = logit_sharpness(model(inputs, of)[:, -1], targets[:, -1])
-    got = sharpness.model_sharpness(graph, params, tokens, 7)
-    np.testing.assert_allclose(got, np.delete(each, 1).mean(), rtol=1e-5)
+    tokens = np.random.default_rng(0).integers(0, 300, (5, 9), np.int32)
+
+    @jax.jit
+    def last_logits(params, inputs, documents):
+        return nnx.merge(graph, params)(inputs, documents)[:, -1]
+
+    def measure(tokens, **options):
+        function = functools.partial(sharpness.model_sharpness, graph, **options)
+        return jax.jit(function)(params, tokens)
+
+    each = logit_sharpness(last_logits(params, tokens[:, :-1], None), tokens[:, -1], epsilon=0.01)
+    np.testing.assert_allclose(measure(tokens, epsilon=0.01), each.mean(), rtol=1e-5)
+    # Token 7 ends a document. The first token of the next document has no target that counts.
+    tokens[:, 3] = 7
+    tokens[1, 7] = 7
+    inputs, targets, documents, _ = document_mask.window(jnp.asarray(tokens), 7)
+    each = logit_sharpness(last_logits(params, inputs, documents), targets[:, -1])
+    np.testing.assert_allclose(measure(tokens, end=7), np.delete(each, 1).mean(), rtol=1e-5)
 
 
 @pytest.mark.slow
 def test_the_trainer_logs_it(tmp_path):
-    given = ("--config.steps=5", "--config.log.sharpness_every=2", "--config.method=bf16")
-    assert main(tmp_path, *given) == 0
+    options = ("--config.steps=5", "--config.log.sharpness_every=2", "--config.method=bf16")
+    assert main(tmp_path, *options) == 0
     path = tmp_path / "run" / "metrics.jsonl"
-    found = {r["step"]: r["sharpness"] for r in metrics.read(path) if "sharpness" in r}
-    assert list(found) == [2, 4, 5] and len(set(found.values())) == 3
+    logged = {r["step"]: r["sharpness"] for r in metrics.read(path) if "sharpness" in r}
+    assert list(logged) == [2, 4, 5] and len(set(logged.values())) == 3
     run, text = load.load_run(tmp_path / "run"), source.load(str(tmp_path / "text.txt"))
     data, count = run.config.data, run.config.log.validation_batches
     options = {"length": data.length, "batch": data.batch, "count": count}
     rows = pipeline.validation_batches(text.validation, **options)
     got = sharpness.model_sharpness(run.graph, run.params, jnp.asarray(rows[0], jnp.int32))
-    np.testing.assert_allclose(got, found[5], rtol=1e-5)
+    np.testing.assert_allclose(got, logged[5], rtol=1e-5)
 
 
 def test_weights_of_a_quadratic_by_hand():
-    """Along the gradient, an eigenvector: |w| grows by ρ, in every array by its own norm."""
+    """The gradient is parallel to w, so every array grows by ρ times its own norm."""
     params = {"a": jnp.full((3, 2), 2.0), "b": jnp.full(4, 0.5), "zero": jnp.zeros(3)}
-    loss = lambda p: sum(jnp.sum(x**2) for x in jax.tree.leaves(p))  # noqa: E731
     before = 24.0 + 1.0
     want = 100 * before * (1.1**2 - 1) / (1 + before)
     for iterations in (1, 5):
-        got = jax.jit(lambda p, n=iterations: weight_sharpness(loss, p, rho=0.1, iterations=n))(
-            params
-        )
+        ascend = functools.partial(weight_sharpness, sum_of_squares, rho=0.1, iterations=iterations)
+        got = jax.jit(ascend)(params)
         np.testing.assert_allclose(got, want, rtol=1e-5)
 
 
-def test_scaling_a_layer_against_the_next_changes_nothing():
-    """relu(x A) B = relu(x cA) B/c: the radii go with the norms, unlike a common one."""
+def test_scaling_one_layer_up_and_the_next_down_changes_nothing():
+    """relu(x A) B = relu(x cA) B/c, and the radii are proportional to the norms of A and B."""
     rng = np.random.default_rng(0)
     x, a, b = (jnp.asarray(rng.normal(size=s), jnp.float32) for s in ((9, 5), (5, 7), (7, 3)))
-    loss = lambda p: jnp.mean(jnp.square(jax.nn.relu(x @ p[0]) @ p[1]))  # noqa: E731
-    phi = weight_sharpness(loss, (a, b), rho=0.01, iterations=4)
-    np.testing.assert_allclose(
-        weight_sharpness(loss, (4 * a, b / 4), rho=0.01, iterations=4), phi, rtol=1e-3
-    )
-    assert phi > 0.5
+
+    @jax.jit
+    def measure(params):
+        def loss(p):
+            return jnp.mean(jnp.square(jax.nn.relu(x @ p[0]) @ p[1]))
+
+        return weight_sharpness(loss, params, rho=0.01, iterations=4)
+
+    np.testing.assert_allclose(measure((4 * a, b / 4)), measure((a, b)), rtol=1e-3)
+    assert measure((a, b)) > 0.5
 
 
 @pytest.mark.parametrize(
@@ -169,7 +188,7 @@ def test_scaling_a_layer_against_the_next_changes_nothing():
         ({"iterations": 0}, "iterations=0"),
     ],
 )
-def test_what_cannot_be_is_named(options, message):
+def test_invalid_options_are_refused_by_name(options, message):
     with pytest.raises(ValueError, match=message):
         sharpness.logit_sharpness(*case(), **options)
 

@@ -8,7 +8,7 @@ Each text file of `--data` is a document. Every number is deterministic and has 
 (`analysis.intervals`). `analysis.score` says which tokens are scored.
 
 Exit codes: 0 done; 1 the `--json` file cannot be written; 2 the input cannot be used (one line on
-stderr, nothing compiled); 130 and 141 as in `errors.run`.
+stderr, nothing compiled); 130 and 141 as in `console.run`.
 """
 
 import sys
@@ -16,10 +16,9 @@ from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
-from pqt_jax import errors
+from pqt_jax import console
 from pqt_jax.analysis import evaluation, find_tokenizer, load
 from pqt_jax.errors import InputError
-from pqt_jax.training.config import command_line
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -31,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
       The exit code.
     """
-    return errors.run(lambda: _run(sys.argv[1:] if arguments is None else arguments))
+    return console.run(lambda: _run(sys.argv[1:] if arguments is None else arguments))
 
 
 def _run(arguments: Sequence[str]) -> int:
@@ -39,14 +38,14 @@ def _run(arguments: Sequence[str]) -> int:
     return 0
 
 
-def parser() -> command_line.Parser:
+def parser() -> console.Parser:
     """The options of the command."""
-    result = command_line.Parser(
+    result = console.Parser(
         prog="python -m pqt_jax.evaluate", description="Evaluate trained weights."
     )
     load.add_model_options(result)
     find_tokenizer.add_tokenizer_option(result)
-    positive = command_line.number(int, lambda n: 0 < n < 2**31, "a whole number from 1 on")
+    positive = console.number(int, lambda n: 0 < n < 2**31, "a whole number from 1 on")
     add = result.add_argument
     add("--data", metavar="GLOB", help="text files; default: the run's own validation text")
     add("--weights", metavar="A,B", default="all", help=f"all, or of {', '.join(load.LABELS)}")
@@ -80,4 +79,4 @@ def parse(arguments: Sequence[str]) -> Namespace:
 
 
 if __name__ == "__main__":
-    errors.leave(main())
+    console.leave(main())

@@ -12,7 +12,7 @@
 Nothing is printed before the folder is complete.
 
 Exit codes: 0 done; 1 the folder cannot be written; 2 the input cannot be used (one line on stderr);
-130 and 141 as in `errors.run`.
+130 and 141 as in `console.run`.
 """
 
 import re
@@ -20,11 +20,10 @@ import sys
 from argparse import ArgumentTypeError, Namespace
 from collections.abc import Sequence
 
-from pqt_jax import errors
+from pqt_jax import console
 from pqt_jax.analysis import export_weights, load
 from pqt_jax.errors import InputError
 from pqt_jax.numerics import blocks, cast
-from pqt_jax.training.config import command_line
 
 LAYOUTS = ("packed", "huggingface")
 
@@ -38,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
       The exit code.
     """
-    return errors.run(lambda: _run(sys.argv[1:] if arguments is None else arguments))
+    return console.run(lambda: _run(sys.argv[1:] if arguments is None else arguments))
 
 
 def _run(arguments: Sequence[str]) -> int:
@@ -46,14 +45,12 @@ def _run(arguments: Sequence[str]) -> int:
     return 0
 
 
-def parser() -> command_line.Parser:
+def parser() -> console.Parser:
     """The options of the command."""
-    result = command_line.Parser(
-        prog="python -m pqt_jax.export", description="Export trained weights."
-    )
+    result = console.Parser(prog="python -m pqt_jax.export", description="Export trained weights.")
     load.add_model_options(result)
     formats = ["master", *load.FORMATS, "mixed"]
-    share = command_line.number(float, lambda x: 0 < x <= 1, "above 0 and at most 1")
+    share = console.number(float, lambda x: 0 < x <= 1, "above 0 and at most 1")
     add = result.add_argument
     add("--format", choices=formats, required=True)
     add("--out", metavar="DIR", required=True, help="written whole or not at all")
@@ -111,4 +108,4 @@ def parse(arguments: Sequence[str]) -> Namespace:
 
 
 if __name__ == "__main__":
-    errors.leave(main())
+    console.leave(main())

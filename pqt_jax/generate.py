@@ -7,15 +7,14 @@
 The same options give the same text. `analysis.sampling` has the method.
 
 Exit codes: 0 done; 2 the input cannot be used (one line on stderr, nothing compiled); 1, 130 and
-141 as in `errors.run`.
+141 as in `console.run`.
 """
 
 import sys
 from collections.abc import Sequence
 
-from pqt_jax import errors
+from pqt_jax import console
 from pqt_jax.analysis import find_tokenizer, generation, load
-from pqt_jax.training.config import command_line
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -27,7 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
       The exit code.
     """
-    return errors.run(lambda: _run(sys.argv[1:] if arguments is None else arguments))
+    return console.run(lambda: _run(sys.argv[1:] if arguments is None else arguments))
 
 
 def _run(arguments: Sequence[str]) -> int:
@@ -35,19 +34,19 @@ def _run(arguments: Sequence[str]) -> int:
     return 0
 
 
-def parser() -> command_line.Parser:
+def parser() -> console.Parser:
     """The options of the command."""
-    result = command_line.Parser(
+    result = console.Parser(
         prog="python -m pqt_jax.generate", description="Sample text from a model."
     )
     load.add_model_options(result)
     find_tokenizer.add_tokenizer_option(result)
-    positive = command_line.number(int, lambda n: 0 < n < 2**31, "a whole number from 1 on")
-    seed = command_line.number(int, lambda n: 0 <= n < 2**32, "a whole number from 0 to 2^32 - 1")
-    temperature = command_line.number(
+    positive = console.number(int, lambda n: 0 < n < 2**31, "a whole number from 1 on")
+    seed = console.number(int, lambda n: 0 <= n < 2**32, "a whole number from 0 to 2^32 - 1")
+    temperature = console.number(
         float, lambda t: 1e-3 <= t <= 1e3 or t == 0, "0, or from 0.001 to 1000"
     )
-    probability = command_line.number(float, lambda p: 0 < p <= 1, "above 0 and at most 1")
+    probability = console.number(float, lambda p: 0 < p <= 1, "above 0 and at most 1")
     add, default_tokens = result.add_argument, generation.DEFAULT_TOKENS
     add("--weights", choices=list(load.LABELS), default="master", help="default: master")
     prompt = result.add_mutually_exclusive_group()
@@ -69,4 +68,4 @@ def parser() -> command_line.Parser:
 
 
 if __name__ == "__main__":
-    errors.leave(main())
+    console.leave(main())

@@ -8,17 +8,16 @@ The folder is written whole and replaces one that an earlier call wrote. Runs ar
 taking their lock.
 
 Exit codes: 0 done; 1 the folder cannot be written; 2 the input cannot be used (one line on stderr);
-130 and 141 as in `errors.run`.
+130 and 141 as in `console.run`.
 """
 
 import sys
 from argparse import Namespace
 from collections.abc import Sequence
 
-from pqt_jax import errors
+from pqt_jax import console
 from pqt_jax.analysis import comparison
 from pqt_jax.errors import InputError
-from pqt_jax.training.config import command_line
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -30,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
       The exit code.
     """
-    return errors.run(lambda: _run(sys.argv[1:] if arguments is None else arguments))
+    return console.run(lambda: _run(sys.argv[1:] if arguments is None else arguments))
 
 
 def _run(arguments: Sequence[str]) -> int:
@@ -38,9 +37,9 @@ def _run(arguments: Sequence[str]) -> int:
     return 0
 
 
-def parser() -> command_line.Parser:
+def parser() -> console.Parser:
     """The options of the command."""
-    result = command_line.Parser(
+    result = console.Parser(
         prog="python -m pqt_jax.plot",
         description="Compare runs: pictures by tokens, and a page with them all, report.html.",
     )
@@ -66,4 +65,4 @@ def parse(arguments: Sequence[str]) -> Namespace:
 
 
 if __name__ == "__main__":
-    errors.leave(main())
+    console.leave(main())

@@ -24,8 +24,9 @@ from typing import Any, NamedTuple
 import jax
 from jax.sharding import Mesh
 
+from pqt_jax.console import escape_output, print_error, print_line
 from pqt_jax.data import boundaries, pipeline, source, tokens
-from pqt_jax.errors import InputError, OutputError, escape_output, say, tell
+from pqt_jax.errors import InputError, OutputError
 from pqt_jax.models import partitioning
 from pqt_jax.training import init_from, loop, startup_summary, state
 from pqt_jax.training.config import command_line, schema, validation
@@ -52,11 +53,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         try:
             return _run(sys.argv[1:] if arguments is None else arguments, signals)
         except (InputError, OutputError, ProcessError, SkipError) as error:
-            say(f"error: {error}")
+            print_error(f"error: {error}")
             return distributed.leave(error.exit_code)
         except Exception as error:
             if str(error).startswith("RESOURCE_EXHAUSTED"):
-                say(f"error: memory does not suffice: {error}; {_MEMORY}")
+                print_error(f"error: memory does not suffice: {error}; {_MEMORY}")
                 return distributed.leave(OutputError.exit_code)
             if not distributed.are_joined():
                 raise
@@ -64,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 traceback.print_exc()
                 return distributed.leave(1)
             # The others are waited for at exit, and one of them is gone.
-            say(f"error: another process was lost; start all of them again ({error})")
+            print_error(f"error: another process was lost; start all of them again ({error})")
             os._exit(distributed.LOST)
 
 
@@ -85,8 +86,8 @@ def _run(arguments: Sequence[str], signals: Sequence[int]) -> int:
                 facts = startup_summary.gather(
                     given.config, ready.mesh, ready.text.description, given.workdir
                 )
-                tell(schema.describe(given.config))
-                tell(startup_summary.before(given.config, facts))
+                print_line(schema.describe(given.config))
+                print_line(startup_summary.before(given.config, facts))
             return loop.train(
                 given.config,
                 given.workdir,

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from pqt_jax import errors
+from pqt_jax import console, errors
 
 
 def ending(error):
@@ -30,16 +30,16 @@ def ending(error):
     ],
 )
 def test_what_ends_a_command_is_one_line(capsys, error, code, line):
-    assert errors.run(ending(error)) == code
+    assert console.run(ending(error)) == code
     out, err = capsys.readouterr()
     assert out == "" and err.startswith(line) and err.count("\n") == 1
 
 
 def test_other_errors_are_not_hidden():
-    assert errors.run(lambda: 3) == 3
+    assert console.run(lambda: 3) == 3
     for error in (OSError(errno.EIO, os.strerror(errno.EIO)), ZeroDivisionError()):
         with pytest.raises(type(error)):
-            errors.run(ending(error))
+            console.run(ending(error))
 
 
 def test_a_line_that_nobody_can_read_ends_nothing(monkeypatch):
@@ -47,13 +47,13 @@ def test_a_line_that_nobody_can_read_ends_nothing(monkeypatch):
         def write(self, _):
             raise OSError(errno.EIO, os.strerror(errno.EIO))
 
-    monkeypatch.setattr(errors.sys, "stderr", Gone())
-    errors.say("warning: nobody hears it")
+    monkeypatch.setattr(console.sys, "stderr", Gone())
+    console.print_error("warning: nobody hears it")
 
 
 @pytest.mark.parametrize("code, last", [(130, ""), (2, "last\n")])
 def test_only_after_ctrl_c_a_command_ends_without_the_end_of_python(code, last):
     program = "import atexit; from pqt_jax import errors; atexit.register(print, 'last')\n"
-    program += f"print('first'); errors.leave({code})"
+    program += f"print('first'); console.leave({code})"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == code and done.stdout == "first\n" + last

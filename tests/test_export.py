@@ -12,13 +12,12 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from pqt_jax import evaluate, export, generate
+from pqt_jax import console, evaluate, export, generate
 from pqt_jax.analysis import export_weights, load
 from pqt_jax.errors import InputError
 from pqt_jax.interchange import huggingface
 from pqt_jax.models import Llama2
 from pqt_jax.quantization import packed_file
-from pqt_jax.training.config import command_line
 from pqt_jax.transform.tree_paths import paths_and_leaves
 from support import tiny
 from support.command import refused
@@ -38,7 +37,7 @@ def plan_of(found, name, **options):
 
 
 def read(path):
-    parser = command_line.Parser(prog="test")
+    parser = console.Parser(prog="test")
     load.add_model_options(parser)
     return load.load_model(parser.parse_args([path]))
 

@@ -9,16 +9,16 @@ with the weights (a Hugging Face or a packed folder), or else bytes.
 from argparse import Namespace
 from pathlib import Path
 
+from pqt_jax import console
 from pqt_jax.analysis.load import TrainedModel
 from pqt_jax.data import tokenizers, tokens
 from pqt_jax.data.tokenizers import Tokenizer
 from pqt_jax.errors import InputError
-from pqt_jax.training.config import command_line
 
 BYTES = 256  # the smallest vocabulary of a model that reads bytes
 
 
-def add_tokenizer_option(parser: command_line.Parser) -> None:
+def add_tokenizer_option(parser: console.Parser) -> None:
     """Add `--tokenizer`."""
     about = "bytes, *.json, *.model or *.tiktoken; default: the one that the model was trained with"
     parser.add_argument("--tokenizer", metavar="FILE", help=about)

@@ -7,7 +7,7 @@ import html
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from pqt_jax.errors import escaped
+from pqt_jax.console import escaped
 
 # The policy forbids to fetch anything, whatever text of a run is on the page.
 _HEAD = """<!DOCTYPE html>

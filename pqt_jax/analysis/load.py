@@ -19,6 +19,7 @@ import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
 
+from pqt_jax import console
 from pqt_jax.errors import InputError
 from pqt_jax.interchange import huggingface
 from pqt_jax.models import GPT2, GPT2Config, Llama2, Llama2Config
@@ -265,7 +266,7 @@ def label(method: str | None, name: str) -> str:
     return DIFFQ_LABEL if (method, name) == ("diffq", "mixed") else LABELS[name]
 
 
-def add_model_options(parser: command_line.Parser) -> None:
+def add_model_options(parser: console.Parser) -> None:
     """Add `--workdir`, `--hf` and `--packed`, of which exactly one is required."""
     origin = parser.add_mutually_exclusive_group(required=True)
     origin.add_argument("--workdir", metavar="RUN", help="workdir of a training run")

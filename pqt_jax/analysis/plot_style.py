@@ -14,7 +14,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from pqt_jax.analysis.run_reader import RecordedRun
-from pqt_jax.errors import cut
+from pqt_jax.console import shorten
 from pqt_jax.numerics.mixed_formats import MIXED_FORMATS
 from pqt_jax.training.run.run_plots import style_axes
 
@@ -52,7 +52,7 @@ def run_style(i: int) -> RunStyle:
 
 def run_label(i: int, run: RecordedRun, max_length: int = 40) -> str:
     """Number and name of a run, for a picture: $ is escaped, since it would begin a formula."""
-    return f"{i + 1}  {cut(run.name, max_length)}".replace("$", r"\$")
+    return f"{i + 1}  {shorten(run.name, max_length)}".replace("$", r"\$")
 
 
 def format_count(n: float, _: object = None) -> str:

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from pqt_jax.errors import InputError, escaped, system_reason
+from pqt_jax.console import escaped
+from pqt_jax.errors import InputError, system_reason
 from pqt_jax.training import state
 from pqt_jax.training.config import schema
 from pqt_jax.training.run import bit_history, metrics, workdir

@@ -9,7 +9,7 @@ Every document ends with the tokenizer's end token. Which are held out depends o
 so copies of one stay together. The files written do not depend on the number of processes.
 
 Exit codes: 0 done; 1 the folder cannot be written; 2 the input cannot be used (one line on stderr);
-130 and 141 as of `errors.run`. The folder is made whole or not at all.
+130 and 141 as of `console.run`. The folder is made whole or not at all.
 """
 
 import collections
@@ -29,12 +29,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from pqt_jax import errors
+from pqt_jax import console
 from pqt_jax.data import documents, shards, tokenizers, tokens
 from pqt_jax.data.source import matching
 from pqt_jax.errors import InputError
 from pqt_jax.interchange.folders import check, whole_folder
-from pqt_jax.training.config import command_line
 
 _BATCH = 1 << 20  # bytes of text that a process gets at once
 
@@ -55,15 +54,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
       The exit code.
     """
-    return errors.run(lambda: _run(_parse(sys.argv[1:] if arguments is None else arguments)))
+    return console.run(lambda: _run(_parse(sys.argv[1:] if arguments is None else arguments)))
 
 
 def _parse(arguments: Sequence[str]) -> Namespace:
-    parser = command_line.Parser(
-        prog="python -m pqt_jax.data.prepare", description="Tokenize text."
-    )
-    above = command_line.number(int, lambda n: 0 < n < 2**40, "a whole number from 1 on")
-    share = command_line.number(float, lambda x: 0 < x < 1, "above 0 and below 1")
+    parser = console.Parser(prog="python -m pqt_jax.data.prepare", description="Tokenize text.")
+    above = console.number(int, lambda n: 0 < n < 2**40, "a whole number from 1 on")
+    share = console.number(float, lambda x: 0 < x < 1, "above 0 and below 1")
     add = parser.add_argument
     add("--tokenizer", required=True, metavar="FILE", help="bytes, *.json, *.model or *.tiktoken")
     add("--input", required=True, metavar="GLOB", help="text, jsonl(.gz), Parquet or ArrayRecord")

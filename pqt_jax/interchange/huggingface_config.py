@@ -10,7 +10,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from pqt_jax.errors import InputError, cut
+from pqt_jax.console import shorten
+from pqt_jax.errors import InputError
 from pqt_jax.models import GPT2Config, Llama2Config
 
 ModelConfig = Llama2Config | GPT2Config
@@ -186,5 +187,5 @@ def _is_positive(value: Any) -> bool:
 
 
 def _wrong(path: Path, name: str, value: Any, wanted: str) -> InputError:
-    found = f"{name} is missing" if value is _MISSING else f"{name}={cut(repr(value), 200)}"
+    found = f"{name} is missing" if value is _MISSING else f"{name}={shorten(repr(value), 200)}"
     return InputError(f"{path}: {found}; it must be {wanted}")

@@ -6,7 +6,7 @@ The report is the folder `report` in the sweep's workdir. It is written whole, a
 earlier report. A sweep that is still running is reported as far as it has come.
 
 Exit codes: 0 done; 1 the folder cannot be written; 2 the input cannot be used (one line on stderr);
-130 and 141 as for `errors.run`.
+130 and 141 as for `console.run`.
 """
 
 import re
@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from pqt_jax import errors
+from pqt_jax import console
 from pqt_jax.analysis.html_page import Picture
 from pqt_jax.errors import InputError
 from pqt_jax.interchange import folders
@@ -23,7 +23,6 @@ from pqt_jax.lab import figures, prediction, report_page, sweep_table
 from pqt_jax.lab.prediction import PredictionAtStep
 from pqt_jax.lab.report_page import FIGURES, PREDICTION_FIGURE
 from pqt_jax.lab.sweep_table import SweepTable
-from pqt_jax.training.config import command_line
 
 PAGE, CSV = "report.html", "runs.csv"
 _OWN_FILES = re.compile("|".join(map(re.escape, (PAGE, CSV, PREDICTION_FIGURE.file, *FIGURES))))
@@ -38,20 +37,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
       The exit code.
     """
-    return errors.run(lambda: _run(sys.argv[1:] if arguments is None else arguments))
+    return console.run(lambda: _run(sys.argv[1:] if arguments is None else arguments))
 
 
-def parser() -> command_line.Parser:
+def parser() -> console.Parser:
     """The parser of the command line."""
-    parser = command_line.Parser(
-        prog="python -m pqt_jax.lab.report", description="Report on a sweep."
-    )
+    parser = console.Parser(prog="python -m pqt_jax.lab.report", description="Report on a sweep.")
     parser.add_argument("workdir", metavar="DIR", help="of the sweep, which may still be running")
     parser.add_argument("--out", metavar="DIR", help="default: DIR/report; replaces an old report")
     parser.add_argument(
         "--usable",
         metavar="NATS",
-        type=command_line.number(float, lambda x: 0 <= x < float("inf"), "a number from 0 on"),
+        type=console.number(float, lambda x: 0 <= x < float("inf"), "a number from 0 on"),
         default=0.25,
         help="a learning rate is usable if its final loss is at most so many nats above the first "
         "arm's best; default: 0.25",

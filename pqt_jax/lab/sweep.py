@@ -21,9 +21,10 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from pqt_jax import errors
+from pqt_jax import console
+from pqt_jax.console import print_line
 from pqt_jax.data import pipeline, source, tokens
-from pqt_jax.errors import InputError, tell
+from pqt_jax.errors import InputError
 from pqt_jax.lab import runs, sweep_config, train_sweep
 from pqt_jax.lab.sweep_config import Arm, SweepConfig
 from pqt_jax.training import state
@@ -42,12 +43,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
       The exit code.
     """
-    return errors.run(lambda: _run(sys.argv[1:] if arguments is None else arguments))
+    return console.run(lambda: _run(sys.argv[1:] if arguments is None else arguments))
 
 
-def parser() -> command_line.Parser:
+def parser() -> console.Parser:
     """The parser of the command line."""
-    parser = command_line.Parser(
+    parser = console.Parser(
         prog="python -m pqt_jax.lab.sweep",
         description="Train arms × learning rates × seeds.",
         epilog="Any field of the config: --config.field=value. With --config, --help lists them.",
@@ -144,7 +145,7 @@ def _check_same_sweep(workdir: Path, metadata: workdirs.Meta) -> None:
             f"--workdir={workdir} belongs to another sweep: {different[0]}; give another --workdir"
         )
     if changed := workdirs.changed_versions(old, metadata):
-        tell(f"the rest is trained under {changed}, so runs may differ in the last digits")
+        print_line(f"the rest is trained under {changed}, so runs may differ in the last digits")
 
 
 if __name__ == "__main__":

@@ -11,8 +11,8 @@ from typing import Any, cast
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from pqt_jax.console import LenientStream, print_line
 from pqt_jax.data.source import Text
-from pqt_jax.errors import Lenient, tell
 from pqt_jax.interchange import files
 from pqt_jax.lab import runs, sweep_table, work_units
 from pqt_jax.lab.sweep_config import Arm, SweepConfig
@@ -41,7 +41,7 @@ def train_all(sweep: SweepConfig, workdir: Path, text: Text, lock: int) -> None:
             work_units.check_rows(unit)
     with _progress_bar() as bar:
         print_above = functools.partial(bar.console.print, highlight=False, markup=False)
-        show = tell if bar.disable else print_above
+        show = print_line if bar.disable else print_above
         for arm in sweep.arms:
             _show_finished_arm(units, arm, show)
         task = bar.add_task("steps", total=_count_steps(units))
@@ -61,7 +61,7 @@ def _progress_bar() -> Progress:
     """A bar for the steps of all units; it is disabled unless stdout is a terminal."""
     name = TextColumn("{task.description}", markup=False)
     is_terminal = sys.stdout is not None and sys.stdout.isatty()
-    console = Console(file=cast(Any, Lenient(sys.stdout)))
+    console = Console(file=cast(Any, LenientStream(sys.stdout)))
     columns = (name, MofNCompleteColumn(), TimeRemainingColumn())
     return Progress(*columns, console=console, disable=not is_terminal)
 
@@ -71,13 +71,13 @@ def _write_table(units: Sequence[WorkUnit], path: Path, lock: int) -> None:
     with work_units.exclusive(lock):
         if missing := sum(not unit.is_done() for unit in units):
             left = f"left to other processes: {missing} of {len(units)} work units"
-            tell(f"{left}; the last of them writes {path}")
+            print_line(f"{left}; the last of them writes {path}")
             return
         for unit in units:  # other processes may have written some of them
             work_units.check_rows(unit)
         table = "".join(unit.path.read_text() for unit in units)
         files.write(path, table)
-    tell(f"{table.count(chr(10))} runs: {path}")
+    print_line(f"{table.count(chr(10))} runs: {path}")
 
 
 def _show_finished_arm(units: Sequence[WorkUnit], arm: Arm, show: Callable[[str], object]) -> None:

@@ -15,8 +15,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from pqt_jax.console import print_line
 from pqt_jax.data import pipeline, source
-from pqt_jax.errors import tell
 from pqt_jax.models import partitioning
 from pqt_jax.training import (
     final_evaluation,
@@ -180,4 +180,4 @@ def stopped(when: str, number: int) -> int:
 
 def _print(text: str) -> None:
     if distributed.is_first():
-        tell(text)
+        print_line(text)

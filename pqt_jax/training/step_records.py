@@ -12,7 +12,7 @@ from pathlib import Path
 import jax
 from jax.sharding import Mesh
 
-from pqt_jax.errors import say
+from pqt_jax.console import print_error
 from pqt_jax.training import flops as costs
 from pqt_jax.training.config import schema
 from pqt_jax.training.config.schema import Config
@@ -44,7 +44,7 @@ def opened(
     for old in (path, workdir / workdirs.HISTORY):
         if broken := metrics.truncate(old, start):
             lines = "1 broken line was" if broken == 1 else f"{broken} broken lines were"
-            say(f"{old}: {lines} dropped")
+            print_error(f"{old}: {lines} dropped")
     with trackers.opened() as others:
         others += trackers.start(config, workdir, start)
         with metrics.progress(start, config.steps) as (advance, report):
@@ -99,7 +99,7 @@ def of_watch(watch: Watch, step: int, measured: Metrics) -> Record | None:
     entry = watch.see(step, *(measured[name].item() for name in ("loss", "skipped", "in_a_row")))
     if entry and distributed.is_first():
         if "spike" in entry:
-            say(f"step {step}: the loss of {entry['spike_loss']:.4f} is a spike")
+            print_error(f"step {step}: the loss of {entry['spike_loss']:.4f} is a spike")
         elif entry["in_a_row"] == 1:
-            say(f"step {step} is skipped: its loss or gradient is not finite")
+            print_error(f"step {step} is skipped: its loss or gradient is not finite")
     return entry

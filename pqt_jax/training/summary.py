@@ -8,7 +8,7 @@ from typing import Any
 
 from jax.sharding import Mesh
 
-from pqt_jax.errors import tell
+from pqt_jax.console import print_line
 from pqt_jax.interchange import files
 from pqt_jax.interchange.png import save_png
 from pqt_jax.models import partitioning
@@ -71,5 +71,5 @@ def finish(
     # Last, for it is what says that the run is finished.
     finite = {name: metrics.finite(value) for name, value in summary.items()}
     files.write(workdir / workdirs.SUMMARY, json.dumps(finite, indent=2) + "\n")
-    tell(f"\n{final_evaluation.format_table(losses)}\n")
-    tell(f"{timer.seconds():.0f} s in all; see {workdir}")
+    print_line(f"\n{final_evaluation.format_table(losses)}\n")
+    print_line(f"{timer.seconds():.0f} s in all; see {workdir}")

@@ -14,14 +14,14 @@ import orbax.checkpoint as ocp
 import pytest
 from flax import nnx
 
-from pqt_jax import BitParam, evaluate, export, generate, param_transform
+from pqt_jax import BitParam, console, evaluate, export, generate, param_transform
 from pqt_jax.analysis import export_weights, load
 from pqt_jax.errors import InputError
 from pqt_jax.interchange import huggingface
 from pqt_jax.models import GPT2, Llama2
 from pqt_jax.quantization import packed_file
 from pqt_jax.quantization.quantize import apply, quantize
-from pqt_jax.training.config import command_line, schema
+from pqt_jax.training.config import schema
 from pqt_jax.training.run import checkpoint
 from pqt_jax.transform.bit_state import collect_bits, weights
 from pqt_jax.transform.rules import Rule
@@ -181,7 +181,7 @@ def test_weights_are_rounded_as_the_run_says(trained_run):
 
 
 def arguments(*given):
-    parser = command_line.Parser(prog="test")
+    parser = console.Parser(prog="test")
     load.add_model_options(parser)
     return parser.parse_args(given)
 

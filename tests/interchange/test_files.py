@@ -8,7 +8,8 @@ import pathlib
 
 import pytest
 
-from pqt_jax.errors import OutputError, escaped, say
+from pqt_jax.console import escaped, print_error
+from pqt_jax.errors import OutputError
 from pqt_jax.interchange import files
 
 FULL = "no space left on device; free some and run the command again"
@@ -49,10 +50,10 @@ def test_a_byte_that_is_no_text_is_shown_as_itself():
 
 def test_what_is_long_is_cut_in_the_middle(capsys):
     for value in ("x" * 5000, "x " * 5000):
-        say(f"config.steps='{value}'; it must be a whole number")
+        print_error(f"config.steps='{value}'; it must be a whole number")
         line = capsys.readouterr().err
         assert line.startswith("config.steps='x") and "…" in line and len(line) < 2100
         assert line.endswith("'; it must be a whole number\n")
     whole = f"/{'x' * 255}/y: no such file"
-    say(whole)
+    print_error(whole)
     assert capsys.readouterr().err == f"{whole}\n"

@@ -11,41 +11,11 @@ import argparse
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 from pqt_jax.errors import InputError
 from pqt_jax.training.config import field_types, load_file, schema, validation
 from pqt_jax.training.config.schema import Config
-
-
-class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are `InputError`s; options are given by their whole names."""
-
-    def __init__(self, **options: Any):
-        super().__init__(allow_abbrev=False, **options)
-
-    def error(self, message: str) -> NoReturn:
-        """Raise InputError."""
-        raise InputError(message.removeprefix("argument "))
-
-
-def number(kind: type, good: Callable[[Any], bool], wanted: str) -> Callable[[str], Any]:
-    """For `add_argument(type=…)`: a number within a range, or an error that says what is wanted.
-
-    Example:
-      >>> number(int, lambda n: n > 0, "a whole number from 1 on")("12")
-      12
-    """
-
-    def read(text: str) -> Any:
-        try:
-            if good(value := kind(text)):
-                return value
-        except (ValueError, OverflowError):
-            pass
-        raise argparse.ArgumentTypeError(f"{text!r}; it must be {wanted}")
-
-    return read
 
 
 class Given(NamedTuple):

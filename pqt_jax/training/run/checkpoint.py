@@ -25,7 +25,8 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from pqt_jax.errors import InputError, OutputError, say
+from pqt_jax.console import print_error
+from pqt_jax.errors import InputError, OutputError
 from pqt_jax.training.run import digests, distributed, orbax_errors, workdir
 from pqt_jax.training.run.workdir import Meta
 
@@ -195,7 +196,7 @@ def restore_newest(manager: ocp.CheckpointManager, like: Any, meta: Meta) -> tup
         for other, reason in damaged.items():
             aside = distributed.together(functools.partial(_put_aside, _folder(manager, other)))
             if aside:
-                say(
+                print_error(
                     f"checkpoint of step {other} cannot be read ({reason}) and is put aside, in "
                     f"{aside}; going on from step {step}"
                 )
@@ -255,7 +256,9 @@ def read_params(run: Path, like: Any, meta: Meta) -> tuple[int, Any]:
             continue
         there = _saved_steps(folder)
         for other in sorted(damaged.keys() & there, reverse=True):
-            say(f"checkpoint of step {other} is damaged ({damaged[other]}); reading step {step}")
+            print_error(
+                f"checkpoint of step {other} is damaged ({damaged[other]}); reading step {step}"
+            )
         return step, found["params"]
     if not damaged:
         raise InputError(f"--workdir={run} holds no checkpoint; train first, or give another")

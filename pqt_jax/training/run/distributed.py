@@ -29,7 +29,8 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from pqt_jax.errors import InputError, OutputError, tell
+from pqt_jax.console import print_line
+from pqt_jax.errors import InputError, OutputError
 from pqt_jax.training.run.signals import ending_at_once
 
 T = TypeVar("T")
@@ -66,7 +67,9 @@ def join() -> None:
         waits = {"initialization_timeout": wait, "heartbeat_timeout_seconds": wait}
     patience = wait or _PATIENCE
     jax.config.update("jax_enable_preemption_service", False)  # signals are ours
-    said = threading.Timer(5, tell, [f"waiting for the other processes, {patience} s at most"])
+    said = threading.Timer(
+        5, print_line, [f"waiting for the other processes, {patience} s at most"]
+    )
     said.daemon = True
     said.start()
     try:

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column
 
-from pqt_jax.errors import Lenient, tell
+from pqt_jax.console import LenientStream, print_line
 from pqt_jax.interchange import files
 
 Record = dict[str, Any]
@@ -122,9 +122,9 @@ def progress(start: int, total: int) -> Iterator[tuple[Callable[[int], None], Re
       record of metrics. On a terminal they move a bar; elsewhere records become plain lines.
     """
     if sys.stdout is None or not sys.stdout.isatty():
-        yield (lambda step: None), (lambda record: tell(format_line(record)))
+        yield (lambda step: None), (lambda record: print_line(format_line(record)))
         return
-    digits, console = len(str(total)), Console(file=cast(Any, Lenient(sys.stdout)))
+    digits, console = len(str(total)), Console(file=cast(Any, LenientStream(sys.stdout)))
     counter = (
         TextColumn("step", table_column=Column(no_wrap=True, min_width=4)),
         MofNCompleteColumn(table_column=Column(no_wrap=True, min_width=2 * digits + 1)),

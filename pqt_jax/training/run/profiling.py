@@ -8,7 +8,7 @@ from pathlib import Path
 
 import jax
 
-from pqt_jax.errors import say, tell
+from pqt_jax.console import print_error, print_line
 from pqt_jax.training.run import distributed
 
 _WARM, _STEPS = 10, 5  # steps before a trace, where there are so many, and in it
@@ -39,14 +39,14 @@ def of_steps(folder: Path | None, left: int) -> Iterator[Callable[[int], None]]:
             function()
             return True
         except (RuntimeError, OSError) as error:
-            say(f"warning: no trace is written to {folder}: {error}")
+            print_error(f"warning: no trace is written to {folder}: {error}")
             return False
 
     def stop() -> None:
         nonlocal running
         running = False
         if tried(jax.profiler.stop_trace):
-            tell(f"wrote a trace of {end - begin} steps to {folder}")
+            print_line(f"wrote a trace of {end - begin} steps to {folder}")
 
     def before(step: int) -> None:
         nonlocal running

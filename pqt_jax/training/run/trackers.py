@@ -21,7 +21,8 @@ from typing import Any, NamedTuple
 
 import jax
 
-from pqt_jax.errors import InputError, OutputError, say
+from pqt_jax.console import print_error
+from pqt_jax.errors import InputError, OutputError
 from pqt_jax.interchange import files
 from pqt_jax.training.config.schema import Config
 
@@ -107,7 +108,7 @@ def _tried(sinks: list[Sink], sink: Sink, function: Callable[[], None]) -> None:
         function()
     except Exception as error:  # the run is worth more, whatever it is
         reason = textwrap.shorten(f"{type(error).__name__}: {error}", 200)
-        say(f"warning: {sink.name} failed ({reason}); the run goes on without it")
+        print_error(f"warning: {sink.name} failed ({reason}); the run goes on without it")
         sinks.remove(sink)
         with contextlib.suppress(Exception):
             sink.close()

@@ -1,0 +1,185 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright 2026 The pqt_jax Authors
+"""What every command does at its two ends: parse arguments, print lines, end with an exit code."""
+
+import argparse
+import codecs
+import contextlib
+import io
+import os
+import re
+import sys
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+from pqt_jax.errors import INTERRUPTED, UNREAD, InputError, OutputError
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are `InputError`s; options are given by their whole names."""
+
+    def __init__(self, **options: Any):
+        super().__init__(allow_abbrev=False, **options)
+
+    def error(self, message: str) -> NoReturn:
+        """Raise InputError."""
+        raise InputError(message.removeprefix("argument "))
+
+
+def number(kind: type, good: Callable[[Any], bool], wanted: str) -> Callable[[str], Any]:
+    """For `add_argument(type=…)`: a number within a range, or an error that says what is wanted.
+
+    Example:
+      >>> number(int, lambda n: n > 0, "a whole number from 1 on")("12")
+      12
+    """
+
+    def read(text: str) -> Any:
+        try:
+            if good(value := kind(text)):
+                return value
+        except (ValueError, OverflowError):
+            pass
+        raise argparse.ArgumentTypeError(f"{text!r}; it must be {wanted}")
+
+    return read
+
+
+def run(command: Callable[[], int]) -> int:
+    """Run a command, and end it with one line, whatever it was that ended it.
+
+    Args:
+      command: returns an exit code.
+
+    Returns:
+      That code, or those of `InputError` and `OutputError`; 130 after Ctrl-C; 141, in silence,
+      where nobody reads the output any more, as of `command | head`.
+    """
+    escape_output()
+    try:
+        code = command()
+        sys.stdout.flush()
+        return code
+    except (InputError, OutputError) as error:
+        print_error(f"error: {error}")
+        return error.exit_code
+    except KeyboardInterrupt:
+        print_error("interrupted")
+        return INTERRUPTED
+    except OSError as error:
+        if _prints():
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # flushed again at exit
+        if isinstance(error, BrokenPipeError):
+            return UNREAD
+        failure = OutputError("standard output", error)
+        print_error(f"error: {failure}")
+        return failure.exit_code
+
+
+def leave(code: int) -> NoReturn:
+    """End the process with the code of `run`.
+
+    After Ctrl-C at once: jaxlib of jax 0.10 may crash while Python ends, if it was compiling.
+    """
+    if code != INTERRUPTED:
+        sys.exit(code)
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
+    os._exit(code)
+
+
+def _prints() -> bool:
+    """Whether stdout takes anything: what failed may be buffered still, or not be buffered."""
+    try:
+        print(flush=True)
+    except OSError:
+        return False
+    return True
+
+
+def print_error(message: str) -> None:
+    """Print one line on stderr, whatever characters are in it; what is long is cut.
+
+    Where stderr cannot be written, there is nobody to tell, and what was to be said is dropped.
+    """
+    line = re.sub(r"\S{400,}", lambda word: shorten(word[0], 200), escaped(message))
+    with contextlib.suppress(OSError):
+        print(shorten(line, 2000), file=sys.stderr, flush=True)
+
+
+def print_line(text: str) -> None:
+    """Print on stdout; where nobody reads it any more, go on without it, and say so once."""
+    try:
+        print(text, flush=True)
+    except OSError as error:
+        # What is buffered would fail again, at exit at the latest.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        reason = (error.strerror or str(error)).lower()
+        print_error(f"warning: standard output cannot be written ({reason}); going on without it")
+
+
+class LenientStream:
+    """A stream that may go away, as a terminal does: what cannot be written is dropped then.
+
+    Args:
+      stream: what it writes to.
+    """
+
+    def __init__(self, stream: Any):
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        """As of a stream."""
+        with contextlib.suppress(OSError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """As of a stream."""
+        with contextlib.suppress(OSError):
+            self._stream.flush()
+
+
+def shorten(text: str, length: int) -> str:
+    """The text, without its middle if it is longer.
+
+    Example:
+      >>> shorten("a" + 5000 * "x" + "b", 10)
+      'axxxxxx…xxb'
+    """
+    tail = length // 3
+    return text if len(text) <= length else f"{text[: length - tail]}…{text[-tail:]}"
+
+
+def escape_output() -> None:
+    """Let stdout and stderr show, by escapes, what they cannot encode."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors=_HANDLER)
+
+
+def _escape(error: UnicodeError) -> tuple[str, int]:
+    assert isinstance(error, UnicodeEncodeError)
+    text = error.object[error.start : error.end]
+    return escaped(text.encode("ascii", "backslashreplace").decode()), error.end
+
+
+_HANDLER = "pqt_jax.escape"
+codecs.register_error(_HANDLER, _escape)
+
+
+def escaped(text: str) -> str:
+    """The text with what cannot be printed, line breaks included, as backslash escapes.
+
+    A byte of a file name that is no text, which Python holds as a surrogate, is itself: \\xff.
+
+    Example:
+      >>> print(escaped("two\\nlines"))
+      two\\nlines
+    """
+    text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return re.sub(r"\\udc([89a-f][0-9a-f])", r"\\x\1", text)  # also those that repr() escaped

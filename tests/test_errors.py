@@ -53,7 +53,7 @@ def test_a_line_that_nobody_can_read_ends_nothing(monkeypatch):
 
 @pytest.mark.parametrize("code, last", [(130, ""), (2, "last\n")])
 def test_only_after_ctrl_c_a_command_ends_without_the_end_of_python(code, last):
-    program = "import atexit; from pqt_jax import errors; atexit.register(print, 'last')\n"
+    program = "import atexit; from pqt_jax import console; atexit.register(print, 'last')\n"
     program += f"print('first'); console.leave({code})"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == code and done.stdout == "first\n" + last

@@ -19,7 +19,7 @@ from support.command import end, main, start
 @pytest.mark.slow
 def test_bf16_and_gpt2_run_to_the_end_in_process(tmp_path, capsys):
     (tmp_path / "gpt2.py").write_text(
-        "import tiny\ndef get_config(): return tiny.get_config(tiny.GPT2)\n"
+        "from support import tiny\ndef get_config(): return tiny.get_config(tiny.GPT2)\n"
     )
     options = ("--config.method=bf16", "--config.steps=5", "--config.log.every=2")
     assert main(tmp_path, *options, config=tmp_path / "gpt2.py") == 0

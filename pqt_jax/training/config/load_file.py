@@ -28,9 +28,9 @@ def find(name: str) -> str:
     Args:
       name: a path, or the name of a file in `configs` without its suffix, such as "lab/smoke".
     """
-    if name and not name.endswith(".py") and not Path(name).exists():
+    if name and not name.endswith(".py") and not os.path.exists(name):
         for folder in (_PACKAGE / "configs", _PACKAGE.parent / "configs"):  # installed, a checkout
-            if (path := folder / f"{name}.py").is_file():
+            if os.path.isfile(path := folder / f"{name}.py"):
                 return str(path)
     return name
 

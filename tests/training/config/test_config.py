@@ -248,7 +248,7 @@ def test_a_broken_config_file_is_one_line(tmp_path, content, message):
 )
 def test_a_config_file_has_the_fields_and_types_of_the_default(tmp_path, change, message):
     (tmp_path / "file.py").write_text(
-        f"import tiny\ndef get_config():\n config = tiny.get_config()\n {change}\n return config\n"
+        f"from support import tiny\ndef get_config():\n config = tiny.get_config()\n {change}\n return config\n"
     )
     with pytest.raises(InputError, match=f"file.py: .*{re.escape(message)}") as caught:
         command_line.load(str(tmp_path / "file.py"))
@@ -257,7 +257,7 @@ def test_a_config_file_has_the_fields_and_types_of_the_default(tmp_path, change,
 
 def test_a_frozen_config_will_do(tmp_path):
     (tmp_path / "file.py").write_text(
-        "import tiny\nfrom ml_collections import FrozenConfigDict\n"
+        "from support import tiny\nfrom ml_collections import FrozenConfigDict\n"
         "def get_config(): return FrozenConfigDict(tiny.get_config())\n"
     )
     config = command_line.load(str(tmp_path / "file.py"), [("steps", "70")])
@@ -275,7 +275,7 @@ def test_bools_are_no_numbers():
 
 def test_whole_numbers_stand_for_numbers_in_a_config_of_ones_own(tmp_path):
     (tmp_path / "file.py").write_text(
-        "import tiny\nfrom ml_collections import ConfigDict\ndef get_config():\n"
+        "from support import tiny\nfrom ml_collections import ConfigDict\ndef get_config():\n"
         " options = tiny.get_config().to_dict()\n options['optimizer']['learning_rate'] = 1\n"
         " return ConfigDict(options)\n"
     )

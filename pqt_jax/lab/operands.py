@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright 2026 The pqt_jax Authors
-"""Operands of fewer bits, in any format ExMy: Q of `gemms`.
+"""Operands rounded to any format ExMy: the function Q of `gemms`.
 
-An operand's exponent is reduced by clipping (beyond the largest value it saturates, below the
-smallest normal one it is subnormal), its mantissa by cutting bits off, as in the paper, or to the
-nearest, ties to even.
+The exponent is reduced by saturation: a value larger than the format's maximum becomes the maximum,
+and a value below the smallest normal number becomes subnormal. The mantissa is truncated, as in the
+paper, or rounded to nearest, ties to even.
 
-Source: Lee and others, arXiv 2405.18710 (2024), for masked operands without scales; the rest is
-ours: the paper does not say what becomes of what is too small, and rounding to the nearest and
-scales of blocks are for comparison.
+Source: Lee and others, arXiv 2405.18710 (2024), for truncated operands without scales. The paper
+does not define the treatment of values that are too small; subnormals are this library's choice.
+Rounding to nearest and scales of blocks are additions, for comparison.
 """
 
 import dataclasses
@@ -34,15 +34,15 @@ class Operand:
       (FloatFormat(exponent_bits=8, mantissa_bits=3, specials='ieee'), <ScaleRule.CEIL: 'ceil'>)
 
     Attributes:
-      dtype: a `FloatFormat`, or a dtype or name of one.
-      rounding: "truncate" cuts bits of the mantissa off; "nearest" takes the nearest value, ties to
+      dtype: a `FloatFormat`, or a dtype or name that stands for one.
+      rounding: "truncate" drops bits of the mantissa; "nearest" takes the nearest value, ties to
         even.
-      scale: a `ScaleRule` that gives each block a scale; None for none.
-      block: rows and columns of such a block, in the operand as a matrix whose columns (of x) or
-        rows (of W) are summed over.
+      scale: a `ScaleRule` that gives each block a scale, or None for no scales.
+      block: rows and columns of a block. The operand counts as a matrix: the product sums over the
+        columns of x and over the rows of W.
 
     Raises:
-      ValueError: for what is none of these.
+      ValueError: if an argument is not one of these.
     """
 
     dtype: FloatFormat
@@ -53,20 +53,21 @@ class Operand:
     def __init__(self, dtype, rounding="truncate", scale=None, block=(32, 32)):
         if rounding not in get_args(Rounding):
             raise ValueError(f"rounding={rounding!r}; it must be truncate or nearest")
-        put = functools.partial(object.__setattr__, self)
-        put("dtype", as_format(dtype))
-        put("rounding", rounding)
-        put("scale", None if scale is None else cast.check_scale(scale))
-        put("block", blocks.check_block(block))
+        set_field = functools.partial(object.__setattr__, self)  # the dataclass is frozen
+        set_field("dtype", as_format(dtype))
+        set_field("rounding", rounding)
+        set_field("scale", None if scale is None else cast.check_scale(scale))
+        set_field("block", blocks.check_block(block))
         if rounding == "truncate" and self.scale == cast.ScaleRule.EXACT:
             raise ValueError(
-                "scale='exact' with rounding='truncate': the quotient rounds, and what is cut off "
-                "then hangs on its last bit; give floor or ceil, or rounding='nearest'"
+                "scale='exact' with rounding='truncate': the division by the scale rounds, so the "
+                "result of truncating would depend on its last bit; give floor or ceil, or "
+                "rounding='nearest'"
             )
 
 
 def truncate(x: jax.Array, fmt: FloatFormat) -> jax.Array:
-    """Round to the next value of a format towards zero, saturating.
+    """Round towards zero to a value of a format, with saturation at its maximum.
 
         truncate(x) = sign(x) · min(⌊|x| / q⌋ · q, max),  q = 2^(max(⌊log2|x|⌋, 1 − bias) − m)
 
@@ -76,11 +77,11 @@ def truncate(x: jax.Array, fmt: FloatFormat) -> jax.Array:
 
     Args:
       x: float32 or bfloat16, any shape.
-      fmt: a `FloatFormat`, or a dtype that names one.
+      fmt: a `FloatFormat`, or a dtype that stands for one.
 
     Returns:
-      Shape and dtype of x. Of a format with the exponents of float32, ±Inf stays; of others it
-      becomes ±max. NaN stays.
+      An array with the shape and dtype of x. NaN stays NaN. ±Inf stays if the format has the eight
+      exponent bits of float32; otherwise it becomes ±max.
 
     Raises:
       TypeError: if x is neither float32 nor bfloat16.
@@ -88,26 +89,33 @@ def truncate(x: jax.Array, fmt: FloatFormat) -> jax.Array:
     fmt, x = as_format(fmt), jnp.asarray(x)
     word = cast.to_word(x)
     sign, magnitude = word & np.uint32(0x80000000), word & np.uint32(0x7FFFFFFF)
-    cut = np.uint32(0xFFFFFFFF << (23 - fmt.mantissa_bits) & 0xFFFFFFFF)
+    mask = np.uint32(0xFFFFFFFF << (23 - fmt.mantissa_bits) & 0xFFFFFFFF)
     if fmt.exponent_bits == 8:
-        kept = magnitude & cut
+        truncated = magnitude & mask
     else:
-        small = jnp.minimum(magnitude, np.float32(fmt.max).view(np.uint32))
+        saturated = jnp.minimum(magnitude, np.float32(fmt.max).view(np.uint32))
         steps = jnp.floor(
-            cast.from_word(small, jnp.dtype("float32")) * np.float32(1 / fmt.min_subnormal)
+            cast.from_word(saturated, jnp.dtype("float32")) * np.float32(1 / fmt.min_subnormal)
         )
         subnormal = cast.to_word(steps * np.float32(fmt.min_subnormal))
-        is_normal = small >= np.float32(fmt.min_normal).view(np.uint32)
-        kept = jnp.where(is_normal, small & cut, subnormal)
+        is_normal = saturated >= np.float32(fmt.min_normal).view(np.uint32)
+        truncated = jnp.where(is_normal, saturated & mask, subnormal)
     is_nan = magnitude > np.uint32(0x7F800000)
-    return cast.from_word(jnp.where(is_nan, word, sign | kept), x.dtype)
+    return cast.from_word(jnp.where(is_nan, word, sign | truncated), x.dtype)
 
 
 def reduce(x: jax.Array, operand: Operand | None) -> jax.Array:
-    """Q of matrices, float32 or bfloat16[…, M, N] → the same shape and dtype.
+    """Q: round matrices to the format of an operand.
 
-    Without a scale, ±Inf stays where the format has the exponents of float32: E8M7 changes nothing
-    in bfloat16. With one, a block that holds Inf or NaN becomes NaN.
+    Without scales, E8M7 changes no bfloat16: ±Inf stays if the format has eight exponent bits.
+    With scales, a block that contains Inf or NaN becomes NaN.
+
+    Args:
+      x: float32 or bfloat16[…, M, N].
+      operand: how to round; None returns x.
+
+    Returns:
+      An array with the shape and dtype of x.
     """
     if operand is None or not x.size:
         return x

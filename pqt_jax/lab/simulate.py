@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright 2026 The pqt_jax Authors
-"""Any Flax model with products of reduced operands (`gemms`), beside `pqt_transform`."""
+"""Make any Flax model multiply with reduced operands (`gemms`), with or without sampling."""
 
 import dataclasses
 import re
@@ -16,10 +16,10 @@ M = TypeVar("M", linen.Module, nnx.Module)
 
 
 def simulate(model: M, rules: Mapping[str, Gemm | None]) -> M:
-    """A model whose linear layers multiply with reduced operands.
+    """A copy of a model whose linear layers multiply with reduced operands.
 
-    Before or after `pqt_transform`: sampled weights are reduced as others are. Parameters, their
-    paths and what the model is called with stay as they were.
+    It can be combined with `pqt_transform` in either order: the sampled weights are then reduced.
+    Parameters, their paths and the arguments of the model do not change.
 
     Example:
       >>> import jax.numpy as jnp
@@ -31,19 +31,20 @@ def simulate(model: M, rules: Mapping[str, Gemm | None]) -> M:
       (1, 4)
 
     Args:
-      model: of NNX or Linen. In it, any layer with a `kernel` and a field `dot_general` can be
-        reduced: `Linear`, `LinearGeneral`, `Dense`, `DenseGeneral`, and what is made of them.
-      rules: regular expression of the `/`-joined path of a kernel → its `Gemm`, or None to leave it
-        alone; the first that matches the whole path decides.
+      model: an NNX or Linen module. Every layer in it with a `kernel` and a field `dot_general`
+        can be reduced: `Linear`, `LinearGeneral`, `Dense`, `DenseGeneral`, and layers built on
+        them.
+      rules: regular expression → `Gemm`, or None to leave a layer as it is. The first expression
+        that matches the whole `/`-joined path of a kernel decides.
 
     Returns:
-      For NNX a copy of the model. For Linen a module of a class of its own; what its `__call__`
-      does is reduced, and rules are checked when it is called.
+      For NNX, a copy of the model. For Linen, a module of a new class; only its `__call__` is
+      reduced, and the rules are checked when it is called.
 
     Raises:
-      TypeError: for a model that is neither, and for a rule that is no `Gemm`.
-      ValueError: for a rule that does not compile, matches no kernel, or one whose layer has no
-        `dot_general`.
+      TypeError: if the model is neither an NNX nor a Linen module, or a rule is not a `Gemm`.
+      ValueError: if a rule does not compile, matches no kernel, or matches a parameter whose layer
+        has no `dot_general`.
     """
     if not isinstance(rules, Mapping) or not all(isinstance(name, str) for name in rules):
         raise TypeError(f"rules={rules!r}; they must be a dict of patterns and what they mean")
@@ -58,24 +59,26 @@ def simulate(model: M, rules: Mapping[str, Gemm | None]) -> M:
         return _simulate_nnx(model, rules)
     if isinstance(model, linen.Module):
         return _simulate_linen(model, rules)
-    raise TypeError(f"the model is of type {type(model).__name__}; give a module of NNX or Linen")
+    raise TypeError(f"the model is of type {type(model).__name__}; give an NNX or Linen module")
 
 
 def _simulate_nnx(model: Any, rules: Mapping[str, Gemm | None]) -> Any:
-    copy, seen = nnx.clone(model), dict[str, bool]()
-    part: Any
-    for path, part in nnx.iter_modules(copy):
-        for name, value in vars(part).items():
+    copy = nnx.clone(model)
+    paths = []
+    module: Any
+    for module_path, module in nnx.iter_modules(copy):
+        for name, value in vars(module).items():
             if not isinstance(value, nnx.Param):
                 continue
-            full = "/".join(map(str, (*path, name)))
-            seen[full] = name == "kernel" and hasattr(part, "dot_general")
-            _, layer = _first_match(rules, full)
-            if layer and not seen[full]:
-                raise _no_product(full, part)
-            if layer:
-                part.dot_general = layer
-    _check_used(rules, list(seen))
+            path = "/".join(map(str, (*module_path, name)))
+            paths.append(path)
+            _, layer = _first_match(rules, path)
+            if layer is None:
+                continue
+            if name != "kernel" or not hasattr(module, "dot_general"):
+                raise _not_a_product(path, module)
+            module.dot_general = layer
+    _check_all_used(rules, paths)
     return copy
 
 
@@ -83,50 +86,57 @@ def _simulate_linen(model: Any, rules: Mapping[str, Gemm | None]) -> Any:
     cls = type(model)
 
     def __call__(self, *args, **kwargs):
-        seen = []
+        paths = []
 
         def intercept(call, args, kwargs, context):
-            part = context.module
+            module = context.module
             if context.method_name != "__call__":
                 return call(*args, **kwargs)
-            here = part.path[len(self.path) :]
-            path = "/".join((*here, "kernel"))
-            if not hasattr(part, "dot_general"):
+            module_path = module.path[len(self.path) :]
+            if not hasattr(module, "dot_general"):
                 out = call(*args, **kwargs)
-                own = part.variables.get("params", {}) if part.scope else {}
-                for name in own:
-                    full = "/".join((*here, name))
-                    if not isinstance(own[name], Mapping) and _first_match(rules, full)[1]:
-                        raise _no_product(full, part)
+                _refuse_rules_of(module, module_path, rules)  # after the call has made parameters
                 return out
-            seen.append(path)
+            path = "/".join((*module_path, "kernel"))
+            paths.append(path)
             _, layer = _first_match(rules, path)
             if layer is None:
                 return call(*args, **kwargs)
-            before = part.dot_general
-            object.__setattr__(part, "dot_general", layer)
+            original = module.dot_general
+            object.__setattr__(module, "dot_general", layer)  # Linen modules are frozen
             try:
                 return call(*args, **kwargs)
             finally:
-                object.__setattr__(part, "dot_general", before)
+                object.__setattr__(module, "dot_general", original)
 
         with linen.intercept_methods(intercept):
             out = cls.__call__(self, *args, **kwargs)
-        _check_used(rules, seen)
+        _check_all_used(rules, paths)
         return out
 
-    def fill(namespace):
+    def set_members(namespace):
         namespace.update(__call__=__call__, __module__=cls.__module__, __doc__=cls.__doc__)
 
     fields = {f.name: getattr(model, f.name) for f in dataclasses.fields(model) if f.init}
     fields.pop("parent", None)
-    return types.new_class(cls.__name__, (cls,), {}, fill)(**fields)
+    return types.new_class(cls.__name__, (cls,), {}, set_members)(**fields)
 
 
-def _no_product(path: str, part: Any) -> ValueError:
+def _refuse_rules_of(
+    module: Any, module_path: tuple[str, ...], rules: Mapping[str, Gemm | None]
+) -> None:
+    """Raise ValueError if a rule reduces a parameter of a Linen module without `dot_general`."""
+    parameters = module.variables.get("params", {}) if module.scope else {}
+    for name, value in parameters.items():
+        path = "/".join((*module_path, name))
+        if not isinstance(value, Mapping) and _first_match(rules, path)[1]:
+            raise _not_a_product(path, module)
+
+
+def _not_a_product(path: str, module: Any) -> ValueError:
     return ValueError(
-        f"{path!r} is a parameter of a {type(part).__name__}, which multiplies by no dot_general "
-        "that could be reduced; let a rule before say None for it"
+        f"{path!r} is a parameter of a {type(module).__name__}, which has no dot_general that "
+        "could be reduced; give None for it in an earlier rule"
     )
 
 
@@ -134,7 +144,8 @@ def _first_match(rules: Mapping[str, Gemm | None], path: str) -> tuple[str | Non
     return next((rule for rule in rules.items() if re.fullmatch(rule[0], path)), (None, None))
 
 
-def _check_used(rules: Mapping[str, Gemm | None], paths: list[str]) -> None:
+def _check_all_used(rules: Mapping[str, Gemm | None], paths: list[str]) -> None:
+    """Raise ValueError if a rule is not the first match of any path."""
     used = {_first_match(rules, path)[0] for path in paths}
     for pattern in rules:
         if pattern not in used:

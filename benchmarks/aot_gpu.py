@@ -82,7 +82,7 @@ def reason_not_to_run() -> str | None:
 def compile_case(arch: int, case: str, implementation: Any, size: int) -> str:
     """The optimized module of one row."""
     direction, dtype, spec = CASES[case]
-    forward, backward = pallas.functions(implementation)
+    forward, backward = pallas.get_functions(implementation)
     matrix = jax.ShapeDtypeStruct((1, size, size), dtype)
     b_i = jax.ShapeDtypeStruct((1, size // 32, size // 32), jnp.float32)
     key = [jax.ShapeDtypeStruct((n,), jnp.uint32) for n in (2, 3)]
@@ -108,7 +108,7 @@ def measure(arch: int, case: str, implementation: str, size: int, kept: Path) ->
     for path in kept.iterdir():
         path.unlink()
     text = compile_case(arch, case, implementation, size)
-    tiles = launch.kernel_of("mosaic").tiles_per_block(size // philox.ROWS, size // 128)
+    tiles = launch.load_kernel("mosaic").tiles_per_block(size // philox.ROWS, size // 128)
     per_thread = philox.ROWS * tiles
     threads = threads_of(kept, size**2 // per_thread if implementation == "mosaic" else 0)
     counts, registers, spills, loops, seen = collections.Counter(), 0, 0, False, set()

@@ -50,7 +50,7 @@ def _forward(name: Implementation, spec: Spec, key, ws, bits, gs):
 
 def _backward(name: Implementation, key, ws, bits, gs):
     """∂L/∂b alone: ∂L/∂w is the cotangent itself."""
-    _, backward = pallas.functions(name)
+    _, backward = pallas.get_functions(name)
     words = jax.random.key_data(key)
     offset = jnp.zeros(3, jnp.uint32)
     return [backward(Spec(), g[None], words, offset.at[0].set(i)) for i, g in enumerate(gs)]

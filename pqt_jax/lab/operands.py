@@ -127,7 +127,7 @@ def reduce(x: jax.Array, operand: Operand | None) -> jax.Array:
         return jnp.where(jnp.isinf(x), x, rounded) if fmt.exponent_bits == 8 else rounded
     wide = x.astype(jnp.float32).reshape(-1, *x.shape[-2:])
     m, n = x.shape[-2:]
-    block = blocks.fitted(operand.block, m, n)
+    block = blocks.fit_block(operand.block, m, n)
     padded = blocks.pad_to(wide, *block)
     scale = cast.block_scale(blocks.block_absmax(padded, block), fmt, operand.scale)
     scale = blocks.spread(scale, block)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright 2026 The pqt_jax Authors
-"""Blocks: n-D parameters as stacks of matrices, block maxima, and spreading back.
+"""Blocks: parameters as stacks of matrices, reductions over blocks, and numbers per block.
 
-A parameter becomes a stack of matrices [leads, M, N] by `matrix_axes = (r, c)`: its last c axes
-are the columns, the r axes before them the rows, and all axes before those number the stack.
+A parameter becomes a stack of matrices [leads, M, N] by `matrix_axes = (r, c)`. Its last c axes are
+the columns, the r axes before them are the rows, and all axes before those are the stack.
 
     kernel [D, F]                    (1, 1)   one D × F matrix                       (the default)
     stacked kernel [L, D, F]         (1, 1)   L matrices
@@ -12,7 +12,8 @@ are the columns, the r axes before them the rows, and all axes before those numb
     attention query [D, heads, dim]  (1, 2)   one D × (heads·dim) matrix
     attention out [heads, dim, D]    (2, 1)   one (heads·dim) × D matrix
 
-A matrix of M × N has ⌈M/bm⌉ × ⌈N/bn⌉ blocks of bm × bn; the last of a row or column may be smaller.
+A matrix of M × N has ⌈M/bm⌉ × ⌈N/bn⌉ blocks of bm × bn; blocks at its right and lower edge may be
+smaller.
 """
 
 import math
@@ -31,7 +32,7 @@ MAX_SIDE = 2**15
 
 
 def check_block(block: Block) -> Block:
-    """Return the block, as two ints, if the noise stream can serve it.
+    """Return the block as two ints, if the noise stream supports it.
 
     Raises:
       ValueError: unless each side divides 32 or is a multiple of 32, up to `MAX_SIDE`.
@@ -46,13 +47,13 @@ def check_block(block: Block) -> Block:
     return rows, columns
 
 
-def fitted(block: Block, m: int, n: int) -> Block:
-    """The block, no larger than a matrix of m × n needs: cut at the next multiple of 32.
+def fit_block(block: Block, m: int, n: int) -> Block:
+    """Limit a block to the size of an m × n matrix, rounded up to a multiple of 32.
 
-    No grid of blocks changes by it, and nothing is padded to more than that.
+    The grid of blocks stays the same, and the matrix is padded no further than to that size.
 
     Example:
-      >>> fitted((8192, 16), 100, 70)
+      >>> fit_block((8192, 16), 100, 70)
       (128, 16)
     """
     rows, columns = (max(32, -(-size // 32) * 32) for size in (m, n))
@@ -69,7 +70,7 @@ def _side(side: Any) -> int:
 
 
 def matrix_shape(shape: tuple[int, ...], matrix_axes: tuple[int, int]) -> tuple[int, int, int]:
-    """`(leads, M, N)` of a parameter shape.
+    """Return `(leads, M, N)` of a parameter shape.
 
     Example:
       >>> matrix_shape((12, 768, 12, 64), (1, 2))
@@ -84,18 +85,19 @@ def matrix_shape(shape: tuple[int, ...], matrix_axes: tuple[int, int]) -> tuple[
             f"matrix_axes={matrix_axes!r} does not fit a parameter of shape {tuple(shape)}; give "
             "(row axes, column axes), both at least 1, together at most its number of axes"
         )
-    cut = len(shape) - columns
+    first_column = len(shape) - columns
+    first_row = first_column - rows
     return (
-        math.prod(shape[: cut - rows]),
-        math.prod(shape[cut - rows : cut]),
-        math.prod(shape[cut:]),
+        math.prod(shape[:first_row]),
+        math.prod(shape[first_row:first_column]),
+        math.prod(shape[first_column:]),
     )
 
 
 def grid_shape(
     shape: tuple[int, ...], block: Block, matrix_axes: tuple[int, int]
 ) -> tuple[int, ...]:
-    """Shape of one number per block: the leading axes as they are, then the two of the grid.
+    """Return the shape of an array with one number per block: the leading axes, then the grid.
 
     Example:
       >>> grid_shape((100, 70), (32, 32), (1, 1)), grid_shape((12, 768, 3072), (32, 32), (1, 1))
@@ -110,9 +112,9 @@ def check_grid(b: jax.Array | None, w: jax.Array, block: Block, matrix_axes: tup
     """Raise ValueError unless b holds one number per block of w."""
     grid = grid_shape(w.shape, block, matrix_axes)
     if b is None or jnp.shape(b) != grid:
-        given = "no bits" if b is None else f"bits of shape {jnp.shape(b)}"
+        bits = "no bits" if b is None else f"bits of shape {jnp.shape(b)}"
         sides = "x".join(map(str, block))
-        raise ValueError(f"{given} for w of shape {w.shape}; blocks of {sides} need {grid}")
+        raise ValueError(f"{bits} for w of shape {w.shape}; blocks of {sides} need {grid}")
 
 
 def pad_to(x: jax.Array, rows: int, columns: int) -> jax.Array:
@@ -122,10 +124,10 @@ def pad_to(x: jax.Array, rows: int, columns: int) -> jax.Array:
 
 
 def block_absmax(x: jax.Array, block: Block) -> jax.Array:
-    """Largest magnitude in each block, `max_B |x|`; NaN wins over Inf, Inf over numbers.
+    """Return the largest magnitude in each block, `max_B |x|`; NaN is above Inf.
 
-    The maximum is taken over bit patterns as integers: the order of magnitudes is theirs, and XLA
-    vectorizes an integer maximum, which it does not do for a float one that must propagate NaN.
+    The maximum is taken over bit patterns as integers, whose order is that of the magnitudes. XLA
+    vectorizes an integer maximum, but not a float maximum that must propagate NaN.
 
     Args:
       x: float32 or bfloat16 [leads, M, N], M and N multiples of the block.
@@ -143,7 +145,7 @@ def block_absmax(x: jax.Array, block: Block) -> jax.Array:
 
 
 def block_sum(x: jax.Array, block: Block) -> jax.Array:
-    """Sum over each block: [leads, M, N] → [leads, M/bm, N/bn], the dtype kept."""
+    """Sum over each block: [leads, M, N] → [leads, M/bm, N/bn], of the same dtype."""
     leads, m, n = x.shape
     bm, bn = block
     over_rows = jnp.sum(x.reshape(leads, m // bm, bm, n), axis=2)
@@ -151,13 +153,13 @@ def block_sum(x: jax.Array, block: Block) -> jax.Array:
 
 
 def spread(per_block: jax.Array, block: Block) -> jax.Array:
-    """One number per block → one per element: [leads, gm, gn] → [leads, gm·bm, gn·bn]."""
+    """Repeat numbers per block for each element: [leads, gm, gn] → [leads, gm·bm, gn·bn]."""
     over_columns = repeat(per_block, block[1], axis=2)
     return repeat(over_columns, block[0], axis=1)
 
 
 def repeat(x: jax.Array, times: int, axis: int) -> jax.Array:
-    """`jnp.repeat`, for arrays of any sharding."""
+    """Repeat each element along an axis, as `jnp.repeat` does, for arrays of any sharding."""
     shape = (*x.shape[: axis + 1], times, *x.shape[axis + 1 :])
     wide = lax.broadcast_in_dim(x, shape, [d for d in range(x.ndim + 1) if d != axis + 1])
     return wide.reshape(*x.shape[:axis], x.shape[axis] * times, *x.shape[axis + 1 :])

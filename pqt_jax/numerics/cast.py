@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright 2026 The pqt_jax Authors
-"""Rounding to any format by bit arithmetic, and the bridge to ml_dtypes arrays on the host.
+"""Rounding to any format by bit arithmetic, block scales, codes, and ml_dtypes arrays on the host.
 
-Why bits and not `astype`: XLA's CPU back-end cannot cast to the float6 types, a cast to
-float8_e4m3fn overflows to NaN, and under jit XLA may drop a float32 → bfloat16 → float32 round
-trip altogether. Integer operations are left alone, and give the same bits on every back-end.
+`astype` is not used, for three reasons. XLA on CPU cannot cast to the float6 types. A cast to
+float8_e4m3fn overflows to NaN. Under jit, XLA may drop a round trip float32 → bfloat16 → float32.
+Integer operations have none of these problems, and give the same bits on every back-end.
 """
 
 import enum
@@ -22,14 +22,17 @@ _INF = np.uint32(0x7F800000)
 
 
 class ScaleRule(enum.StrEnum):
-    """How the scale of a block follows from its largest magnitude; a name serves as well.
+    """The rule by which the scale of a block is computed from its largest magnitude.
+
+    Functions take a member or its name.
 
     Attributes:
-      FLOOR: `2^(⌊log2 absmax⌋ − emax)`, the rule of OCP MX; what lies near the top saturates.
-      CEIL: the least power of two with `absmax ≤ max · scale`; nothing saturates, as long as that
-        is at most 2^126.
-      EXACT: `absmax / max`, no power of two: the largest weight is met up to rounding, but the
-        scale takes 32 bits instead of eight, and products with it round.
+      FLOOR: `2^(⌊log2 absmax⌋ − emax)`, the rule of OCP MX. Values near the block maximum may
+        saturate.
+      CEIL: the least power of two with `absmax ≤ max · scale`. Nothing saturates, as long as that
+        scale is at most 2^126.
+      EXACT: `absmax / max`, which is not a power of two. The largest weight is represented exactly
+        up to rounding. The scale takes 32 bits instead of eight, and products with it round.
     """
 
     FLOOR = "floor"
@@ -41,10 +44,10 @@ Scale = ScaleRule | Literal["floor", "ceil", "exact"]
 
 
 def check_scale(scale: Scale) -> ScaleRule:
-    """The rule of a name.
+    """Return the rule of a name.
 
     Raises:
-      ValueError: if there is none.
+      ValueError: if no rule has this name.
     """
     try:
         return ScaleRule(scale)
@@ -54,7 +57,7 @@ def check_scale(scale: Scale) -> ScaleRule:
 
 
 def to_word(x: jax.Array) -> jax.Array:
-    """The float32 bit pattern (uint32) of a float32 or bfloat16 array; no value changes.
+    """Return the float32 bit pattern (uint32) of a float32 or bfloat16 array.
 
     Raises:
       TypeError: for any other dtype.
@@ -67,36 +70,36 @@ def to_word(x: jax.Array) -> jax.Array:
 
 
 def from_word(word: jax.Array, dtype: jnp.dtype) -> jax.Array:
-    """The float32 or bfloat16 array of float32 bit patterns; bfloat16 keeps the upper half."""
+    """Return the array of float32 bit patterns; bfloat16 takes the upper half of each."""
     if dtype == jnp.bfloat16:
         return lax.bitcast_convert_type((word >> np.uint32(16)).astype(jnp.uint16), jnp.bfloat16)
     return lax.bitcast_convert_type(word, jnp.float32)
 
 
-def _word_of(value: float) -> np.uint32:
+def _float_word(value: float) -> np.uint32:
     return np.float32(value).view(np.uint32)
 
 
 def _round_mantissa(magnitude: jax.Array, mantissa_bits: int) -> jax.Array:
-    """Nearest-even of a sign-free word to the top `mantissa_bits` of its 23, subnormals too."""
+    """Round a word without sign to its top `mantissa_bits` of 23, nearest even; also subnormals."""
     drop = 23 - mantissa_bits
     if drop == 0:
         return magnitude
     odd = (magnitude >> np.uint32(drop)) & np.uint32(1)
-    if mantissa_bits == 0:  # the bit that is even or odd is the implied one, 0 for subnormals alone
+    if mantissa_bits == 0:  # the last bit kept is the implicit one, which is 0 for subnormals only
         odd = (magnitude >= np.uint32(1 << 23)).astype(jnp.uint32)
     up = magnitude + (odd + np.uint32((1 << (drop - 1)) - 1))
     return up & np.uint32(0xFFFFFFFF << drop & 0xFFFFFFFF)
 
 
 def round_to_bfloat16(x: jax.Array) -> jax.Array:
-    """Round float32 to bfloat16, nearest even; overflow goes to ±Inf, Inf and NaN stay.
+    """Round float32 to bfloat16, nearest even; overflow becomes ±Inf, and Inf and NaN stay.
 
     Args:
       x: float32 or bfloat16, any shape.
 
     Returns:
-      bfloat16 of the same shape, as `x.astype(bfloat16)` gives, but never dropped by XLA.
+      bfloat16 of the same shape, equal to `x.astype(bfloat16)`; XLA never drops this rounding.
     """
     if x.dtype == jnp.bfloat16:
         return x
@@ -113,12 +116,12 @@ def round_to(x: jax.Array, fmt: FloatFormat) -> jax.Array:
         round_to(x) = sign(x) · min(⌊|x| / q⌉ · q, max),  q = 2^(max(⌊log2|x|⌋, 1 − bias) − m)
 
     Example:
-      >>> from pqt_jax.formats import E2M1
+      >>> from pqt_jax.numerics.formats import E2M1
       >>> round_to(jnp.array([0.25, 0.75, 2.5, -5.0, 100.0]), E2M1).tolist()
       [0.0, 1.0, 2.0, -4.0, 6.0]
 
     Args:
-      x: float32 or bfloat16, any shape. Its dtype must be able to hold the format.
+      x: float32 or bfloat16, any shape. Its dtype must hold every value of the format.
       fmt: a `FloatFormat`, or a dtype that names one.
 
     Returns:
@@ -134,72 +137,72 @@ def round_to(x: jax.Array, fmt: FloatFormat) -> jax.Array:
     if x.dtype == jnp.bfloat16 and fmt.mantissa_bits > BF16.mantissa_bits:
         raise ValueError(f"round_to: bfloat16 cannot hold {fmt}; give x as float32")
     magnitude = word & ~_SIGN
-    largest = _word_of(fmt.max)
-    if fmt.exponent_bits == 8:  # float32's own exponents, so that its bits round in place
+    largest = _float_word(fmt.max)
+    if fmt.exponent_bits == 8:  # the exponents of float32: the mantissa is rounded in place
         rounded = jnp.minimum(_round_mantissa(magnitude, fmt.mantissa_bits), largest)
     else:
-        # Adding 2^(23−m) times the power of two below makes float32's own rounding do the work.
-        # Saturating first keeps that sum finite; `largest` is on the grid, so it may come first.
+        # float32 itself rounds the sum of x and 2^(23−m) times the power of two below x. Saturating
+        # before keeps the sum finite. It changes no result, since `largest` is on the grid.
         small = jnp.minimum(magnitude, largest)
-        power = jnp.maximum(small & _INF, _word_of(fmt.min_normal))
+        power = jnp.maximum(small & _INF, _float_word(fmt.min_normal))
         shift = from_word(power + np.uint32((23 - fmt.mantissa_bits) << 23), jnp.float32)
         rounded = to_word((from_word(small, jnp.float32) + shift) - shift)
     return from_word(jnp.where(magnitude > _INF, word, (word & _SIGN) | rounded), x.dtype)
 
 
 def block_scale(absmax: jax.Array, fmt: FloatFormat, rule: Scale) -> jax.Array:
-    """The scale of a block, from its largest magnitude, by a `ScaleRule`.
+    """Compute the scale of a block from its largest magnitude, by a `ScaleRule`.
 
         "floor"  2^(⌊log2 absmax⌋ − emax)
         "ceil"   the least 2^e with absmax ≤ max · 2^e
         "exact"  absmax · (1 / max)
 
     Example:
-      >>> from pqt_jax.formats import E2M1
+      >>> from pqt_jax.numerics.formats import E2M1
       >>> [block_scale(jnp.float32(7.0), E2M1, rule).item() for rule in ("floor", "ceil")]
       [1.0, 2.0]
 
     Args:
       absmax: float32, any shape, not negative.
       fmt: the element format.
-      rule: which of the three.
+      rule: one of the three.
 
     Returns:
-      float32 of the same shape, from 2^-126 to 2^126, a power of two but for "exact"; NaN where
-      absmax is Inf or NaN, so that a block with a non-finite weight stays visible.
+      float32 of the same shape, from 2^-126 to 2^126; a power of two, except for "exact". NaN where
+      absmax is Inf or NaN, so that a weight that is not finite shows in its whole block.
 
     Raises:
       ValueError: for another rule.
     """
     word, rule = to_word(absmax), check_scale(rule)
     if rule == ScaleRule.EXACT:
-        # As a product, which XLA would make of the division by a constant anyway, where it likes.
+        # A product, since XLA turns a division by a constant into one in some programs only.
         inverse = np.float32(1 / fmt.max)
         scale = jnp.maximum(absmax * inverse, np.float32(2.0**-126))
         return jnp.where(word >= _INF, jnp.float32(jnp.nan), scale)
     exponent = (word >> np.uint32(23)).astype(jnp.int32) - fmt.emax
     if rule == ScaleRule.CEIL:
         mantissa = np.uint32(0x007FFFFF)
-        exponent += ((word & mantissa) > (_word_of(fmt.max) & mantissa)).astype(jnp.int32)
+        exponent += ((word & mantissa) > (_float_word(fmt.max) & mantissa)).astype(jnp.int32)
     power = jnp.clip(exponent, 1, 253).astype(jnp.uint32) << np.uint32(23)
     return from_word(jnp.where(word >= _INF, np.uint32(0x7FC00000), power), jnp.dtype(jnp.float32))
 
 
 def reciprocal(scale: jax.Array) -> jax.Array:
-    """`1 / scale` of a power of two from 2^-126 to 2^126, by its bits; of NaN, any number."""
+    """Return `1 / scale` of a power of two from 2^-126 to 2^126, by its bits; undefined for NaN."""
     return from_word(np.uint32(0x7F000000) - to_word(scale), jnp.dtype(jnp.float32))
 
 
 def round_unscaled(
     x: jax.Array, scale: jax.Array, fmt: FloatFormat, rule: Scale = ScaleRule.CEIL
 ) -> jax.Array:
-    """`round_to(x / scale, fmt)`: the value that is stored for x, beside its scale.
+    """Round x to the unscaled grid, `round_to(x / scale, fmt)`: the value that is stored for x.
 
     Args:
       x: float32, any shape.
-      scale: as `block_scale` gives it, broadcasting against x.
+      scale: from `block_scale`, broadcasting against x.
       fmt: the element format.
-      rule: that the scale was made by.
+      rule: the rule that the scale was computed by.
 
     Returns:
       float32 of x's shape, on the unscaled grid.
@@ -210,7 +213,7 @@ def round_unscaled(
 def round_scaled(
     x: jax.Array, scale: jax.Array, fmt: FloatFormat, rule: Scale = ScaleRule.CEIL
 ) -> jax.Array:
-    """Round onto a scaled grid, `scale · round_to(x / scale, fmt)`, saturating at ±scale · max.
+    """Round to a scaled grid, `scale · round_to(x / scale, fmt)`, saturating at ±scale · max.
 
     Args:
       x, scale, fmt, rule: as for `round_unscaled`.
@@ -222,10 +225,10 @@ def round_scaled(
 
 
 def encode(x: jax.Array, fmt: FloatFormat) -> jax.Array:
-    """The codes of values that lie on a format's unscaled grid, as `round_to` leaves them.
+    """Return the codes of values on a format's unscaled grid, such as results of `round_to`.
 
     Example:
-      >>> from pqt_jax.formats import E2M1
+      >>> from pqt_jax.numerics.formats import E2M1
       >>> encode(jnp.array([0.0, 0.5, 1.5, -6.0]), E2M1).tolist()
       [0, 1, 3, 15]
 
@@ -234,8 +237,8 @@ def encode(x: jax.Array, fmt: FloatFormat) -> jax.Array:
       fmt: a format of fewer than eight exponent bits.
 
     Returns:
-      uint32 of x's shape, the code in the lowest `fmt.bits` bits. NaN gets the format's NaN, its
-      sign bit 0 (hardware differs in what sign a NaN has), or `fmt.nan_code` where it has none.
+      uint32 of x's shape, the code in the lowest `fmt.bits` bits. The code of NaN is
+      `fmt.nan_code`, with sign bit 0, since the sign of NaN differs between kinds of hardware.
 
     Raises:
       ValueError: for a format of eight exponent bits, whose codes are the upper bits of float32.
@@ -247,17 +250,17 @@ def encode(x: jax.Array, fmt: FloatFormat) -> jax.Array:
     word = to_word(x)
     magnitude = word & ~_SIGN
     normal = (magnitude >> np.uint32(23 - m)) - np.uint32((127 - fmt.bias) << m)
-    # A sum whose last place is worth one subnormal step counts those steps in its mantissa.
+    # The last place of this sum is one subnormal step, so that its mantissa counts those steps.
     zero = fmt.min_subnormal * 2**23
     sums = from_word(magnitude, jnp.dtype(jnp.float32)) + np.float32(zero)
-    count = to_word(sums) - _word_of(zero)
-    code = jnp.where(magnitude < _word_of(fmt.min_normal), count, normal)
+    count = to_word(sums) - _float_word(zero)
+    code = jnp.where(magnitude < _float_word(fmt.min_normal), count, normal)
     code |= (word & _SIGN) >> np.uint32(32 - fmt.bits)
     return jnp.where(magnitude > _INF, np.uint32(fmt.nan_code), code)
 
 
 def to_ml_dtypes(x: jax.Array | np.ndarray, fmt: FloatFormat) -> np.ndarray:
-    """Store values that lie on a format's grid as the ml_dtypes array of that format (host).
+    """Convert values on a format's grid to the ml_dtypes array of that format, on the host.
 
     Args:
       x: values on the unscaled grid of `fmt`, any float dtype, any shape.
@@ -273,7 +276,7 @@ def to_ml_dtypes(x: jax.Array | np.ndarray, fmt: FloatFormat) -> np.ndarray:
     if fmt.dtype is None:
         raise ValueError(f"to_ml_dtypes: ml_dtypes has no type for {fmt}")
     wide = np.asarray(x).astype(np.float64)
-    with np.errstate(over="ignore"):  # an overflow shows in the comparison
+    with np.errstate(over="ignore"):  # the comparison below finds an overflow
         stored = wide.astype(np.float32).astype(fmt.dtype)
     wrong = (stored.astype(np.float64) != wide) & ~np.isnan(wide)
     if fmt.specials == "none":

@@ -44,7 +44,7 @@ def round_parameter(w: jax.Array, assignment: FormatAssignment) -> jax.Array:
     spec, index = assignment.spec.fitted(w.shape), assignment.index
     matrices = partition.as_matrices(w, spec.matrix_axes)
     if index is None:
-        return partition.restored(cast_blocks(spec, matrices), w, spec.matrix_axes)
+        return partition.from_matrices(cast_blocks(spec, matrices), w, spec.matrix_axes)
 
     def round_each_block(matrices, index):
         _, m, n = matrices.shape
@@ -55,10 +55,10 @@ def round_parameter(w: jax.Array, assignment: FormatAssignment) -> jax.Array:
             out = jnp.where(index == i, rounded, out)
         return out
 
-    rounded = partition.over_blocks(
+    rounded = partition.map_blocks(
         round_each_block, spec.block, matrices, partition.as_matrices(index, (1, 1))
     )
-    return partition.restored(rounded, w, spec.matrix_axes)
+    return partition.from_matrices(rounded, w, spec.matrix_axes)
 
 
 def quantize_mixed(w: jax.Array, b_t: jax.Array, spec: Spec) -> jax.Array:

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright 2026 The pqt_jax Authors
-"""Number formats as data: sign, `e` exponent bits, `m` mantissa bits, and which codes are special.
+"""Number formats as data: sign, `e` exponent bits, `m` mantissa bits, and the special codes.
 
-A code `s | E | M` of a format with bias `2^(e−1) − 1` stands for
+A code `s | E | M` of a format with bias `2^(e−1) − 1` has the value
 
     (−1)^s · 2^(max(E, 1) − bias) · ([E > 0] + M / 2^m)
 
-unless the format reserves it. Three conventions are in use, and a format names its own:
+unless the format reserves it. A format uses one of three conventions:
 
     "ieee"  the top exponent is ±Inf and NaN       (BF16, E5M2)
     "nan"   only the all-ones magnitude is NaN     (E4M3, as in OCP FP8)
@@ -91,7 +91,7 @@ class FloatFormat:
 
     @property
     def nan_code(self) -> int:
-        """The code of (quiet) NaN; of Inf, or of the largest value, where there is none."""
+        """The code of quiet NaN; without NaN, that of Inf; without both, that of `max`."""
         after = {"ieee": 1 + (1 << self.mantissa_bits >> 1), "nan": 1, "none": 0}
         return self.max_code + after[self.specials or "none"]
 
@@ -122,11 +122,11 @@ class FloatFormat:
 
     @property
     def dtype(self) -> np.dtype | None:
-        """The NumPy or ml_dtypes type of this format; None where there is none."""
+        """The NumPy or ml_dtypes type of this format, or None."""
         return _DTYPES.get(self)
 
     def decode(self, codes: np.ndarray) -> np.ndarray:
-        """The float64 values of integer codes (NumPy, on the host); reserved codes are NaN or Inf.
+        """Return the float64 values of integer codes, by NumPy; reserved codes are NaN or Inf.
 
         Example:
           >>> E2M1.decode(np.arange(8)).tolist()
@@ -148,7 +148,7 @@ class FloatFormat:
 FP32 = FloatFormat(8, 23)
 BF16 = FloatFormat(8, 7)
 FP16 = FloatFormat(5, 10)
-E4M7 = FloatFormat(4, 7)  # FP12: no standard names it, so E4M3's convention is taken
+E4M7 = FloatFormat(4, 7)  # FP12; no standard defines it, so it has the special codes of E4M3
 E4M3 = FloatFormat(4, 3)
 E5M2 = FloatFormat(5, 2)
 E3M2 = FloatFormat(3, 2)
@@ -174,7 +174,7 @@ _BY_NAME = {f.name: f for f in (FP32, BF16, FP16)}
 
 
 def as_format(dtype: Any) -> FloatFormat:
-    """The format of a `FloatFormat`, of an ml_dtypes or NumPy type, or of a name of either.
+    """Return the format that a `FloatFormat`, a NumPy or ml_dtypes type, or a name stands for.
 
     Example:
       >>> as_format("float6_e3m2fn") == E3M2, as_format(ml_dtypes.bfloat16) == BF16
@@ -187,7 +187,7 @@ def as_format(dtype: Any) -> FloatFormat:
       The format.
 
     Raises:
-      ValueError: for a type that is none of the table's, and for bits that no format has.
+      ValueError: for an unknown type, and for numbers of bits that no format has.
     """
     if isinstance(dtype, FloatFormat):
         return dtype

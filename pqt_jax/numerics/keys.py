@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright 2026 The pqt_jax Authors
-"""Keys as a pure function of (seed, step, path): nothing about randomness needs to be saved.
+"""Keys as a pure function of (seed, step, path): a checkpoint need not store random state.
 
     key(seed, step, path) = fold_in(fold_in(key(seed), step), crc32(path))
 
-Folding in the path, and not a position in the tree, means that adding or removing a parameter
-changes no other parameter's noise.
+The path is folded in, and not a position in the tree. Adding or removing a parameter therefore does
+not change the noise of the others.
 """
 
 import zlib
@@ -16,17 +16,17 @@ import jax.numpy as jnp
 
 
 def step_key(key: jax.Array, step: jax.Array | int) -> jax.Array:
-    """The key of one training step, `fold_in(key, step)`.
+    """Return the key of one training step, `fold_in(key, step)`.
 
     Args:
-      key: the run's key; not consumed.
+      key: the key of the run; not consumed.
       step: integer, possibly traced.
 
     Returns:
-      A key, to be given to `ParamTransform.sample`.
+      A key for `ParamTransform.sample`.
 
     Raises:
-      TypeError: for a step that is no integer, or a key that cannot be one.
+      TypeError: for a step that is no integer, and as `check_key`.
     """
     if not jnp.issubdtype(jnp.result_type(step), jnp.integer):
         raise TypeError(f"step={step!r}; it must be an integer")
@@ -34,7 +34,7 @@ def step_key(key: jax.Array, step: jax.Array | int) -> jax.Array:
 
 
 def path_id(path: str) -> int:
-    """The 32-bit number that stands for a parameter path, its CRC-32.
+    """Return the CRC-32 of a parameter path.
 
     Example:
       >>> path_id("h/attn/q/kernel")
@@ -44,26 +44,26 @@ def path_id(path: str) -> int:
 
 
 def param_key(key: jax.Array, path: str) -> jax.Array:
-    """The key of one parameter, `fold_in(key, crc32(path))`.
+    """Return the key of one parameter, `fold_in(key, crc32(path))`.
 
     Args:
-      key: the step's key; not consumed.
+      key: the key of the step; not consumed.
       path: the `/`-joined parameter path.
 
     Returns:
-      A key, to be given to `perturb`.
+      A key for `perturb`.
     """
     return jax.random.fold_in(check_key(key), path_id(path))
 
 
 def check_key(key: Any) -> jax.Array:
-    """Return the key if it can be the key of the noise stream.
+    """Return the key, if the noise stream supports it.
 
     Args:
       key: a scalar typed threefry key (`jax.random.key`), or a raw one (`uint32[2]`).
 
     Raises:
-      TypeError: for anything else, with what to pass instead.
+      TypeError: for anything else; the message says what to pass.
     """
     if key is None:
         raise TypeError("key is None; sampling needs a key, for example jax.random.key(0)")
@@ -80,13 +80,13 @@ def check_key(key: Any) -> jax.Array:
 
 
 def consume(key: jax.Array) -> None:
-    """Tell JAX's checker of key reuse (`jax.debug_key_reuse(True)`) that a key is used up."""
+    """Mark a key as used for JAX's checker of key reuse (`jax.debug_key_reuse(True)`)."""
     if jax.config.jax_debug_key_reuse:  # pyright: ignore[reportAttributeAccessIssue]
-        jax.random.bits(key)  # dead code but for the checker
+        jax.random.bits(key)  # the checker counts this use; the result is not needed
 
 
 def key_words(key: Any) -> jax.Array:
-    """The two uint32 words of a key, which are the key of the noise stream.
+    """Return the two uint32 words of a key, which are the Philox key of the noise stream.
 
     Args:
       key: as for `check_key`; consumed.

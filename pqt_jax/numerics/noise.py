@@ -5,12 +5,13 @@
     "gauss"    R = ⌊N(0, 1)/2⌉ ∈ {−2, …, 2}:  P(0) = 0.683, P(±1) = 0.157, P(±2) = 0.0013 each
     "uniform"  R = (draw + ½)/65536 − ½
 
-The rounded normal comes from integer thresholds on a 16-bit draw: its top bit is the sign, and its
-other 15 bits u the magnitude, |R| ≥ 1 if u < 10398, |R| = 2 if u < 88 (total variation 3e-5 from
-the exact law; |R| ≥ 3, of probability 5.7e-7, is left out). R = 0 is +0, whatever the sign bit.
+The rounded normal comes from integer thresholds on a 16-bit draw. The top bit of the draw is the
+sign. The other 15 bits are an integer u that gives the magnitude: |R| ≥ 1 if u < 10398, and |R| = 2
+if u < 88. The total variation distance from the exact law is 3e-5; |R| ≥ 3, of probability 5.7e-7,
+is left out. R = 0 is +0, for either sign bit.
 
-Noise is held as *codes*, not as numbers: the eight draws of one Philox call make eight 3-bit codes
-R + 2 in one uint32, half a byte per weight, from which each consumer takes its rows.
+Noise is stored as codes, not as numbers. The eight draws of one Philox call make eight 3-bit codes
+R + 2 in one uint32, half a byte per weight. Each consumer decodes the rows that it needs.
 
 Source: arXiv 2505.11170 (2025), section on the noise distribution; thresholds derived here.
 """
@@ -36,33 +37,35 @@ Codes = tuple[jax.Array, ...]
 
 
 def materialize(function: Callable[..., Any], *operands: Any) -> Any:
-    """Compute `function(*operands)` once, where XLA would recompute it inside each consumer.
+    """Compute `function(*operands)` once, where XLA would recompute it in each consumer.
 
-    An optimization barrier says so. XLA's CPU compiler of jax 0.10 drops barriers before it fuses,
-    and then runs Philox eight times; there a conditional that is always taken stops it.
+    An optimization barrier prevents that. On CPU, XLA of jax 0.10 drops barriers before it fuses,
+    and would run Philox eight times; there, a conditional that is always taken prevents it.
     """
     if jax.__version_info__ >= (0, 11):
         return lax.optimization_barrier(function(*operands))
 
     def conditional(*operands):
-        words = jax.tree.leaves(operands)[0]  # the key: any uint32 words that XLA does not know
+        words = jax.tree.leaves(operands)[0]  # the key; uint32 words whose values XLA cannot know
         taken = (words[0] & np.uint32(1)) <= np.uint32(1) + (words[1] >> np.uint32(31))
         zeros = jax.tree.map(_zeros, jax.eval_shape(function, *operands))
         return lax.cond(taken, lambda args: function(*args), lambda _: zeros, operands)
 
-    barrier = lambda *operands: lax.optimization_barrier(function(*operands))  # noqa: E731
+    def barrier(*operands):
+        return lax.optimization_barrier(function(*operands))
+
     return lax.platform_dependent(*operands, cpu=conditional, default=barrier)
 
 
 def _zeros(like: Any) -> jax.Array:
-    """Zeros of a shape and dtype, and as different between devices as what they stand for."""
+    """Make zeros of a shape and dtype that vary over the same mesh axes as the original."""
     zeros = jnp.zeros(like.shape, like.dtype)
     varying = tuple(getattr(like.manual_axis_type, "varying", ()))
     return lax.pcast(zeros, varying, to="varying") if varying else zeros
 
 
 def rounded_normal_code(draw: jax.Array) -> jax.Array:
-    """The 3-bit code R + 2 of a 16-bit draw (uint32 in, uint32 out).
+    """Return the 3-bit code R + 2 of a 16-bit draw (uint32 in, uint32 out).
 
     Example:
       >>> draws = jnp.array([0, 87, 88, 10397, 10398, 32768, 65535], jnp.uint32)
@@ -76,17 +79,20 @@ def rounded_normal_code(draw: jax.Array) -> jax.Array:
     return jnp.where(negative, np.uint32(2) - magnitude, np.uint32(2) + magnitude)
 
 
-def of_words(kind: Kind, words: Codes, s: int, one: jax.Array | np.uint32 = ONE) -> jax.Array:
-    """R of the rows that draw `s` serves, straight from the words of their Philox calls.
+def noise_from_words(
+    kind: Kind, words: Codes, s: int, one: jax.Array | np.uint32 = ONE
+) -> jax.Array:
+    """Return R of the rows that use draw `s`, from the words of their Philox calls.
 
-    The same numbers as by way of codes; better where nothing is to be kept, as in a kernel.
+    The numbers are those of `noise_rows`. This way is faster where codes need not be stored, as in
+    a kernel.
 
     Args:
       kind: "gauss" or "uniform".
       words: four uint32 arrays, from `philox.stream_words`.
       s: 0 to 7.
-      one: the bits of 1.0. A GPU combines x, y and one constant in an instruction, but not x and
-        two constants: where `one` is not known when it is compiled, an instruction is saved.
+      one: the bits of 1.0. A GPU combines x, y and one constant in one instruction, but not x and
+        two constants. If `one` is an operand, and not a constant, one instruction is saved.
 
     Returns:
       float32 of the words' shape.
@@ -94,7 +100,7 @@ def of_words(kind: Kind, words: Codes, s: int, one: jax.Array | np.uint32 = ONE)
     if kind == "uniform":
         return noise_rows(kind, words, s)
     upper = words[s // 2] if s % 2 else words[s // 2] << np.uint32(16)
-    u = upper << np.uint32(1)  # magnitude draw in the upper 15 bits; lower ones decide nothing
+    u = upper << np.uint32(1)  # u in the upper 15 bits; the lower bits do not matter
     signed = lax.bitcast_convert_type((upper & np.uint32(0x80000000)) | one, jnp.float32)
     at_least_one = jnp.where(u < np.uint32(ONE_BELOW << 17), signed, jnp.zeros_like(signed))
     return jnp.where(u < np.uint32(TWO_BELOW << 17), signed + signed, at_least_one)
@@ -103,13 +109,13 @@ def of_words(kind: Kind, words: Codes, s: int, one: jax.Array | np.uint32 = ONE)
 def noise_codes(
     kind: Kind, key: jax.Array, offset: jax.Array, leads: int, runs: int, columns: int
 ) -> Codes:
-    """The codes of all noise for a stack of matrices, computed once.
+    """Compute the codes of all noise for a stack of matrices, once.
 
     Args:
       kind: "gauss" or "uniform".
       key: uint32[2].
       offset: uint32[3], global (lead, run of 32 rows, column) of the first element.
-      leads, runs, columns: extent, rows counted in runs of 32.
+      leads, runs, columns: number of matrices, of runs of 32 rows, and of columns.
 
     Returns:
       Arrays uint32[leads, runs, 4, columns]: for "gauss" one, for "uniform" the four words.
@@ -128,7 +134,7 @@ def noise_codes(
 
 
 def noise_rows(kind: Kind, codes: Codes, s: int) -> jax.Array:
-    """R of the rows that draw `s` serves: float32[leads, runs, 4, columns]."""
+    """Return R of the rows that use draw `s`: float32[leads, runs, 4, columns]."""
     if kind == "uniform":
         odd = (philox.draw(codes, s).astype(jnp.int32) * 2) - 65535
         return odd.astype(jnp.float32) * np.float32(2.0**-17)
@@ -136,7 +142,7 @@ def noise_rows(kind: Kind, codes: Codes, s: int) -> jax.Array:
 
 
 def noise_tile(kind: Kind, codes: Codes) -> jax.Array:
-    """R of all rows: float32[leads, runs, 8, 4, columns], meant to be fused into its consumer."""
+    """Return R of all rows, float32[leads, runs, 8, 4, columns]; XLA fuses it into its consumer."""
     if kind == "uniform":
         return jnp.stack([noise_rows(kind, codes, s) for s in range(philox.DRAWS)], axis=2)
     (packed,) = codes

@@ -2,16 +2,17 @@
 # Copyright 2026 The pqt_jax Authors
 """The noise stream, version 1: Philox4x32-10 counters → 16-bit draws.
 
-The stream is a public format, guarded by golden vectors: the draw of an element depends on the
-key and on the element's *global* index alone, so it is the same on any mesh and in any back-end.
+The stream is a public format, tested by golden vectors. The draw of an element depends only on the
+key and on the element's global index, so it is the same on any mesh and in any back-end.
 
     key      the two uint32 words of a JAX threefry key
     counter  (column, row group, lead index, 0)
     row      r = 32·a + 4·s + q  takes draw s of the call with row group 4·a + q,  s < 8, q < 4
     draw     draws 2k and 2k+1 are the low and the high half of output word k
 
-One call thus serves eight rows of one column, and a run of 32 rows is eight slices of four: all
-arithmetic is elementwise, with no shuffle. The lead index numbers what is stacked: layers, experts.
+One call gives the draws of eight rows of one column. A run of 32 rows is eight slices of four rows,
+and all arithmetic is elementwise, without a shuffle. The lead index numbers the stacked matrices:
+layers, experts.
 
 Source: Salmon, Moraes, Dror, Shaw, "Parallel Random Numbers: As Easy as 1, 2, 3" (SC'11).
 """
@@ -24,9 +25,9 @@ import numpy as np
 from jax import lax
 
 STREAM_VERSION = 1
-ROWS = 32  # rows that share a row of Philox calls
-DRAWS = 8  # 16-bit draws in one call
-GROUP = ROWS // DRAWS  # rows that one slice of draws covers
+ROWS = 32  # rows of a run
+DRAWS = 8  # 16-bit draws of one call
+GROUP = ROWS // DRAWS  # rows of a slice: those that use the same draw of their calls
 
 _MULTIPLIERS = (np.uint32(0xD2511F53), np.uint32(0xCD9E8D57))
 _WEYL = (0x9E3779B9, 0xBB67AE85)
@@ -35,20 +36,23 @@ Words = tuple[jax.Array, jax.Array, jax.Array, jax.Array]
 
 
 def multiply(a: jax.Array, b: jax.Array | np.uint32) -> tuple[jax.Array, jax.Array]:
-    """The high and low word of the 64-bit product of uint32 numbers."""
-    with jax.enable_x64(True):  # lax.mulhi would do, but the GPU kernel languages lack it
-        widen = lambda x: lax.convert_element_type(x, jnp.uint64)  # noqa: E731
-        wide = widen(a) * (np.uint64(b) if isinstance(b, np.generic) else widen(b))
+    """Return the high and the low word of the 64-bit product of uint32 numbers."""
+    with jax.enable_x64(True):  # the GPU kernel languages have no lax.mulhi
+        wide = _to_uint64(a) * (np.uint64(b) if isinstance(b, np.generic) else _to_uint64(b))
         high = lax.convert_element_type(wide >> np.uint64(32), jnp.uint32)
     return high, a * b
 
 
+def _to_uint64(x: jax.Array) -> jax.Array:
+    return lax.convert_element_type(x, jnp.uint64)
+
+
 def philox4x32(key: tuple[jax.Array, jax.Array], counter: Words, rounds: int = 10) -> Words:
-    """Philox4x32: four random words from a counter of four and a key of two.
+    """Philox4x32: four random words from a counter of four words and a key of two.
 
     Args:
-      key: two uint32 arrays.
-      counter: four uint32 arrays of one shape, against which the key broadcasts.
+      key: two uint32 arrays, which broadcast against the counter.
+      counter: four uint32 arrays of one shape.
       rounds: 10 in stream version 1.
 
     Returns:
@@ -66,7 +70,7 @@ def philox4x32(key: tuple[jax.Array, jax.Array], counter: Words, rounds: int = 1
 
 
 def stream_words(key: jax.Array, offset: jax.Array, leads: int, runs: int, columns: int) -> Words:
-    """The four words of every Philox call that a stack of matrices needs.
+    """Return the four words of every Philox call for a stack of matrices.
 
     Args:
       key: uint32[2], see `keys.key_words`.
@@ -86,6 +90,6 @@ def stream_words(key: jax.Array, offset: jax.Array, leads: int, runs: int, colum
 
 
 def draw(words: Sequence[jax.Array], s: int) -> jax.Array:
-    """Draw `s` of each call, which serves rows 4·s … 4·s + 3 of every run of 32: uint32 < 2^16."""
+    """Return draw `s` of each call, for rows 4·s … 4·s + 3 of every run of 32: uint32 < 2^16."""
     word = words[s // 2]
     return word >> np.uint32(16) if s % 2 else word & np.uint32(0xFFFF)

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright 2026 The pqt_jax Authors
-"""Sampling as XLA compiles it: the reference that the kernels must equal, on every platform.
+"""Sampling in plain jnp, for every platform: the reference that the kernels must equal.
 
     forward    w, b_i, key → ŵ, max_B|w|
     backward   ∂L/∂ŵ, key  → Σ_B (∂L/∂ŵ · R)
 
-Both work on stacks of matrices [leads, M, N] with one number per block [leads, gm, gn].
+Both take stacks of matrices [leads, M, N] with one number per block [leads, gm, gn].
 """
 
 import functools
@@ -20,8 +20,8 @@ from pqt_jax.numerics.spec import Spec
 
 
 def cast_blocks(spec: Spec, w: jax.Array) -> jax.Array:
-    """The cast alone, `cast(w)`: [leads, M, N] → the same shape in `spec.storage`."""
-    return partition.over_blocks(functools.partial(_cast_blocks, spec), spec.block, w)
+    """Cast without noise, `cast(w)`: [leads, M, N] → the same shape in `spec.storage`."""
+    return partition.map_blocks(functools.partial(_cast_blocks, spec), spec.block, w)
 
 
 def _cast_blocks(spec: Spec, w: jax.Array) -> jax.Array:
@@ -33,23 +33,23 @@ def _cast_blocks(spec: Spec, w: jax.Array) -> jax.Array:
     return _cast(spec, padded.astype(jnp.float32), scale)[:, :m, :n]
 
 
-def step_of(spec: Spec, b_i: jax.Array) -> jax.Array:
-    """`2^(1 − b_t)` of each block, by operations whose bits are the same anywhere; no gradient."""
+def block_step_size(spec: Spec, b_i: jax.Array) -> jax.Array:
+    """Return `2^(1 − b_t)` of each block, with the same bits on every platform; no gradient."""
     b_t = bit_width.bit_width(b_i, spec.target_bits, spec.init_bits)
     return bit_width.undifferentiable_step_size(b_t)
 
 
 def grid_scale(spec: Spec, absmax: jax.Array) -> jax.Array | None:
-    """The scale of each block from its maximum; None where the format has float32's exponents."""
+    """Return the scale of each block; None for a format with the exponents of float32."""
     if spec.dtype.exponent_bits == 8:
         return None
     return cast.block_scale(absmax, spec.dtype, spec.scale)
 
 
-def to_grid(spec: Spec, x: jax.Array, scale: jax.Array | None) -> jax.Array:
-    """float32 x on the (scaled) grid of a format other than bfloat16 and float32, or its codes."""
+def round_to_grid(spec: Spec, x: jax.Array, scale: jax.Array | None) -> jax.Array:
+    """Round float32 x to the (scaled) grid of a format other than BF16 and FP32; or encode it."""
     if scale is None:
-        return jnp.where(jnp.isinf(x), x, cast.round_to(x, spec.dtype))  # Inf stays, as in BF16
+        return jnp.where(jnp.isinf(x), x, cast.round_to(x, spec.dtype))  # keep Inf, as BF16 does
     if spec.encoded:
         return cast.encode(cast.round_unscaled(x, scale, spec.dtype, spec.scale), spec.dtype)
     return cast.round_scaled(x, scale, spec.dtype, spec.scale)
@@ -60,17 +60,17 @@ def _cast(spec: Spec, x: jax.Array, scale: jax.Array | None) -> jax.Array:
         return x
     if spec.dtype == BF16:
         return cast.round_to_bfloat16(x)
-    return to_grid(spec, x, scale).astype(spec.storage)  # exact: it holds every value of the grid
+    return round_to_grid(spec, x, scale).astype(spec.storage)  # exact: it holds the whole grid
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def forward(spec: Spec, w, b_i, words, offset) -> tuple[jax.Array, jax.Array]:
-    """ŵ and the block maxima.
+    """Sample ŵ, and return it with the block maxima.
 
     Args:
-      spec: static.
+      spec: static options.
       w: float32 or bfloat16 [leads, M, N].
-      b_i: float32 [leads, gm, gn], one for each block.
+      b_i: float32 [leads, gm, gn], one per block.
       words: uint32[2], the key.
       offset: uint32[3], global (lead, run of 32 rows, column) of the first element.
 
@@ -80,10 +80,10 @@ def forward(spec: Spec, w, b_i, words, offset) -> tuple[jax.Array, jax.Array]:
     if partition.is_explicit():
 
         def local(table, w, b_i):
-            return forward(spec, w, b_i, *partition.of_table(table))
+            return forward(spec, w, b_i, *partition.words_and_offset(table))
 
         table = partition.make_table(words, offset, w.shape[0])
-        w_hat, absmax = partition.mapped(local, spec.block, True, table, w, b_i)
+        w_hat, absmax = partition.map_shards(local, spec.block, True, table, w, b_i)
         return w_hat, absmax
     leads, m, n = w.shape
     padded = blocks.pad_to(w, max(philox.ROWS, spec.block[0]), spec.block[1])
@@ -92,8 +92,8 @@ def forward(spec: Spec, w, b_i, words, offset) -> tuple[jax.Array, jax.Array]:
     absmax = blocks.block_absmax(blocks.pad_to(w, *spec.block), spec.block)
 
     def tile(per_block):
-        """One number per block → broadcastable against [leads, runs, 8, 4, columns]."""
-        # Spread over columns first, as an array: XLA vectorizes what is a row of numbers.
+        """Spread numbers per block so that they broadcast to [leads, runs, 8, 4, columns]."""
+        # Over columns first, and materialized: XLA vectorizes operations on a row of numbers.
         over_columns = materialize(
             lambda _, x: blocks.repeat(x, spec.block[1], axis=2), words, per_block
         )
@@ -106,7 +106,7 @@ def forward(spec: Spec, w, b_i, words, offset) -> tuple[jax.Array, jax.Array]:
 
     codes = noise_codes(spec.noise, words, offset, leads, runs, columns)
     wide = padded.astype(jnp.float32).reshape(leads, runs, philox.DRAWS, philox.GROUP, columns)
-    noisy = wide + noise_tile(spec.noise, codes) * tile(absmax * step_of(spec, b_i))
+    noisy = wide + noise_tile(spec.noise, codes) * tile(absmax * block_step_size(spec, b_i))
     scale = grid_scale(spec, absmax)
     w_hat = _cast(spec, noisy, None if scale is None else tile(scale))
     return w_hat.reshape(leads, rows, columns)[:, :m, :n], absmax
@@ -114,10 +114,10 @@ def forward(spec: Spec, w, b_i, words, offset) -> tuple[jax.Array, jax.Array]:
 
 @functools.partial(jax.jit, static_argnums=0)
 def backward(spec: Spec, cotangent, words, offset):
-    """The block sums of ∂L/∂ŵ · R.
+    """Return the block sums of ∂L/∂ŵ · R.
 
     Args:
-      spec: static.
+      spec: static options.
       cotangent: float32 or bfloat16 [leads, M, N].
       words, offset: as for `forward`.
 
@@ -127,10 +127,10 @@ def backward(spec: Spec, cotangent, words, offset):
     if partition.is_explicit():
 
         def local(table, cotangent):
-            return (backward(spec, cotangent, *partition.of_table(table)),)
+            return (backward(spec, cotangent, *partition.words_and_offset(table)),)
 
         table = partition.make_table(words, offset, cotangent.shape[0])
-        return partition.mapped(local, spec.block, False, table, cotangent)[0]
+        return partition.map_shards(local, spec.block, False, table, cotangent)[0]
     leads, m, n = cotangent.shape
     padded = blocks.pad_to(cotangent, max(philox.ROWS, spec.block[0]), spec.block[1])
     _, rows, columns = padded.shape
@@ -141,12 +141,13 @@ def backward(spec: Spec, cotangent, words, offset):
 
     codes = noise_codes(spec.noise, words, offset, leads, runs, columns)
     if spec.block[0] % philox.ROWS == 0:
-        # Sum the rows that one call serves as slices, before any reduction that XLA gets to see.
-        def over_draws(_, padded, codes):
+        # The rows of one Philox call are summed as slices, before XLA sees a reduction: its own
+        # reductions over that axis are slow.
+        def sum_over_draws(_, padded, codes):
             g = wide(padded)
             return sum(g[:, :, s] * noise_rows(spec.noise, codes, s) for s in range(philox.DRAWS))
 
-        partial = materialize(over_draws, words, padded, codes).reshape(leads, -1, columns)
+        partial = materialize(sum_over_draws, words, padded, codes).reshape(leads, -1, columns)
         per_run = blocks.block_sum(partial, (philox.GROUP, spec.block[1]))
         product = blocks.block_sum(per_run, (spec.block[0] // philox.ROWS, 1))
     else:
@@ -158,8 +159,10 @@ def backward(spec: Spec, cotangent, words, offset):
 
 @jax.custom_jvp
 def _widen(x: jax.Array) -> jax.Array:
-    """To float32 by bits, which XLA's CPU compiler vectorizes in a reduction."""
+    """Convert to float32 by bit operations, which XLA on CPU vectorizes inside a reduction."""
     return cast.from_word(cast.to_word(x), jnp.dtype(jnp.float32))
 
 
-_widen.defjvp(lambda x, tangent: (_widen(x[0]), tangent[0].astype(jnp.float32)))
+@_widen.defjvp
+def _widen_jvp(primals, tangents):
+    return _widen(primals[0]), tangents[0].astype(jnp.float32)

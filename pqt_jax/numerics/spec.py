@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright 2026 The pqt_jax Authors
-"""How a parameter is sampled: everything about it that is static."""
+"""`Spec`: the static options of sampling one parameter."""
 
 import dataclasses
 from typing import Any
@@ -15,7 +15,7 @@ from pqt_jax.numerics.noise import KINDS, Kind
 
 @dataclasses.dataclass(frozen=True)
 class Spec:
-    """How a parameter is sampled: the static part of `perturb`, checked when it is made.
+    """How a parameter is sampled: the static options of `perturb`, checked when it is created.
 
     Example:
       >>> Spec(target_bits=3, dtype="float4_e2m1fn").dtype.name
@@ -24,18 +24,19 @@ class Spec:
     Attributes:
       target_bits, init_bits: b_target and b_init, in bits.
       block: (bm, bn); each side divides 32 or is a multiple of 32.
-      noise: "gauss", "uniform" (R ~ U(−½, ½)) or "none" (the cast alone).
-      dtype: what ŵ is cast to: bfloat16, float32, or any format (an ml_dtypes type, its name, or a
-        `FloatFormat`). Formats of fewer than eight exponent bits get a power-of-two scale per
-        block, taken from max_B|w|. Kept as a `FloatFormat`.
+      noise: "gauss" (the rounded normal), "uniform" (R ~ U(−½, ½)) or "none" (cast only).
+      dtype: the format of ŵ: bfloat16, float32, or any other (an ml_dtypes type, its name, or a
+        `FloatFormat`); stored as a `FloatFormat`. A format of fewer than eight exponent bits gets a
+        power-of-two scale per block, computed from max_B|w|.
       scale: rule for that scale, "ceil" (no weight saturates) or "floor" (OCP MX); see
-        `cast.ScaleRule`. What noise lifts over the largest value saturates under either. "exact",
-        which is no power of two, goes with noise "none" alone: R · scale would not be exact.
+        `cast.ScaleRule`. Under both rules, a weight that noise lifts over the largest value
+        saturates. "exact" is not a power of two, and is allowed with noise "none" only: R · scale
+        would not be exact.
       matrix_axes: (row axes, column axes) of the parameter, see `blocks`.
-      encoded: whether ŵ is left as codes of `dtype`, see `perturb_encoded`, which sets it.
+      encoded: whether ŵ is returned as codes of `dtype`; set by `perturb_encoded`.
 
     Raises:
-      ValueError: for a field out of range, naming it.
+      ValueError: for a field out of range; the message names the field.
     """
 
     target_bits: float = 4.0
@@ -75,16 +76,16 @@ class Spec:
             )
 
     def fitted(self, shape: tuple[int, ...]) -> "Spec":
-        """The same for a parameter of a shape, see `blocks.fitted`."""
+        """Return a copy whose block is no larger than a parameter needs, see `blocks.fit_block`."""
         _, m, n = blocks.matrix_shape(shape, self.matrix_axes)
-        return dataclasses.replace(self, block=blocks.fitted(self.block, m, n))
+        return dataclasses.replace(self, block=blocks.fit_block(self.block, m, n))
 
     @property
     def storage(self) -> np.dtype:
-        """The dtype that holds ŵ: bfloat16, or float32 for more than seven bits of mantissa.
+        """The dtype of ŵ: bfloat16, or float32 for a format with more than seven mantissa bits.
 
-        Products with an exact scale are float32, too. Codes are unsigned integers: kernels for
-        chips that lack a type can write those, too.
+        Products with an exact scale are float32, too. Codes are unsigned integers, which a kernel
+        can write on a chip that lacks the format.
         """
         if self.encoded:
             return np.dtype(np.uint8 if self.dtype.bits <= 8 else np.uint16)

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright 2026 The pqt_jax Authors
-"""GPU kernels for sampling, and the choice between them; they are loaded when they are used.
+"""GPU kernels for sampling, and the choice between them. Kernels are imported on first use.
 
 "mosaic"   Pallas on Mosaic GPU    Ampere and newer, jax 0.11 and newer
 "triton"   Pallas on Triton        Ampere and newer, while jax still has it
@@ -19,7 +19,7 @@ from pqt_jax.numerics import reference
 from pqt_jax.numerics.spec import Spec
 
 Implementation = Literal["mosaic", "triton", "xla"]
-KERNELS: tuple[Implementation, ...] = ("mosaic", "triton")  # the best first
+KERNELS: tuple[Implementation, ...] = ("mosaic", "triton")  # in order of preference
 BLOCK = (32, 32)
 
 _interpreting = False
@@ -27,20 +27,21 @@ _interpreting = False
 
 @contextlib.contextmanager
 def interpret() -> Iterator[None]:
-    """Run the kernels in their interpreters, on any platform: slow, and meant for tests.
+    """Run the kernels in their interpreters, on any platform: slow, for tests.
 
-    What is compiled inside stays so: give `jax.jit` a function of its own.
+    A function that is compiled in this context keeps the interpreted kernel afterwards. Give
+    `jax.jit` a new function here.
     """
     global _interpreting
-    before, _interpreting = _interpreting, True
+    previous, _interpreting = _interpreting, True
     try:
         yield
     finally:
-        _interpreting = before
+        _interpreting = previous
 
 
 def is_supported(implementation: Implementation, spec: Spec = Spec()) -> tuple[bool, str]:
-    """Whether an implementation can serve a spec on the default platform, and why not.
+    """Whether an implementation supports a spec on the default platform, and if not, why.
 
     Example:
       >>> is_supported("xla")
@@ -49,14 +50,14 @@ def is_supported(implementation: Implementation, spec: Spec = Spec()) -> tuple[b
       (False, 'blocks are 16x16, and the kernels take 32x32 alone')
 
     Args:
-      implementation: one of the three.
+      implementation: "mosaic", "triton" or "xla".
       spec: how a parameter is sampled.
 
     Returns:
-      (supported, reason); the reason is empty where it is supported.
+      (supported, reason); the reason is empty if it is supported.
 
     Raises:
-      ValueError: for a name that is none of the three.
+      ValueError: for another name.
     """
     if implementation == "xla":
         return True, ""
@@ -69,12 +70,13 @@ def is_supported(implementation: Implementation, spec: Spec = Spec()) -> tuple[b
         sides = "x".join(map(str, spec.block))
         return False, f"blocks are {sides}, and the kernels take 32x32 alone"
     reason = None if _interpreting else _unsuited_device()
-    reason = reason or _missing(implementation)  # which loads it
+    reason = reason or _import_problem(implementation)
     return reason is None, reason or ""
 
 
 @functools.cache
-def _missing(implementation: str) -> str | None:
+def _import_problem(implementation: str) -> str | None:
+    """Import the module of a kernel; return why that fails, or None."""
     if implementation == "mosaic" and jax.__version_info__ < (0, 11):
         return f"Mosaic GPU needs jax 0.11, and this is {jax.__version__}"
     try:
@@ -85,24 +87,25 @@ def _missing(implementation: str) -> str | None:
 
 
 def _unsuited_device() -> str | None:
+    """Return why the default device cannot run the kernels, or None."""
     device = jax.devices()[0]
     if device.platform not in ("gpu", "cuda"):
         return f"the kernels need an NVIDIA GPU, and the default platform is {device.platform}"
     capability = getattr(device, "compute_capability", None)
     try:
         recent = float(capability or 0) >= 8.0
-    except ValueError:  # a GPU of another maker, "gfx90a"
+    except ValueError:  # a GPU of another vendor, such as "gfx90a"
         recent = False
     if not recent:
         return f"the kernels need compute capability 8.0, and {device.device_kind} has {capability}"
     return None
 
 
-def choose(implementation: Implementation | None, spec: Spec) -> Implementation:
-    """The implementation that is asked for, or the best supported one for None.
+def choose_implementation(implementation: Implementation | None, spec: Spec) -> Implementation:
+    """Return the named implementation, or the best supported one for None.
 
     Raises:
-      ValueError: if one is asked for that is not supported, with the reason.
+      ValueError: if the named one is not supported; the message says why.
     """
     if implementation is None:
         best: list[Implementation] = [name for name in KERNELS if is_supported(name, spec)[0]]
@@ -113,8 +116,8 @@ def choose(implementation: Implementation | None, spec: Spec) -> Implementation:
     return implementation
 
 
-def functions(implementation: Implementation) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """Forward and backward of an implementation, signatures as in `numerics.reference`."""
+def get_functions(implementation: Implementation) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """Return (forward, backward) of an implementation, with the signatures of `reference`."""
     if implementation == "xla":
         return reference.forward, reference.backward
     from pqt_jax.pallas import launch

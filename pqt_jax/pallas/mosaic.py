@@ -2,9 +2,9 @@
 # Copyright 2026 The pqt_jax Authors
 """The kernels on Mosaic GPU, for Ampere and Hopper.
 
-A matrix is seen as [M, N/32, 32]. One warpgroup takes a run of 32 rows of 128 columns at a time,
-each warp a block of 32 × 32: both reductions stay inside a warp and need no shared memory. A lane
-holds four neighbouring columns, which one load or store moves.
+A matrix is viewed as [M, N/32, 32]. One warpgroup takes a tile of 32 rows and 128 columns, and each
+of its warps a block of 32 × 32. Both reductions stay inside a warp and need no shared memory. A
+lane has four neighbouring columns, which one load or store moves.
 """
 
 import functools
@@ -22,18 +22,18 @@ from pqt_jax.numerics import philox
 from pqt_jax.numerics.spec import Spec
 from pqt_jax.pallas import body
 
-ROWS, COLUMNS = philox.ROWS, 128  # of a tile; w must be padded to multiples
+ROWS, COLUMNS = philox.ROWS, 128  # of a tile; w must be padded to multiples of them
 _WARPS, _VECTOR = 4, 4
 _SLICE = (philox.GROUP, _WARPS, COLUMNS // _WARPS)
-_MOST_TILES = 4  # one after the other in a thread block; more need more registers than they gain
-_THREAD_BLOCKS = 512  # about what an A100 or H100 holds at once; fewer leave some of it idle
+_MAX_TILES = 4  # of one thread block, one after the other; more would need too many registers
+_THREAD_BLOCKS = 512  # about as many as an A100 or H100 runs at once; with fewer, some of it idles
 
 try:
     Tiling = plgpu.Tiling
 except AttributeError:  # jax 0.10
     from jax.experimental.mosaic.gpu.fragmented_array import Tiling
 
-# [4, warp, 32]: each lane one row and four columns.
+# [4, warp, 32]: each lane has one row and four columns.
 _LAYOUT = plgpu.Layout.TILED(
     Tiling(((philox.GROUP, _WARPS, 32), (philox.GROUP, 1, 32), (_VECTOR,))),
     warp_dims=(-6,),
@@ -41,7 +41,7 @@ _LAYOUT = plgpu.Layout.TILED(
     vector_dim=-1,
 )
 _PER_WARP = _LAYOUT.reduce((0, 2))
-_INDEX = inspect.signature(plgpu.load).parameters.get("idx")  # jax 0.10 needs it, 0.11 warns of it
+_INDEX = inspect.signature(plgpu.load).parameters.get("idx")  # jax 0.10 requires it
 _LOAD_INDEX = ((),) if _INDEX and _INDEX.default is inspect.Parameter.empty else ()
 
 
@@ -61,17 +61,17 @@ def _spread(per_warp: jax.Array) -> jax.Array:
 
 
 def _reduce(reduction: Any, x: jax.Array) -> jax.Array:
-    return reduction(reduction(x, axis=2), axis=0)  # one axis at a time is what Mosaic can
+    return reduction(reduction(x, axis=2), axis=0)  # Mosaic reduces one axis at a time
 
 
 def _tile(tiles: int, t: int):
-    """(lead, run, tile) of this thread block's tile t."""
+    """Return the indices (lead, run, tile) of tile t of this thread block."""
     lead, run, first = (lax.axis_index(name) for name in ("lead", "run", "tile"))
     return lead, run, first * tiles + t
 
 
 def _slices(ref: Any, lead: Any, run: Any, tile: Any) -> list[Any]:
-    """The eight slices of a tile, as references into [leads, M, N/32, 32]."""
+    """Return references to the eight slices of a tile of [leads, M, N/32, 32]."""
     warps = pl.ds(tile * _WARPS, _WARPS)
     return [
         ref.at[lead, pl.ds(run * ROWS + s * philox.GROUP, philox.GROUP), warps, :]
@@ -80,14 +80,14 @@ def _slices(ref: Any, lead: Any, run: Any, tile: Any) -> list[Any]:
 
 
 def _row(table_ref: Any) -> list[jax.Array]:
-    # Once for all tiles, so that they share the round keys.
-    return [table_ref[lax.axis_index("lead"), i] for i in range(body.ENTRIES)]
+    # Read once for all tiles of the thread block, which then share the round keys of Philox.
+    return [table_ref[lax.axis_index("lead"), i] for i in range(body.TABLE_ENTRIES)]
 
 
 def _noise(spec: Spec, row: list[jax.Array], run: Any, tile: Any) -> body.Noise:
     iota = [plgpu.broadcasted_iota(jnp.uint32, _SLICE, d, layout=_LAYOUT) for d in range(3)]
     column = iota[1] * np.uint32(32) + iota[2] + tile.astype(jnp.uint32) * np.uint32(COLUMNS)
-    return body.noise_of(spec, row, run.astype(jnp.uint32), iota[0], column)
+    return body.make_noise(spec, row, run.astype(jnp.uint32), iota[0], column)
 
 
 def _forward(table_ref, w_ref, bits_ref, out_ref, absmax_ref, *, spec: Spec, tiles: int):
@@ -97,7 +97,7 @@ def _forward(table_ref, w_ref, bits_ref, out_ref, absmax_ref, *, spec: Spec, til
         lead, run, tile = at
         per_block = pl.ds(tile * _WARPS, _WARPS)
         rows = [_load(ref, _LAYOUT).astype(jnp.float32) for ref in _slices(w_ref, *at)]
-        largest = _reduce(jnp.max, body.magnitude(rows))
+        largest = _reduce(jnp.max, body.largest_magnitude(rows))
         absmax = lax.bitcast_convert_type(largest, jnp.float32)
         b_i = _load(bits_ref.at[lead, run, per_block], _PER_WARP)
         w_hat = body.forward(spec, rows, _noise(spec, row, run, tile), absmax, b_i, _spread)
@@ -117,14 +117,16 @@ def _backward(table_ref, cotangent_ref, out_ref, *, spec: Spec, tiles: int):
 
 
 def tiles_per_block(runs: int, columns: int) -> int:
-    """Tiles that a thread block takes of a run; fewer where there would be too few thread blocks.
+    """Choose how many tiles of a run one thread block takes.
+
+    It takes fewer if there would otherwise be too few thread blocks to fill the GPU.
 
     Args:
-      runs: of 32 rows, of all matrices of a launch.
-      columns: tiles across a matrix, which the result divides.
+      runs: number of runs of 32 rows in all matrices of a launch.
+      columns: number of tiles across a matrix; the result divides it.
     """
-    few = runs * columns // _THREAD_BLOCKS
-    return next(t for t in range(_MOST_TILES, 0, -1) if columns % t == 0 and t <= max(few, 1))
+    limit = max(runs * columns // _THREAD_BLOCKS, 1)
+    return next(t for t in range(_MAX_TILES, 0, -1) if columns % t == 0 and t <= limit)
 
 
 def _kernel(function: Any, spec: Spec, shape: tuple[int, ...], out_type: Any, interpret: bool):
@@ -137,14 +139,14 @@ def _kernel(function: Any, spec: Spec, shape: tuple[int, ...], out_type: Any, in
         out_type=out_type,
         grid=(leads, m // ROWS, columns // tiles),
         grid_names=("lead", "run", "tile"),
-        # No shared memory is used, so no barriers between its uses are needed.
+        # The kernel uses no shared memory, and so needs no barriers between uses of it.
         compiler_params=plgpu.CompilerParams(unsafe_no_auto_barriers=True),
         **options,
     )
 
 
 def forward(spec: Spec, w, b_i, table, *, interpret: bool = False):
-    """ŵ and the block maxima; shapes as for `launch.forward`, padded to whole tiles."""
+    """Sample ŵ, with the block maxima; shapes as for `launch.forward`, padded to whole tiles."""
     leads, m, n = w.shape
     out_type = (
         jax.ShapeDtypeStruct((leads, m, n // 32, 32), spec.storage),
@@ -156,7 +158,7 @@ def forward(spec: Spec, w, b_i, table, *, interpret: bool = False):
 
 
 def backward(spec: Spec, cotangent, table, *, interpret: bool = False):
-    """Block sums of ∂L/∂ŵ · R; shapes as for `launch.backward`, padded to whole tiles."""
+    """Return block sums of ∂L/∂ŵ · R; shapes as for `launch.backward`, padded to whole tiles."""
     leads, m, n = cotangent.shape
     out_type = jax.ShapeDtypeStruct((leads, m // 32, n // 32), jnp.float32)
     kernel = _kernel(_backward, spec, cotangent.shape, out_type, interpret)

@@ -13,14 +13,14 @@ from jax import lax
 from jax.experimental import pallas as pl
 
 with warnings.catch_warnings():
-    warnings.simplefilter("ignore", DeprecationWarning)  # jax announces the end of this back-end
+    warnings.simplefilter("ignore", DeprecationWarning)  # jax has deprecated this back-end
     from jax.experimental.pallas import triton as plt
 
 from pqt_jax.numerics import philox
 from pqt_jax.numerics.spec import Spec
 from pqt_jax.pallas import body
 
-ROWS, COLUMNS = philox.ROWS, 32  # of a tile; w must be padded to multiples
+ROWS, COLUMNS = philox.ROWS, 32  # of a tile; w must be padded to multiples of them
 _SLICE = (philox.GROUP, COLUMNS)
 
 
@@ -29,7 +29,7 @@ def _spread(per_block: jax.Array) -> jax.Array:
 
 
 def _reduce(reduction: Any, x: jax.Array) -> jax.Array:
-    return reduction(reduction(x, axis=1), axis=0)  # one axis at a time is what Triton can
+    return reduction(reduction(x, axis=1), axis=0)  # Triton reduces one axis at a time
 
 
 def _slices(ref: Any) -> list[jax.Array]:
@@ -41,12 +41,12 @@ def _noise(spec: Spec, table_ref: Any) -> body.Noise:
     q, column = (lax.broadcasted_iota(jnp.uint32, _SLICE, d) for d in range(2))
     tile, run = (pl.program_id(axis).astype(jnp.uint32) for axis in (0, 1))
     column = column + tile * np.uint32(COLUMNS)
-    return body.noise_of(spec, [table_ref[i] for i in range(body.ENTRIES)], run, q, column)
+    return body.make_noise(spec, [table_ref[i] for i in range(body.TABLE_ENTRIES)], run, q, column)
 
 
 def _forward(table_ref, w_ref, bits_ref, out_ref, absmax_ref, *, spec: Spec):
     rows = _slices(w_ref)
-    largest = _reduce(jnp.max, body.magnitude(rows))
+    largest = _reduce(jnp.max, body.largest_magnitude(rows))
     absmax = lax.bitcast_convert_type(largest, jnp.float32)
     w_hat = body.forward(spec, rows, _noise(spec, table_ref), absmax, bits_ref[0, 0], _spread)
     for s, value in enumerate(w_hat):
@@ -68,7 +68,7 @@ def _call(function: Any, spec: Spec, shape, in_specs, out_specs, out_shape, inte
     table = pl.BlockSpec((None, 8), lambda tile, run, lead: (lead, 0))
     return pl.pallas_call(
         functools.partial(function, spec=spec),
-        grid=(n // COLUMNS, m // ROWS, leads),  # neighbours run together
+        grid=(n // COLUMNS, m // ROWS, leads),  # neighbouring tiles run at the same time
         in_specs=[table, *in_specs],
         out_specs=out_specs,
         out_shape=out_shape,
@@ -78,8 +78,8 @@ def _call(function: Any, spec: Spec, shape, in_specs, out_specs, out_shape, inte
 
 
 def forward(spec: Spec, w, b_i, table, *, interpret: bool = False):
-    """ŵ and the block maxima; shapes as for `launch.forward`, padded to whole tiles."""
-    kind = jax.typeof(w).manual_axis_type  # under shard_map
+    """Sample ŵ, with the block maxima; shapes as for `launch.forward`, padded to whole tiles."""
+    kind = jax.typeof(w).manual_axis_type  # says what w varies over, under shard_map
     out_shape = (
         jax.ShapeDtypeStruct(w.shape, spec.storage, manual_axis_type=kind),
         jax.ShapeDtypeStruct(b_i.shape, jnp.float32, manual_axis_type=kind),
@@ -89,7 +89,7 @@ def forward(spec: Spec, w, b_i, table, *, interpret: bool = False):
 
 
 def backward(spec: Spec, cotangent, table, *, interpret: bool = False):
-    """Block sums of ∂L/∂ŵ · R; shapes as for `launch.backward`, padded to whole tiles."""
+    """Return block sums of ∂L/∂ŵ · R; shapes as for `launch.backward`, padded to whole tiles."""
     leads, m, n = cotangent.shape
     kind = jax.typeof(cotangent).manual_axis_type
     shape = (leads, m // 32, n // 32)

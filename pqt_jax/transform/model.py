@@ -14,30 +14,34 @@ M = TypeVar("M", linen.Module, nnx.Module)
 
 
 def pqt_transform(model: M, rules: Sequence[Rule], *, prefix: str = "", strict: bool = False) -> M:
-    """Wrap any Flax model so that its weights are sampled.
+    """Wrap a Flax model, NNX or Linen, so that its weights are sampled.
 
-    Parameters keep their paths and dtypes: a checkpoint of the bare model loads into the wrapped
-    one and back. Wrap a whole model, or, where memory counts, the block inside its scan over
-    layers: ŵ is then made for one layer at a time.
+    Parameters keep their paths and dtypes. A checkpoint of the bare model loads into the wrapped
+    one, and a checkpoint of the wrapped one into the bare model. Wrap a whole model, or, to save
+    memory, the block inside its scan over layers: then ŵ exists for one layer at a time.
 
-    NNX: the module returned is of a subclass of the model's class. Its call takes `pqt_key` (None
-    is the bare model) and, for one layer of a stack, `pqt_lead`, the layer's index. Bits are
-    variables of type `BitParam` under the attribute `pqt_bits`; the state without them,
-    `nnx.state(wrapped, nnx.Not(BitParam))`, is that of the bare model. A call with a key runs on
-    the module itself, which holds ŵ until it returns, and so not in two threads at once: all that
-    it sets or makes stays; writing to a sampled parameter is an error, or, in a trace, undone
-    (`nnx.WeightNorm` and `nnx.SpectralNorm` do so: wrap what is in them). What runs after the call
-    has returned, a generator or a part of the model handed out, sees the bare weights.
+    **NNX.** The result is a module of a subclass of the model's class. Its call takes `pqt_key`
+    (None runs the bare model) and `pqt_lead`, the index of the layer for one layer of a stack. The
+    bits are variables of type `BitParam` under the attribute `pqt_bits`. The state without them,
+    `nnx.state(wrapped, nnx.Not(BitParam))`, is the state of the bare model.
 
-    Linen: a module with the same variables and the collection "pqt", `{"bits": …}`, made by `init`.
-    It samples when `apply` is given the rng stream "pqt"; without it the bare model runs. In a
-    lifted transform both have to be named, as for any collection and rng: a scan over layers takes
-    `variable_axes={"params": 0, "pqt": 0}` and `split_rngs={"params": True, "pqt": True}`; a scan
-    that was not told of the rng runs the bare model.
+    A sampled call runs on the module itself, whose variables hold ŵ until the call returns. So it
+    must not run in two threads at once. Whatever the call sets or creates stays. Writing to a
+    sampled parameter raises an error, or, under a trace, is undone. `nnx.WeightNorm` and
+    `nnx.SpectralNorm` write to parameters: wrap the layer inside them. Code that runs after the
+    call has returned, such as a generator, sees the bare weights.
 
-    Both calls take `pqt_method`, the name of another method of the model to call in its place.
+    **Linen.** The result is a module with the same variables and one more collection, "pqt", which
+    is `{"bits": …}` and is made by `init`. It samples if `apply` gets the rng stream "pqt", and
+    otherwise runs the bare model. A lifted transform must name both, as it must any collection and
+    rng: a scan over layers takes `variable_axes={"params": 0, "pqt": 0}` and
+    `split_rngs={"params": True, "pqt": True}`. A scan without the rng runs the bare model.
+
+    Both calls take `pqt_method`, the name of a method of the model to call instead of `__call__`.
 
     Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
       >>> model = pqt_transform(nnx.Linear(64, 64, rngs=nnx.Rngs(0)), [Rule("kernel")])
       >>> x = jnp.ones((1, 64))
       >>> bool((model(x) == model(x, pqt_key=None)).all())
@@ -46,9 +50,9 @@ def pqt_transform(model: M, rules: Sequence[Rule], *, prefix: str = "", strict: 
       False
 
     Args:
-      model: a Linen or an NNX module. NNX: it is not changed; its arrays are shared, not copied.
+      model: a Linen or an NNX module. An NNX module is not changed; the result shares its arrays.
       rules: as for `param_transform`.
-      prefix: path of this module in the model that holds it; rules and keys see `prefix/path`.
+      prefix: path of this module in a larger model; rules and keys see `prefix/path`.
       strict: whether a parameter of two axes or more that no rule matches is an error.
 
     Returns:
@@ -56,7 +60,7 @@ def pqt_transform(model: M, rules: Sequence[Rule], *, prefix: str = "", strict: 
 
     Raises:
       TypeError: if the model is neither; and as `param_transform`.
-      ValueError: as `param_transform`; for Linen when `init` runs.
+      ValueError: as `param_transform`; for a Linen model when `init` runs.
     """
     rules = check_rules(rules)
     if isinstance(model, nnx.Module):

@@ -64,7 +64,7 @@ def wrap(model: M, rules: tuple[Rule, ...], prefix: str, strict: bool) -> M:
     return wrapped
 
 
-def bits_of(model: nnx.Module) -> Bits:
+def get_bits(model: nnx.Module) -> Bits:
     """Return the bits of a wrapped module, in the nested dict that `param_transform` takes."""
 
     def is_bit_param(node: Any) -> bool:
@@ -81,7 +81,7 @@ def _wrapped_class(cls: type, rules: tuple[Rule, ...], prefix: str, strict: bool
         method = _find_method(cls, pqt_method)
         if pqt_key is None:
             return method(self, *args, **kwargs)
-        weights, bits = _parameters(self), bits_of(self)
+        weights, bits = _parameters(self), get_bits(self)
         sampled = perturb_tree(
             weights, bits, pqt_key, rules, prefix=prefix, strict=strict, lead=pqt_lead
         )

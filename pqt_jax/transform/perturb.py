@@ -128,15 +128,15 @@ def perturb(
     if spec.encoded:
         raise ValueError("encoded=True; codes come from `perturb_encoded`")
     spec = spec.fitted(w.shape)
-    implementation = pallas.choose(implementation, spec)
+    implementation = pallas.choose_implementation(implementation, spec)
     if spec.noise == "none":
         rounded: Any = _straight_through(spec, _matrices(w, spec))
-        return partition.restored(rounded, w, spec.matrix_axes)
+        return partition.from_matrices(rounded, w, spec.matrix_axes)
     operands = prepare_operands(w, b_i, key, spec, lead, origin)
     if not w.size:  # there is no block to launch a kernel for
         return w.astype(spec.storage)
     outputs: Any = _sample(spec, implementation, *operands)
-    return partition.restored(outputs[0], w, spec.matrix_axes)
+    return partition.from_matrices(outputs[0], w, spec.matrix_axes)
 
 
 def prepare_operands(
@@ -156,7 +156,7 @@ def prepare_operands(
     matrices = _matrices(w, spec)
     blocks.check_grid(b_i, w, spec.block, spec.matrix_axes)
     b_i = partition.as_matrices(jnp.asarray(b_i, jnp.float32), (1, 1))
-    b_i = partition.beside(b_i, matrices, spec.block)  # as its gradient will be
+    b_i = partition.reshard_like(b_i, matrices, spec.block)  # as its gradient will be
     return matrices, b_i, keys.key_words(key), _offset(lead, origin, spec.block)
 
 
@@ -205,7 +205,7 @@ _straight_through.defvjp(_straight_through_fwd, _straight_through_bwd)
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _sample(spec: Spec, implementation: Implementation, w, b_i, words, offset):
-    forward, _ = pallas.functions(implementation)
+    forward, _ = pallas.get_functions(implementation)
     return forward(spec, w, b_i, words, offset)
 
 
@@ -233,7 +233,7 @@ def _step_size(spec: Spec, b_i: jax.Array) -> jax.Array:
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _block_sums(spec: Spec, implementation: Implementation, cotangent, words, offset):
     """Σ_B (∂L/∂ŵ · R). It is linear in ∂L/∂ŵ, and can be differentiated again."""
-    return pallas.functions(implementation)[1](spec, cotangent, words, offset)
+    return pallas.get_functions(implementation)[1](spec, cotangent, words, offset)
 
 
 def _block_sums_fwd(spec, implementation, *operands):

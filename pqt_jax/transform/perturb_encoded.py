@@ -53,16 +53,16 @@ def perturb_encoded(
     w, b_i = jnp.asarray(w), jnp.asarray(b_i)
     spec = dataclasses.replace(spec, encoded=True).fitted(w.shape)
     matrices, grid, words, offset = prepare_operands(w, b_i, key, spec, lead, origin)
-    implementation = pallas.choose(implementation, spec)
-    forward, _ = pallas.functions(implementation if w.size else "xla")
+    implementation = pallas.choose_implementation(implementation, spec)
+    forward, _ = pallas.get_functions(implementation if w.size else "xla")
     codes, absmax = forward(
         spec, _refuse_gradients(matrices), _refuse_gradients(grid), words, offset
     )
     codes = jax.lax.bitcast_convert_type(
-        partition.restored(codes, w, spec.matrix_axes), spec.dtype.dtype
+        partition.from_matrices(codes, w, spec.matrix_axes), spec.dtype.dtype
     )
     scale = cast.block_scale(absmax, spec.dtype, spec.scale)
-    return codes, partition.restored(scale, b_i, (1, 1))
+    return codes, partition.from_matrices(scale, b_i, (1, 1))
 
 
 @jax.custom_jvp

@@ -103,7 +103,7 @@ def test_uniform_noise_fused_or_not_is_within_what_the_section_allows(monkeypatc
     rng.normal(size=w.shape)
     then = (2.0 ** (1 - rng.uniform(1, 9, b_i.shape))).astype(np.float32)
     far = known & ~np.isclose(*both(then), rtol=1e-6, atol=0)
-    apart, fused = both(np.asarray(reference.step_of(spec, jnp.asarray(b_i))))
+    apart, fused = both(np.asarray(reference.block_step_size(spec, jnp.asarray(b_i))))
     assert any((way[known] == want[known]).all() for way in (apart, fused))  # a CPU takes either
     assert far.sum() == count
     want = np.where(known, fused, want)

@@ -109,7 +109,7 @@ def test_a_step_has_the_same_bits_where_it_is_compiled_with_its_bit_width(target
     b_i = np.random.default_rng(2).uniform(-0.5, 1.5, 10_000).astype(np.float32)
     spec = Spec(target_bits=target, init_bits=init)
     apart = bit_width.step_size(bit_width.bit_width(b_i, target, init))
-    np.testing.assert_array_equal(jax.jit(lambda b: reference.step_of(spec, b))(b_i), apart)
+    np.testing.assert_array_equal(jax.jit(lambda b: reference.block_step_size(spec, b))(b_i), apart)
 
 
 def test_step_size_by_python_integers():

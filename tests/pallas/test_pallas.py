@@ -40,7 +40,7 @@ def test_noise_from_words_is_noise_from_codes(kind):
         ]
         codes = (sum(packed[1:], start=packed[0]),)
     for s in range(8):
-        got, want = noise.of_words(kind, words, s), noise.noise_rows(kind, codes, s)
+        got, want = noise.noise_from_words(kind, words, s), noise.noise_rows(kind, codes, s)
         np.testing.assert_array_equal(
             np.asarray(got).view(np.uint32), np.asarray(want).view(np.uint32)
         )
@@ -60,7 +60,7 @@ def test_an_unknown_implementation_is_refused():
 
 
 def test_without_a_gpu_none_is_xla_and_loads_no_kernel():
-    assert pallas.choose(None, Spec()) == "xla"
+    assert pallas.choose_implementation(None, Spec()) == "xla"
     code = (
         "import sys, jax, jax.numpy as jnp, pqt_jax;"
         "pqt_jax.perturb(jnp.ones((32, 32)), jnp.ones((1, 1)), jax.random.key(0));"
@@ -74,8 +74,8 @@ def test_without_a_gpu_none_is_xla_and_loads_no_kernel():
 def test_inside_interpret_none_is_the_best_kernel():
     with pallas.interpret():
         best = next(name for name in pallas.KERNELS if pallas.is_supported(name)[0])
-        assert pallas.choose(None, Spec()) == best
-        assert pallas.choose(None, Spec(block=(64, 64))) == "xla"
+        assert pallas.choose_implementation(None, Spec()) == best
+        assert pallas.choose_implementation(None, Spec(block=(64, 64))) == "xla"
 
 
 def test_a_device_is_judged_by_its_capability(monkeypatch):
@@ -90,12 +90,12 @@ def test_a_device_is_judged_by_its_capability(monkeypatch):
 
 def test_pieces_cover_everything_once():
     for most, in_grid in ((10**9, 65535), (4096, 65535), (10**9, 2)):
-        launch.MOST_ELEMENTS, before = most, (launch.MOST_ELEMENTS, launch.MOST_IN_GRID)
-        launch.MOST_IN_GRID = in_grid
+        launch.MAX_ELEMENTS, before = most, (launch.MAX_ELEMENTS, launch.MAX_GRID)
+        launch.MAX_GRID = in_grid
         try:
-            cuts = list(launch._pieces(5, 7, 64))
+            cuts = list(launch._launch_slices(5, 7, 64))
         finally:
-            launch.MOST_ELEMENTS, launch.MOST_IN_GRID = before
+            launch.MAX_ELEMENTS, launch.MAX_GRID = before
         seen = np.zeros((5, 7), int)
         for leads, runs in cuts:
             for run in runs:

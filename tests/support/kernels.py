@@ -181,7 +181,7 @@ class KernelTests:
 
     @pytest.mark.parametrize(
         "limit",
-        [pytest.param(("MOST_ELEMENTS", 64 * 128), marks=pytest.mark.slow), ("MOST_IN_GRID", 1)],
+        [pytest.param(("MAX_ELEMENTS", 64 * 128), marks=pytest.mark.slow), ("MAX_GRID", 1)],
         ids=str,
     )
     def test_large_arrays_go_in_pieces(self, monkeypatch, limit):
@@ -263,7 +263,7 @@ class KernelTests:
         shape = jax.ShapeDtypeStruct
         device = AbstractDevice(device_kind=gpu, num_cores=None, platform="gpu")
         mesh = AbstractMesh((1,), ("x",), axis_types=(AxisType.Auto,), abstract_device=device)
-        kernel = launch.kernel_of(self.name)
+        kernel = launch.load_kernel(self.name)
         table, w = shape((2, 8), jnp.uint32), shape((2, 64, 256), jnp.float32)
         b_i = shape((2, 2, 8), jnp.float32)
         cotangent = shape(w.shape, jnp.bfloat16)

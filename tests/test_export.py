@@ -146,7 +146,7 @@ def test_nothing_is_left_of_an_export_that_fails(trained_run, tmp_path, monkeypa
     def fail(*arguments):
         raise RuntimeError
 
-    monkeypatch.setattr(export_weights.report, "picture", fail)
+    monkeypatch.setattr(export_weights.report_figure, "draw_report", fail)
     with pytest.raises(RuntimeError):
         export.main([f"--workdir={trained_run}", "--format=fp8_e4m3", f"--out={tmp_path / 'out'}"])
     assert not list(tmp_path.iterdir())

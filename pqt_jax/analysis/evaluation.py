@@ -127,10 +127,10 @@ def _format_interval(interval: Interval, signed: bool) -> str:
     return value if math.isnan(interval.low) else f"{value} [{low}, {high}]"
 
 
-def _as_json(value: Any) -> Any:
-    """Intervals as dicts, and null for what is not finite."""
-    if isinstance(value, Interval):
-        return _as_json(value._asdict())
-    if isinstance(value, dict):
-        return {name: _as_json(inside) for name, inside in value.items()}
-    return value if math.isfinite(value) else None
+def _as_json(results: Mapping[str, Mapping[str, Interval]]) -> Any:
+    return files.replace_nonfinite(
+        {
+            name: {measure: interval._asdict() for measure, interval in measures.items()}
+            for name, measures in results.items()
+        }
+    )

@@ -17,8 +17,9 @@ from pqt_jax.analysis import load
 from pqt_jax.analysis.load import TrainedModel
 from pqt_jax.errors import InputError
 from pqt_jax.interchange import folders, huggingface
+from pqt_jax.interchange.png import save_png
 from pqt_jax.models import GPT2Config
-from pqt_jax.quantization import packed_file, report, sizes
+from pqt_jax.quantization import packed_file, report, report_figure, sizes
 from pqt_jax.quantization.quantize import Plan
 from pqt_jax.training.config import schema
 from pqt_jax.training.run import workdir
@@ -89,13 +90,14 @@ def write_packed(
     weights = bit_state.weights(model.params)
     with folders.whole_folder(out, overwrite) as folder:
         packed_file.write(folder / packed_file.FILE, weights, plan, describe_model(model.config))
-        rows = report.rows(weights, plan)
+        rows = report.measure_matrices(weights, plan)
         sizes_text = _describe_sizes(folder / packed_file.FILE, weights, plan)
-        text = f"{report.table(rows)}\n\n{sizes_text}\n"
+        text = f"{report.format_table(rows)}\n\n{sizes_text}\n"
         (folder / "report.txt").write_text(text)
         content = json.dumps(report.as_json(rows), indent=2, allow_nan=False)
         (folder / "report.json").write_text(content + "\n")
-        report.picture(folder / "report.png", rows, f"{model.origin}, {load.LABELS[name]}")
+        figure = report_figure.draw_report(rows, f"{model.origin}, {load.LABELS[name]}")
+        save_png(figure, folder / "report.png")
     return text
 
 
@@ -108,7 +110,7 @@ def describe_model(config: load.ModelConfig) -> dict[str, Any]:
 
 def _describe_sizes(path: Path, weights: Any, plan: Plan) -> str:
     """Two lines: bytes of the quantized weights, and of everything else in the file."""
-    quantized = sizes.total(sizes.sizes(plan, weights))
+    quantized = sizes.total_size(sizes.parameter_sizes(plan, weights).values())
     leaves = paths_and_leaves(weights)
     other_bits = sum(8 * leaf.nbytes for name, leaf in leaves.items() if name not in plan)
     count = sum(leaf.size for leaf in leaves.values())

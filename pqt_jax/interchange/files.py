@@ -3,8 +3,10 @@
 """Files written so that a kill or a full disk leaves them whole: the old one, or the new."""
 
 import contextlib
+import math
 import os
 from pathlib import Path
+from typing import Any
 
 from pqt_jax.errors import OutputError
 
@@ -36,3 +38,19 @@ def write(path: Path, content: str | bytes) -> None:
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise OutputError(path, error) from None
+
+
+def replace_nonfinite(value: Any) -> Any:
+    """Replace NaN and ±Inf by None, which JSON can represent, also inside dicts and lists.
+
+    Example:
+      >>> replace_nonfinite({"loss": float("nan"), "steps": [1, 2.5]})
+      {'loss': None, 'steps': [1, 2.5]}
+    """
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {name: replace_nonfinite(inside) for name, inside in value.items()}
+    if isinstance(value, list):
+        return [replace_nonfinite(inside) for inside in value]
+    return value

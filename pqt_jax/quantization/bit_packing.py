@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright 2026 The pqt_jax Authors
-"""Codes of a few bits ↔ bytes, and powers of two ↔ E8M0 (NumPy, on the host).
+"""Pack codes of a few bits into bytes, and encode powers of two as E8M0 (NumPy, on the host).
 
-Code i of a stream takes the bits from `i · bits` on, counted from the lowest bit of the first byte:
+Code i takes the bits from `i · bits` to `(i + 1) · bits − 1`, where bit 0 is the lowest bit of the
+first byte:
 
     4 bits    two in one byte, the first in its lower half
     6 bits    four in three bytes
@@ -15,26 +16,26 @@ import numpy as np
 
 
 def packed_size(count: int, bits: int) -> int:
-    """Bytes of `count` codes, `⌈count · bits / 8⌉`."""
+    """The number of bytes that `count` codes take, `⌈count · bits / 8⌉`."""
     return -(-count * bits // 8)
 
 
 def pack(codes: np.ndarray, bits: int) -> np.ndarray:
-    """Codes → bytes.
+    """Pack codes into bytes.
 
     Example:
       >>> [hex(byte) for byte in pack(np.array([0x1, 0x2, 0x3]), 4)]
       ['0x21', '0x3']
 
     Args:
-      codes: unsigned integers below `2^bits`, flat.
-      bits: 1 to 16, such that a whole number of codes fits into eight bytes or fewer.
+      codes: integers from 0 to `2^bits − 1`, int[count].
+      bits: per code: 1 to 8, 10, 12, 14 or 16.
 
     Returns:
-      uint8[packed_size(len(codes), bits)]; what is left of the last byte is zero.
+      uint8[packed_size(count, bits)]; unused bits of the last byte are zero.
 
     Raises:
-      ValueError: for other bits, and for codes that do not fit.
+      ValueError: for other bits, or if a code does not fit.
     """
     group, size = _group(bits)
     if codes.size and int(codes.max()) >> bits:
@@ -48,18 +49,18 @@ def pack(codes: np.ndarray, bits: int) -> np.ndarray:
 
 
 def unpack(data: np.ndarray, bits: int, count: int) -> np.ndarray:
-    """Bytes → codes, the inverse of `pack`.
+    """Invert `pack`.
 
     Args:
       data: uint8[packed_size(count, bits)].
-      bits: of a code.
-      count: number of codes.
+      bits: per code.
+      count: the number of codes.
 
     Returns:
       uint16[count].
 
     Raises:
-      ValueError: if the number of bytes is not that of so many codes.
+      ValueError: for other bits, or if the number of bytes does not fit the count.
     """
     group, size = _group(bits)
     if data.size != packed_size(count, bits):
@@ -77,7 +78,7 @@ def unpack(data: np.ndarray, bits: int, count: int) -> np.ndarray:
 
 
 def _group(bits: int) -> tuple[int, int]:
-    """The least (codes, bytes) that take the same bits."""
+    """The smallest (number of codes, number of bytes) with the same number of bits."""
     whole = math.lcm(bits, 8) if 1 <= bits <= 16 else math.inf
     if whole > 64:
         raise ValueError(f"codes of {bits} bits are not packed; give 1 to 8, 10, 12, 14 or 16")
@@ -85,7 +86,10 @@ def _group(bits: int) -> tuple[int, int]:
 
 
 def to_e8m0(scale: np.ndarray) -> np.ndarray:
-    """Powers of two from 2^-127 to 2^127 → uint8 `127 + log2(scale)`; NaN → 255 (OCP MX v1.0).
+    """Encode powers of two from 2^-127 to 2^127 as E8M0 (OCP MX v1.0).
+
+    Returns:
+      uint8 of the same shape, `127 + log2(scale)`; 255 for NaN.
 
     Raises:
       ValueError: for any other number.
@@ -94,12 +98,14 @@ def to_e8m0(scale: np.ndarray) -> np.ndarray:
     nan = np.isnan(scale)
     code = exponent + 126
     if not (nan | ((mantissa == 0.5) & (code >= 0) & (code <= 254))).all():
-        raise ValueError("a scale is no power of two from 2^-127 to 2^127; E8M0 cannot hold it")
+        raise ValueError(
+            "a scale is not a power of two from 2^-127 to 2^127; E8M0 cannot represent it"
+        )
     return np.where(nan, 255, code).astype(np.uint8)
 
 
 def from_e8m0(code: np.ndarray) -> np.ndarray:
-    """uint8 → float32 powers of two; 255 → NaN.
+    """Decode E8M0: uint8 → float32 powers of two; 255 → NaN.
 
     Example:
       >>> from_e8m0(np.array([0, 127, 128, 255], np.uint8)).tolist()

@@ -1,18 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright 2026 The pqt_jax Authors
-"""A quantized parameter ↔ its packed codes, scales and tags.
+"""Convert a quantized parameter to packed codes, scales and tags, and back.
 
-A parameter, seen as a stack of matrices [leads, M, N], becomes these parts:
+A parameter is a stack of matrices [leads, M, N]. It is stored as these tensors, by name:
 
-    E2M1    (or another format's name) the codes of the weights in it, packed (`packing`)
-    scale   one per block, E8M0; float32 for the rule "exact"; absent for eight exponent bits
-    tags    where blocks have formats of their own: four bits each, an index into `MIXED_FORMATS`
+    E2M1    (or the name of another format) the packed codes of the weights in that format
+    scale   one per block, E8M0; float32 for scale rule "exact"; absent for eight exponent bits
+    tags    with mixed formats only: four bits per block, an index into `MIXED_FORMATS`
 
-With one format, codes lie in the order of the parameter, row by row. With tags, each format has a
-stream of its own: block after block, row by row in each. Blocks are counted along rows, then down,
-then over the stack; those at a ragged edge hold what there is of them.
+With one format, the codes are in the order of the parameter, row by row. With mixed formats, each
+format has its own tensor of codes: block after block, and row by row within a block. Blocks are
+ordered by matrix, then by row of blocks, then by column. A block at a ragged edge has fewer codes.
 
-    weight = code · scale        in float32; what is below 2^-126 is zero, as XLA has it on a CPU
+    weight = code · scale        in float32; magnitudes below 2^-126 become 0, as XLA does on CPUs
 """
 
 import dataclasses
@@ -28,106 +28,120 @@ from pqt_jax.numerics.mixed_formats import MIXED_FORMATS, TAG_BITS
 from pqt_jax.numerics.spec import Spec
 from pqt_jax.quantization import bit_packing
 
-_TINY = np.float32(2.0**-126)
+Tensors = dict[str, np.ndarray]
+_SMALLEST_NORMAL = np.float32(2.0**-126)
 
-Parts = dict[str, np.ndarray]
 
-
-def encode(w: jax.Array, assigned: FormatAssignment) -> Parts:
-    """One parameter as packed codes, scales and tags.
+def encode_parameter(w: jax.Array, assignment: FormatAssignment) -> Tensors:
+    """Quantize one parameter, and pack its codes, scales and tags.
 
     Example:
-      >>> assigned = FormatAssignment(Spec(noise="none", dtype="E2M1"))
-      >>> parts = encode(jnp.full((32, 32), 3.0), assigned)
-      >>> {name: x.shape for name, x in parts.items()}, parts["scale"].tolist()
+      >>> assignment = FormatAssignment(Spec(noise="none", dtype="E2M1"))
+      >>> tensors = encode_parameter(jnp.full((32, 32), 3.0), assignment)
+      >>> {name: x.shape for name, x in tensors.items()}, tensors["scale"].tolist()
       ({'E2M1': (512,), 'scale': (1, 1)}, [[126]])
 
     Args:
       w: float32 or bfloat16 parameter.
-      assigned: its part of a plan.
+      assignment: its entry in a plan.
 
     Returns:
-      uint8 arrays by the names of their parts; "scale" is float32 for the rule "exact".
+      uint8 tensors by name; "scale" is float32 for scale rule "exact".
     """
-    spec, index = assigned.spec.fitted(w.shape), assigned.index
+    spec, index = assignment.spec.fitted(w.shape), assignment.index
     grid = blocks.grid_shape(w.shape, spec.block, spec.matrix_axes)
     matrices = w.reshape(blocks.matrix_shape(w.shape, spec.matrix_axes))
     if index is None:
         codes, scale = _codes(spec, matrices)
-        parts = {spec.dtype.name: bit_packing.pack(codes.reshape(-1), spec.dtype.bits)}
-        return parts if scale is None else parts | {"scale": _stored(spec, scale.reshape(grid))}
+        tensors = {spec.dtype.name: bit_packing.pack(codes.reshape(-1), spec.dtype.bits)}
+        if scale is not None:
+            tensors["scale"] = _encode_scale(spec, scale.reshape(grid))
+        return tensors
     tags = np.asarray(index).reshape(-1)
-    scales, parts = np.ones(tags.size, np.float32), {}
+    scales, tensors = np.ones(tags.size, np.float32), {}
     for i in np.unique(tags):
-        codes, scale = _codes(dataclasses.replace(spec, dtype=MIXED_FORMATS[i]), matrices)
-        stream = _by_block(codes, spec.block)[_chosen(codes.shape, spec.block, tags == i)]
-        parts[MIXED_FORMATS[i].name] = bit_packing.pack(stream, MIXED_FORMATS[i].bits)
+        fmt = MIXED_FORMATS[i]
+        codes, scale = _codes(dataclasses.replace(spec, dtype=fmt), matrices)
+        in_format = _mask_blocks(codes.shape, spec.block, tags == i)
+        tensors[fmt.name] = bit_packing.pack(_by_block(codes, spec.block)[in_format], fmt.bits)
         if scale is not None:
             scales[tags == i] = scale.reshape(-1)[tags == i]
-    parts["scale"] = _stored(spec, scales.reshape(grid))
-    return parts | {"tags": bit_packing.pack(tags, TAG_BITS)}
+    tensors["scale"] = _encode_scale(spec, scales.reshape(grid))
+    return tensors | {"tags": bit_packing.pack(tags, TAG_BITS)}
 
 
-def decode(parts: Parts, shape: tuple[int, ...], assigned: FormatAssignment) -> np.ndarray:
-    """The inverse of `encode`: the parameter as `quantize.round_parameter` leaves it.
+def decode_parameter(
+    tensors: Tensors, shape: tuple[int, ...], assignment: FormatAssignment
+) -> np.ndarray:
+    """Invert `encode_parameter`: the result equals that of `quantize.round_parameter`.
 
     Args:
-      parts: by name.
+      tensors: by name.
       shape: of the parameter.
-      assigned: its part of the plan.
+      assignment: its entry in the plan.
 
     Returns:
       An array of that shape in `spec.storage`.
 
     Raises:
-      ValueError: if a part has not the size that it must have.
+      KeyError: if a tensor is missing.
+      ValueError: if a tensor has the wrong size.
     """
-    spec, index = assigned.spec.fitted(shape), assigned.index
+    spec, index = assignment.spec.fitted(shape), assignment.index
     leads, m, n = matrices = blocks.matrix_shape(shape, spec.matrix_axes)
     if index is None:
-        codes = bit_packing.unpack(parts[spec.dtype.name], spec.dtype.bits, leads * m * n)
+        codes = bit_packing.unpack(tensors[spec.dtype.name], spec.dtype.bits, leads * m * n)
         values = _values(spec.dtype, codes).reshape(matrices)
-        if "scale" in parts:
-            scale = _scale(parts).reshape(leads, -(-m // spec.block[0]), -(-n // spec.block[1]))
+        if "scale" in tensors:
+            scale = _decode_scale(tensors).reshape(
+                leads, -(-m // spec.block[0]), -(-n // spec.block[1])
+            )
             wide = np.repeat(np.repeat(scale, spec.block[0], 1), spec.block[1], 2)
-            values = _scaled(values, wide[:, :m, :n])
+            values = _multiply(values, wide[:, :m, :n])
         return values.reshape(shape).astype(spec.storage)
-    tags, scale = np.asarray(index).reshape(-1), _scale(parts).reshape(-1, 1)
+    tags, scale = np.asarray(index).reshape(-1), _decode_scale(tensors).reshape(-1, 1)
     values = np.zeros((tags.size, spec.block[0] * spec.block[1]), np.float32)
     for i in np.unique(tags):
-        chosen = _chosen(matrices, spec.block, tags == i)
-        codes = bit_packing.unpack(
-            parts[MIXED_FORMATS[i].name], MIXED_FORMATS[i].bits, int(chosen.sum())
-        )
-        values[chosen] = _values(MIXED_FORMATS[i], codes)
-        if MIXED_FORMATS[i] != BF16:
-            values[chosen] = _scaled(values[chosen], np.broadcast_to(scale, values.shape)[chosen])
+        fmt, in_format = MIXED_FORMATS[i], _mask_blocks(matrices, spec.block, tags == i)
+        codes = bit_packing.unpack(tensors[fmt.name], fmt.bits, int(in_format.sum()))
+        values[in_format] = _values(fmt, codes)
+        if fmt != BF16:
+            scales = np.broadcast_to(scale, values.shape)[in_format]
+            values[in_format] = _multiply(values[in_format], scales)
     return _by_row(values, matrices, spec.block).reshape(shape).astype(spec.storage)
 
 
-def tags_of(parts: Parts, shape: tuple[int, ...], spec: Spec) -> jax.Array:
-    """The index of the format of each block, as it stands in a plan."""
+def decode_tags(tensors: Tensors, shape: tuple[int, ...], spec: Spec) -> jax.Array:
+    """The format of each block, int32 [*grid], an index into `MIXED_FORMATS`.
+
+    Raises:
+      KeyError: if there are no tags.
+      ValueError: if they have the wrong size, or one names no format.
+    """
     grid = blocks.grid_shape(shape, spec.block, spec.matrix_axes)
-    tags = bit_packing.unpack(parts["tags"], TAG_BITS, int(np.prod(grid)))
+    tags = bit_packing.unpack(tensors["tags"], TAG_BITS, int(np.prod(grid)))
     if tags.size and tags.max() >= len(MIXED_FORMATS):
         raise ValueError(f"tag {tags.max()}; there are {len(MIXED_FORMATS)} formats")
     return jnp.asarray(tags.reshape(grid), jnp.int32)
 
 
-def _scale(parts: Parts) -> np.ndarray:
-    scale = parts["scale"]
+def _decode_scale(tensors: Tensors) -> np.ndarray:
+    scale = tensors["scale"]
     return scale if scale.dtype == np.float32 else bit_packing.from_e8m0(scale)
 
 
-def _scaled(values: np.ndarray, scale: np.ndarray) -> np.ndarray:
+def _multiply(values: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    """Values · scale in float32, with subnormal products flushed to zero."""
     with np.errstate(invalid="ignore", over="ignore", under="ignore"):
         values = values * scale
-        return np.where(np.abs(values) < _TINY, np.copysign(np.float32(0), values), values)
+        return np.where(
+            np.abs(values) < _SMALLEST_NORMAL, np.copysign(np.float32(0), values), values
+        )
 
 
 def _codes(spec: Spec, matrices: jax.Array) -> tuple[np.ndarray, np.ndarray | None]:
     """Codes uint16 [leads, M, N] and scales float32 [leads, gm, gn] of one format."""
-    if spec.dtype.exponent_bits == 8:  # the upper bits of float32, whatever the format
+    if spec.dtype.exponent_bits == 8:  # a code is the upper bits of a float32
         word = np.asarray(reference.cast_blocks(spec, matrices)).astype(np.float32).view(np.uint32)
         word = np.where(word & 0x7FFFFFFF > 0x7F800000, word | 0x00400000, word)  # NaN stays NaN
         return (word >> (32 - spec.dtype.bits)).astype(np.uint16), None
@@ -139,16 +153,17 @@ def _codes(spec: Spec, matrices: jax.Array) -> tuple[np.ndarray, np.ndarray | No
 
 
 def _values(fmt: FloatFormat, codes: np.ndarray) -> np.ndarray:
+    """The float32 values that codes stand for."""
     with np.errstate(over="ignore"):
         return fmt.decode(np.arange(1 << fmt.bits)).astype(np.float32)[codes]
 
 
-def _stored(spec: Spec, scale: np.ndarray) -> np.ndarray:
+def _encode_scale(spec: Spec, scale: np.ndarray) -> np.ndarray:
     return scale if spec.scale == cast.ScaleRule.EXACT else bit_packing.to_e8m0(scale)
 
 
 def _by_block(x: np.ndarray, block: blocks.Block) -> np.ndarray:
-    """[leads, M, N] → [blocks, weights of a block], ragged blocks padded with zeros."""
+    """[leads, M, N] → [blocks, bm · bn]; ragged blocks are padded with zeros."""
     (bm, bn), (leads, m, n) = block, x.shape
     padded = np.pad(x, ((0, 0), (0, -m % bm), (0, -n % bn)))
     tiles = padded.reshape(leads, padded.shape[1] // bm, bm, padded.shape[2] // bn, bn)
@@ -156,12 +171,14 @@ def _by_block(x: np.ndarray, block: blocks.Block) -> np.ndarray:
 
 
 def _by_row(x: np.ndarray, matrices: tuple[int, ...], block: blocks.Block) -> np.ndarray:
-    """The inverse of `_by_block`."""
+    """Invert `_by_block`."""
     (bm, bn), (leads, m, n) = block, matrices
     tiles = x.reshape(leads, -(-m // bm), -(-n // bn), bm, bn).transpose(0, 1, 3, 2, 4)
     return tiles.reshape(leads, tiles.shape[1] * bm, -1)[:, :m, :n]
 
 
-def _chosen(matrices: tuple[int, ...], block: blocks.Block, wanted: np.ndarray) -> np.ndarray:
-    """Which entries of `_by_block` are weights of the wanted blocks."""
-    return _by_block(np.ones(matrices, bool), block) & wanted[:, None]
+def _mask_blocks(
+    matrices: tuple[int, ...], block: blocks.Block, selected: np.ndarray
+) -> np.ndarray:
+    """Bool [blocks, bm · bn]: which entries of `_by_block` are weights of the selected blocks."""
+    return _by_block(np.ones(matrices, bool), block) & selected[:, None]

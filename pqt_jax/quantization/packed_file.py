@@ -1,22 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright 2026 The pqt_jax Authors
-"""Quantized parameters in one safetensors file in which they take the bits that they have.
+"""Write and read quantized parameters as packed codes in one safetensors file.
 
-Parameter `p` of a plan is stored as tensors `p:PART`, by the parts of `codes`; any other as a
-tensor `p`, as it was. The metadata has "pqt_jax", JSON, and its SHA-256 as "sha256":
+A parameter `p` of the plan is stored as tensors `p:NAME`, with the names of `codes`. Any other
+parameter is stored unchanged as the tensor `p`. The metadata has the JSON text "pqt_jax" and its
+SHA-256 as "sha256". The fields of the JSON:
 
     version      of this layout, 1
-    stream       of the noise that the weights were trained with
-    model        what the caller says of the model, any JSON
-    ladder       formats of the tags: [name, exponent bits, mantissa bits, specials]
-    parameters   path → shape, matrix_axes, block, scale rule, format (null: by tags)
+    stream       version of the noise stream that the weights were trained with
+    model        the caller's description of the model, any JSON
+    ladder       the mixed formats: [name, exponent bits, mantissa bits, specials]
+    parameters   path → shape, matrix_axes, block, scale rule, format (null for mixed formats)
     digests      tensor → SHA-256 of its dtype, shape and bytes
 """
 
+import dataclasses
 import hashlib
 import json
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -38,13 +40,14 @@ FILE = "weights.safetensors"
 _DTYPES = {code: dtype for dtype, code in CODES.items()}
 
 
-class Packed(NamedTuple):
-    """What a file holds.
+@dataclasses.dataclass(frozen=True)
+class PackedWeights:
+    """The content of a file.
 
     Attributes:
-      params: parameters by path, as `quantize.apply` leaves them, on the host.
-      plan: what was quantized how.
-      model: what was said of the model when it was written.
+      params: parameters by path, on the host, equal to the result of `quantize.apply`.
+      plan: the plan that they were quantized by.
+      model: the description of the model that `write` was given.
       stream: version of the noise stream.
     """
 
@@ -55,19 +58,18 @@ class Packed(NamedTuple):
 
 
 def write(path: Path, params: Any, plan: Plan, model: Any = None) -> None:
-    """Quantize by a plan and store the codes.
+    """Quantize parameters by a plan and store their codes.
 
     Args:
-      path: of the file, which is not written atomically; see `folders`.
-      params: pytree of arrays; those that the plan leaves out are stored as they are, which must be
-        float32 or bfloat16.
+      path: of the file. A crash may leave it incomplete; `folders.whole_folder` prevents that.
+      params: pytree of arrays; those that the plan leaves out must be float32 or bfloat16.
       plan: from `quantize.plan_uniform` or `plan_mixed`.
-      model: anything that JSON can hold.
+      model: any JSON value.
 
     Raises:
-      TypeError: for a parameter of another dtype.
-      ValueError: for a path that could be that of another's part.
-      OSError: if it cannot be written.
+      TypeError: if a parameter that the plan leaves out has another dtype.
+      ValueError: if a path could be the name of a tensor of another parameter.
+      OSError: if the file cannot be written.
     """
     tensors: dict[str, np.ndarray] = {}
     parameters = {}
@@ -75,9 +77,10 @@ def write(path: Path, params: Any, plan: Plan, model: Any = None) -> None:
     for name, leaf in leaves.items():
         if name in plan:
             if clash := [other for other in leaves if other.startswith(f"{name}:")]:
-                raise ValueError(f"{clash[0]} could be a part of {name}; give it another name")
+                raise ValueError(f"{clash[0]} could be a tensor of {name}; give it another name")
             parameters[name] = _describe(plan[name], leaf.shape)
-            tensors |= {f"{name}:{part}": x for part, x in codes.encode(leaf, plan[name]).items()}
+            encoded = codes.encode_parameter(leaf, plan[name])
+            tensors |= {f"{name}:{key}": x for key, x in encoded.items()}
         elif leaf.dtype in (jnp.float32, jnp.bfloat16):
             tensors[name] = np.asarray(leaf)
         else:
@@ -95,18 +98,14 @@ def write(path: Path, params: Any, plan: Plan, model: Any = None) -> None:
     write_file(path, tensors, None, metadata)
 
 
-def read(path: Path) -> Packed:
+def read(path: Path) -> PackedWeights:
     """Read a file that `write` made.
 
     Args:
       path: of the file.
 
-    Returns:
-      What it holds.
-
     Raises:
-      InputError: if it is missing, none of ours, of another version, or damaged; nothing of it is
-        used then.
+      InputError: if it is missing, damaged, of another version, or was not made by `write`.
     """
     try:
         data = path.read_bytes()
@@ -117,7 +116,7 @@ def read(path: Path) -> Packed:
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
         metadata = header.get("__metadata__", {})
     except (safetensors.SafetensorError, ValueError, RecursionError) as error:
-        raise InputError(f"{path} is no whole safetensors file: {error}") from None
+        raise InputError(f"{path} is not a complete safetensors file: {error}") from None
     text, digest = metadata.get("pqt_jax"), metadata.get("sha256")
     if text is None or digest is None:
         raise InputError(f"{path} has no pqt_jax metadata; give a file of packed weights")
@@ -133,8 +132,8 @@ def read(path: Path) -> Packed:
         ) from None
 
 
-def _unpack(path: Path, raw: dict[str, Any], content: dict[str, Any]) -> Packed:
-    """What a file holds, by its metadata; many kinds of error where that is none of `write`'s."""
+def _unpack(path: Path, raw: dict[str, Any], content: dict[str, Any]) -> PackedWeights:
+    """Decode the tensors of a file; other metadata than `write`'s raises many kinds of error."""
     if (version := content.get("version")) != VERSION:
         raise InputError(
             f"{path} has layout version {version!r}, and this reads {VERSION}; "
@@ -147,22 +146,24 @@ def _unpack(path: Path, raw: dict[str, Any], content: dict[str, Any]) -> Packed:
             raise InputError(f"{path}: {name} is not what was written; put a copy back")
     if raw:
         raise InputError(f"{path}: {min(raw)} was not written with it; put a copy back")
-    ladder = [FloatFormat(*fields[1:]) for fields in content["ladder"]]
-    if tuple(ladder) != MIXED_FORMATS:
-        names = ", ".join(fmt.name for fmt in ladder)
+    mixed_formats = tuple(FloatFormat(*fields[1:]) for fields in content["ladder"])
+    if mixed_formats != MIXED_FORMATS:
+        names = ", ".join(fmt.name for fmt in mixed_formats)
         raise InputError(f"{path}: its formats are {names}, which this version does not know")
     params, plan = {}, {}
     for name, fields in content["parameters"].items():
         start = f"{name}:"
-        parts = {k.removeprefix(start): tensors.pop(k) for k in [*tensors] if k.startswith(start)}
+        encoded = {k.removeprefix(start): tensors.pop(k) for k in [*tensors] if k.startswith(start)}
         try:
-            plan[name] = _assigned(fields, parts)
-            params[name] = codes.decode(parts, tuple(fields["shape"]), plan[name])
+            plan[name] = _read_assignment(fields, encoded)
+            params[name] = codes.decode_parameter(encoded, tuple(fields["shape"]), plan[name])
         except (KeyError, ValueError) as error:
             raise InputError(
                 f"{path}: {name} cannot be unpacked: {error}; export it again"
             ) from None
-    return Packed(params | tensors, plan, content["model"], content["stream"])
+    return PackedWeights(
+        params=params | tensors, plan=plan, model=content["model"], stream=content["stream"]
+    )
 
 
 def _format_fields(fmt: FloatFormat) -> list[Any]:
@@ -180,13 +181,13 @@ def _describe(assigned: FormatAssignment, shape: tuple[int, ...]) -> dict[str, A
     }
 
 
-def _assigned(fields: dict[str, Any], parts: dict[str, np.ndarray]) -> FormatAssignment:
+def _read_assignment(fields: dict[str, Any], encoded: codes.Tensors) -> FormatAssignment:
     block, axes = tuple(fields["block"]), tuple(fields["matrix_axes"])
     dtype = BF16 if fields["format"] is None else FloatFormat(*fields["format"][1:])
     spec = Spec(noise="none", block=block, scale=fields["scale"], matrix_axes=axes, dtype=dtype)
     if fields["format"] is not None:
         return FormatAssignment(spec)
-    return FormatAssignment(spec, codes.tags_of(parts, tuple(fields["shape"]), spec))
+    return FormatAssignment(spec, codes.decode_tags(encoded, tuple(fields["shape"]), spec))
 
 
 def _tensor(raw: Any, what: str) -> np.ndarray:

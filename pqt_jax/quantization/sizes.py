@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright 2026 The pqt_jax Authors
-"""How large a quantized model is: exactly, as it is stored, and as a function to differentiate.
+"""The size of a quantized model: exactly as stored, and as a differentiable function of b_t.
 
 bits of a parameter = codes + scales + tags
 
-codes    each weight, in the bits of the format that its block has
-scales   eight bits for each block (E8M0), 32 for scale "exact"; none where the format has
-         float32's exponents and the whole parameter has one format
-tags     four bits for each block whose format is its own
+codes    each weight takes the bits of its block's format
+scales   8 bits per block (E8M0), or 32 for scale rule "exact"; none if the whole parameter has one
+         format with eight exponent bits
+tags     4 bits per block, with mixed formats only
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -27,11 +27,11 @@ from pqt_jax.quantization.quantize import Plan
 from pqt_jax.transform.tree_paths import paths_and_leaves
 
 
-class Size(NamedTuple):
-    """Bits that weights take.
+class StoredSize(NamedTuple):
+    """The size of some weights in storage.
 
     Attributes:
-      weights: how many there are.
+      weights: the number of weights.
       codes, scales, tags: bits of each kind.
     """
 
@@ -42,17 +42,17 @@ class Size(NamedTuple):
 
     @property
     def bits(self) -> int:
-        """Bits in all."""
+        """The sum of all kinds."""
         return self.codes + self.scales + self.tags
 
     @property
     def mean_bits(self) -> float:
-        """Bits per weight, all that is stored beside it included."""
+        """Bits per weight, with scales and tags."""
         return self.bits / self.weights if self.weights else 0.0
 
 
-def block_sizes(shape: tuple[int, ...], spec: Spec) -> np.ndarray:
-    """Weights in each block, int64 in the shape of `blocks.grid_shape`; fewer at ragged edges."""
+def weights_per_block(shape: tuple[int, ...], spec: Spec) -> np.ndarray:
+    """The number of weights in each block, int64 [*grid]; blocks at ragged edges have fewer."""
     grid = blocks.grid_shape(shape, spec.block, spec.matrix_axes)
     _, *sides = blocks.matrix_shape(shape, spec.matrix_axes)
     rows, columns = (
@@ -62,62 +62,68 @@ def block_sizes(shape: tuple[int, ...], spec: Spec) -> np.ndarray:
     return np.broadcast_to(np.outer(rows, columns), grid)
 
 
-def formats_of(shape: tuple[int, ...], assigned: FormatAssignment) -> dict[str, int]:
-    """Weights in each format, by its name, from the narrowest on.
+def count_by_format(shape: tuple[int, ...], assignment: FormatAssignment) -> dict[str, int]:
+    """The number of weights in each format, by name, from the narrowest format to the widest.
 
     Example:
-      >>> formats_of((100, 70), FormatAssignment(Spec(noise="none", dtype="E2M1")))
+      >>> count_by_format((100, 70), FormatAssignment(Spec(noise="none", dtype="E2M1")))
       {'E2M1': 7000}
     """
-    counts = block_sizes(shape, assigned.spec)
-    if assigned.index is None:
-        return {assigned.spec.dtype.name: int(counts.sum())}
-    held = [int(counts[np.asarray(assigned.index) == i].sum()) for i in range(len(MIXED_FORMATS))]
-    return {fmt.name: n for fmt, n in zip(MIXED_FORMATS, held, strict=True) if n}
+    counts = weights_per_block(shape, assignment.spec)
+    if assignment.index is None:
+        return {assignment.spec.dtype.name: int(counts.sum())}
+    index = np.asarray(assignment.index)
+    by_format = {fmt.name: int(counts[index == i].sum()) for i, fmt in enumerate(MIXED_FORMATS)}
+    return {name: count for name, count in by_format.items() if count}
 
 
-def parameter_size(shape: tuple[int, ...], assigned: FormatAssignment) -> Size:
+def parameter_size(shape: tuple[int, ...], assignment: FormatAssignment) -> StoredSize:
     """The size of one quantized parameter.
 
     Example:
       >>> spec = Spec(noise="none", dtype="E2M1")
       >>> size = parameter_size((64, 64), FormatAssignment(spec))
       >>> size, size.mean_bits
-      (Size(weights=4096, codes=16384, scales=32, tags=0), 4.0078125)
+      (StoredSize(weights=4096, codes=16384, scales=32, tags=0), 4.0078125)
     """
-    spec, index = assigned
-    counts = block_sizes(shape, spec)
+    spec, index = assignment
+    counts = weights_per_block(shape, spec)
     if index is None:
         scale = 32 if spec.scale == ScaleRule.EXACT else 8
         scales = 0 if spec.dtype.exponent_bits == 8 else scale * counts.size
-        return Size(int(counts.sum()), int(counts.sum()) * spec.dtype.bits, scales)
+        weights = int(counts.sum())
+        return StoredSize(weights=weights, codes=weights * spec.dtype.bits, scales=scales)
     widths = np.array([fmt.bits for fmt in MIXED_FORMATS])[np.asarray(index)]
-    codes = int((counts * widths).sum())
-    return Size(int(counts.sum()), codes, 8 * counts.size, TAG_BITS * counts.size)
+    return StoredSize(
+        weights=int(counts.sum()),
+        codes=int((counts * widths).sum()),
+        scales=8 * counts.size,
+        tags=TAG_BITS * counts.size,
+    )
 
 
-def sizes(plan: Plan, params: Any) -> dict[str, Size]:
-    """The size of each quantized parameter, by its path.
+def parameter_sizes(plan: Plan, params: Any) -> dict[str, StoredSize]:
+    """The size of each quantized parameter, by path.
 
     Args:
       plan: from `quantize.plan_uniform` or `plan_mixed`.
       params: pytree of arrays, or of their shapes.
     """
     shapes = paths_and_leaves(params)
-    return {path: parameter_size(shapes[path].shape, assigned) for path, assigned in plan.items()}
+    return {path: parameter_size(shapes[path].shape, entry) for path, entry in plan.items()}
 
 
-def total(parts: Mapping[str, Size]) -> Size:
-    """The sum of several sizes."""
-    return Size(*map(sum, zip(*parts.values(), strict=True))) if parts else Size()
+def total_size(sizes: Iterable[StoredSize]) -> StoredSize:
+    """The sum of sizes, kind by kind."""
+    return StoredSize(*map(sum, zip(StoredSize(), *sizes, strict=True)))
 
 
 def expected_bits(b_t: jax.Array) -> jax.Array:
-    """Bits of a weight as a function of b_t that can be differentiated.
+    """Bits per weight as a differentiable function of b_t.
 
-    Piecewise linear, and exact at the largest b_t of each format of `MIXED_FORMATS`: 4 bits up to
-    3, then 6 at 4, 8 at 5, 12 at 9 and 16 at 16. In between it is below what is stored, since a
-    block takes a whole format.
+    The function is piecewise linear, and exact at the largest b_t of each of `MIXED_FORMATS`: 4
+    bits up to 3, 6 at 4, 8 at 5, 12 at 9, and 16 at 16. Between these it is smaller than the stored
+    size, since a block takes a whole format.
 
     Example:
       >>> expected_bits(jnp.array([1.0, 3.0, 3.5, 5.0, 7.0, 16.0])).tolist()
@@ -135,16 +141,16 @@ def expected_bits(b_t: jax.Array) -> jax.Array:
 
 
 def mean_bits(b_t: Mapping[str, jax.Array], weights: Mapping[str, np.ndarray]) -> jax.Array:
-    """Mean bits per sampled weight, `Σ_B n_B · expected_bits(b_t) / Σ_B n_B`, to differentiate.
+    """Mean bits per sampled weight, `Σ_B n_B · expected_bits(b_t) / Σ_B n_B`, differentiable.
 
-    Scales and tags are not counted: they do not depend on b_t.
+    Scales and tags do not depend on b_t and are left out.
 
     Args:
       b_t: float32 by path, one per block.
-      weights: by the same paths, the number of weights in each block (`block_sizes`).
+      weights: the number of weights in each block (`weights_per_block`), by the same paths.
 
     Returns:
-      float32 scalar; 0 where nothing is sampled.
+      float32 scalar; 0 if nothing is sampled.
     """
     if not b_t:
         return jnp.float32(0)

@@ -118,7 +118,7 @@ def table(
             if config.method == "diffq":
                 logits = partitioning.whole(logits_of(params), mesh)
                 held = diffq.sizes_of(weights(params), logits, diffq_options(config))
-                found["size_mb"] = sizes.total(held).bits / diffq.MB
+                found["size_mb"] = sizes.total_size(held.values()).bits / diffq.MB
             else:
                 plan = load.plan_for(params, rules, "mixed")
                 index = partitioning.whole(
@@ -140,7 +140,9 @@ def format_shares(plan: Plan, params: nnx.State) -> dict[str, float]:
       Name of the format → share, from the narrowest on; formats that carry nothing are left out.
     """
     shapes = paths_and_leaves(weights(params))
-    counts = [sizes.formats_of(shapes[path].shape, assigned) for path, assigned in plan.items()]
+    counts = [
+        sizes.count_by_format(shapes[path].shape, assigned) for path, assigned in plan.items()
+    ]
     held = {fmt.name: sum(count.get(fmt.name, 0) for count in counts) for fmt in MIXED_FORMATS}
     return {name: n / sum(held.values()) for name, n in held.items() if n}
 

@@ -147,7 +147,7 @@ def make_penalty(config: Config) -> Penalty | None:
             return pqt.penalty_weight * bit_width.average_loss(b_t, pqt.average_bits)
         by_path, shapes = paths_and_leaves(b_t), paths_and_leaves(weights(params))
         specs = resolve(own, shapes)
-        held = {path: sizes.block_sizes(shapes[path].shape, specs[path]) for path in by_path}
+        held = {path: sizes.weights_per_block(shapes[path].shape, specs[path]) for path in by_path}
         return pqt.penalty_weight * sizes.mean_bits(by_path, held)
 
     return penalty

@@ -35,7 +35,7 @@ from jax import lax
 
 from pqt_jax.numerics import bit_width as bitwidth
 from pqt_jax.numerics import blocks, keys
-from pqt_jax.quantization.sizes import Size
+from pqt_jax.quantization.sizes import StoredSize
 from pqt_jax.transform.tree_paths import map_paths, paths_and_leaves
 
 Noise = Literal["normal", "uniform"]
@@ -222,7 +222,7 @@ def size_mb(params: Any, logits: Any, options: Options = Options()) -> jax.Array
     return total
 
 
-def sizes_of(params: Any, logits: Any, options: Options = Options()) -> dict[str, Size]:
+def sizes_of(params: Any, logits: Any, options: Options = Options()) -> dict[str, StoredSize]:
     """What each quantized parameter takes when it is stored, in bits, by its path.
 
     codes: each weight, in the whole bits of its group. scales: two float32 for each matrix, min and
@@ -231,7 +231,7 @@ def sizes_of(params: Any, logits: Any, options: Options = Options()) -> dict[str
 
     Example:
       >>> sizes_of({"w": jnp.ones((16, 4))}, {"w": init("w", (16, 4))})
-      {'w': Size(weights=64, codes=512, scales=64, tags=32)}
+      {'w': StoredSize(weights=64, codes=512, scales=64, tags=32)}
     """
     shapes, sizes = paths_and_leaves(params), {}
     tag = math.ceil(math.log2(round(options.max_bits) - round(options.min_bits) + 1))
@@ -240,7 +240,7 @@ def sizes_of(params: Any, logits: Any, options: Options = Options()) -> dict[str
         b = np.round(np.asarray(bit_width(leaf, options))).astype(np.int64)
         codes = int((b * _weights(shape, leaf.shape, options.group)).sum())
         matrices = math.prod(shape[:-2])
-        sizes[path] = Size(math.prod(shape), codes, 64 * matrices, tag * leaf.size)
+        sizes[path] = StoredSize(math.prod(shape), codes, 64 * matrices, tag * leaf.size)
     return sizes
 
 

@@ -91,7 +91,7 @@ def test_the_file_is_as_large_as_is_reported(tmp_path):
     plans = [plan_uniform(params, RULES[:1], fmt) for fmt in (E4M3, E3M2, E2M3, E2M1, BF16)]
     for plan in (*plans, plan_mixed(params, bits, RULES[:1])):
         packed_file.write(tmp_path / "weights", params, plan)
-        size = sizes.total(sizes.sizes(plan, params))
+        size = sizes.total_size(sizes.parameter_sizes(plan, params).values())
         on_disk = 8 * (tmp_path / "weights").stat().st_size
         assert size.bits <= on_disk < 1.01 * size.bits
         with safetensors.safe_open(tmp_path / "weights", "np") as file:
@@ -126,10 +126,10 @@ def test_truncated_files_are_refused(written, tmp_path):
     _, data = written
     for length in [0, 1, 7, 8, 9, 100, len(data) // 2, len(data) - 1]:
         (tmp_path / "weights").write_bytes(data[:length])
-        with pytest.raises(InputError, match=f"{tmp_path}/weights is no whole safetensors file"):
+        with pytest.raises(InputError, match="weights is not a complete safetensors file"):
             packed_file.read(tmp_path / "weights")
     (tmp_path / "weights").write_bytes(data + b"\0")
-    with pytest.raises(InputError, match="is no whole safetensors file"):
+    with pytest.raises(InputError, match="is not a complete safetensors file"):
         packed_file.read(tmp_path / "weights")
 
 
@@ -216,7 +216,8 @@ def test_blocks_larger_than_a_matrix_cost_nothing_and_change_nothing(tmp_path):
     ]
     files = [check_file_of(tmp_path / str(i), params, plan) for i, plan in enumerate(plans)]
     same(*(found.params["kernel"] for found in files))
-    assert sizes.total(sizes.sizes(plans[0], params)) == sizes.total(sizes.sizes(plans[1], params))
+    small, large = (sizes.parameter_sizes(plan, params) for plan in plans)
+    assert small == large
 
 
 def check_file_of(path, params, plan):
@@ -228,5 +229,5 @@ def check_file_of(path, params, plan):
 
 def test_a_path_that_could_be_a_part_of_another_is_refused(tmp_path):
     params = {"kernel": jnp.ones((32, 32)), "kernel:scale": jnp.ones(1)}
-    with pytest.raises(ValueError, match="kernel:scale could be a part of kernel"):
+    with pytest.raises(ValueError, match="kernel:scale could be a tensor of kernel"):
         packed_file.write(tmp_path / "weights", params, plan_uniform(params, RULES[:1], E2M1))

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from pqt_jax import Rule
+from pqt_jax.interchange.png import encode_png
 from pqt_jax.numerics.formats import BF16, E2M1, E3M2, E4M3
 from pqt_jax.numerics.mixed_formats import MIXED_FORMATS
-from pqt_jax.quantization import report, sizes
+from pqt_jax.quantization import report, report_figure, sizes
 from pqt_jax.quantization.quantize import apply, plan_mixed, plan_uniform
 
 RULES = [Rule(".*kernel")]
@@ -58,7 +59,7 @@ def test_one_format(fmt, rule):
     params = make_params()
     plan = plan_uniform(params, RULES, fmt, scale=rule)
     rounded = apply(plan, params)["h"]["kernel"].astype(jnp.float32)
-    found = report.rows(params, plan)
+    found = report.measure_matrices(params, plan)
     assert [(row.path, row.layer) for row in found] == [("h/kernel", 0), ("h/kernel", 1)]
     for row, w, w_hat in zip(found, params["h"]["kernel"], rounded, strict=True):
         want = by_hand(w, w_hat, tops(w, [[fmt] * 4] * 3, rule))
@@ -66,7 +67,8 @@ def test_one_format(fmt, rule):
         assert row.formats == {fmt.name: 7000}
     if rule == "floor" and fmt == E2M1:
         assert found[0].saturated > 0
-    assert sum(row.size.bits for row in found) == sizes.total(sizes.sizes(plan, params)).bits
+    by_parameter = sizes.parameter_sizes(plan, params).values()
+    assert report.total_size(found) == sizes.total_size(by_parameter)
 
 
 def test_a_mixture():
@@ -76,7 +78,7 @@ def test_a_mixture():
     rounded = apply(plan, params)["h"]["kernel"].astype(jnp.float32)
     index = np.asarray(plan["h/kernel"].index)
     for row, w, w_hat, own in zip(
-        report.rows(params, plan), params["h"]["kernel"], rounded, index, strict=True
+        report.measure_matrices(params, plan), params["h"]["kernel"], rounded, index, strict=True
     ):
         formats = [[MIXED_FORMATS[i] for i in line] for line in own]
         np.testing.assert_allclose(row[4:], by_hand(w, w_hat, tops(w, formats, "ceil")), rtol=1e-5)
@@ -87,7 +89,7 @@ def test_large_and_small_weights_have_an_error():
     for power in (-110, -60, 60, 120):
         w = jax.random.normal(jax.random.key(0), (32, 64)) * 2.0**power
         ((row,), (plain,)) = (
-            report.rows({"kernel": x}, plan_uniform({"kernel": x}, RULES, E3M2))
+            report.measure_matrices({"kernel": x}, plan_uniform({"kernel": x}, RULES, E3M2))
             for x in (w, w * 2.0**-power)
         )
         np.testing.assert_allclose(row[4:], plain[4:], rtol=1e-6)
@@ -95,23 +97,26 @@ def test_large_and_small_weights_have_an_error():
 
 def test_weights_that_are_no_numbers_are_said():
     w = jnp.ones((32, 64)).at[3, 3].set(jnp.nan)
-    (row,) = report.rows({"kernel": w}, plan_uniform({"kernel": w}, RULES, E2M1))
+    (row,) = report.measure_matrices({"kernel": w}, plan_uniform({"kernel": w}, RULES, E2M1))
     w = jax.random.normal(jax.random.key(0), (32, 64))
-    (whole,) = report.rows({"kernel": w}, plan_uniform({"kernel": w}, RULES, E2M1))
+    (whole,) = report.measure_matrices({"kernel": w}, plan_uniform({"kernel": w}, RULES, E2M1))
     assert np.isnan(row[4:]).all() and np.isfinite(whole[4:]).all()
     assert report.as_json([row])[0]["error"] is None
     json.dumps(report.as_json([row]), allow_nan=False)
     for rows in ([row, whole], [whole, row]):
-        assert "nan%" in report.table(rows) and not report.table(rows).count(f"{whole.error:9.2%}")
+        table = report.format_table(rows)
+        assert "nan%" in table and f"{whole.error:9.2%}" not in table
 
 
-def test_table_and_picture(tmp_path):
+def test_table_and_picture():
     params = make_params() | {"head": {"kernel": jnp.ones((32, 32))}}
     bits = {"h": {"kernel": jnp.zeros((2, 3, 4))}, "head": {"kernel": jnp.full((1, 1), -0.5)}}
-    found = report.rows(params, plan_mixed(params, bits, RULES))
-    lines = report.table(found).split("\n")
+    found = report.measure_matrices(params, plan_mixed(params, bits, RULES))
+    lines = report.format_table(found).split("\n")
     assert [line.split()[0] for line in lines] == ["parameter", "h/kernel", "head/kernel", "all"]
     assert lines[1].endswith("E3M2 100%") and lines[2].endswith("E2M1 100%")
     assert lines[3].endswith("E2M1 7%, E3M2 93%") and "6.0" in lines[1] and "4.012" in lines[2]
-    report.picture(tmp_path / "report.png", found, "a model")
-    assert (tmp_path / "report.png").read_bytes().startswith(b"\x89PNG")
+    figure = report_figure.draw_report(found, "a model")
+    titles = [axes.get_title() for axes in figure.axes[:3]]
+    assert titles == ["formats by layer", "formats by kind", "error of each matrix"]
+    assert encode_png(figure).startswith(b"\x89PNG")

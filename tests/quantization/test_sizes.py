@@ -32,9 +32,9 @@ RULES = [Rule(".*kernel")]
 def test_one_format(fmt, block, scale, bits):
     params = {"kernel": jax.ShapeDtypeStruct((100, 70), jnp.float32)}
     plan = plan_uniform(params, RULES, fmt, block=block, scale=scale)
-    size = sizes.sizes(plan, params)["kernel"]
+    size = sizes.parameter_sizes(plan, params)["kernel"]
     assert size.bits == bits and size.weights == 7000 and size.mean_bits == bits / 7000
-    assert sizes.formats_of((100, 70), plan["kernel"]) == {fmt.name: 7000}
+    assert sizes.count_by_format((100, 70), plan["kernel"]) == {fmt.name: 7000}
 
 
 def test_a_mixture_is_counted_weight_by_weight():
@@ -49,16 +49,16 @@ def test_a_mixture_is_counted_weight_by_weight():
                 fmt = MIXED_FORMATS[int(index[lead, row // 32, column // 32])]
                 codes += fmt.bits
                 held[fmt.name] = held.get(fmt.name, 0) + 1
-    assert size == sizes.Size(weights=9000, codes=codes, scales=8 * 12, tags=4 * 12)
-    found = sizes.formats_of(shape, assigned)
+    assert size == sizes.StoredSize(weights=9000, codes=codes, scales=8 * 12, tags=4 * 12)
+    found = sizes.count_by_format(shape, assigned)
     assert found == held and list(found) == [f.name for f in MIXED_FORMATS if f.name in held]
 
 
 def test_the_total_is_the_sum():
-    parts = {"a": sizes.Size(10, 40, 8, 4), "b": sizes.Size(30, 180, 8, 0)}
-    assert sizes.total(parts) == sizes.Size(40, 220, 16, 4)
-    assert sizes.total(parts).mean_bits == 6.0
-    assert sizes.total({}).mean_bits == 0.0
+    each = [sizes.StoredSize(10, 40, 8, 4), sizes.StoredSize(30, 180, 8, 0)]
+    assert sizes.total_size(each) == sizes.StoredSize(40, 220, 16, 4)
+    assert sizes.total_size(each).mean_bits == 6.0
+    assert sizes.total_size([]).mean_bits == 0.0
 
 
 def test_expected_bits_are_exact_where_a_format_ends_and_never_more_than_what_is_stored():
@@ -75,7 +75,7 @@ def test_the_mean_weighs_blocks_by_their_weights_and_has_a_gradient():
     flat = {"a/kernel": jnp.array([[5.0], [4.0]]), "b/kernel": jnp.array([[3.5]])}
     weights = {"a/kernel": np.array([[1024], [256]]), "b/kernel": np.array([[1024]])}
     for path, leaf in (("a/kernel", params["a"]["kernel"]), ("b/kernel", params["b"]["kernel"])):
-        np.testing.assert_array_equal(sizes.block_sizes(leaf.shape, Spec()), weights[path])
+        np.testing.assert_array_equal(sizes.weights_per_block(leaf.shape, Spec()), weights[path])
     mean = sizes.mean_bits(flat, weights)
     assert mean == pytest.approx((1024 * 8 + 256 * 6 + 1024 * 5) / 2304)
     grads = jax.grad(sizes.mean_bits)(flat, weights)
@@ -85,5 +85,5 @@ def test_the_mean_weighs_blocks_by_their_weights_and_has_a_gradient():
 def test_sizes_follow_the_learned_bits():
     params = {"kernel": jnp.ones((64, 64))}
     bits = {"kernel": jnp.array([[-0.5, 0.0], [0.5, 1.0]])}  # b_t 3, 4, 5, 6
-    size = sizes.sizes(plan_mixed(params, bits, RULES), params)["kernel"]
+    size = sizes.parameter_sizes(plan_mixed(params, bits, RULES), params)["kernel"]
     assert size.codes == 1024 * (4 + 6 + 8 + 12)

@@ -39,7 +39,7 @@ def torchao(w, fmt, rule):
 
 def ours(w, fmt, rule):
     assigned = FormatAssignment(Spec(noise="none", dtype=fmt, block=(1, 32), scale=rule))
-    parts = codes.encode(w, assigned)
+    parts = codes.encode_parameter(w, assigned)
     return parts[fmt.name], parts["scale"]
 
 

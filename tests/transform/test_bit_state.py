@@ -71,7 +71,7 @@ def test_size_is_that_of_blocks_of_whole_formats():
         bit_state.collect_bits(state.params),
         schema.rules(config),
     )
-    total = sizes.total(sizes.sizes(plan, bit_state.weights(state.params)))
+    total = sizes.total_size(sizes.parameter_sizes(plan, bit_state.weights(state.params)).values())
     assert float(penalty(state.params)) == total.codes / total.weights == 12.0
 
 

@@ -65,7 +65,7 @@ def reduce(params: nnx.State, rules: Sequence[Rule]) -> dict[str, Any]:
     for path, b_t in paths_and_leaves(bit_state.bit_widths(params, rules)).items():
         rule = first_match(rules, path)
         assert rule is not None and rule.spec is not None  # it has bits
-        held = sizes.block_sizes(shapes[path].shape, rule.spec)
+        held = sizes.weights_per_block(shapes[path].shape, rule.spec)
         held = held.reshape(-1, *held.shape[-2:])[0].astype(np.uint32)  # the same in every layer
         b_t = b_t.reshape(-1, *held.shape)
         layers[path] = jnp.mean(b_t, axis=(1, 2))

@@ -9,7 +9,7 @@ import io
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from pqt_jax.errors import INTERRUPTED, UNREAD, InputError, OutputError
@@ -45,21 +45,32 @@ def number(kind: type, good: Callable[[Any], bool], wanted: str) -> Callable[[st
     return read
 
 
-def run(command: Callable[[], int]) -> int:
-    """Run a command, and end it with one line, whatever it was that ended it.
+def run(command: Callable[[Sequence[str]], None], arguments: Sequence[str] | None = None) -> int:
+    """Run a command, and print one line instead of a traceback if it fails.
 
     Args:
-      command: returns an exit code.
+      command: does the work; takes the arguments.
+      arguments: the command line without the program. None for that of this process: then Ctrl-C
+        ends the process here, since jaxlib of jax 0.10 may crash while Python ends if it was
+        compiling.
 
     Returns:
-      That code, or those of `InputError` and `OutputError`; 130 after Ctrl-C; 141, in silence,
-      where nobody reads the output any more, as of `command | head`.
+      One of `errors.EXIT_CODES`.
     """
+    code = _run(command, sys.argv[1:] if arguments is None else arguments)
+    if code == INTERRUPTED and arguments is None:
+        with contextlib.suppress(OSError):
+            sys.stdout.flush()
+        os._exit(code)
+    return code
+
+
+def _run(command: Callable[[Sequence[str]], None], arguments: Sequence[str]) -> int:
     escape_output()
     try:
-        code = command()
+        command(arguments)
         sys.stdout.flush()
-        return code
+        return 0
     except (InputError, OutputError) as error:
         print_error(f"error: {error}")
         return error.exit_code
@@ -75,18 +86,6 @@ def run(command: Callable[[], int]) -> int:
         failure = OutputError("standard output", error)
         print_error(f"error: {failure}")
         return failure.exit_code
-
-
-def leave(code: int) -> NoReturn:
-    """End the process with the code of `run`.
-
-    After Ctrl-C at once: jaxlib of jax 0.10 may crash while Python ends, if it was compiling.
-    """
-    if code != INTERRUPTED:
-        sys.exit(code)
-    with contextlib.suppress(OSError):
-        sys.stdout.flush()
-    os._exit(code)
 
 
 def _prints() -> bool:

@@ -9,6 +9,13 @@ from pathlib import Path
 
 INTERRUPTED = 128 + signal.SIGINT
 UNREAD = 128 + signal.SIGPIPE
+EXIT_CODES = {
+    0: "done",
+    1: "something could not be written",
+    2: "the input cannot be used: one line on stderr says why, and nothing was compiled",
+    INTERRUPTED: "interrupted by Ctrl-C",
+    UNREAD: "the reader of the output has gone, as in `command | head`",
+}
 
 
 class InputError(ValueError):

@@ -7,8 +7,7 @@
 Each text file of `--data` is a document. Every number is deterministic and has a 95 % interval
 (`analysis.intervals`). `analysis.score` says which tokens are scored.
 
-Exit codes: 0 done; 1 the `--json` file cannot be written; 2 the input cannot be used (one line on
-stderr, nothing compiled); 130 and 141 as in `console.run`.
+Exit codes: `errors.EXIT_CODES`.
 """
 
 import sys
@@ -16,9 +15,11 @@ from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
-from pqt_jax import console
+from pqt_jax import console, errors
 from pqt_jax.analysis import evaluation, find_tokenizer, load
 from pqt_jax.errors import InputError
+
+EXIT_CODES = errors.EXIT_CODES
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -28,14 +29,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
       arguments: the command line without the program; None for that of this process.
 
     Returns:
-      The exit code.
+      One of `EXIT_CODES`.
     """
-    return console.run(lambda: _run(sys.argv[1:] if arguments is None else arguments))
+    return console.run(_run, arguments)
 
 
-def _run(arguments: Sequence[str]) -> int:
+def _run(arguments: Sequence[str]) -> None:
     evaluation.evaluate(parse(arguments))
-    return 0
 
 
 def parser() -> console.Parser:
@@ -79,4 +79,4 @@ def parse(arguments: Sequence[str]) -> Namespace:
 
 
 if __name__ == "__main__":
-    console.leave(main())
+    sys.exit(main())

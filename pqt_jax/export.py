@@ -11,8 +11,7 @@
 
 Nothing is printed before the folder is complete.
 
-Exit codes: 0 done; 1 the folder cannot be written; 2 the input cannot be used (one line on stderr);
-130 and 141 as in `console.run`.
+Exit codes: `errors.EXIT_CODES`.
 """
 
 import re
@@ -20,11 +19,12 @@ import sys
 from argparse import ArgumentTypeError, Namespace
 from collections.abc import Sequence
 
-from pqt_jax import console
+from pqt_jax import console, errors
 from pqt_jax.analysis import export_weights, load
 from pqt_jax.errors import InputError
 from pqt_jax.numerics import blocks, cast
 
+EXIT_CODES = errors.EXIT_CODES
 LAYOUTS = ("packed", "huggingface")
 
 
@@ -35,14 +35,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
       arguments: the command line without the program; None for that of this process.
 
     Returns:
-      The exit code.
+      One of `EXIT_CODES`.
     """
-    return console.run(lambda: _run(sys.argv[1:] if arguments is None else arguments))
+    return console.run(_run, arguments)
 
 
-def _run(arguments: Sequence[str]) -> int:
+def _run(arguments: Sequence[str]) -> None:
     export_weights.export(parse(arguments))
-    return 0
 
 
 def parser() -> console.Parser:
@@ -108,4 +107,4 @@ def parse(arguments: Sequence[str]) -> Namespace:
 
 
 if __name__ == "__main__":
-    console.leave(main())
+    sys.exit(main())

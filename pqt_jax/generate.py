@@ -6,15 +6,16 @@
 
 The same options give the same text. `analysis.sampling` has the method.
 
-Exit codes: 0 done; 2 the input cannot be used (one line on stderr, nothing compiled); 1, 130 and
-141 as in `console.run`.
+Exit codes: `errors.EXIT_CODES`.
 """
 
 import sys
 from collections.abc import Sequence
 
-from pqt_jax import console
+from pqt_jax import console, errors
 from pqt_jax.analysis import find_tokenizer, generation, load
+
+EXIT_CODES = errors.EXIT_CODES
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -24,14 +25,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
       arguments: the command line without the program; None for that of this process.
 
     Returns:
-      The exit code.
+      One of `EXIT_CODES`.
     """
-    return console.run(lambda: _run(sys.argv[1:] if arguments is None else arguments))
+    return console.run(_run, arguments)
 
 
-def _run(arguments: Sequence[str]) -> int:
+def _run(arguments: Sequence[str]) -> None:
     generation.generate(parser().parse_args(arguments))
-    return 0
 
 
 def parser() -> console.Parser:
@@ -68,4 +68,4 @@ def parser() -> console.Parser:
 
 
 if __name__ == "__main__":
-    console.leave(main())
+    sys.exit(main())

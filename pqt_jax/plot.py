@@ -7,17 +7,18 @@
 The folder is written whole and replaces one that an earlier call wrote. Runs are read without
 taking their lock.
 
-Exit codes: 0 done; 1 the folder cannot be written; 2 the input cannot be used (one line on stderr);
-130 and 141 as in `console.run`.
+Exit codes: `errors.EXIT_CODES`.
 """
 
 import sys
 from argparse import Namespace
 from collections.abc import Sequence
 
-from pqt_jax import console
+from pqt_jax import console, errors
 from pqt_jax.analysis import comparison
 from pqt_jax.errors import InputError
+
+EXIT_CODES = errors.EXIT_CODES
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -27,14 +28,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
       arguments: the command line without the program; None for that of this process.
 
     Returns:
-      The exit code.
+      One of `EXIT_CODES`.
     """
-    return console.run(lambda: _run(sys.argv[1:] if arguments is None else arguments))
+    return console.run(_run, arguments)
 
 
-def _run(arguments: Sequence[str]) -> int:
+def _run(arguments: Sequence[str]) -> None:
     comparison.compare_runs(parse(arguments))
-    return 0
 
 
 def parser() -> console.Parser:
@@ -65,4 +65,4 @@ def parse(arguments: Sequence[str]) -> Namespace:
 
 
 if __name__ == "__main__":
-    console.leave(main())
+    sys.exit(main())

@@ -9,9 +9,7 @@ Ctrl-C or SIGTERM leads to one more step, a checkpoint and an end; before compil
 without either. What XLA compiles, it compiles first. A second one stops at once. Only one run at a
 time can use a workdir.
 
-Exit codes: 0 finished; 1 something could not be written, or memory did not suffice; 2 the input
-cannot be used (one line on stderr, nothing compiled); 3 loss or gradient was not finite in too many
-steps in a row; 4 another process was lost; 128 + number of the signal that interrupted it.
+Exit codes: `EXIT_CODES`.
 """
 
 import json
@@ -24,6 +22,7 @@ from typing import Any, NamedTuple
 import jax
 from jax.sharding import Mesh
 
+from pqt_jax import errors
 from pqt_jax.console import escape_output, print_error, print_line
 from pqt_jax.data import boundaries, pipeline, source, tokens
 from pqt_jax.errors import InputError, OutputError
@@ -36,6 +35,15 @@ from pqt_jax.training.run.distributed import ProcessError
 from pqt_jax.training.run.loss_monitor import SkipError
 from pqt_jax.training.run.signals import interruptions
 
+EXIT_CODES = {
+    0: "finished",
+    1: "something could not be written, or memory did not suffice",
+    2: errors.EXIT_CODES[2],
+    3: "loss or gradient was not finite in too many consecutive steps",
+    4: "another process of the run was lost",
+    130: "interrupted by Ctrl-C: a checkpoint is written unless training had not begun",
+    143: "the same after SIGTERM",
+}
 _MEMORY = "give more of config.data.microbatches, config.model.remat, or a smaller batch or model"
 
 

@@ -15,7 +15,7 @@ from pqt_jax import console, errors
 
 
 def ending(error):
-    def command():
+    def command(_):
         raise error
 
     return command
@@ -30,16 +30,16 @@ def ending(error):
     ],
 )
 def test_what_ends_a_command_is_one_line(capsys, error, code, line):
-    assert console.run(ending(error)) == code
+    assert console.run(ending(error), []) == code
     out, err = capsys.readouterr()
     assert out == "" and err.startswith(line) and err.count("\n") == 1
 
 
 def test_other_errors_are_not_hidden():
-    assert console.run(lambda: 3) == 3
+    assert console.run(lambda _: None, []) == 0
     for error in (OSError(errno.EIO, os.strerror(errno.EIO)), ZeroDivisionError()):
         with pytest.raises(type(error)):
-            console.run(ending(error))
+            console.run(ending(error), [])
 
 
 def test_a_line_that_nobody_can_read_ends_nothing(monkeypatch):
@@ -51,9 +51,19 @@ def test_a_line_that_nobody_can_read_ends_nothing(monkeypatch):
     console.print_error("warning: nobody hears it")
 
 
-@pytest.mark.parametrize("code, last", [(130, ""), (2, "last\n")])
-def test_only_after_ctrl_c_a_command_ends_without_the_end_of_python(code, last):
-    program = "import atexit; from pqt_jax import console; atexit.register(print, 'last')\n"
-    program += f"print('first'); console.leave({code})"
+@pytest.mark.parametrize(
+    "error, code, last",
+    [("KeyboardInterrupt", 130, ""), ("errors.InputError('no')", 2, "last\n")],
+)
+def test_only_after_ctrl_c_a_command_ends_without_the_end_of_python(error, code, last):
+    program = f"""
+import atexit, sys
+from pqt_jax import console, errors
+def command(arguments):
+    print('first')
+    raise {error}
+atexit.register(print, 'last')
+sys.exit(console.run(command))
+"""
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == code and done.stdout == "first\n" + last

@@ -6,10 +6,10 @@
                                                   → index.json: counts and digests
 
 Every document ends with the tokenizer's end token. Which are held out depends on their text alone,
-so copies of one stay together. The files written do not depend on the number of processes.
+so copies of one stay together. The files written do not depend on the number of processes. The
+folder is written whole or not at all.
 
-Exit codes: 0 done; 1 the folder cannot be written; 2 the input cannot be used (one line on stderr);
-130 and 141 as of `console.run`. The folder is made whole or not at all.
+Exit codes: `errors.EXIT_CODES`.
 """
 
 import collections
@@ -29,12 +29,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from pqt_jax import console
+from pqt_jax import console, errors
 from pqt_jax.data import documents, shards, tokenizers, tokens
 from pqt_jax.data.source import matching
 from pqt_jax.errors import InputError
 from pqt_jax.interchange.folders import check, whole_folder
 
+EXIT_CODES = errors.EXIT_CODES
 _BATCH = 1 << 20  # bytes of text that a process gets at once
 
 
@@ -46,22 +47,23 @@ class Batch(NamedTuple):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Tokenize files into a folder.
+    """Run the command.
 
     Args:
-      arguments: the command line, without the program.
+      arguments: the command line without the program; None for that of this process.
 
     Returns:
-      The exit code.
+      One of `EXIT_CODES`.
     """
-    return console.run(lambda: _run(_parse(sys.argv[1:] if arguments is None else arguments)))
+    return console.run(_run, arguments)
 
 
-def _parse(arguments: Sequence[str]) -> Namespace:
-    parser = console.Parser(prog="python -m pqt_jax.data.prepare", description="Tokenize text.")
+def parser() -> console.Parser:
+    """The options of the command."""
+    result = console.Parser(prog="python -m pqt_jax.data.prepare", description="Tokenize text.")
     above = console.number(int, lambda n: 0 < n < 2**40, "a whole number from 1 on")
     share = console.number(float, lambda x: 0 < x < 1, "above 0 and below 1")
-    add = parser.add_argument
+    add = result.add_argument
     add("--tokenizer", required=True, metavar="FILE", help="bytes, *.json, *.model or *.tiktoken")
     add("--input", required=True, metavar="GLOB", help="text, jsonl(.gz), Parquet or ArrayRecord")
     add("--out", required=True, metavar="DIR", help="made whole or not at all")
@@ -71,10 +73,11 @@ def _parse(arguments: Sequence[str]) -> Namespace:
     add("--validation", type=share, default=0.005, metavar="S", help="share; default: 0.005")
     add("--shard", type=above, default=10**8, metavar="N", help="tokens of a file; default: 1e8")
     add("--processes", type=above, default=os.cpu_count(), metavar="N", help="default: one a core")
-    return parser.parse_args(arguments)
+    return result
 
 
-def _run(given: Namespace) -> int:
+def _run(arguments: Sequence[str]) -> None:
+    given = parser().parse_args(arguments)
     check(given.out, None)
     tokenizer = tokenizers.load(given.tokenizer, end=given.end, pattern=given.pattern)
     if tokenizer.end is None:
@@ -106,7 +109,6 @@ def _run(given: Namespace) -> int:
             f"tokens in {len(has['shards'])} files"
         )
     print(f"written: {given.out}; train with --config.data.tokens={given.out}")
-    return 0
 
 
 def held_out(text: bytes, share: float) -> bool:

@@ -5,8 +5,7 @@
 The report is the folder `report` in the sweep's workdir. It is written whole, and replaces an
 earlier report. A sweep that is still running is reported as far as it has come.
 
-Exit codes: 0 done; 1 the folder cannot be written; 2 the input cannot be used (one line on stderr);
-130 and 141 as for `console.run`.
+Exit codes: `errors.EXIT_CODES`.
 """
 
 import re
@@ -14,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from pqt_jax import console
+from pqt_jax import console, errors
 from pqt_jax.analysis.html_page import Picture
 from pqt_jax.errors import InputError
 from pqt_jax.interchange import folders
@@ -24,20 +23,21 @@ from pqt_jax.lab.prediction import PredictionAtStep
 from pqt_jax.lab.report_page import FIGURES, PREDICTION_FIGURE
 from pqt_jax.lab.sweep_table import SweepTable
 
+EXIT_CODES = errors.EXIT_CODES
 PAGE, CSV = "report.html", "runs.csv"
 _OWN_FILES = re.compile("|".join(map(re.escape, (PAGE, CSV, PREDICTION_FIGURE.file, *FIGURES))))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Read a sweep, and write figures and the page.
+    """Run the command.
 
     Args:
-      arguments: the command line without the program's name.
+      arguments: the command line without the program; None for that of this process.
 
     Returns:
-      The exit code.
+      One of `EXIT_CODES`.
     """
-    return console.run(lambda: _run(sys.argv[1:] if arguments is None else arguments))
+    return console.run(_run, arguments)
 
 
 def parser() -> console.Parser:
@@ -56,7 +56,7 @@ def parser() -> console.Parser:
     return parser
 
 
-def _run(arguments: Sequence[str]) -> int:
+def _run(arguments: Sequence[str]) -> None:
     options = parser().parse_args(arguments)
     if options.out == "":
         raise InputError("--out= is empty; give a folder")
@@ -74,7 +74,6 @@ def _run(arguments: Sequence[str]) -> int:
         (folder / CSV).write_text(sweep_table.as_csv(table), encoding="utf-8")
         (folder / PAGE).write_text(page, encoding="utf-8")
     print(f"written: {Path(out) / PAGE}")
-    return 0
 
 
 def _evaluate_scores(table: SweepTable) -> dict[str, list[PredictionAtStep]]:

@@ -9,8 +9,7 @@ again. If the command is started again while the sweep is running, the second pr
 units that no other process trains (`work_units`); CUDA_VISIBLE_DEVICES selects its GPU. A run that
 diverges does not end the sweep; its row says that it diverged (`outcomes`).
 
-Exit codes: 0 done; 1 an output cannot be written; 2 the input cannot be used (one line on stderr,
-nothing compiled); 130 after Ctrl-C, 143 after SIGTERM, at once.
+Exit codes: `EXIT_CODES`.
 """
 
 import json
@@ -21,7 +20,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from pqt_jax import console
+from pqt_jax import console, errors
 from pqt_jax.console import print_line
 from pqt_jax.data import pipeline, source, tokens
 from pqt_jax.errors import InputError
@@ -33,17 +32,19 @@ from pqt_jax.training.config.schema import Config
 from pqt_jax.training.run import signals
 from pqt_jax.training.run import workdir as workdirs
 
+EXIT_CODES = errors.EXIT_CODES | {143: "ended by SIGTERM; written rows are kept"}
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a sweep, or the rest of it.
+    """Run the command.
 
     Args:
-      arguments: the command line without the program's name.
+      arguments: the command line without the program; None for that of this process.
 
     Returns:
-      The exit code.
+      One of `EXIT_CODES`.
     """
-    return console.run(lambda: _run(sys.argv[1:] if arguments is None else arguments))
+    return console.run(_run, arguments)
 
 
 def parser() -> console.Parser:
@@ -60,7 +61,7 @@ def parser() -> console.Parser:
     return parser
 
 
-def _run(arguments: Sequence[str]) -> int:
+def _run(arguments: Sequence[str]) -> None:
     options, rest = parser().parse_known_args(arguments)
     if options.help:
         return _print_help(options.config)
@@ -82,14 +83,12 @@ def _run(arguments: Sequence[str]) -> int:
             train_sweep.train_all(sweep, workdir, text, lock)
     finally:
         os.close(lock)
-    return 0
 
 
-def _print_help(config_path: str | None) -> int:
+def _print_help(config_path: str | None) -> None:
     parser().print_help()
     if config_path is not None:
         print("\n" + schema.describe(ConfigDict(sweep_config.load(config_path).full_config)))
-    return 0
 
 
 def _load_text(sweep: SweepConfig) -> source.Text:

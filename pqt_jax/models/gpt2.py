@@ -14,6 +14,8 @@ Source: Radford et al., "Language Models are Unsupervised Multitask Learners" (2
 
 import dataclasses
 from collections.abc import Sequence
+from dataclasses import field
+from typing import ClassVar, get_args
 
 import jax
 from flax import nnx
@@ -22,38 +24,40 @@ from pqt_jax.models import layers, stacked
 from pqt_jax.models.attention import Attend, resolved
 from pqt_jax.models.cache import Cache
 from pqt_jax.models.decoder import LanguageModel
+from pqt_jax.models.setting import (
+    ATTENTION,
+    D_MODEL,
+    DTYPES,
+    NUM_HEADS,
+    NUM_LAYERS,
+    VOCAB_SIZE,
+    about,
+    setting,
+)
 from pqt_jax.transform.rules import Rule
 
 
 @dataclasses.dataclass(frozen=True)
 class GPT2Config:
-    """Shape and arithmetic of a GPT-2.
+    """Shape and arithmetic of a GPT-2."""
 
-    Attributes:
-      vocab_size, d_model, num_layers, num_heads, d_ff: the shape.
-      max_length: longest sequence, the size of the table of positions.
-      norm_eps: added to the variance in LayerNorm.
-      bias: biases in linear layers and in LayerNorm.
-      tie_embeddings: use the embedding as the head, too.
-      dtype: of activations and products ("float32" or "bfloat16").
-      param_dtype: of the parameters.
-      attention: implementation of the attention, "auto", "xla" or "cudnn"; see `attention`.
-      remat: recompute blocks in the backward pass, to save memory.
-    """
+    name: ClassVar[str] = "gpt2"
 
-    vocab_size: int
-    d_model: int
-    num_layers: int
-    num_heads: int
-    d_ff: int
-    max_length: int = 1024
-    norm_eps: float = 1e-5
-    bias: bool = False
-    tie_embeddings: bool = True
-    dtype: str = "bfloat16"
-    param_dtype: str = "float32"
-    attention: Attend = "auto"
-    remat: bool = False
+    vocab_size: int = field(metadata=VOCAB_SIZE)
+    d_model: int = field(metadata=D_MODEL)
+    num_layers: int = field(metadata=NUM_LAYERS)
+    num_heads: int = field(metadata=NUM_HEADS)
+    d_ff: int = field(metadata=about("Width of the MLP.", above=0))
+    max_length: int = setting(
+        1024, "Longest sequence, which is the size of the table of positions.", above=0
+    )
+    norm_eps: float = setting(1e-5, "Added to the variance in LayerNorm.", above=0)
+    bias: bool = setting(False, "Whether linear layers and LayerNorm have biases.")
+    tie_embeddings: bool = setting(True, "Whether the head uses the embedding's weights.")
+    dtype: str = setting("bfloat16", "Type of activations and products.", choices=DTYPES)
+    param_dtype: str = setting("float32", "Type of the parameters.", choices=DTYPES)
+    attention: Attend = setting("auto", ATTENTION, choices=get_args(Attend))
+    remat: bool = setting(False, "Recompute blocks in the backward pass, which saves memory.")
 
     @property
     def kv_heads(self) -> int:

@@ -13,6 +13,8 @@ Source: Touvron et al., "Llama 2", arXiv 2307.09288 (2023).
 
 import dataclasses
 from collections.abc import Sequence
+from dataclasses import field
+from typing import ClassVar, get_args
 
 import jax
 from flax import nnx
@@ -21,41 +23,46 @@ from pqt_jax.models import layers, stacked
 from pqt_jax.models.attention import Attend, resolved
 from pqt_jax.models.cache import Cache
 from pqt_jax.models.decoder import LanguageModel
+from pqt_jax.models.setting import (
+    ATTENTION,
+    D_MODEL,
+    DTYPES,
+    NUM_HEADS,
+    NUM_LAYERS,
+    VOCAB_SIZE,
+    about,
+    setting,
+)
 from pqt_jax.transform.rules import Rule
 
 
 @dataclasses.dataclass(frozen=True)
 class Llama2Config:
-    """Shape and arithmetic of a Llama 2.
+    """Shape and arithmetic of a Llama 2."""
 
-    Attributes:
-      vocab_size, d_model, num_layers, num_heads, d_ff: the shape; d_ff is the width of SwiGLU.
-      num_kv_heads: heads of keys and values, each read by as many query heads as divide them; 0
-        for `num_heads`.
-      max_length: longest sequence; no parameter depends on it.
-      norm_eps: added to the mean square in RMSNorm.
-      rope_theta: base of the rotary wavelengths.
-      tie_embeddings: use the embedding as the head, too.
-      dtype: of activations and products ("float32" or "bfloat16").
-      param_dtype: of the parameters.
-      attention: implementation of the attention, "auto", "xla" or "cudnn"; see `attention`.
-      remat: recompute blocks in the backward pass, to save memory.
-    """
+    name: ClassVar[str] = "llama2"
 
-    vocab_size: int
-    d_model: int
-    num_layers: int
-    num_heads: int
-    d_ff: int
-    num_kv_heads: int = 0
-    max_length: int = 2048
-    norm_eps: float = 1e-5
-    rope_theta: float = 10000.0
-    tie_embeddings: bool = False
-    dtype: str = "bfloat16"
-    param_dtype: str = "float32"
-    attention: Attend = "auto"
-    remat: bool = False
+    vocab_size: int = field(metadata=VOCAB_SIZE)
+    d_model: int = field(metadata=D_MODEL)
+    num_layers: int = field(metadata=NUM_LAYERS)
+    num_heads: int = field(metadata=NUM_HEADS)
+    d_ff: int = field(
+        metadata=about("Width of the MLP, of each of SwiGLU's two products.", above=0)
+    )
+    num_kv_heads: int = setting(
+        0,
+        "Heads of keys and values, each read by num_heads / num_kv_heads query heads; 0 means "
+        "num_heads.",
+        minimum=0,
+    )
+    max_length: int = setting(2048, "Longest sequence; no parameter depends on it.", above=0)
+    norm_eps: float = setting(1e-5, "Added to the mean square in RMSNorm.", above=0)
+    rope_theta: float = setting(1e4, "Base of the rotary wavelengths.", above=0)
+    tie_embeddings: bool = setting(False, "Whether the head uses the embedding's weights.")
+    dtype: str = setting("bfloat16", "Type of activations and products.", choices=DTYPES)
+    param_dtype: str = setting("float32", "Type of the parameters.", choices=DTYPES)
+    attention: Attend = setting("auto", ATTENTION, choices=get_args(Attend))
+    remat: bool = setting(False, "Recompute blocks in the backward pass, which saves memory.")
 
     @property
     def kv_heads(self) -> int:

@@ -8,27 +8,27 @@ Everything wrong with it is an `InputError` that names the field, its value and 
 """
 
 import argparse
-import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from pqt_jax.errors import InputError
-from pqt_jax.training.config import field_types, load_file, schema, validation
-from pqt_jax.training.config.schema import Config
+from pqt_jax.training.config import field_table, load_file, validation
+from pqt_jax.training.config.fields import with_changes
+from pqt_jax.training.config.schema import RunConfig
 
 
 class Given(NamedTuple):
     """What a command line asks for.
 
     Attributes:
-      config: checked and locked.
+      config: checked.
       workdir: of the run.
       distributed: whether this is one of several processes.
       profile: whether to trace a few steps.
     """
 
-    config: Config
+    config: RunConfig
     workdir: Path
     distributed: bool
     profile: bool
@@ -64,8 +64,7 @@ def parse(arguments: Sequence[str]) -> Given:
         raise InputError(str(error)) from None
     if known.help:
         parser.print_help()
-        if known.config:
-            print("\n" + schema.describe(load(known.config)))
+        print("\n" + field_table.help_text(load(known.config) if known.config else None))
         raise SystemExit(0)
     if known.config is None:
         raise InputError("--config is missing; try --config configs/quickstart.py")
@@ -92,98 +91,16 @@ def overrides(rest: Sequence[str]) -> list[tuple[str, str]]:
     return given
 
 
-def load(path: str, changes: Sequence[tuple[str, str]] = ()) -> Config:
-    """Read a config file, apply overrides, check the result and lock it.
+def load(path: str, changes: Sequence[tuple[str, str]] = ()) -> RunConfig:
+    """Read a config file, apply changes, and check the result.
 
     Args:
       path: of a Python file with `get_config()`.
       changes: (dotted field, text of the value), in order.
 
-    Returns:
-      A locked ConfigDict.
-
     Raises:
       InputError: for anything wrong with file, field or value.
     """
-    config = load_file.read(path)
-    if "sweep" in config:
-        raise InputError(
-            f"--config={path}: it is a sweep's; give it to python -m pqt_jax.lab.sweep"
-        )
-    try:
-        set_types(config)
-    except InputError as error:
-        raise InputError(f"--config={path}: {error}") from None
-    for name, text in changes:
-        override(config, name, text)
+    config = with_changes(load_file.read(path, RunConfig), changes)
     validation.check(config)
-    return config.lock()
-
-
-def set_types(config: Config, default: Callable[[Any], Config] = schema.default) -> None:
-    """Make whole numbers and lists what the defaults are: floats and tuples.
-
-    Args:
-      config: of a run.
-      default: as for `field_types.check_types`.
-
-    Raises:
-      InputError: for fields that are missing, unknown or of another type.
-    """
-    defaults = field_types.check_types(config, default)
-    for name, value in dict(schema.fields(config)).items():
-        if isinstance(defaults[name], float | tuple):
-            _set(config, name, type(defaults[name])(value))
-
-
-def override(config: Config, name: str, text: str) -> None:
-    """Set a field by the text of its value, in the type that it has.
-
-    Raises:
-      InputError: if there is no such field, and for a text that does not fit.
-    """
-    known = dict(schema.fields(config))
-    if inside := sorted(field for field in known if field.startswith(f"{name}.")):
-        raise InputError(f"--config.{name}={text}: a section; its fields are {', '.join(inside)}")
-    if name not in known:
-        raise InputError(f"--config.{name}: no such field; {field_types.hint(name, list(known))}")
-    try:
-        value = _parse(text, known[name])
-    except (ValueError, OverflowError):
-        wanted = field_types.wanted(known[name])
-        raise InputError(f"config.{name}={text!r}; it must be {wanted}") from None
-    _set(config, name, value)
-
-
-def _set(config: Config, name: str, value: Any) -> None:
-    *parents, last = name.split(".")
-    for parent in parents:
-        config = config[parent]
-    config[last] = value
-
-
-def _parse(text: str, like: Any) -> Any:
-    """The value that a text stands for, in the type of the field's default."""
-    if isinstance(like, bool):
-        words = {"true": True, "1": True, "false": False, "0": False}
-        return words[text.lower()] if text.lower() in words else _no(text)
-    if isinstance(like, int):
-        number = float(text)  # so that 1e3 will do
-        return int(number) if number.is_integer() else _no(text)
-    if isinstance(like, float):
-        return float(text)
-    if isinstance(like, tuple):
-        inside = re.fullmatch(r"\s*(?:\(([^()]*)\)|\[([^][]*)\]|([^][()]*))\s*", text)
-        parts = next(p for p in inside.groups() if p is not None) if inside else _no(text)
-        parts = [part for part in parts.split(",") if part.strip()]
-        return tuple(_parse(part, _member(like)) for part in parts)
-    return text
-
-
-def _member(like: tuple[Any, ...]) -> Any:
-    """What the members of a tuple are like: 0.1 of (1, 0.1), and text of none."""
-    return next((x for x in like if isinstance(x, float)), like[0] if like else "")
-
-
-def _no(text: str) -> Any:
-    raise ValueError(text)
+    return config

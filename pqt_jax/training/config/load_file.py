@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright 2026 The pqt_jax Authors
-"""A config file: Python that a user wrote, run once, whose every failure is one line."""
+"""Config files: Python that a user wrote, run once; whatever fails becomes one line."""
 
 import importlib.util
 import os
@@ -8,13 +8,14 @@ import re
 import stat
 import traceback
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ml_collections import ConfigDict
 
 from pqt_jax.errors import InputError, system_reason
-from pqt_jax.training.config.schema import Config
+from pqt_jax.training.config.fields import from_values
 
+C = TypeVar("C")
 _PACKAGE = Path(__file__).parents[2]
 
 
@@ -35,14 +36,15 @@ def find(name: str) -> str:
     return name
 
 
-def read(path: str) -> Config:
-    """What `get_config()` of a file returns, as a ConfigDict.
+def read(path: str, cls: type[C]) -> C:
+    """The configuration that `get_config()` of a file returns.
 
     Args:
       path: as for `find`.
+      cls: dataclass of the configuration.
 
     Raises:
-      InputError: for anything wrong with the file.
+      InputError: for anything wrong with the file, or with the names and types of its fields.
     """
     if not path:
         raise InputError("--config= is empty; give a config file, such as configs/quickstart.py")
@@ -57,15 +59,18 @@ def read(path: str) -> Config:
         if not hasattr(module, "get_config"):
             raise InputError("it has no function get_config()")
         config = module.get_config()
+        if not isinstance(config, ConfigDict):
+            raise InputError("get_config() must return a ConfigDict")
+        if not _has_text_names(config):
+            raise InputError("a field has a name that is no text, as in c[3] = ...")
+        values = config.to_dict()
+        if "sweep" in values and not hasattr(cls, "sweep"):
+            raise InputError("it is a sweep's; give it to python -m pqt_jax.lab.sweep")
+        return from_values(cls, values)
     except InputError as error:
         raise InputError(f"--config={path}: {error}") from None
-    except BaseException as error:  # whatever a user's file does wrong, one line says it
+    except BaseException as error:  # whatever a user's file does wrong becomes one line
         raise InputError(f"--config={path}: {_reason(error, path)}") from None
-    if not isinstance(config, ConfigDict):
-        raise InputError(f"--config={path}: get_config() must return a ConfigDict")
-    if not _has_text_names(config):
-        raise InputError(f"--config={path}: a field has a name that is no text, as in c[3] = ...")
-    return ConfigDict(config.to_dict(), type_safe=False)  # neither frozen nor locked
 
 
 def _check_path(path: str) -> None:
@@ -91,14 +96,14 @@ def _there(folder: Path) -> str:
             if path.is_file() and "def get_config" in path.read_text(errors="replace"):
                 found.append(str(path))
     except OSError:
-        pass  # no more can be said of it
+        pass  # then there is nothing to suggest
     return f"; there is {', '.join(found[:3])}" if found else ""
 
 
 def _has_text_names(section: Any) -> bool:
     try:
         items = list(section.items())
-    except TypeError:  # it sorts by name, and some are text and some are not
+    except TypeError:  # `items` sorts the names, and cannot sort texts among numbers
         return False
     return all(
         isinstance(name, str) and (not isinstance(value, ConfigDict) or _has_text_names(value))
@@ -109,7 +114,7 @@ def _has_text_names(section: Any) -> bool:
 def _reason(error: BaseException, path: str) -> str:
     """What went wrong in a config file, on one line."""
     text = " ".join(str(error).replace("\\n", " ").replace("\\'", "'").split())
-    if isinstance(error, AttributeError | KeyError):  # of ConfigDict, whose texts are long
+    if isinstance(error, AttributeError | KeyError):  # ConfigDict's own texts are long
         meant = re.search(r'Did you mean "(.*?)" instead of "(.*?)"', text)
         if meant:
             return f"no field {meant[2]!r}; did you mean {meant[1]!r}?"

@@ -1,31 +1,32 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright 2026 The pqt_jax Authors
-"""The configuration of a run: its fields with their defaults, and what they mean.
+"""The configuration of a training run: its fields, their defaults, ranges and meaning.
 
-A config file is Python with a function `get_config()` that returns what `default` returns, changed
-where it needs to be; `cli` reads it, and `checks` says what can be used. Each field is stated once,
-in `default` or as an attribute of the model's own configuration.
+Each field is stated once, here or in the model's own configuration. A config file is Python with a
+function `get_config()`, which calls `default` and changes what it needs. `command_line.load` reads
+it, applies `--config.field=value`, checks the result and returns a `RunConfig`.
 """
 
 import dataclasses
-import hashlib
-import json
-from collections.abc import Iterator
-from typing import Any
+import re
+from dataclasses import field
+from typing import Any, Union
 
 from ml_collections import ConfigDict
 
-from pqt_jax.errors import InputError
 from pqt_jax.models import GPT2, GPT2Config, Llama2, Llama2Config
+from pqt_jax.models.setting import about, setting
+from pqt_jax.numerics import bit_width, blocks
+from pqt_jax.numerics.formats import as_format
+from pqt_jax.training.config.fields import to_config_dict, to_dict
+from pqt_jax.transform import diffq
 from pqt_jax.transform.rules import Rule
 
-Config = Any  # a ConfigDict; its fields are not known to type checkers
-
 PENALTIES = ("none", "layer", "average", "size")
-# → noise of the rules; None: it has none, and samples outside the model
+# Method → noise of its rules; None where it samples outside the model and needs no rules.
 METHODS = {"bf16": "none", "gaussws": "gauss", "uniform": "uniform", "ste": "none", "diffq": None}
 OPTIMIZERS, SCHEDULES = ("adamw", "adam_mini"), ("cosine", "linear")
-KERNELS = {  # names that config.pqt.pattern may have, after what they are of a layer
+KERNELS = {  # short names for patterns in config.pqt.pattern
     "all": "h/.*/kernel",
     "attention": "h/attn/.*/kernel",
     "mlp": "h/mlp/.*/kernel",
@@ -36,12 +37,227 @@ KERNELS = {  # names that config.pqt.pattern may have, after what they are of a 
     "down": "h/mlp/down/kernel",
     "out_down": "h/(attn/out|mlp/down)/kernel",
 }
+ModelConfig = Union[Llama2Config, GPT2Config]  # noqa: UP007
 MODELS = {"llama2": (Llama2Config, Llama2), "gpt2": (GPT2Config, GPT2)}
-# What a resumed run may set anew, since it is the same training, up to the order of sums.
+# Fields that a resumed run may change: it stays the same training, up to the order of sums.
 MAY_CHANGE = ("log.", "mesh.", "watch.", "model.attention")
+_BITS = {"minimum": bit_width.MIN_BITS, "maximum": bit_width.MAX_BITS}
 
 
-def default(model: Llama2Config | GPT2Config) -> Config:
+def _compile_pattern(pattern: str) -> None:
+    try:
+        re.compile(pattern)
+    except (re.error, OverflowError, RecursionError) as error:
+        raise ValueError(f"it does not compile: {error}") from None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Training text, and how it is divided into batches."""
+
+    files: str = setting("", "Glob of text files; empty for the source of Python's library.")
+    tokens: str = setting(
+        "",
+        "Tokenized text in place of `files`: a folder of `pqt_jax.data.prepare`, or a glob of "
+        ".bin files.",
+    )
+    boundaries: str = setting(
+        "token",
+        "token: a sequence runs on over the ends of documents; mask: each document attends to "
+        "itself alone.",
+        choices=("token", "mask"),
+    )
+    end_token: int = setting(
+        -1,
+        "Token that ends a document; -1 for the one that the index of `tokens` names.",
+        minimum=-1,
+        words="a token, or -1 for what the index says",
+    )
+    length: int = setting(128, "Tokens in a sequence.", above=0)
+    batch: int = setting(16, "Sequences in a step.", above=0)
+    microbatches: int = setting(
+        1, "Number of equal parts of a batch, computed one after the other.", above=0
+    )
+    loss_chunk: int = setting(
+        0, "Positions whose logits are computed at once; 0 for all of them.", minimum=0
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MeshConfig:
+    """Devices along each axis of the mesh."""
+
+    data: int = setting(0, "Devices that split the batch; 0 for all that are left.", minimum=0)
+    fsdp: int = setting(
+        1, "Devices that split the batch, the parameters and the optimizer's state.", above=0
+    )
+    tensor: int = setting(1, "Devices that split each layer's matrices.", above=0)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """The optimizer of the weights, and its schedule."""
+
+    name: str = setting("adamw", "Update rule.", choices=OPTIMIZERS)
+    schedule: str = setting(
+        "cosine", "Shape of the decay that follows the linear warm-up.", choices=SCHEDULES
+    )
+    learning_rate: float = setting(1e-3, "Highest learning rate, after the warm-up.", above=0)
+    final_learning_rate: float = setting(1e-4, "Learning rate of the last step.", minimum=0)
+    warmup_steps: int = setting(20, "Steps of linear warm-up.", minimum=0)
+    b1: float = setting(
+        0.9, "Decay of the first moment.", minimum=0, below=1, words="from 0 to below 1"
+    )
+    b2: float = setting(
+        0.95, "Decay of the second moment.", minimum=0, below=1, words="from 0 to below 1"
+    )
+    eps: float = setting(1e-8, "Added to the root of the second moment.", above=0)
+    weight_decay: float = setting(0.1, "Decoupled decay of the weights.", minimum=0)
+    clip_norm: float = setting(
+        1.0, "Largest norm of the gradient of the weights; a longer one is scaled down.", above=0
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PqtConfig:
+    """Which weights are sampled and how, and how they are quantized for the final table."""
+
+    pattern: str = setting(
+        "all",
+        f"Parameters that are sampled: one of {', '.join(KERNELS)}, or a regular expression on "
+        "parameter paths.",
+        check=_compile_pattern,
+    )
+    noise_per: str = setting(
+        "step",
+        "Whether noise is drawn once a step, or anew for each microbatch.",
+        choices=("step", "microbatch"),
+    )
+    target_bits: float = setting(4.0, "Bit-width that weight decay draws b_t to.", **_BITS)
+    init_bits: float = setting(6.0, "Bit-width b_t of every block at the start.", **_BITS)
+    block: tuple[int, ...] = setting(
+        (32, 32), "Rows and columns of the blocks that share a bit-width.", check=blocks.check_block
+    )
+    dtype: str = setting("bfloat16", "Format that sampled weights are cast to.", check=as_format)
+    learning_rate: float = setting(
+        1e-3, "Highest learning rate of the bit-widths; it follows the weights' schedule.", minimum=0
+    )
+    weight_decay: float = setting(
+        0.1, "Decay of the bit-widths towards `target_bits`.", minimum=0
+    )
+    penalty: str = setting(
+        "none",
+        "Term of the loss that lowers bit-widths: layer for the distance to `target_bits`, average "
+        "for that of their mean to `average_bits`, size for the stored bits of a weight.",
+        choices=PENALTIES,
+    )
+    penalty_weight: float = setting(0.1, "Factor of the penalty.", minimum=0)
+    average_bits: float = setting(
+        4.5, "Mean bit-width of all blocks that penalty average draws to.", **_BITS
+    )
+    snap_at: float = setting(
+        1.0,
+        "Share of the steps after which bit-widths snap to formats; 1 for never.",
+        minimum=0,
+        maximum=1,
+        words="from 0 to 1, a share of the steps; 1 for never",
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DiffqConfig:
+    """Method diffq alone; of `pqt` it uses pattern, noise_per and, for the final table, block."""
+
+    group: int = setting(8, "Weights that share a bit-width.", above=0)
+    init_bits: float = setting(
+        8.0, "Bit-width of every group at the start, between the two limits.", above=0
+    )
+    min_bits: float = setting(2.0, "Lower limit of the bit-widths.", **_BITS)
+    max_bits: float = setting(15.0, "Upper limit of the bit-widths.", **_BITS)
+    noise: str = setting(
+        "normal", "normal for N(0, 1)/2, uniform for U(-1/2, 1/2).", choices=diffq.NOISES
+    )
+    penalty: float = setting(
+        1e-3, "Nats that a megabyte of the model adds to the loss; tune it by model size.", minimum=0
+    )
+    learning_rate: float = setting(
+        1e-3, "Constant learning rate of the logits, which have an Adam of their own.", minimum=0
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class WatchConfig:
+    """When a run counts spikes of the loss, and when it gives up."""
+
+    skips: int = setting(
+        10, "Steps in a row without a finite loss and gradient that end the run.", above=0
+    )
+    window: int = setting(100, "Preceding steps whose losses a spike is measured against.", above=0)
+    spike_score: float = setting(
+        6.0, "Standard deviations above their median from which a loss is a spike.", above=0
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LogConfig:
+    """What is printed, measured and saved, and how often."""
+
+    every: int = setting(10, "Steps between lines of the log.", above=0)
+    validate_every: int = setting(100, "Steps between validations.", above=0)
+    validation_batches: int = setting(32, "Batches of a validation.", above=0)
+    sharpness_every: int = setting(
+        0,
+        "Steps between measurements of sharpness, on the first validation batches; 0 for none.",
+        minimum=0,
+    )
+    checkpoint_every: int = setting(100, "Steps between checkpoints.", above=0)
+    keep: int = setting(2, "Newest checkpoints that are kept.", above=0)
+    keep_every: int = setting(
+        0, "Checkpoints at multiples of so many steps are kept for good; 0 for none.", minimum=0
+    )
+    tensorboard: bool = setting(False, "Whether to write to WORKDIR/tensorboard, too.")
+    wandb: str = setting("", "Project of Weights & Biases to log to, too; empty for none.")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """The run as a whole."""
+
+    method: str = setting(
+        "gaussws",
+        "bf16: cast alone; gaussws: rounded normal noise; uniform: noise U(-1/2, 1/2); ste: "
+        "rounding to `pqt.dtype` with straight-through gradients; diffq: DiffQ as published.",
+        choices=tuple(METHODS),
+    )
+    seed: int = setting(
+        0,
+        "Seed of initial weights, noise and order of the data.",
+        minimum=0,
+        below=2**32,
+        words="from 0 to 2^32 - 1",
+    )
+    steps: int = setting(1000, "Number of optimizer steps.", above=0)
+    init_from: str = setting(
+        "", "Hugging Face folder whose weights training starts from; empty for new weights."
+    )
+    model: ModelConfig = field(metadata=about("The model's own configuration."))
+    data: DataConfig = DataConfig()
+    mesh: MeshConfig = MeshConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    pqt: PqtConfig = PqtConfig()
+    diffq: DiffqConfig = DiffqConfig()
+    watch: WatchConfig = WatchConfig()
+    log: LogConfig = LogConfig()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Sections and fields, as a `ConfigDict` of the same has them."""
+        return to_dict(self)
+
+
+Config = RunConfig
+
+
+def default(model: ModelConfig) -> ConfigDict:
     """Every field with its default; a config file changes what it needs.
 
     The result is locked: fields can be set, and none can be added by mistyping another.
@@ -51,108 +267,15 @@ def default(model: Llama2Config | GPT2Config) -> Config:
       >>> config.method, config.model.name, config.model.d_model
       ('gaussws', 'llama2', 64)
     """
-    (name,) = (name for name, (cls, _) in MODELS.items() if isinstance(model, cls))
-    return ConfigDict(
-        {
-            # bf16: the cast alone; gaussws: rounded normal R; uniform: U(±½); ste: rounding to
-            # pqt.dtype (give it one, such as float6_e3m2fn), gradients straight through; diffq:
-            # DiffQ as published, by its own section
-            "method": "gaussws",
-            "seed": 0,  # of initial values, noise and order of the data
-            "steps": 1000,
-            "init_from": "",  # Hugging Face folder whose weights to start from; empty: new ones
-            "model": {"name": name, **dataclasses.asdict(model)},
-            "data": {
-                "files": "",  # glob of text files; empty: the standard library's source
-                "tokens": "",  # instead: folder of `data.prepare`, or glob of .bin files
-                "boundaries": "token",  # sequences run on; or mask: each document by itself
-                "end_token": -1,  # that ends a document; -1: what the index of `tokens` says
-                "length": 128,  # tokens in a sequence
-                "batch": 16,  # sequences in a step
-                "microbatches": 1,  # parts of a step, one after the other; they divide the batch
-                "loss_chunk": 0,  # positions whose logits are made at once; 0: all
-            },
-            "mesh": {"data": 0, "fsdp": 1, "tensor": 1},  # devices; data=0: all that are left
-            "optimizer": {
-                "name": "adamw",  # or adam_mini
-                "schedule": "cosine",  # of the fall after a linear warm-up; or linear
-                "learning_rate": 1e-3,  # at the top
-                "final_learning_rate": 1e-4,
-                "warmup_steps": 20,
-                "b1": 0.9,
-                "b2": 0.95,
-                "eps": 1e-8,
-                "weight_decay": 0.1,
-                "clip_norm": 1.0,  # of the gradient of the weights
-            },
-            "pqt": {  # how weights are sampled, and quantized for the table at the end
-                "pattern": "all",  # one of KERNELS, or a regular expression on parameter paths
-                "noise_per": "step",  # or microbatch: noise that each of them draws anew
-                "target_bits": 4.0,
-                "init_bits": 6.0,
-                "block": (32, 32),
-                "dtype": "bfloat16",  # what sampled weights are cast to
-                "learning_rate": 1e-3,  # of the bit-widths, following the schedule of the weights'
-                "weight_decay": 0.1,  # of the bit-widths, towards target_bits
-                "penalty": "none",  # on bit-widths, in the loss: see `bit_state.make_penalty`
-                "penalty_weight": 0.1,
-                "average_bits": 4.5,  # that penalty "average" draws the mean of all blocks to
-                "snap_at": 1.0,  # share of the steps after which bits snap to formats; 1: never
-            },
-            "watch": {
-                "skips": 10,  # steps in a row without a finite loss and gradient that end the run
-                "window": 100,  # steps before one, whose losses say what a spike is
-                "spike_score": 6.0,  # standard deviations above their median, see `watch`
-            },
-            # Of method diffq alone, where of pqt only pattern, noise_per and, for the table, block
-            # count: its bits have no target, no decay and no schedule, and nothing is cast.
-            "diffq": {
-                "group": 8,  # weights that share a bit-width
-                "init_bits": 8.0,
-                "min_bits": 2.0,
-                "max_bits": 15.0,
-                "noise": "normal",  # N(0, 1)/2; or uniform: U(±½)
-                # Nats per MB of the model, added to the loss; ours, to be set by size of the model.
-                "penalty": 1e-3,
-                "learning_rate": 1e-3,  # of the logits' own Adam; constant
-            },
-            "log": {
-                "every": 10,  # steps between lines
-                "validate_every": 100,
-                "validation_batches": 32,
-                # Steps between measurements of sharpness, on the first of these; 0: none.
-                "sharpness_every": 0,
-                "checkpoint_every": 100,
-                "keep": 2,  # newest checkpoints that are kept
-                "keep_every": 0,  # and those of multiples of so many steps, for good; 0: none
-                "tensorboard": False,  # also to WORKDIR/tensorboard
-                "wandb": "",  # also to this project of Weights & Biases; empty: to none
-            },
-        },
-        type_safe=False,  # `checked_fields` names the field and what it takes
-    ).lock()
+    return to_config_dict(RunConfig(model=model))
 
 
-def fields(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Every field as (dotted name, value), sorted by name."""
-    for name, value in config.items():
-        if isinstance(value, ConfigDict | dict):
-            yield from fields(value, f"{prefix}{name}.")
-        else:
-            yield prefix + name, value
-
-
-def model_config(config: Config) -> Llama2Config | GPT2Config:
-    """The model's own configuration."""
+def model_config(config: Config) -> ModelConfig:
+    """The model's own configuration; a ConfigDict has it as a section like the others."""
+    if not isinstance(config.model, ConfigDict):
+        return config.model
     options = dict(config.model)
-    cls, _ = MODELS[options.pop("name")]
-    known = {field.name for field in dataclasses.fields(cls)}
-    if wrong := known ^ set(options):
-        raise InputError(
-            f"config.model.name={config.model.name!r}, yet config.model.{min(wrong)} is no field "
-            "of it, or missing; the config file decides which model it is"
-        )
-    return cls(**options)
+    return MODELS[options.pop("name")][0](**options)
 
 
 def rules(config: Config) -> list[Rule]:
@@ -169,80 +292,6 @@ def quantization_rules(config: Config) -> list[Rule]:
 
 
 def _rules(config: Config, **special: Any) -> list[Rule]:
-    options = {name: config.pqt[name] for name in ("target_bits", "init_bits", "block", "dtype")}
+    options = {name: getattr(config.pqt, name) for name in ("target_bits", "init_bits", "block", "dtype")}
     pattern: str = config.pqt.pattern
     return [Rule(KERNELS.get(pattern, pattern), **options | special)]
-
-
-def shape_fields(cls: type[Llama2Config] | type[GPT2Config]) -> list[str]:
-    """The fields of a model's configuration that have no default."""
-    return [f.name for f in dataclasses.fields(cls) if f.default is dataclasses.MISSING]
-
-
-def completed(saved: dict[str, Any]) -> dict[str, Any]:
-    """A saved configuration with the default of every field that is younger than it.
-
-    Example:
-      >>> saved = default(Llama2Config(256, 64, 2, 4, 128)).to_dict()
-      >>> del saved["model"]["remat"], saved["mesh"]
-      >>> completed(saved)["model"]["remat"], completed(saved)["mesh"]["data"]
-      (False, 0)
-
-    Args:
-      saved: what was read from JSON.
-
-    Returns:
-      The same with more fields, as JSON would have them; as it was if it names no model's shape.
-    """
-    model = saved.get("model")
-    if not isinstance(model, dict) or model.get("name") not in tuple(MODELS):
-        return saved
-    cls, _ = MODELS[model["name"]]
-    if not (shape := set(shape_fields(cls))) <= model.keys():
-        return saved
-    like = default(cls(**{name: model[name] for name in shape}))
-    return _over(json.loads(as_json(like)), saved)
-
-
-def _over(defaults: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
-    """The values by name, in sections, and the defaults where there are none."""
-    merged = {**defaults, **values}
-    for name, value in defaults.items():
-        if isinstance(value, dict) and isinstance(merged[name], dict):
-            merged[name] = _over(value, merged[name])
-    return merged
-
-
-def differences(
-    old: dict[str, Any], new: dict[str, Any], may: tuple[str, ...] = MAY_CHANGE
-) -> list[str]:
-    """Fields that differ between two saved configurations, one description each.
-
-    One that an older version has saved without a field is taken to have its default.
-
-    Args:
-      old, new: the configurations.
-      may: what the names of fields begin with that may differ.
-    """
-    old, new = dict(fields(completed(old))), dict(fields(completed(new)))
-    return [
-        f"config.{name} was {old.get(name)!r} and is {new.get(name)!r}"
-        for name in dict.fromkeys([*new, *old])
-        if old.get(name) != new.get(name) and not name.startswith(may)
-    ]
-
-
-def as_json(config: Config) -> str:
-    """The configuration as JSON."""
-    return json.dumps(config.to_dict(), indent=2)
-
-
-def digest(config: Config) -> str:
-    """Twelve hexadecimal digits that stand for the configuration without `MAY_CHANGE`."""
-    relevant = {k: v for k, v in fields(config) if not k.startswith(MAY_CHANGE)}
-    return hashlib.sha256(json.dumps(relevant, sort_keys=True).encode()).hexdigest()[:12]
-
-
-def describe(config: Config) -> str:
-    """Every field with its value, one a line, as it would be given on the command line."""
-    return "\n".join(f"config.{name}={value}" for name, value in fields(config))

@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright 2026 The pqt_jax Authors
+"""Configurations in `run.json`: as JSON, read by a later version, and compared."""
+
+import dataclasses
+import hashlib
+import json
+from typing import Any
+
+from pqt_jax.training.config.fields import flatten, to_dict
+from pqt_jax.training.config.schema import MAY_CHANGE, MODELS, Config, default
+
+
+def as_json(config: Config) -> str:
+    """The configuration as JSON, with its fields sorted by name."""
+    return json.dumps(to_dict(config), indent=2)
+
+
+def digest(config: Config) -> str:
+    """Twelve hexadecimal digits that stand for the configuration without `MAY_CHANGE`."""
+    relevant = {k: v for k, v in flatten(config) if not k.startswith(MAY_CHANGE)}
+    return hashlib.sha256(json.dumps(relevant, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def describe(config: Config) -> str:
+    """Every field with its value, one a line, as it would be given on the command line."""
+    return "\n".join(f"config.{name}={value}" for name, value in flatten(config))
+
+
+def completed(saved: dict[str, Any]) -> dict[str, Any]:
+    """A saved configuration, and the defaults of the fields that its version did not have.
+
+    Example:
+      >>> from pqt_jax.models import Llama2Config
+      >>> saved = default(Llama2Config(256, 64, 2, 4, 128)).to_dict()
+      >>> del saved["model"]["remat"], saved["mesh"]
+      >>> completed(saved)["model"]["remat"], completed(saved)["mesh"]["data"]
+      (False, 0)
+
+    Args:
+      saved: what was read from JSON.
+
+    Returns:
+      The same with more fields, as JSON would have them; as it was if it names no model's shape.
+    """
+    model = saved.get("model")
+    if not isinstance(model, dict) or model.get("name") not in tuple(MODELS):
+        return saved
+    cls, _ = MODELS[model["name"]]
+    needed = {f.name for f in dataclasses.fields(cls) if f.default is dataclasses.MISSING}
+    if not needed <= model.keys():
+        return saved
+    like = default(cls(**{name: model[name] for name in needed}))
+    return _over(json.loads(json.dumps(like.to_dict())), saved)
+
+
+def _over(defaults: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
+    """The values, and the defaults where there are none, section by section."""
+    merged = {**defaults, **values}
+    for name, value in defaults.items():
+        if isinstance(value, dict) and isinstance(merged[name], dict):
+            merged[name] = _over(value, merged[name])
+    return merged
+
+
+def differences(
+    old: dict[str, Any], new: dict[str, Any], may: tuple[str, ...] = MAY_CHANGE
+) -> list[str]:
+    """Fields that differ between two saved configurations, one description each.
+
+    A field that the version of one did not have counts as having its default there.
+
+    Args:
+      old, new: the configurations.
+      may: what the names of the fields begin with that may differ.
+    """
+    old, new = dict(flatten(completed(old))), dict(flatten(completed(new)))
+    return [
+        f"config.{name} was {old.get(name)!r} and is {new.get(name)!r}"
+        for name in dict.fromkeys([*new, *old])
+        if old.get(name) != new.get(name) and not name.startswith(may)
+    ]

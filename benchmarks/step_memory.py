@@ -8,6 +8,7 @@ Nothing is allocated and nothing runs; the compiler is that of the default devic
 """
 
 import argparse
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -33,7 +34,7 @@ def main() -> int:
     batch = jax.ShapeDtypeStruct((config.data.batch, config.data.length + 1), np.uint16)
     methods = {}
     for method in gpu_train.METHODS:
-        config.method = method
+        config = dataclasses.replace(config, method=method)
         optimizer = make_optimizer(config)
         graph, state = abstract_state(config, optimizer)
         step = make_train_step(graph, optimizer, rules(config), parts=parts_of(config))

@@ -28,7 +28,8 @@ from pqt_jax.data import boundaries, pipeline, source, tokens
 from pqt_jax.errors import InputError, OutputError
 from pqt_jax.models import partitioning
 from pqt_jax.training import init_from, loop, startup_summary, state
-from pqt_jax.training.config import command_line, schema, validation
+from pqt_jax.training.config import command_line, saved_config, validation
+from pqt_jax.training.config.fields import flatten, to_dict
 from pqt_jax.training.config.schema import Config
 from pqt_jax.training.run import distributed, trackers, workdir
 from pqt_jax.training.run.distributed import ProcessError
@@ -94,7 +95,7 @@ def _run(arguments: Sequence[str], signals: Sequence[int]) -> int:
                 facts = startup_summary.gather(
                     given.config, ready.mesh, ready.text.description, given.workdir
                 )
-                print_line(schema.describe(given.config))
+                print_line(saved_config.describe(given.config))
                 print_line(startup_summary.before(given.config, facts))
             return loop.train(
                 given.config,
@@ -129,7 +130,7 @@ def _prepare(given: command_line.Given) -> _Ready:
     pipeline.check_lengths(text.train, text.validation, config.data.length, config.data.batch)
     parameters = state.count_parameters(config)  # here the rules meet the parameters' paths
     state.check_memory(config, parameters)
-    mesh = partitioning.make(config.mesh)
+    mesh = partitioning.make(to_dict(config.mesh))
     partitioning.check(mesh, config)
     start = init_from.read(config, workdir.start_of(given.workdir))
     meta = workdir.describe(config, text, start.fingerprint)
@@ -151,7 +152,7 @@ def _check_one_run(first: workdir.Meta, run: workdir.Meta) -> None:
     """Raise InputError, naming the field, if a process is of another run than the first."""
     before, now = (
         {name: value for name, value in meta.items() if name not in ("config", "versions")}
-        | {f"config.{name}": value for name, value in schema.fields(meta["config"])}
+        | {f"config.{name}": value for name, value in flatten(meta["config"])}
         for meta in (first, json.loads(json.dumps(run)))
     )
     for name in before | now:

@@ -17,7 +17,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from ml_collections import ConfigDict
 
 from pqt_jax import console
 from pqt_jax.errors import InputError
@@ -26,7 +25,8 @@ from pqt_jax.models import GPT2, GPT2Config, Llama2, Llama2Config
 from pqt_jax.numerics.formats import BF16, E2M1, E2M3, E3M2, E4M3, E5M2
 from pqt_jax.quantization import packed_file
 from pqt_jax.quantization.quantize import Plan, apply, plan_mixed, plan_uniform
-from pqt_jax.training.config import command_line, schema, validation
+from pqt_jax.training.config import saved_config, schema, validation
+from pqt_jax.training.config.fields import from_values
 from pqt_jax.training.config.schema import Config
 from pqt_jax.training.run import checkpoint, workdir
 from pqt_jax.transform import bit_state, diffq
@@ -104,31 +104,21 @@ def load_run(path: Path) -> LoadedRun:
       InputError: if it is not the workdir of a run, or has no checkpoint that can be read.
     """
     meta = workdir.read(path)
-    saved = schema.completed(meta["config"])
-    config: Config = ConfigDict(_with_tuples(saved), type_safe=False)
     try:
-        if isinstance(config.get("model"), ConfigDict):
-            config.model.attention = "auto"
-        command_line.set_types(config)
+        config = from_values(Config, saved_config.completed(meta["config"]))
+        model = dataclasses.replace(config.model, attention="auto")
+        config = dataclasses.replace(config, model=model)
         validation.check(config)
-    except (InputError, TypeError) as error:
+    except InputError as error:
         raise InputError(
             f"--workdir={path}: {workdir.RUN} in it is damaged or of another version: {error}"
         ) from None
     _, cls = schema.MODELS[config.model.name]
-    model = schema.model_config(config)
     like = nnx.eval_shape(lambda: bit_state.make_model(config, nnx.Rngs(0)))
     step, params = checkpoint.read_params(path, nnx.state(like), meta)
     return LoadedRun(
-        config=config.lock(), graph=_structure(cls, model)[0], params=params, step=step
+        config=config, graph=_structure(cls, config.model)[0], params=params, step=step
     )
-
-
-def _with_tuples(value: Any) -> Any:
-    """The value with tuples in place of lists: JSON has no tuples, and a config needs them."""
-    if isinstance(value, dict):
-        return {name: _with_tuples(inside) for name, inside in value.items()}
-    return tuple(value) if isinstance(value, list) else value
 
 
 def load_hf(folder: Path) -> tuple[ModelConfig, nnx.GraphDef, nnx.State]:
@@ -289,7 +279,7 @@ def load_model(options: Namespace) -> TrainedModel:
     if options.workdir is not None:
         run = load_run(Path(options.workdir))
         model = TrainedModel(
-            config=schema.model_config(run.config),
+            config=run.config.model,
             graph=run.graph,
             params=run.params,
             rules=tuple(schema.quantization_rules(run.config)),

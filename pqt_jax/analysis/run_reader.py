@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from ml_collections import ConfigDict
 
 from pqt_jax.console import escaped
 from pqt_jax.errors import InputError, system_reason
 from pqt_jax.training import state
-from pqt_jax.training.config import schema
+from pqt_jax.training.config import saved_config
+from pqt_jax.training.config.fields import flatten, from_values
+from pqt_jax.training.config.schema import RunConfig
 from pqt_jax.training.run import bit_history, metrics, workdir
 
 
@@ -93,12 +94,14 @@ def _read(name: str, folder: Path, meta: workdir.Meta) -> RecordedRun:
     with contextlib.suppress(
         InputError, LookupError, TypeError, ValueError, AttributeError, ArithmeticError
     ):
-        config: Any = ConfigDict(meta["config"])
-        config.model.attention = "xla"  # "auto" would make JAX look for devices
+        config = from_values(RunConfig, saved_config.completed(meta["config"]))
+        # "auto" would make JAX look for devices.
+        model = dataclasses.replace(config.model, attention="xla")
+        config = dataclasses.replace(config, model=model)
         parameters = state.count_parameters(config)
     run = RecordedRun(
         name=name,
-        fields=dict(schema.fields(meta)),
+        fields=dict(flatten(meta)),
         parameters=parameters,
         records=records,
         bits=bits,

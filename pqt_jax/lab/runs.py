@@ -27,7 +27,7 @@ from pqt_jax.data import pipeline
 from pqt_jax.data.source import Text
 from pqt_jax.lab import outcomes
 from pqt_jax.lab.simulate import simulate
-from pqt_jax.lab.sweep_config import Arm, RateAndSeed
+from pqt_jax.lab.sweep_config import Arm, RateAndSeed, SweepOptions
 from pqt_jax.training import sharpness
 from pqt_jax.training import state as states
 from pqt_jax.training import step as steps
@@ -78,7 +78,7 @@ def check(arm: Arm) -> None:
     jax.eval_shape(lambda p, x: nnx.merge(structure(arm), p)(x), params, tokens)
 
 
-def make_train(arm: Arm, text: Text, sweep: Config) -> Train:
+def make_train(arm: Arm, text: Text, sweep: SweepOptions) -> Train:
     """The training of any cells of an arm; what is compiled for so many is compiled once.
 
     Args:
@@ -147,7 +147,7 @@ def _begin_and_step(
 def _batches(config: Config, text: Text, seeds: np.ndarray) -> Iterator[np.ndarray]:
     """Tokens [runs, B, T + 1] of each step; of one seed the same."""
     distinct, place = np.unique(seeds, return_inverse=True)
-    options = {"length": config.data.length, "batch": config.data.batch}
+    options: dict[str, Any] = {"length": config.data.length, "batch": config.data.batch}
     orders = [
         pipeline.train_batches(text.train, seed=seed, **options) for seed in distinct.tolist()
     ]
@@ -181,7 +181,7 @@ def _record(
     ends: dict[str, Any],
     unigram_loss: float,
     config: Config,
-    sweep: Config,
+    sweep: SweepOptions,
 ) -> metrics.Record:
     """What a run's row says of it, from what each step measured and what was at the end."""
     losses = np.array([found["loss"] for found in seen], np.float64)
@@ -211,11 +211,13 @@ def _number(value: Any) -> float | None:
     return metrics.finite(float(value))
 
 
-def _measurements(graph: nnx.GraphDef, tokens: jax.Array, sweep: Config) -> Callable[[Any], Any]:
+def _measurements(
+    graph: nnx.GraphDef, tokens: jax.Array, sweep: SweepOptions
+) -> Callable[[Any], Any]:
     """Parameters of all runs → {name: float32[runs]}, of the bare weights on fixed windows."""
 
     def of_one(params):
-        options = {name: sweep[name] for name in ("epsilon", "maximizer", "iterations")}
+        options = {name: getattr(sweep, name) for name in ("epsilon", "maximizer", "iterations")}
         found = {"sharpness": sharpness.model_sharpness(graph, params, tokens, **options)}
         if sweep.rho:
             bits, weights = nnx.split_state(params, bit_state.BitParam, ...)

@@ -18,8 +18,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ml_collections import ConfigDict
-
 from pqt_jax import console, errors
 from pqt_jax.console import print_line
 from pqt_jax.data import pipeline, source, tokens
@@ -27,8 +25,8 @@ from pqt_jax.errors import InputError
 from pqt_jax.lab import runs, sweep_config, train_sweep
 from pqt_jax.lab.sweep_config import Arm, SweepConfig
 from pqt_jax.training import state
-from pqt_jax.training.config import command_line, schema, validation
-from pqt_jax.training.config.schema import Config
+from pqt_jax.training.config import command_line, field_table, saved_config, validation
+from pqt_jax.training.config.schema import DataConfig
 from pqt_jax.training.run import signals
 from pqt_jax.training.run import workdir as workdirs
 
@@ -87,8 +85,8 @@ def _run(arguments: Sequence[str]) -> None:
 
 def _print_help(config_path: str | None) -> None:
     parser().print_help()
-    if config_path is not None:
-        print("\n" + schema.describe(ConfigDict(sweep_config.load(config_path).full_config)))
+    config = sweep_config.load(config_path).full_config if config_path else None
+    print("\n" + field_table.help_text(config, sweep_config.SweepFileConfig))
 
 
 def _load_text(sweep: SweepConfig) -> source.Text:
@@ -99,7 +97,7 @@ def _load_text(sweep: SweepConfig) -> source.Text:
     return tokens.load(data.tokens, min(arm.config.model.vocab_size for arm in sweep.arms))
 
 
-def _check_arm(arm: Arm, shared_data: Config, text: source.Text) -> None:
+def _check_arm(arm: Arm, shared_data: DataConfig, text: source.Text) -> None:
     """Raise InputError if an arm cannot be trained on the text.
 
     Args:
@@ -129,7 +127,7 @@ def _check_arm(arm: Arm, shared_data: Config, text: source.Text) -> None:
 def _describe(sweep: SweepConfig, text: source.Text) -> workdirs.Meta:
     """The content of the sweep's `run.json`."""
     metadata = workdirs.describe(sweep.arms[0].config, text)
-    return {**metadata, "config": json.loads(json.dumps(sweep.full_config))}
+    return {**metadata, "config": json.loads(saved_config.as_json(sweep.full_config))}
 
 
 def _check_same_sweep(workdir: Path, metadata: workdirs.Meta) -> None:
@@ -139,7 +137,7 @@ def _check_same_sweep(workdir: Path, metadata: workdirs.Meta) -> None:
     reported.
     """
     old = workdirs.read(workdir, whose=workdirs.SWEEP)
-    if different := schema.differences(old["config"], metadata["config"], may=()):
+    if different := saved_config.differences(old["config"], metadata["config"], may=()):
         raise InputError(
             f"--workdir={workdir} belongs to another sweep: {different[0]}; give another --workdir"
         )

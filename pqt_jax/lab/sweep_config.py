@@ -8,43 +8,122 @@ only in seed and learning rate.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, get_args
-
-from ml_collections import ConfigDict
 
 from pqt_jax.errors import InputError
 from pqt_jax.lab.gemms import Gemm
-from pqt_jax.lab.operands import Operand
-from pqt_jax.models import GPT2Config, Llama2Config
+from pqt_jax.lab.operands import Operand, Rounding
+from pqt_jax.models.setting import setting
+from pqt_jax.numerics.cast import ScaleRule
 from pqt_jax.training import sharpness
-from pqt_jax.training.config import command_line, field_types, load_file, schema, validation
-from pqt_jax.training.config.schema import Config
+from pqt_jax.training.config import load_file, validation
+from pqt_jax.training.config.fields import check_ranges, flatten, to_config_dict, with_changes
+from pqt_jax.training.config.schema import ModelConfig, RunConfig
 
 RateAndSeed = tuple[float, int]
-SECTIONS = ("simulate", "sweep")  # in addition to the sections of a training run
 _OPERANDS = ("activations", "weights", "gradients")
-_RANGES: field_types.Ranges = {
-    "sweep.seeds": (
-        lambda v: all(type(s) is int and 0 <= s < 2**31 for s in v) and _distinct(v),
-        "one or more whole numbers from 0 to 2^31 - 1, each once",
-    ),
-    "sweep.learning_rates": (
-        lambda v: all(_is_number(r) and 1e-30 <= r <= 1e30 for r in v) and _distinct(v),
-        "one or more numbers from 1e-30 to 1e30, each once",
-    ),
-    "sweep.maximizer": (
-        lambda v: v in get_args(sharpness.Maximizer),
-        f"one of {', '.join(get_args(sharpness.Maximizer))}",
-    ),
-    "sweep.rho": (lambda v: 0 <= v <= 1, "from 0 to 1"),
-    "sweep.epsilon": (lambda v: 0 < v <= 1, "above 0, and 1 at most"),
-}
 _LONGEST_NAME = 40  # characters
 # Fields of a training run that a sweep does not use; they must keep these values.
 _UNUSED = {"init_from": "", "log.sharpness_every": 0, "log.wandb": "", "log.tensorboard": False}
 _UNUSED |= {"seed": 0, "mesh.data": 0, "mesh.fsdp": 1, "mesh.tensor": 1}
-_MAY_BE_ZERO = {"sweep.sharpness_every"}
+
+
+def _check_seeds(seeds: Any) -> None:
+    whole = all(type(seed) is int and 0 <= seed < 2**31 for seed in seeds)
+    if not whole or not _distinct(seeds):
+        raise ValueError("it must be one or more whole numbers from 0 to 2^31 - 1, each once")
+
+
+def _check_learning_rates(rates: Any) -> None:
+    numbers = all(_is_number(rate) and 1e-30 <= rate <= 1e30 for rate in rates)
+    if not numbers or not _distinct(rates):
+        raise ValueError("it must be one or more numbers from 1e-30 to 1e30, each once")
+
+
+def _distinct(values: Any) -> bool:
+    return 0 < len(set(values)) == len(values)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SimulateOptions:
+    """Matrix products whose operands are reduced to few bits."""
+
+    dtype: str = setting("", "Format of the reduced operands, such as E8M3; empty for none.")
+    rounding: str = setting("truncate", "How operands are rounded.", choices=get_args(Rounding))
+    scale: str = setting(
+        "none",
+        "Scale of each block of 32×32: none, by the block's largest power of two rounded down or "
+        "up, or exact, which needs rounding to nearest.",
+        choices=("none", *(rule.value for rule in ScaleRule)),
+    )
+    operands: tuple[str, ...] = setting(
+        _OPERANDS, f"Operands that are reduced: some of {', '.join(_OPERANDS)}."
+    )
+    pattern: str = setting(
+        "h/.*/kernel", "Regular expression of the paths of the kernels in whose products they are."
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepOptions:
+    """What a sweep trains, and what it records."""
+
+    arms: tuple[tuple[str, ...], ...] = setting(
+        (),
+        'Ways to train, each a name and fields as on the command line, such as ("STE", '
+        '"method=ste"); the first is the baseline. Only the file can set them.',
+    )
+    seeds: tuple[int, ...] = setting(
+        (0, 1, 2, 3, 4, 5, 6, 7), "Seeds of every arm.", check=_check_seeds
+    )
+    learning_rates: tuple[float, ...] = setting(
+        (1e-3, 3e-3, 1e-2, 3e-2), "Learning rates of every arm.", check=_check_learning_rates
+    )
+    at_once: int = setting(
+        4,
+        "Runs that one program trains side by side; a few fit into the cache of a CPU, and a GPU "
+        "needs many to be busy.",
+        above=0,
+    )
+    margin: float = setting(
+        0.5, "Nats above its start or best from which a loss has diverged.", above=0
+    )
+    window: int = setting(20, "Steps in a row that a divergence lasts.", above=0)
+    spike_score: float = setting(
+        6.0, "Standard deviations above their median from which a loss is a spike.", above=0
+    )
+    spike_window: int = setting(
+        100, "Preceding steps whose losses a spike is measured against.", above=0
+    )
+    record_every: int = setting(
+        5, "Steps between recorded losses; outcomes use every loss.", above=0
+    )
+    sharpness_every: int = setting(
+        20, "Steps between measurements of sharpness; 0 for none.", minimum=0
+    )
+    epsilon: float = setting(
+        sharpness.EPSILON, "Relative size of the box around the logits.", above=0, maximum=1
+    )
+    maximizer: str = setting(
+        "corner", "How the maximum in the box is found.", choices=get_args(sharpness.Maximizer)
+    )
+    iterations: int = setting(10, "Iterations of maximizers gradient and lbfgsb.", above=0)
+    rho: float = setting(
+        0.0, "Radius of the sharpness of weights; 0 for no measurement.", minimum=0, maximum=1
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepFileConfig(RunConfig):
+    """The fields of a config file of a sweep: those of a training run, and two sections more."""
+
+    simulate: SimulateOptions = SimulateOptions()
+    sweep: SweepOptions = SweepOptions()
 
 
 @dataclass(frozen=True)
@@ -58,7 +137,7 @@ class Arm:
     """
 
     name: str
-    config: Config
+    config: RunConfig
     rules: dict[str, Gemm | None]
 
 
@@ -71,18 +150,18 @@ class SweepConfig:
       seeds: of every arm.
       learning_rates: of every arm.
       options: the section `sweep` of the config.
-      full_config: the whole config as a dict, for `run.json`.
+      full_config: the whole config, for `run.json`.
     """
 
     arms: tuple[Arm, ...]
     seeds: tuple[int, ...]
     learning_rates: tuple[float, ...]
-    options: Config
-    full_config: dict[str, Any]
+    options: SweepOptions
+    full_config: SweepFileConfig
 
 
-def default(model: Llama2Config | GPT2Config) -> Config:
-    """Fields and defaults of a training run, and in addition those of a sweep.
+def default(model: ModelConfig) -> Any:
+    """Every field of a training run and of a sweep with its default, as a ConfigDict.
 
     Example:
       >>> config = default(Llama2Config(256, d_model=32, num_layers=1, num_heads=2, d_ff=64))
@@ -90,42 +169,7 @@ def default(model: Llama2Config | GPT2Config) -> Config:
       >>> config.simulate.rounding, config.sweep.window
       ('truncate', 20)
     """
-    with schema.default(model).unlocked() as config:
-        config.simulate = ConfigDict(
-            {
-                "dtype": "",  # format of the reduced operands, such as E8M3; empty: no reduction
-                "rounding": "truncate",  # or nearest
-                # Scale of each block of 32×32: none, floor, ceil, or (with nearest only) exact.
-                "scale": "none",
-                "operands": _OPERANDS,  # which operands of a product are reduced
-                "pattern": "h/.*/kernel",  # regular expression of the kernels' paths
-            },
-            type_safe=False,  # `load` checks the types, with better messages
-        )
-        config.sweep = ConfigDict(
-            {
-                # Each arm is a name and fields as on the command line, such as
-                # ("STE", "method=ste"). The first arm is the baseline.
-                "arms": (),
-                "seeds": (0, 1, 2, 3, 4, 5, 6, 7),
-                "learning_rates": (1e-3, 3e-3, 1e-2, 3e-2),
-                # Runs that one program trains side by side. A few fit into the cache of a CPU;
-                # a GPU needs many to be busy.
-                "at_once": 4,
-                "margin": 0.5,  # of divergence, see `outcomes.find_divergence`
-                "window": 20,  # of divergence
-                "spike_score": 6.0,  # threshold of `outcomes.count_spikes`
-                "spike_window": 100,
-                "record_every": 5,  # steps between recorded losses; outcomes use every loss
-                "sharpness_every": 20,  # steps between measurements of sharpness; 0: none
-                "epsilon": sharpness.EPSILON,  # size of the box around the logits
-                "maximizer": "corner",  # how the maximum in the box is found, see `sharpness`
-                "iterations": 10,  # of the maximizers gradient and lbfgsb
-                "rho": 0.0,  # radius of the sharpness of weights; 0: not measured
-            },
-            type_safe=False,  # `load` checks the types, with better messages
-        )
-    return config.lock()
+    return to_config_dict(SweepFileConfig(model=model))
 
 
 def load(path: str, overrides: Sequence[tuple[str, str]] = ()) -> SweepConfig:
@@ -138,38 +182,20 @@ def load(path: str, overrides: Sequence[tuple[str, str]] = ()) -> SweepConfig:
     Raises:
       InputError: if the file, a field or a value cannot be used. Nothing is compiled before.
     """
-    config = load_file.read(path)
-    if not all(isinstance(config.get(name), ConfigDict) for name in SECTIONS):
-        raise InputError(
-            f"--config={path}: it is not the config of a sweep; start from "
-            "pqt_jax.lab.sweep_config.default"
-        )
-    try:
-        command_line.set_types(config, default)
-    except InputError as error:
-        raise InputError(f"--config={path}: {error}") from None
-    for name, text in overrides:
+    for name, _ in overrides:
         if name == "sweep.arms":
             raise InputError(f"--config.{name}: arms can only be set in the file")
-        command_line.override(config, name, text)
+    config = with_changes(load_file.read(path, SweepFileConfig), overrides)
+    check_ranges(config, only="sweep.")
     options = config.sweep
-    field_types.check_ranges(ConfigDict({"sweep": options}), _RANGES, _MAY_BE_ZERO)
     _check_arms(options.arms)
     return SweepConfig(
-        arms=tuple(_make_arm(config, name, changes) for name, *changes in options.arms),
+        arms=tuple(_make_arm(config, name, texts) for name, *texts in options.arms),
         seeds=tuple(options.seeds),
         learning_rates=tuple(map(float, options.learning_rates)),
         options=options,
-        full_config=config.to_dict(),
+        full_config=config,
     )
-
-
-def _distinct(values: Any) -> bool:
-    return 0 < len(set(values)) == len(values)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _check_arms(arms: Any) -> None:
@@ -197,26 +223,24 @@ def _check_arms(arms: Any) -> None:
         raise InputError(f"config.sweep.arms: names that are alike: {', '.join(names)}")
 
 
-def _make_arm(config: Config, name: str, changes: Sequence[str]) -> Arm:
+def _make_arm(config: SweepFileConfig, name: str, texts: Sequence[str]) -> Arm:
     """The config with an arm's changes applied and checked.
 
     Args:
       config: of the sweep.
       name: of the arm.
-      changes: field=value texts.
+      texts: field=value.
     """
-    arm_config = ConfigDict(config.to_dict(), type_safe=False)
+    changes = [(field, value) for field, _, value in (text.partition("=") for text in texts)]
     try:
-        for change in changes:
-            field, _, text = change.partition("=")
+        for field, text in changes:
             if field.split(".")[0] == "sweep":
                 raise InputError(f"config.{field} is one for all arms")
             if field == "optimizer.learning_rate":
                 raise InputError(f"config.{field}={text}; rates are config.sweep.learning_rates")
-            command_line.override(arm_config, field, text)
-        simulate_options: Config = arm_config.simulate
-        for section in SECTIONS:
-            del arm_config[section]
+        file_config = with_changes(config, changes)
+        names = [field.name for field in fields(RunConfig)]
+        arm_config = RunConfig(**{name: getattr(file_config, name) for name in names})
         validation.check(arm_config)
         _check_unused(arm_config)
         if arm_config.steps < 2 * config.sweep.window:
@@ -224,16 +248,16 @@ def _make_arm(config: Config, name: str, changes: Sequence[str]) -> Arm:
                 f"config.steps={arm_config.steps}; it must be at least twice config.sweep.window="
                 f"{config.sweep.window}, or no divergence can be detected"
             )
-        sets_simulate = any(change.startswith("simulate.") for change in changes)
-        if sets_simulate and not simulate_options.dtype:
+        sets_simulate = any(field.startswith("simulate.") for field, _ in changes)
+        if sets_simulate and not file_config.simulate.dtype:
             raise InputError("config.simulate.dtype is empty; it must be a format, such as E8M3")
-        return Arm(name, arm_config.lock(), _make_rules(simulate_options))
+        return Arm(name, arm_config, _make_rules(file_config.simulate))
     except InputError as error:
         raise InputError(f"config.sweep.arms[{name!r}]: {error}") from None
 
 
-def _check_unused(arm_config: Config) -> None:
-    for field, value in schema.fields(arm_config):
+def _check_unused(arm_config: RunConfig) -> None:
+    for field, value in flatten(arm_config):
         if field in _UNUSED and value != _UNUSED[field]:
             raise InputError(
                 f"config.{field}={value!r}; a sweep does not use this field, and it must be "
@@ -241,7 +265,7 @@ def _check_unused(arm_config: Config) -> None:
             )
 
 
-def _make_rules(options: Config) -> dict[str, Gemm | None]:
+def _make_rules(options: SimulateOptions) -> dict[str, Gemm | None]:
     """The rules for `simulate.simulate` that the section `simulate` of the config describes."""
     if not options.dtype:
         return {}

@@ -81,7 +81,7 @@ def check(mesh: Mesh | None, config: Any) -> None:
             "config.mesh.data and config.mesh.fsdp"
         )
     for name in ("num_heads", "d_ff"):
-        value, tensor = config.model[name], mesh.shape["tensor"]
+        value, tensor = getattr(config.model, name), mesh.shape["tensor"]
         if value % tensor:
             raise InputError(
                 f"config.mesh.tensor={tensor}; it must divide config.model.{name}={value}"

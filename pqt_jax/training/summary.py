@@ -13,7 +13,7 @@ from pqt_jax.interchange import files
 from pqt_jax.interchange.png import save_png
 from pqt_jax.models import partitioning
 from pqt_jax.training import final_evaluation
-from pqt_jax.training.config import schema
+from pqt_jax.training.config import saved_config
 from pqt_jax.training.config.schema import Config
 from pqt_jax.training.run import distributed, metrics
 from pqt_jax.training.run import workdir as workdirs
@@ -25,7 +25,7 @@ def read(workdir: Path, config: Config) -> dict[str, Any] | None:
     try:
         summary = json.loads((workdir / workdirs.SUMMARY).read_text())
         final_evaluation.format_table(summary)
-        return summary if summary["config"] == schema.digest(config) else None
+        return summary if summary["config"] == saved_config.digest(config) else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
 
@@ -59,7 +59,7 @@ def finish(
         "steps": config.steps,
         "seconds": round(timer.seconds(), 1),
         "tokens_per_s": round(timer.rate(), 1),
-        "config": schema.digest(config),
+        "config": saved_config.digest(config),
     }
     from pqt_jax.training.run import run_plots  # here, since matplotlib is slow to import
 

@@ -59,7 +59,7 @@ def make_model(config: Config, rngs: nnx.Rngs) -> nnx.Module:
 
 def diffq_options(config: Config) -> diffq.Options:
     """Those of a config."""
-    return diffq.Options(**{name: config.diffq[name] for name in diffq.Options._fields})
+    return diffq.Options(**{name: getattr(config.diffq, name) for name in diffq.Options._fields})
 
 
 def outside(config: Config) -> Outside | None:

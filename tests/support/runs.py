@@ -7,7 +7,7 @@ import json
 import numpy as np
 
 from pqt_jax.analysis import load
-from pqt_jax.training.config import schema
+from pqt_jax.training.config import saved_config
 from pqt_jax.training.run import bit_history
 from support import tiny
 
@@ -29,7 +29,7 @@ def make_run(folder, *, steps=200, done=200, bits=True, nan_from=None, **fields)
     for name, value in fields.items():
         section, _, last = name.rpartition("__")
         (config[section] if section else config)[last] = value
-    meta = {"config": json.loads(schema.as_json(config)), "data_fingerprint": "x"}
+    meta = {"config": json.loads(saved_config.as_json(config)), "data_fingerprint": "x"}
     meta |= {"stream_version": 1, "versions": {"jax": "0"}}
     (folder / "run.json").write_text(json.dumps(meta))
     lines = []

@@ -98,22 +98,3 @@ def test_bits_snap_once_and_stay():
     # The step that snaps them already samples by them.
     mean = np.concatenate([x.ravel() for x in seen[6].values()]).mean()
     assert float(measured["bits_mean"]) == pytest.approx(mean, rel=1e-6)
-
-
-@pytest.mark.parametrize(
-    "field, message",
-    [
-        ("penalty=l1", "config.pqt.penalty='l1'; it must be one of none, layer, average, size"),
-        ("penalty_weight=-1", "config.pqt.penalty_weight=-1.0; it must be finite and 0 or more"),
-        ("average_bits=17", "config.pqt.average_bits=17.0; it must be from 1 to 16"),
-        ("snap_at=1.5", "config.pqt.snap_at=1.5; it must be from 0 to 1"),
-        ("target_bits=6 snap_at=0.9", "bits do not move, and so cannot snap"),
-    ],
-)
-def test_bad_fields_are_one_line(field, message, tmp_path):
-    from pqt_jax.errors import InputError
-    from pqt_jax.training.config import command_line
-
-    arguments = [f"--config.pqt.{part}" for part in field.split()]
-    with pytest.raises(InputError, match=message.replace("(", r"\(")):
-        command_line.parse(["--config", tiny.__file__, "--workdir", str(tmp_path), *arguments])

@@ -8,9 +8,9 @@ Everything wrong with it is an `InputError` that names the field, its value and 
 """
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from pqt_jax.errors import InputError
 from pqt_jax.training.config import field_table, load_file, validation

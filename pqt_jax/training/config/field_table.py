@@ -34,7 +34,7 @@ def help_text(config: Any = None, cls: type = RunConfig) -> str:
             known = [field.setting.help, f"Takes {_takes(field)}."]
             if config and field.default not in (value, dataclasses.MISSING):
                 known.append(f"Default: {as_text(field.default) or 'empty'}.")
-            lines += textwrap.wrap(" ".join(known), 90, initial_indent="      ", subsequent_indent="      ")
+            lines.append(textwrap.indent(textwrap.fill(" ".join(known), 84), "      "))
     return "\n".join(lines)
 
 

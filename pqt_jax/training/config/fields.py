@@ -65,12 +65,10 @@ def list_fields(cls: type, model: str) -> dict[str, Field]:
       cls: a configuration's dataclass.
       model: name of the model that the section `model` is of.
     """
-    names = Setting(help="Kind of model; the config file decides.", choices=tuple(model_classes(cls)))
-    name_field = Field(name="model.name", kind=str, default=dataclasses.MISSING, setting=names)
     listed: dict[str, Field] = {}
     for prefix, section in _sections(cls, model).items():
         if prefix == "model.":
-            listed[name_field.name] = name_field
+            listed["model.name"] = _model_name_field(tuple(model_classes(cls)))
         hints = typing.get_type_hints(section)
         for field in dataclasses.fields(section):
             if f"{prefix}{field.name}." not in _sections(cls, model):
@@ -78,8 +76,13 @@ def list_fields(cls: type, model: str) -> dict[str, Field]:
     return listed
 
 
+def _model_name_field(names: tuple[str, ...]) -> Field:
+    setting = Setting(help="Kind of model; only the config file can set it.", choices=names)
+    return Field(name="model.name", kind=str, default=dataclasses.MISSING, setting=setting)
+
+
 def _sections(cls: type, model: str) -> dict[str, Any]:
-    """"data." → DataConfig, and so on; "" → the class itself."""
+    """Prefix of the names in a section → its dataclass; "" → the class itself."""
     hints = typing.get_type_hints(cls) | {"model": model_classes(cls)[model]}
     inside = {f"{name}.": hint for name, hint in hints.items() if dataclasses.is_dataclass(hint)}
     return {"": cls} | inside
@@ -162,7 +165,9 @@ def from_values(cls: type[C], values: Mapping[str, Any]) -> C:
         if name in known:
             continue
         if inside := [other for other in known if other.startswith(f"{name}.")]:
-            raise InputError(f"config.{name}={shown(value)}; it must be a section: {', '.join(inside)}")
+            raise InputError(
+                f"config.{name}={shown(value)}; it must be a section: {', '.join(inside)}"
+            )
         raise InputError(f"config.{name}: no such field; {hint(name, list(known))}")
     for name in known:
         if name not in flat:
@@ -191,10 +196,9 @@ def with_changes(config: C, changes: Sequence[tuple[str, str]]) -> C:
             raise InputError(f"--config.{name}: no such field; {hint(name, list(known))}")
         field = known[name]
         if name == "model.name" and text != flat[name]:
-            wanted = flat[name] if field.setting.accepts(text) else field.setting.describe_range(str)
+            names = field.setting.describe_range(str)
             raise InputError(
-                f"config.{name}={text!r}; it must be {wanted}: the config file decides which "
-                "model it is"
+                f"config.{name}={text!r}; it must be {names}, and only the config file can set it"
             )
         try:
             flat[name] = _parse(text, field.kind, field.member)
@@ -245,7 +249,7 @@ def _parse(text: str, kind: type, member: type = str) -> Any:
 
 
 def hint(name: str, known: Sequence[str]) -> str:
-    """Which field a misspelt name may mean; else the fields of its section, or all.
+    """Which field a misspelt name may mean; else the fields of its section, or the sections.
 
     Args:
       name: dotted.
@@ -261,7 +265,10 @@ def hint(name: str, known: Sequence[str]) -> str:
     near = difflib.get_close_matches(last, {field.rpartition(".")[2] for field in inside})
     if candidates := [field for field in inside if field.rpartition(".")[2] in near]:
         return f"did you mean config.{max(candidates, key=similarity)}?"
-    return f"there are {', '.join(sorted(inside))}"
+    if inside is known:
+        sections = dict.fromkeys(field.partition(".")[0] for field in known)
+        return f"there are {', '.join(sections)}; --help lists all fields"
+    return f"there are {', '.join(inside)}"
 
 
 def check_ranges(config: Any, only: str = "") -> None:
@@ -301,7 +308,7 @@ def shown(value: Any) -> str:
     """A value for a message; whole numbers of many digits are shortened, as 1e30 was given."""
 
     def shorten(digits: re.Match[str]) -> str:
-        return f"{float(digits[0]):g}"
+        return f"{int(digits[0][:4]) / 1000:g}e+{len(digits[0]) - 1}"
 
     try:
         text = repr(value)

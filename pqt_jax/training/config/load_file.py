@@ -120,6 +120,7 @@ def _reason(error: BaseException, path: str) -> str:
             return f"no field {meant[2]!r}; did you mean {meant[1]!r}?"
         if key := re.search(r'Key "(.*?)" does not|^"?\'(\w+)\'"?$', text):
             return f"no field {key[1] or key[2]!r}"
-    lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == path]
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if frame.filename == os.path.abspath(path)]
     where = f" (line {lines[-1]})" if lines else ""
     return f"{type(error).__name__}{': ' if text else ''}{text}{where}"

@@ -140,11 +140,11 @@ class PqtConfig:
     )
     dtype: str = setting("bfloat16", "Format that sampled weights are cast to.", check=as_format)
     learning_rate: float = setting(
-        1e-3, "Highest learning rate of the bit-widths; it follows the weights' schedule.", minimum=0
+        1e-3,
+        "Highest learning rate of the bit-widths; it follows the weights' schedule.",
+        minimum=0,
     )
-    weight_decay: float = setting(
-        0.1, "Decay of the bit-widths towards `target_bits`.", minimum=0
-    )
+    weight_decay: float = setting(0.1, "Decay of the bit-widths towards `target_bits`.", minimum=0)
     penalty: str = setting(
         "none",
         "Term of the loss that lowers bit-widths: layer for the distance to `target_bits`, average "
@@ -178,7 +178,9 @@ class DiffqConfig:
         "normal", "normal for N(0, 1)/2, uniform for U(-1/2, 1/2).", choices=diffq.NOISES
     )
     penalty: float = setting(
-        1e-3, "Nats that a megabyte of the model adds to the loss; tune it by model size.", minimum=0
+        1e-3,
+        "Nats that a megabyte of the model adds to the loss; tune it by model size.",
+        minimum=0,
     )
     learning_rate: float = setting(
         1e-3, "Constant learning rate of the logits, which have an Adam of their own.", minimum=0
@@ -257,8 +259,8 @@ class RunConfig:
 Config = RunConfig
 
 
-def default(model: ModelConfig) -> ConfigDict:
-    """Every field with its default; a config file changes what it needs.
+def default(model: ModelConfig) -> Any:
+    """Every field with its default, as a ConfigDict; a config file changes what it needs.
 
     The result is locked: fields can be set, and none can be added by mistyping another.
 
@@ -274,7 +276,7 @@ def model_config(config: Config) -> ModelConfig:
     """The model's own configuration; a ConfigDict has it as a section like the others."""
     if not isinstance(config.model, ConfigDict):
         return config.model
-    options = dict(config.model)
+    options: dict[str, Any] = dict(config.model)
     return MODELS[options.pop("name")][0](**options)
 
 
@@ -292,6 +294,7 @@ def quantization_rules(config: Config) -> list[Rule]:
 
 
 def _rules(config: Config, **special: Any) -> list[Rule]:
-    options = {name: getattr(config.pqt, name) for name in ("target_bits", "init_bits", "block", "dtype")}
-    pattern: str = config.pqt.pattern
-    return [Rule(KERNELS.get(pattern, pattern), **options | special)]
+    pqt = config.pqt
+    options: dict[str, Any] = {"target_bits": pqt.target_bits, "init_bits": pqt.init_bits}
+    options |= {"block": pqt.block, "dtype": pqt.dtype, **special}
+    return [Rule(KERNELS.get(pqt.pattern, pqt.pattern), **options)]

@@ -24,7 +24,7 @@ import jax
 from pqt_jax.console import print_error
 from pqt_jax.errors import InputError, OutputError
 from pqt_jax.interchange import files
-from pqt_jax.training.config.schema import Config
+from pqt_jax.training.config.schema import Config, LogConfig
 
 TENSORBOARD, WANDB_ID = "tensorboard", "wandb.id"
 _PACKAGES = {"tensorboard": "tensorboardX", "wandb": "wandb"}  # by field of config.log
@@ -44,12 +44,13 @@ class Sink(NamedTuple):
     close: Callable[[], None]
 
 
-def check(log: Config) -> None:
+def check(log: LogConfig) -> None:
     """Raise InputError if `config.log` asks for what is not installed."""
     for field, package in _PACKAGES.items():
-        if log[field] and importlib.util.find_spec(package) is None:
+        value = getattr(log, field)
+        if value and importlib.util.find_spec(package) is None:
             raise InputError(
-                f"config.log.{field}={log[field]!r}; it needs {package}, which is not installed: "
+                f"config.log.{field}={value!r}; it needs {package}, which is not installed: "
                 "pip install 'pqt_jax[log]'"
             )
     name = log.wandb

@@ -29,7 +29,7 @@ from pqt_jax.data.source import Text
 from pqt_jax.errors import InputError, OutputError, system_reason
 from pqt_jax.interchange import files
 from pqt_jax.numerics import philox
-from pqt_jax.training.config import schema
+from pqt_jax.training.config import saved_config
 from pqt_jax.training.config.schema import Config
 from pqt_jax.training.run import metrics
 
@@ -62,7 +62,7 @@ def describe(config: Config, text: Text, init_fingerprint: str = "") -> Meta:
     """
     versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
     return {
-        "config": json.loads(schema.as_json(config)),
+        "config": json.loads(saved_config.as_json(config)),
         "data_fingerprint": text.fingerprint,
         "init_fingerprint": init_fingerprint,
         "stream_version": philox.STREAM_VERSION,
@@ -79,7 +79,7 @@ def is_whole(meta: Any) -> bool:
 
 def check_same(old: Meta, new: Meta, what: str) -> None:
     """Raise InputError, naming the field, unless two runs are the same but for their logging."""
-    different = schema.differences(old["config"], new["config"])
+    different = saved_config.differences(old["config"], new["config"])
     for name, fields in _FINGERPRINTS.items():
         if old.get(name, "") == new.get(name, ""):  # wherever it lies now
             different = [text for text in different if not text.startswith(fields)]
@@ -290,7 +290,7 @@ def _check_checkpoints(workdir: Path, old: Meta, meta: Meta) -> None:
     records = metrics.read(workdir / METRICS)
     recorded = max((record["step"] for record in records), default=0)
     skipped = max((record.get("skipped") or 0 for record in records), default=0)
-    both = [schema.completed(run["config"]) for run in (old, meta)]
+    both = [saved_config.completed(run["config"]) for run in (old, meta)]
     first = max(config["log"]["checkpoint_every"] for config in both)
     if (workdir / SUMMARY).exists() or recorded > 2 * first + skipped:
         raise InputError(

@@ -29,7 +29,7 @@ from pqt_jax.errors import InputError, OutputError
 from pqt_jax.models import partitioning
 from pqt_jax.training import init_from, loop, startup_summary, state
 from pqt_jax.training.config import command_line, saved_config, validation
-from pqt_jax.training.config.fields import flatten, to_dict
+from pqt_jax.training.config.fields import flatten
 from pqt_jax.training.config.schema import Config
 from pqt_jax.training.run import distributed, trackers, workdir
 from pqt_jax.training.run.distributed import ProcessError
@@ -130,7 +130,7 @@ def _prepare(given: command_line.Given) -> _Ready:
     pipeline.check_lengths(text.train, text.validation, config.data.length, config.data.batch)
     parameters = state.count_parameters(config)  # here the rules meet the parameters' paths
     state.check_memory(config, parameters)
-    mesh = partitioning.make(to_dict(config.mesh))
+    mesh = partitioning.make(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
     partitioning.check(mesh, config)
     start = init_from.read(config, workdir.start_of(given.workdir))
     meta = workdir.describe(config, text, start.fingerprint)

@@ -15,7 +15,7 @@ import bisect
 import contextlib
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -39,11 +39,11 @@ _MATRICES = {
 }
 
 
-def make(sizes: Mapping[str, int]) -> Mesh | None:
+def make(data: int = 0, fsdp: int = 1, tensor: int = 1) -> Mesh | None:
     """The mesh of a config.
 
     Args:
-      sizes: `config.mesh`, devices along each axis; 0 for `data` is all that the others leave.
+      data, fsdp, tensor: devices along each axis; data=0 for all that the others leave.
 
     Returns:
       A mesh with Auto axes; None for one device alone.
@@ -52,16 +52,14 @@ def make(sizes: Mapping[str, int]) -> Mesh | None:
       InputError: if there are not so many devices.
     """
     devices = jax.devices()
-    others = sizes["fsdp"] * sizes["tensor"]
-    data = sizes["data"] or len(devices) // others
-    shape = (data, sizes["fsdp"], sizes["tensor"])
+    shape = (data or len(devices) // (fsdp * tensor), fsdp, tensor)
     wanted = math.prod(shape)
     fits = wanted == len(devices) or (0 < wanted < len(devices) and jax.process_count() == 1)
-    if not fits or (not sizes["data"] and wanted != len(devices)):
-        given = ", ".join(f"config.mesh.{name}={sizes[name]}" for name in AXES)
+    if not fits or (not data and wanted != len(devices)):
         raise InputError(
-            f"{given}: JAX has {len(devices)} devices, which these do not make up; give sizes of "
-            "that product, or data=0 for all that are left"
+            f"config.mesh.data={data}, config.mesh.fsdp={fsdp}, config.mesh.tensor={tensor}: JAX "
+            f"has {len(devices)} devices, which these do not make up; give sizes of that product, "
+            "or data=0 for all that are left"
         )
     if wanted == 1:
         return None

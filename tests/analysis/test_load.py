@@ -39,7 +39,7 @@ def test_a_run_is_read_while_it_is_locked_and_nothing_changes(trained_run):
         fcntl.flock(lock, fcntl.LOCK_EX)
         run = load.load_run(trained_run)
     assert listing(trained_run) == before
-    assert run.step == 8 and run.config.pqt.block == (32, 32) and run.config.is_locked
+    assert run.step == 8 and run.config.pqt.block == (32, 32)
     with ocp.CheckpointManager(trained_run.absolute() / "checkpoints") as manager:
         items = ocp.args.Composite(state=ocp.args.StandardRestore())
         saved = manager.restore(8, args=items)["state"]["params"]

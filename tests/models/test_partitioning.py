@@ -45,7 +45,7 @@ MODELS = {
 
 
 def make(sizes):
-    return partitioning.make(dict(zip(partitioning.AXES, sizes, strict=True)))
+    return partitioning.make(*sizes)
 
 
 def setup(model, method="gaussws", end=None, pattern=ALL, **fields):

@@ -78,7 +78,7 @@ def test_bytes_are_those_of_the_arrays(name):
     config = tiny.get_config()
     config.optimizer.name = name
     config.mesh = {"data": 1, "fsdp": 4, "tensor": 2}
-    with partitioning.entered(partitioning.make(config.mesh)):
+    with partitioning.entered(partitioning.make(**config.mesh)):
         optimizer = step.make_optimizer(config)
         _, abstract = states.abstract_state(config, optimizer)
         _, real = states.init_state(config, optimizer)

@@ -21,7 +21,7 @@ from support.paths import ROOT
 
 
 def gathered(config):
-    mesh = partitioning.make(config.mesh)
+    mesh = partitioning.make(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
     with partitioning.entered(mesh):
         return startup_summary.gather(config, mesh, "a text of 10 bytes", pathlib.Path("runs/x"))
 

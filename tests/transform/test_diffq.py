@@ -323,7 +323,7 @@ WIDE = dataclasses.replace(tiny.LLAMA2, d_model=64, num_heads=4, d_ff=128, vocab
 @pytest.mark.parametrize("sizes", SIZES, ids=str)
 def test_a_mesh_changes_neither_noise_nor_training(sizes):
     fields = {"data__batch": 8, "pqt__pattern": "h/.*/kernel|embed/embedding", "model__d_ff": 96}
-    mesh = partitioning.make(dict(zip(partitioning.AXES, sizes, strict=True)))
+    mesh = partitioning.make(*sizes)
     found = {}
     for name, on in (("alone", None), ("mesh", mesh)):
         with partitioning.entered(on):

@@ -77,7 +77,7 @@ def test_every_mesh_measures_the_same_and_hands_out_whole_results():
     config, params = make_params(wide)
     rules = tuple(schema.rules(config))
     alone = bit_history.measure(params, rules)
-    mesh = partitioning.make({"data": 1, "fsdp": 4, "tensor": 2})
+    mesh = partitioning.make(data=1, fsdp=4, tensor=2)
     with partitioning.entered(mesh):
         placed = jax.jit(partitioning.held)(params)
         reduced = jax.jit(bit_history.reduce, static_argnums=1)(placed, rules)

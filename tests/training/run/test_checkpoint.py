@@ -86,7 +86,7 @@ def test_digests_are_of_values_and_places_and_the_same_on_every_mesh():
     (whole,) = digests.of([x]).values()
     for split in (dict(data=2, fsdp=2, tensor=2), dict(data=8, fsdp=1, tensor=1)):
         axes = jax.sharding.PartitionSpec(None, ("fsdp", "data"), "tensor")
-        placed = jax.device_put(x, jax.sharding.NamedSharding(partitioning.make(split), axes))
+        placed = jax.device_put(x, jax.sharding.NamedSharding(partitioning.make(**split), axes))
         assert list(digests.of([placed]).values()) == [whole]
     others = [x.copy() for _ in range(40)]
     rng = np.random.default_rng(1)

@@ -2,16 +2,29 @@
 # Copyright 2026 The pqt_jax Authors
 """The smoke sweep, trained once for all tests of the lab."""
 
+import functools
 import shutil
 
 import pytest
 
+from pqt_jax.data import source
 from pqt_jax.lab import runs, sweep, sweep_table
 from pqt_jax.training.run.workdir import PARTS
 from support.paths import ROOT
 from support.session import shared_folder
 
 SMOKE = str(ROOT / "configs" / "lab" / "smoke.py")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def text_is_read_once():
+    """The standard library's source, the text of every sweep here, is read once and kept."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(source, "load", _load_text_once)
+        yield
+
+
+_load_text_once = functools.cache(source.load)
 
 
 @pytest.fixture(scope="session")

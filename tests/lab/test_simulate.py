@@ -19,6 +19,7 @@ from pqt_jax.models import GPT2Config, Llama2, Llama2Config
 from pqt_jax.models.gpt2 import GPT2
 from pqt_jax.numerics import cast
 from pqt_jax.numerics.formats import BF16, E2M1, E4M3, E5M2, FloatFormat
+from support.random_model import make_abstract, make_random
 
 FORMATS = [E5M2, E4M3, E2M1, *(FloatFormat(*em) for em in ((8, 5), (8, 3), (8, 1), (7, 7), (1, 2)))]
 NUMBERS = (((1,), (0,)), ((), ()))
@@ -73,12 +74,17 @@ def test_nearest_rounds_as_cast_does(fmt):
 )
 def test_each_block_has_its_own_scale(rounding, rule):
     x = np.random.default_rng(0).normal(size=(3, 5, 7)).astype(np.float32)
-    got = reduce(x, Operand(E4M3, rounding, rule, block=(2, 4)))
+    operand = Operand(E4M3, rounding, rule, block=(2, 4))
+    got = np.asarray(jax.jit(reduce, static_argnums=1)(x, operand))
     plain = {"truncate": truncate, "nearest": cast.round_to}[rounding]
-    for i, r, c in itertools.product(range(3), (0, 2, 4), (0, 4)):
-        block = jnp.asarray(x[i, r : r + 2, c : c + 4])
+
+    @jax.jit
+    def reduce_block(block):
         scale = cast.block_scale(jnp.max(jnp.abs(block)), E4M3, rule)
-        want = plain(block / scale, E4M3) * scale
+        return plain(block / scale, E4M3) * scale
+
+    for i, r, c in itertools.product(range(3), (0, 2, 4), (0, 4)):
+        want = reduce_block(x[i, r : r + 2, c : c + 4])
         np.testing.assert_array_equal(got[i, r : r + 2, c : c + 4], want)
 
 
@@ -90,18 +96,26 @@ def operands(seed=0, dtype=jnp.float32):
 
 @pytest.mark.parametrize("scale", [None, "ceil"])
 def test_the_three_products_have_the_right_operands(scale):
-    x, w, dy = operands()
     formats = {"activations": E4M3, "weights": E2M1, "gradients": E5M2}
     layer = Gemm(**{name: Operand(fmt, "truncate", scale) for name, fmt in formats.items()})
-    y, pull = jax.vjp(lambda x, w: layer(x, w, NUMBERS), x, w)
-    q = [reduce(v, getattr(layer, name)) for v, name in zip((x, w, dy), formats, strict=True)]
-    for got, want in zip((y, *pull(dy)), (q[0] @ q[1], q[2] @ q[1].T, q[0].T @ q[2]), strict=True):
-        np.testing.assert_allclose(got, want, rtol=1e-6, atol=1e-6)
-    for name in formats:  # a layer that reduces one operand leaves the others as they are
-        one = Gemm(**{name: getattr(layer, name)})
-        y, pull = jax.vjp(lambda x, w, one=one: one(x, w, NUMBERS), x, w)
-        a, b, c = (reduce(v, getattr(one, n)) for v, n in zip((x, w, dy), formats, strict=True))
-        for got, want in zip((y, *pull(dy)), (a @ b, c @ b.T, a.T @ c), strict=True):
+    # A layer that reduces one operand leaves the others as they are.
+    single = [Gemm(**{name: getattr(layer, name)}) for name in formats]
+
+    @jax.jit
+    def products(x, w, dy):
+        def results(gemm):
+            y, pull = jax.vjp(lambda x, w: gemm(x, w, NUMBERS), x, w)
+            return y, *pull(dy)
+
+        def expected(gemm):
+            named = {"activations": x, "weights": w, "gradients": dy}
+            a, b, c = (reduce(value, getattr(gemm, name)) for name, value in named.items())
+            return a @ b, c @ b.T, a.T @ c
+
+        return [(results(gemm), expected(gemm)) for gemm in (layer, *single)]
+
+    for results, expected in products(*operands()):
+        for got, want in zip(results, expected, strict=True):
             np.testing.assert_allclose(got, want, rtol=1e-6, atol=1e-6)
 
 
@@ -174,15 +188,14 @@ def test_operands_in_bfloat16_change_no_bit_of_a_model(name):
 
 
 def test_rules_choose_layers_and_the_head():
-    model = Llama2(LLAMA, rngs=nnx.Rngs(0))
+    model = make_random(Llama2, LLAMA)
     coarse = gemm("E2M1")
     both = simulate(model, {".*kernel": coarse})
     few = simulate(model, {"h/attn/(q|k)/kernel": coarse, "head/kernel": None})
     assert both.head.dot_general == both.h.mlp.up.dot_general == coarse
     assert few.h.attn.k.dot_general == coarse
     assert few.h.attn.v.dot_general == model.h.attn.v.dot_general == jax.lax.dot_general
-    losses = [jitted_loss(m) for m in (model, both, few)]
-    assert len(set(losses)) == 3
+    assert len({jitted_loss(m) for m in (model, both, few)}) == 3
 
 
 def test_sampling_and_reducing_commute():
@@ -233,22 +246,33 @@ class Dense(linen.Module):
 def test_linen_models_are_reduced_by_the_same_rules():
     model, x = Dense(), jax.random.normal(jax.random.key(0), (4, 8))
     coarse = simulate(model, {"in/kernel": gemm("E2M1"), ".*": None})
-    variables = coarse.init(jax.random.key(1), x)
-    bare = model.init(jax.random.key(1), x)
-    assert jax.tree.all(jax.tree.map(lambda a, b: (a == b).all(), variables, bare))
-    p = variables["params"]
-    hidden = gemm("E2M1")(x, p["in"]["kernel"], NUMBERS) + p["in"]["bias"]
-    want = jnp.einsum("bi,ijk->bjk", jax.nn.relu(hidden), p["out"]["kernel"]) + p["out"]["bias"]
-    np.testing.assert_allclose(jax.jit(coarse.apply)(variables, x), want, rtol=1e-6)
-    assert (coarse.apply(variables, x) != model.apply(variables, x)).any()
-    rules = [Rule(".*kernel")]
-    wrapped = simulate(pqt_transform(model, rules), {".*/kernel": gemm("E2M1")})
-    variables = wrapped.init(jax.random.key(1), x)
-    rngs = {"pqt": jax.random.key(5)}
-    other = pqt_transform(simulate(model, {".*/kernel": gemm("E2M1")}), rules)
-    np.testing.assert_array_equal(
-        wrapped.apply(variables, x, rngs=rngs), other.apply(variables, x, rngs=rngs)
-    )
+    variables = jax.jit(coarse.init)(jax.random.key(1), x)
+    bare = jax.jit(model.init)(jax.random.key(1), x)
+    assert jax.tree.all(jax.tree.map(np.array_equal, variables, bare))
+    p = jax.tree.map(np.asarray, variables["params"])
+
+    @jax.jit
+    def expected(x):
+        hidden = gemm("E2M1")(x, p["in"]["kernel"], NUMBERS) + p["in"]["bias"]
+        out = jnp.einsum("bi,ijk->bjk", jax.nn.relu(hidden), p["out"]["kernel"])
+        return out + p["out"]["bias"]
+
+    got = jax.jit(coarse.apply)(variables, x)
+    np.testing.assert_allclose(got, expected(x), rtol=1e-6)
+    assert (got != jax.jit(model.apply)(variables, x)).any()
+
+
+def test_linen_models_sample_and_reduce_in_either_order():
+    x, rules, layer = np.ones((4, 8), np.float32), [Rule(".*kernel")], {".*/kernel": gemm("E2M1")}
+    reduced_last = simulate(pqt_transform(Dense(), rules), layer)
+    reduced_first = pqt_transform(simulate(Dense(), layer), rules)
+    variables = jax.jit(reduced_last.init)(jax.random.key(1), x)
+
+    def outputs(model):
+        apply = functools.partial(model.apply, rngs={"pqt": jax.random.key(5)})
+        return jax.jit(apply)(variables, x)
+
+    np.testing.assert_array_equal(outputs(reduced_last), outputs(reduced_first))
 
 
 class ConvThenDense(linen.Module):
@@ -260,10 +284,9 @@ class ConvThenDense(linen.Module):
 def test_a_linen_convolution_next_to_a_dense_layer_is_left_alone():
     rules = {"Dense.*/kernel": gemm("E4M3")}
     x = jax.random.normal(jax.random.key(1), (1, 4, 4, 2))
-    variables = ConvThenDense().init(jax.random.key(0), x)
-    plain, reduced = (
-        m.apply(variables, x) for m in (ConvThenDense(), simulate(ConvThenDense(), rules))
-    )
+    variables = jax.jit(ConvThenDense().init)(jax.random.key(0), x)
+    models = (ConvThenDense(), simulate(ConvThenDense(), rules))
+    plain, reduced = (jax.jit(model.apply)(variables, x) for model in models)
     assert not np.array_equal(plain, reduced)
 
 
@@ -283,10 +306,10 @@ def test_an_empty_batch_stays_empty(scale):
         (lambda: Operand("E4M3", "up"), "rounding='up'"),
         (lambda: Operand("E4M3", scale="most"), "scale='most'"),
         (lambda: Operand("E4M3", "truncate", "exact"), "scale='exact'"),
-        (lambda: simulate(Llama2(LLAMA, rngs=nnx.Rngs(0)), {"x.*": gemm("E4M3")}), "no kernel"),
-        (lambda: simulate(Llama2(LLAMA, rngs=nnx.Rngs(0)), {"(": gemm("E4M3")}), "compile"),
-        (lambda: simulate(Llama2(LLAMA, rngs=nnx.Rngs(0)), {".*": gemm("E4M3")}), "dot_general"),
-        (lambda: simulate(Llama2(LLAMA, rngs=nnx.Rngs(0)), {".*": E4M3}), "a Gemm or None"),
+        (lambda: simulate(make_abstract(Llama2, LLAMA), {"x.*": gemm("E4M3")}), "no kernel"),
+        (lambda: simulate(make_abstract(Llama2, LLAMA), {"(": gemm("E4M3")}), "compile"),
+        (lambda: simulate(make_abstract(Llama2, LLAMA), {".*": gemm("E4M3")}), "dot_general"),
+        (lambda: simulate(make_abstract(Llama2, LLAMA), {".*": E4M3}), "a Gemm or None"),
         (lambda: simulate({}, {}), "NNX or Linen"),
         (lambda: simulate(Dense(), [gemm("E4M3")]), "a dict of patterns"),
         (lambda: simulate(Dense(), {3: gemm("E4M3")}), "a dict of patterns"),

@@ -169,7 +169,7 @@ def test_other_versions_are_reported(sweep_copy, capsys):
     assert f"the rest is trained under jax {jax.__version__}; it was 0.1 before, so runs" in out
 
 
-def test_names_of_arms_are_printed_as_they_are(sweep_copy, tmp_path, capsys):
+def test_names_of_arms_are_printed_as_they_are(sweep_copy, tmp_path, monkeypatch, capsys):
     """A terminal must not take [bold] as markup; other outputs must not wrap the line."""
     name = "[bold] of a name that makes a long line"
     metadata, (_, path) = sweep_copy / "run.json", row_files(sweep_copy)
@@ -182,15 +182,15 @@ def test_names_of_arms_are_printed_as_they_are(sweep_copy, tmp_path, capsys):
     line = f"{name}: 5 runs, 0 diverged, 5 stuck, best final loss "
     assert sweep.main(options) == 0 and line in capsys.readouterr().out
     ours, theirs = pty.openpty()
-    command = [sys.executable, "-m", "pqt_jax.lab.sweep", *options]
-    with subprocess.Popen(command, stdout=theirs, stderr=theirs) as process:
-        os.close(theirs)
-        shown = b""
-        with contextlib.suppress(OSError):  # raised at the end of a terminal's output
-            while chunk := os.read(ours, 4096):
-                shown += chunk
+    with os.fdopen(theirs, "w") as terminal:
+        monkeypatch.setattr(sys, "stdout", terminal)
+        assert terminal.isatty() and sweep.main(options) == 0
+    shown = b""
+    with contextlib.suppress(OSError):  # raised at the end of a terminal's output
+        while chunk := os.read(ours, 4096):
+            shown += chunk
     os.close(ours)
-    assert process.returncode == 0 and " ".join(line.split()) in " ".join(shown.decode().split())
+    assert " ".join(line.split()) in " ".join(shown.decode().split())
 
 
 @pytest.mark.slow
@@ -404,11 +404,13 @@ def test_gradients_of_kernels_vanish_in_e4m3_and_most_in_e5m2():
 
 
 def test_another_sweep_does_not_go_on_in_its_folder(swept, capsys):
-    given = arguments(swept, "--config.sweep.margin=0.7")
-    assert "belongs to another run: config.sweep.margin" in refused(sweep.main, given, capsys)
-    given = arguments(swept, "--config.log.validation_batches=1")
-    line = refused(sweep.main, given, capsys)
+    line = refused(sweep.main, arguments(swept, "--config.sweep.margin=0.7"), capsys)
+    assert "belongs to another run: config.sweep.margin" in line
+    line = refused(sweep.main, arguments(swept, "--config.log.validation_batches=1"), capsys)
     assert "belongs to another sweep: config.log.validation_batches" in line
+
+
+def test_the_config_of_a_training_run_is_refused(capsys):
     line = refused(sweep.main, ["--config", "configs/quickstart.py"], capsys)
     assert "config.simulate.dtype is missing; start from pqt_jax.lab.sweep_config.default" in line
 

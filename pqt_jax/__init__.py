@@ -2,7 +2,7 @@
 # Copyright 2026 The pqt_jax Authors
 """Gaussian weight sampling for JAX: train models whose weights survive few bits.
 
-key(seed, step, path) → bits → R → block scale → w + R·scale → cast → model(ŵ) → loss
+key(seed, step, path) → Philox draws → R → block scale → w + R·scale → cast → model(ŵ) → loss
 """
 
 from pqt_jax.numerics import cast, formats, keys

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright 2026 The pqt_jax Authors
-"""Deterministic quantization: to one format, or by the learned bit-widths.
+"""Deterministic quantization of a model: to one format, or by the learned bit-widths.
 
-    rules, format or bits → plan: which parameter goes to which format → rounded parameters
+    rules and a format, or rules and bits → plan: parameter path → format → rounded parameters
 
 A plan holds formats and no values. `apply` rounds parameters by a plan, `sizes` counts the bits
 that they take, and `packed_file` stores them. `numerics.mixed_formats` says which format a learned
@@ -56,26 +56,26 @@ def plan_uniform(
     block: blocks.Block | None = None,
     scale: cast.Scale | None = None,
 ) -> Plan:
-    """One format for every parameter that a rule samples.
+    """Plan one format for every parameter that a rule samples.
 
     Args:
       params: pytree of arrays, or of their shapes.
       rules: as for `param_transform`.
       dtype: bfloat16, or any format.
-      block, scale: in place of the rules' own.
+      block, scale: replace those of the rules; None keeps them.
 
     Returns:
       The plan.
 
     Raises:
-      ValueError: for a format, block or scale that is none, and as `rules.resolve`.
+      ValueError: for an invalid format, block or scale, and as `rules.resolve`.
     """
-    own = {"block": block, "scale": scale}
-    given = {name: value for name, value in own.items() if value is not None}
+    options = {"block": block, "scale": scale}
+    changes = {name: value for name, value in options.items() if value is not None}
     specs = resolve(check_rules(rules), paths_and_leaves(params))
     fmt = as_format(dtype)
     return {
-        path: FormatAssignment(_cast_alone(spec, dtype=fmt, **given))
+        path: FormatAssignment(_cast_alone(spec, dtype=fmt, **changes))
         for path, spec in specs.items()
     }
 
@@ -88,7 +88,7 @@ def plan_mixed(
     granularity: Granularity = "block",
     share: float = 1.0,
 ) -> Plan:
-    """The format that the learned bit-widths call for.
+    """Plan the formats that carry the learned bit-widths.
 
     Example:
       >>> params, bits = {"w": jnp.ones((32, 64))}, {"w": jnp.array([[-0.5, 0.0]])}
@@ -100,11 +100,13 @@ def plan_mixed(
 
     Args:
       params: pytree of arrays, or of their shapes.
-      bits: b_i, nested as `param_transform(rules).init(params)` made them.
-      rules: those the bits were learned under. What they cast without noise, they cast here.
-      granularity: "block": each has the smallest format that carries its b_t. "tensor": each matrix
-        has the smallest that carries the given share of its blocks. "model": all have.
-      share: of the blocks, above 0 and up to 1; of no effect on blocks.
+      bits: b_i, nested as in `param_transform(rules).init(params)`.
+      rules: the rules that the bits were learned under. A parameter that they cast without noise
+        gets the format of its rule.
+      granularity: "block": each block gets the smallest format that carries its b_t. "tensor": each
+        matrix gets the smallest format that carries the share of its blocks. "model": all
+        parameters get the smallest format that carries the share of all blocks.
+      share: share of the blocks, above 0 and at most 1; not used with granularity "block".
 
     Returns:
       The plan.
@@ -116,12 +118,12 @@ def plan_mixed(
         raise ValueError(f"granularity={granularity!r}; it must be one of {', '.join(names)}")
     if not 0 < share <= 1:
         raise ValueError(f"share={share!r}; it must be above 0 and at most 1")
-    shapes, learned = paths_and_leaves(params), paths_and_leaves(bits)
+    shapes, bits_by_path = paths_and_leaves(params), paths_and_leaves(bits)
     plan, index = {}, {}
     for path, spec in resolve(check_rules(rules), shapes).items():
         plan[path] = FormatAssignment(_cast_alone(spec))
         if spec.noise != "none":
-            b_i = learned.get(path)
+            b_i = bits_by_path.get(path)
             try:
                 blocks.check_grid(b_i, shapes[path], spec.block, spec.matrix_axes)
             except ValueError as error:
@@ -129,19 +131,20 @@ def plan_mixed(
             b_t = bit_width.bit_width(jnp.asarray(b_i), spec.target_bits, spec.init_bits)
             index[path] = format_index(b_t)
             if granularity == "tensor":
-                index[path] = _carrying(index[path], share, (-2, -1))
+                index[path] = _index_for_share(index[path], share, (-2, -1))
     if granularity == "model" and index:
-        one = _carrying(jnp.concatenate([i.ravel() for i in index.values()]), share, (0,))[0]
+        all_blocks = jnp.concatenate([i.ravel() for i in index.values()])
+        one = _index_for_share(all_blocks, share, (0,))[0]
         index = {path: jnp.full_like(i, one) for path, i in index.items()}
     return plan | {path: plan[path]._replace(index=i) for path, i in index.items()}
 
 
-def _carrying(index: jax.Array, share: float, axes: tuple[int, ...]) -> jax.Array:
-    """The least index that is enough for a share of the blocks along the axes, for each of them."""
+def _index_for_share(index: jax.Array, share: float, axes: tuple[int, ...]) -> jax.Array:
+    """Give all blocks along the axes the smallest format that carries a share of them."""
     needed = max(1, math.ceil(share * math.prod(index.shape[axis] for axis in axes) - 1e-9))
-    held = [jnp.sum(index <= i, axis=axes, keepdims=True) for i in range(len(MIXED_FORMATS))]
-    enough = jnp.argmax(jnp.stack(held) >= needed, axis=0)
-    return jnp.broadcast_to(enough, index.shape).astype(jnp.int32)
+    carried = [jnp.sum(index <= i, axis=axes, keepdims=True) for i in range(len(MIXED_FORMATS))]
+    smallest = jnp.argmax(jnp.stack(carried) >= needed, axis=0)
+    return jnp.broadcast_to(smallest, index.shape).astype(jnp.int32)
 
 
 def apply(plan: Plan, params: Any) -> Any:
@@ -152,8 +155,7 @@ def apply(plan: Plan, params: Any) -> Any:
       params: pytree of arrays.
 
     Returns:
-      The same pytree; rounded parameters in the dtype that holds their formats (bfloat16, or
-      float32).
+      The same pytree. Rounded parameters are bfloat16, or float32 where their format needs it.
     """
 
     def visit(path, w):
@@ -182,7 +184,7 @@ def quantize(
       rules, dtype, block, scale: as for `plan_uniform`.
 
     Returns:
-      As `apply`.
+      The same pytree, as `apply` returns it.
 
     Raises:
       ValueError: as `plan_uniform`.

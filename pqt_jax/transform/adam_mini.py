@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright 2026 The pqt_jax Authors
-"""Adam-mini: Adam whose second moment is one number for each block of a parameter.
+"""Adam-mini: Adam with one second moment per block of a parameter.
 
     ν_B ← b2·ν_B + (1 − b2)·mean_B(g²)        update = m̂ / (√ν̂_B + eps)
 
-A block is what shares its curvature: a head of q and k, the weights of one output of any other
-layer, one token of an embedding, a norm. So of Adam's two moments one almost vanishes.
+A block is a group of weights of similar curvature: a head of q or k, the weights of one output of
+any other layer, one token of an embedding, a norm. The second moments then take almost no memory.
 
 Source: Zhang and others, "Adam-mini: Use Fewer Learning Rates To Gain More", arXiv 2406.16793
 (2024).
@@ -29,7 +29,7 @@ class AdamMiniState(NamedTuple):
     Attributes:
       count: int32 scalar, the number of updates.
       mu: first moments, like the parameters.
-      nu: second moments, float32, one for each block: of a parameter's shape over its block's.
+      nu: second moments, float32, one per block: the shape of a parameter over that of its block.
     """
 
     count: jax.Array
@@ -40,7 +40,7 @@ class AdamMiniState(NamedTuple):
 def scale_by_adam_mini(
     blocks: Blocks, b1: float = 0.9, b2: float = 0.95, eps: float = 1e-8
 ) -> optax.GradientTransformation:
-    """Scale gradients as Adam-mini does; to be chained as `optax.scale_by_adam` is.
+    """Scale gradients as Adam-mini does; used in a chain, as `optax.scale_by_adam`.
 
     Example:
       >>> rows = lambda path, shape: (1, *shape[1:])
@@ -49,9 +49,9 @@ def scale_by_adam_mini(
       (4, 1)
 
     Args:
-      blocks: (path of a parameter, its shape) → the length of a block along each axis, a divisor
-        of the parameter's; see `model_blocks`. A block of ones is plain Adam.
-      b1, b2: decay of the moments.
+      blocks: (path of a parameter, its shape) → the length of a block along each axis, which
+        divides the length of that axis; see `model_blocks`. Blocks of one element give plain Adam.
+      b1, b2: decay rates of the moments.
       eps: added to the root of the second moment.
 
     Returns:
@@ -62,25 +62,32 @@ def scale_by_adam_mini(
     """
 
     def init(params):
-        mu = jax.tree.map(jnp.zeros_like, params)
-        means = lambda path, leaf: jnp.zeros(_grid(path, leaf.shape, blocks), jnp.float32)  # noqa: E731
-        return AdamMiniState(jnp.zeros((), jnp.int32), mu, map_paths(means, params))
+        def zero_per_block(path, leaf):
+            return jnp.zeros(_grid(path, leaf.shape, blocks), jnp.float32)
+
+        mu, nu = jax.tree.map(jnp.zeros_like, params), map_paths(zero_per_block, params)
+        return AdamMiniState(count=jnp.zeros((), jnp.int32), mu=mu, nu=nu)
 
     def update(updates, state, params=None):
         del params
         count = optax.safe_increment(state.count)
         mu = optax.tree.update_moment(updates, state.mu, b1, 1)
-        nu = jax.tree.map(lambda g, nu: b2 * nu + (1 - b2) * _means(g, nu.shape), updates, state.nu)
-        first, second = 1 - jnp.power(b1, count), 1 - jnp.power(b2, count)
-        scaled = lambda m, nu: _divided(m / first, jnp.sqrt(nu / second) + eps)  # noqa: E731
-        updates = jax.tree.map(scaled, mu, nu)
-        return updates, AdamMiniState(jnp.asarray(count), mu, nu)
+        nu = jax.tree.map(
+            lambda g, nu: b2 * nu + (1 - b2) * _mean_squares(g, nu.shape), updates, state.nu
+        )
+        mu_correction, nu_correction = 1 - jnp.power(b1, count), 1 - jnp.power(b2, count)
+
+        def scale(m, nu):
+            return _divide_blocks(m / mu_correction, jnp.sqrt(nu / nu_correction) + eps)
+
+        updates = jax.tree.map(scale, mu, nu)
+        return updates, AdamMiniState(count=jnp.asarray(count), mu=mu, nu=nu)
 
     return optax.GradientTransformation(init, update)
 
 
 def model_blocks(head_width: int) -> Blocks:
-    """The blocks of this package's GPT2 and Llama2.
+    """Return the blocks of this package's GPT2 and Llama2.
 
     Example:
       >>> blocks = model_blocks(head_width=64)
@@ -88,7 +95,7 @@ def model_blocks(head_width: int) -> Blocks:
       ((1, 768, 64), (1, 768, 1))
 
     Args:
-      head_width: columns of a head in the kernels of q and k.
+      head_width: number of columns of one head in the kernels of q and k.
     """
 
     def blocks(path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -112,17 +119,20 @@ def _grid(path: str, shape: tuple[int, ...], blocks: Blocks) -> tuple[int, ...]:
     return tuple(n // b for n, b in zip(shape, block, strict=True))
 
 
-def _cut(x: jax.Array, grid: tuple[int, ...]) -> jax.Array:
-    """Every axis as two: which block, and where in it."""
+def _split_axes(x: jax.Array, grid: tuple[int, ...]) -> jax.Array:
+    """Split every axis in two: the index of the block, and the index in the block."""
     pairs = zip(grid, x.shape, strict=True)
     return x.reshape([side for n, size in pairs for side in (n, size // n)])
 
 
-def _means(g: jax.Array, grid: tuple[int, ...]) -> jax.Array:
-    inside = tuple(range(1, 2 * g.ndim, 2))
-    return jnp.mean(jnp.square(_cut(g.astype(jnp.float32), grid)), axis=inside)
+def _mean_squares(g: jax.Array, grid: tuple[int, ...]) -> jax.Array:
+    """Return the mean of g² over each block."""
+    in_block = tuple(range(1, 2 * g.ndim, 2))
+    return jnp.mean(jnp.square(_split_axes(g.astype(jnp.float32), grid)), axis=in_block)
 
 
-def _divided(m: jax.Array, by: jax.Array) -> jax.Array:
-    inside = tuple(range(1, 2 * m.ndim, 2))
-    return (_cut(m, by.shape) / jnp.expand_dims(by, inside)).reshape(m.shape).astype(m.dtype)
+def _divide_blocks(m: jax.Array, divisor: jax.Array) -> jax.Array:
+    """Divide each block of m by its number."""
+    in_block = tuple(range(1, 2 * m.ndim, 2))
+    quotient = _split_axes(m, divisor.shape) / jnp.expand_dims(divisor, in_block)
+    return quotient.reshape(m.shape).astype(m.dtype)

@@ -2,11 +2,11 @@
 # Copyright 2026 The pqt_jax Authors
 """Optimizers: weights and bit-widths as two groups of one optax transformation.
 
-    weights   AdamW or Adam-mini, clipped by their own global norm; decay on matrices alone
-    bits      AdamW with a learning rate of their own; decay of b_i towards 0 takes b_t to b_target
+    weights   AdamW or Adam-mini, clipped by the global norm of the weights; decay of matrices only
+    bits      AdamW with its own learning rate; decay of b_i towards 0 takes b_t to b_target
 
-Bits are what lies under `pqt_bits` (NNX), and, where the tree's top holds "params", what lies
-beside it under "pqt" (the variables of a Linen model) or "bits" (for `param_transform`).
+Bits are the leaves under `pqt_bits` (NNX). In a tree with the top-level key "params", they are also
+the leaves under the top-level keys "pqt" (Linen variables) and "bits" (`param_transform`).
 """
 
 import functools
@@ -23,47 +23,47 @@ Schedule = float | optax.Schedule
 
 
 def bit_paths(params: Any) -> set[str]:
-    """The `/`-joined paths of the bit-widths in a tree.
+    """Return the `/`-joined paths of the bit-widths in a tree.
 
     Example:
       >>> sorted(bit_paths({"params": {"kernel": 0.0}, "bits": {"kernel": 1.0}}))
       ['bits/kernel']
     """
     paths = {path: path.split("/") for path in leaf_paths(params)}
-    beside = any(parts[0] == "params" for parts in paths.values())
+    has_params = any(names[0] == "params" for names in paths.values())
     return {
         path
-        for path, parts in paths.items()
-        if BITS in parts or (beside and parts[0] in ("pqt", "bits"))
+        for path, names in paths.items()
+        if BITS in names or (has_params and names[0] in ("pqt", "bits"))
     }
 
 
 def decays(path: str, leaf: Any) -> bool:
-    """Whether weight decay acts on a weight: matrices, and not stacked scales and biases."""
+    """Whether weight decay acts on a weight: on matrices, not on (stacked) scales and biases."""
     return jnp.ndim(leaf) >= 2 and path.split("/")[-1] not in ("scale", "bias")
 
 
 def with_bits(
     weights: optax.GradientTransformation, bits: optax.GradientTransformation | None
 ) -> optax.GradientTransformation:
-    """One transformation for a tree of weights and bits, made of one for each.
+    """Combine a transformation of the weights and one of the bits.
 
     Example:
       >>> tx = with_bits(optax.sgd(0.1), optax.adamw(1e-2, weight_decay=1.0))
       >>> state = tx.init({"params": jnp.ones((2, 2)), "bits": jnp.ones((1, 1))})
 
     Args:
-      weights: for everything that is not a bit-width.
-      bits: for the bit-widths; None is an error where the tree has any.
+      weights: transformation of every leaf that is not a bit-width.
+      bits: transformation of the bit-widths; None is an error if the tree has any.
 
     Returns:
-      A GradientTransformation on the whole tree.
+      A GradientTransformation of the whole tree.
 
     Raises:
-      ValueError: from `init`, if there are bits and no transformation for them, and for the "pqt"
-        collection alone, whose bits would pass for weights.
+      ValueError: from `init`, if there are bits and no transformation for them, and for a tree that
+        is only the "pqt" collection, whose bits would be taken for weights.
     """
-    # Labels are made anew from each tree, so that the transformation holds no arrays.
+    # Labels are computed from each tree, so that the transformation stores no arrays.
     inner = optax.multi_transform(
         {"weights": weights, "bits": bits if bits is not None else optax.set_to_zero()}, _labels
     )
@@ -74,10 +74,10 @@ def with_bits(
                 'every leaf lies under "bits", and would be trained as a weight; give bits beside '
                 'their weights, {"params": ..., "pqt": ...}, or weights as {"params": ...}'
             )
-        left = bit_paths(params)
-        if left and bits is None:
+        paths = bit_paths(params)
+        if paths and bits is None:
             raise ValueError(
-                f"{len(left)} bit-widths have no optimizer of their own (first {min(left)!r}); "
+                f"{len(paths)} bit-widths have no optimizer of their own (first {min(paths)!r}); "
                 "pass bits_learning_rate=... to optim.adamw, or a transformation to "
                 "optim.with_bits(weights, bits); optax.set_to_zero() keeps them as they are"
             )
@@ -87,7 +87,7 @@ def with_bits(
 
 
 def adamw(learning_rate: Schedule, **options: Any) -> optax.GradientTransformation:
-    """AdamW with the bit-widths in a group of their own.
+    """AdamW, with the bit-widths as a second group.
 
         w   ← w − lr · (adam(∂L/∂w) + weight_decay · w)
         b_i ← b_i − bits_lr · (adam(∂L/∂b_i) + bits_weight_decay · b_i)
@@ -100,7 +100,7 @@ def adamw(learning_rate: Schedule, **options: Any) -> optax.GradientTransformati
       A GradientTransformation.
 
     Raises:
-      ValueError: from `init`, as `with_bits` raises it; bits need `bits_learning_rate`.
+      ValueError: from `init`, as `with_bits`; a tree with bits needs `bits_learning_rate`.
 
     Source: Loshchilov and Hutter, "Decoupled Weight Decay Regularization" (2019).
     """
@@ -110,18 +110,18 @@ def adamw(learning_rate: Schedule, **options: Any) -> optax.GradientTransformati
 def adam_mini(
     learning_rate: Schedule, blocks: Blocks, **options: Any
 ) -> optax.GradientTransformation:
-    """Adam-mini with decoupled weight decay, and the bit-widths under AdamW.
+    """Adam-mini with decoupled weight decay, and AdamW for the bit-widths.
 
     Args:
       learning_rate: of the weights, a number or an optax schedule.
-      blocks: what shares a second moment; `adam_mini.model_blocks` for our models.
+      blocks: which elements share a second moment; `adam_mini.model_blocks` for GPT2 and Llama2.
       options: of `grouped`.
 
     Returns:
       A GradientTransformation.
 
     Raises:
-      ValueError: from `init`, as `adamw` raises it, and for blocks that fit no parameter.
+      ValueError: from `init`, as `adamw`, and for blocks that do not divide their parameter.
     """
     return grouped(functools.partial(scale_by_adam_mini, blocks), learning_rate, **options)
 
@@ -138,16 +138,16 @@ def grouped(
     bits_learning_rate: Schedule | None = None,
     bits_weight_decay: float = 1.0,
 ) -> optax.GradientTransformation:
-    """Any optimizer that scales gradients, with decoupled decay, and the bit-widths under AdamW.
+    """Any optimizer that scales gradients, with decoupled decay, and AdamW for the bit-widths.
 
     Args:
-      scale_by: (b1, b2, eps) → transformation of the weights' gradients.
+      scale_by: (b1, b2, eps) → transformation of the gradients of the weights.
       learning_rate: of the weights, a number or an optax schedule.
-      b1, b2, eps: of Adam, in both groups.
+      b1, b2, eps: options of Adam, in both groups.
       weight_decay: decoupled decay of the weights that are matrices, see `decays`.
-      clip_norm: bound of the global norm of the weights' gradients; None for none.
-      bits_learning_rate: of the bits; needed where the tree has any.
-      bits_weight_decay: decoupled decay of b_i towards 0, that is of b_t towards b_target.
+      clip_norm: bound on the global norm of the gradients of the weights; None for no bound.
+      bits_learning_rate: of the bits; required if the tree has any.
+      bits_weight_decay: decoupled decay of b_i towards 0, that is, of b_t towards b_target.
 
     Returns:
       A GradientTransformation.
@@ -165,9 +165,9 @@ def grouped(
 
 
 def _is_collection(params: Any) -> bool:
-    """Whether these are a Linen model's bits without its weights, `variables["pqt"]`."""
+    """Whether a tree is the "pqt" collection of a Linen model, which has bits and no weights."""
     folders = [path.split("/")[:-1] for path in leaf_paths(params)]
-    return bool(folders) and all("bits" in parts and parts[0] != "params" for parts in folders)
+    return bool(folders) and all("bits" in names and names[0] != "params" for names in folders)
 
 
 def _labels(params: Any) -> Any:

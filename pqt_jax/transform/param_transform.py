@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright 2026 The pqt_jax Authors
-"""Rules on a tree of parameters: `param_transform`, pure functions in the manner of optax.
+"""`param_transform`: sampling of a tree of parameters, as pure functions in the style of optax.
 
     init(params)               → bits          b_i = 1, one per block, nested like the parameters
-    sample(params, bits, key)  → params_hat    ŵ for what the rules match, the rest untouched
+    sample(params, bits, key)  → params_hat    ŵ where a rule matches, other parameters unchanged
     bit_widths(bits)           → b_t
     quantize(params, bits)     → params_q      deterministic, by the learned bits
     summary(params, bits)      → a table
 
-Bits live in a nested dict of their own: parameters keep their paths and their dtypes, so a
-checkpoint of the bare model is one of the transformed model, and back.
+Bits are in a nested dict of their own. Parameters keep their paths and dtypes, so that a checkpoint
+of the bare model is also one of the transformed model, and the reverse.
 """
 
 from collections.abc import Sequence
@@ -40,9 +40,10 @@ class ParamTransform(NamedTuple):
     Attributes:
       init: `params -> bits`. Works on shapes too (`jax.eval_shape`).
       sample: `(params, bits, key, lead=None) -> params_hat`, differentiable in params and bits. The
-        key is the step's (`keys.step_key`); each parameter's own is derived from its path. `lead`
-        is the index of the layer, where params are one slice of stacked layers that share the key.
-      bit_widths: `bits -> b_t`, the same nested dict in bits per weight.
+        key is that of the step (`keys.step_key`); the key of a parameter is derived from it by the
+        parameter's path. `lead` is the index of the layer, where params are one layer of a stack
+        whose layers share the key.
+      bit_widths: `bits -> b_t`, the same nested dict, in bits per weight.
       quantize: `(params, bits) -> params_q`: each block rounded to the smallest format that carries
         its b_t, see `deterministic_rounding.quantize_mixed`.
       summary: `(params, bits) -> str`, a table of path, shape, blocks, mean b_t and format.
@@ -71,7 +72,7 @@ def param_transform(
       (dtype(bfloat16), dtype('float32'))
 
     Args:
-      rules: ordered; the first whose pattern matches the whole `/`-joined path decides.
+      rules: ordered. The first rule whose pattern matches the whole `/`-joined path decides.
       prefix: put before every path, for a subtree of a larger model.
       strict: whether a parameter of two axes or more that no rule matches is an error.
 
@@ -79,8 +80,8 @@ def param_transform(
       A `ParamTransform`. Its functions take any pytree of arrays: dict, FrozenDict, `nnx.State`.
 
     Raises:
-      TypeError, ValueError: from its functions, as `rules.resolve` and `perturb` raise them; the
-        message names the rule and the path.
+      TypeError, ValueError: from its functions, as `rules.resolve` and `perturb`; the message names
+        the rule and the path.
     """
     rules = check_rules(rules)
 

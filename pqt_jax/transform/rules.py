@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright 2026 The pqt_jax Authors
-"""Rules: which parameter is sampled how, decided by its path.
+"""Rules: which parameter is sampled, and how, decided by its path.
 
-Rules are an ordered list. A parameter's path is its keys joined by `/` ("h/attn/q/kernel"); the
-first rule whose pattern matches the whole path decides. Vectors and scalars are never sampled, and
-a parameter that no rule matches is left alone.
+Rules are an ordered list. The path of a parameter is its keys joined by `/` ("h/attn/q/kernel").
+The first rule whose pattern matches the whole path decides. Vectors and scalars are never sampled,
+and neither is a parameter that no rule matches.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ from pqt_jax.transform.tree_paths import map_paths, paths_and_leaves
 
 @dataclasses.dataclass(frozen=True, init=False)
 class Rule:
-    """One line of the rule list: a pattern, and how what it matches is sampled.
+    """A pattern of paths, and how the parameters that it matches are sampled.
 
     Example:
       >>> rule = Rule("h/.*/kernel", target_bits=3, dtype="float4_e2m1fn")
@@ -32,13 +32,13 @@ class Rule:
       True
 
     Args:
-      pattern: regular expression, `re.fullmatch`-ed on the `/`-joined path.
-      target_bits: b_target; None leaves alone what the pattern matches.
-      init_bits, block, noise, dtype, scale, matrix_axes: as for `Spec`, with its defaults.
+      pattern: regular expression, matched with the whole `/`-joined path (`re.fullmatch`).
+      target_bits: b_target; None if the parameters that the pattern matches are not sampled.
+      init_bits, block, noise, dtype, scale, matrix_axes: as for `Spec`, with the same defaults.
 
     Raises:
-      ValueError: for a pattern that does not compile and for an option out of range.
-      TypeError: for a pattern that is no string.
+      ValueError: for a pattern that does not compile, and for an option out of range.
+      TypeError: for a pattern that is not a string.
     """
 
     pattern: str
@@ -77,10 +77,10 @@ class Rule:
 
 
 def check_rules(rules: Sequence[Rule]) -> tuple[Rule, ...]:
-    """The rules as a tuple.
+    """Return the rules as a tuple.
 
     Raises:
-      TypeError: if one is not a `Rule`.
+      TypeError: if one of them is not a `Rule`.
     """
     if not isinstance(rules, list | tuple):
         raise TypeError(f"rules is of type {type(rules).__name__}; give a list of rules")
@@ -91,7 +91,7 @@ def check_rules(rules: Sequence[Rule]) -> tuple[Rule, ...]:
 
 
 def first_match(rules: Sequence[Rule], path: str) -> Rule | None:
-    """The rule that decides about a path, or None."""
+    """Return the first rule that matches a path, or None."""
     return next((rule for rule in rules if _matches(rule, path)), None)
 
 
@@ -102,29 +102,29 @@ def _matches(rule: Rule, path: str) -> bool:
 def resolve(
     rules: Sequence[Rule], shapes: Mapping[str, Any], *, strict: bool = False
 ) -> dict[str, Spec]:
-    """Decide about every parameter: path → `Spec`, for those that are sampled.
+    """Find the `Spec` of every parameter that is sampled.
 
     Args:
       rules: ordered rules.
-      shapes: path → anything with `shape` and `dtype`.
+      shapes: path → an object with `shape` and `dtype`.
       strict: whether a parameter of two axes or more that no rule matches is an error.
 
     Returns:
-      The specs by path, in the order of `shapes`.
+      path → spec, in the order of `shapes`.
 
     Raises:
-      ValueError: for a rule that matches nothing, or nothing that can be sampled; for a parameter
-        that no rule decides about (strict); for one that its rule does not fit; and for two paths
-        whose noise keys would collide.
+      ValueError: for a rule that matches no parameter, or none that can be sampled; with `strict`,
+        for a parameter that no rule matches; for a rule that does not fit its parameter; and for
+        two paths with the same CRC-32, which would get the same noise.
       TypeError: for a sampled parameter that is neither float32 nor bfloat16.
     """
     specs: dict[str, Spec] = {}
-    matched: list[list[str]] = [[] for _ in rules]
+    paths_of_rule: list[list[str]] = [[] for _ in rules]
     for path, leaf in shapes.items():
         index = next((i for i, rule in enumerate(rules) if _matches(rule, path)), None)
         rule = None if index is None else rules[index]
         if index is not None:
-            matched[index].append(path)
+            paths_of_rule[index].append(path)
         if len(jnp.shape(leaf)) < 2 or 0 in leaf.shape:
             continue
         if rule is None and strict:
@@ -141,15 +141,18 @@ def resolve(
         except ValueError as error:
             raise ValueError(f"{rule} at {path!r}: {error}") from None
         specs[path] = rule.spec
-    for rule, paths in zip(rules, matched, strict=True):
+    for rule, paths in zip(rules, paths_of_rule, strict=True):
         if not paths:
-            if hidden := [path for path in shapes if _matches(rule, path)]:
-                raise ValueError(f"{rule} comes after rules that decide about {_some(hidden)}")
-            raise ValueError(f"{rule} matches no parameter; the paths are {_some(list(shapes))}")
+            if shadowed := [path for path in shapes if _matches(rule, path)]:
+                raise ValueError(
+                    f"{rule} comes after rules that decide about {_list_some(shadowed)}"
+                )
+            known = _list_some(list(shapes))
+            raise ValueError(f"{rule} matches no parameter; the paths are {known}")
         if rule.spec is not None and not any(path in specs for path in paths):
             raise ValueError(
                 f"{rule} matches only what is never sampled (vectors, scalars, arrays without "
-                f"elements): {_some(paths)}"
+                f"elements): {_list_some(paths)}"
             )
     _check_collisions(specs)
     return specs
@@ -198,6 +201,8 @@ def _check_collisions(specs: Mapping[str, Spec]) -> None:
             )
 
 
-def _some(paths: Sequence[str], most: int = 8) -> str:
-    shown = ", ".join(paths[:most])
-    return shown + (f", … ({len(paths)} in all)" if len(paths) > most else "") if paths else "none"
+def _list_some(paths: Sequence[str], limit: int = 8) -> str:
+    if not paths:
+        return "none"
+    rest = f", … ({len(paths)} in all)" if len(paths) > limit else ""
+    return ", ".join(paths[:limit]) + rest

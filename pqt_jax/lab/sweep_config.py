@@ -91,9 +91,9 @@ class SweepOptions:
         above=0,
     )
     margin: float = setting(
-        0.5, "Nats above its start or best from which a loss has diverged.", above=0
+        0.5, "Nats above its lowest level so far from which a loss has diverged.", above=0
     )
-    window: int = setting(20, "Steps in a row that a divergence lasts.", above=0)
+    window: int = setting(20, "Steps of each median by which divergence is judged.", above=0)
     spike_score: float = setting(
         6.0, "Standard deviations above their median from which a loss is a spike.", above=0
     )

@@ -18,10 +18,9 @@ from pqt_jax.analysis.load import TrainedModel
 from pqt_jax.errors import InputError
 from pqt_jax.interchange import folders, huggingface
 from pqt_jax.interchange.png import save_png
-from pqt_jax.models import GPT2Config
+from pqt_jax.models import ModelConfig
 from pqt_jax.quantization import packed_file, report, report_figure, sizes
 from pqt_jax.quantization.quantize import Plan
-from pqt_jax.training.config import schema
 from pqt_jax.training.run import workdir
 from pqt_jax.transform import bit_state
 from pqt_jax.transform.tree_paths import paths_and_leaves
@@ -101,11 +100,9 @@ def write_packed(
     return text
 
 
-def describe_model(config: load.ModelConfig) -> dict[str, Any]:
+def describe_model(config: ModelConfig) -> dict[str, Any]:
     """A model's configuration as JSON, with its `config.model.name`."""
-    name = "gpt2" if isinstance(config, GPT2Config) else "llama2"
-    assert isinstance(config, schema.MODELS[name][0])
-    return {"name": name, **dataclasses.asdict(config)}
+    return {"name": config.name, **dataclasses.asdict(config)}
 
 
 def _describe_sizes(path: Path, weights: Any, plan: Plan) -> str:

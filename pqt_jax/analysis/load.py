@@ -21,7 +21,7 @@ from flax import nnx
 from pqt_jax import console
 from pqt_jax.errors import InputError
 from pqt_jax.interchange import huggingface
-from pqt_jax.models import GPT2, GPT2Config, Llama2, Llama2Config
+from pqt_jax.models import MODELS, ModelConfig, build_model
 from pqt_jax.numerics.formats import BF16, E2M1, E2M3, E3M2, E4M3, E5M2
 from pqt_jax.quantization import packed_file
 from pqt_jax.quantization.quantize import Plan, apply, plan_mixed, plan_uniform
@@ -53,7 +53,6 @@ LABELS = {
 }
 DIFFQ_LABEL = "DiffQ's own bits"
 HF_RULES = (Rule("h/.*/kernel"),)  # what is quantized in a model that was trained elsewhere
-ModelConfig = Llama2Config | GPT2Config
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,12 +112,9 @@ def load_run(path: Path) -> LoadedRun:
         raise InputError(
             f"--workdir={path}: {workdir.RUN} in it is damaged or of another version: {error}"
         ) from None
-    _, cls = schema.MODELS[config.model.name]
     like = nnx.eval_shape(lambda: bit_state.make_model(config, nnx.Rngs(0)))
     step, params = checkpoint.read_params(path, nnx.state(like), meta)
-    return LoadedRun(
-        config=config, graph=_structure(cls, config.model)[0], params=params, step=step
-    )
+    return LoadedRun(config=config, graph=_structure(config.model)[0], params=params, step=step)
 
 
 def load_hf(folder: Path) -> tuple[ModelConfig, nnx.GraphDef, nnx.State]:
@@ -148,7 +144,7 @@ def load_packed(folder: Path) -> tuple[ModelConfig, nnx.GraphDef, nnx.State]:
     try:
         options = {**packed.model, "attention": "auto"}  # this may be another machine
         jnp.dtype(options["dtype"])
-        model = schema.MODELS[options.pop("name")][0](**options)
+        model = MODELS[options.pop("name")].config_class(**options)
         return model, *_fill(model, packed.params, folder)
     except InputError:
         raise
@@ -160,8 +156,7 @@ def _fill(
     model: ModelConfig, values: Mapping[str, np.ndarray], folder: Path
 ) -> tuple[nnx.GraphDef, nnx.State]:
     """Structure and parameters of a bare model from values by path."""
-    cls = {config: cls for config, cls in schema.MODELS.values()}[type(model)]
-    graph, params = _structure(cls, model)
+    graph, params = _structure(model)
     wanted = paths_and_leaves(params)
     for path in wanted.keys() | values.keys():
         shape = values[path].shape if path in values else "missing"
@@ -176,10 +171,8 @@ def _fill(
     return graph, map_paths(take, params)
 
 
-def _structure(
-    cls: type[Llama2] | type[GPT2], model: Any
-) -> tuple[nnx.GraphDef, nnx.State[Any, Any]]:
-    return nnx.split(nnx.eval_shape(lambda: cls(model, rngs=nnx.Rngs(0))))
+def _structure(model: ModelConfig) -> tuple[nnx.GraphDef, nnx.State[Any, Any]]:
+    return nnx.split(nnx.eval_shape(lambda: build_model(model, rngs=nnx.Rngs(0))))
 
 
 def plan_for(params: nnx.State, rules: Any, name: str, **options: Any) -> Plan:

@@ -24,9 +24,9 @@ from flax import nnx
 from pqt_jax.errors import InputError, system_reason
 from pqt_jax.interchange import files, safetensors_io
 from pqt_jax.interchange.folders import whole_folder
-from pqt_jax.interchange.huggingface_config import ModelConfig, from_json, to_json
+from pqt_jax.interchange.huggingface_config import from_json, to_json
 from pqt_jax.interchange.safetensors_io import Stored
-from pqt_jax.models import GPT2, GPT2Config, Llama2
+from pqt_jax.models import ModelConfig, build_model
 from pqt_jax.transform.tree_paths import paths_and_leaves
 
 CONFIG = "config.json"
@@ -44,6 +44,21 @@ class Entry(NamedTuple):
     name: str
     paths: tuple[str, ...]
     transposed: bool = False
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TensorTable:
+    """Where the tensors of one model are.
+
+    Attributes:
+      prefix: of the names of all tensors but the head's.
+      entries: all tensors but the head's.
+      always_biased: whether transformers gives every linear layer and norm a bias.
+    """
+
+    prefix: str
+    entries: list[Entry]
+    always_biased: bool
 
 
 def _gpt2() -> list[Entry]:
@@ -74,6 +89,10 @@ def _llama() -> list[Entry]:
     return entries
 
 
+TABLES = {  # by `ModelSpec.name`
+    "gpt2": TensorTable(prefix="transformer.", entries=_gpt2(), always_biased=True),
+    "llama2": TensorTable(prefix="model.", entries=_llama(), always_biased=False),
+}
 HEAD = Entry("lm_head.weight", ("head/kernel",), True)
 # Buffers that older versions of transformers saved, and that hold nothing learned.
 _IGNORED = re.compile(r"h\.\d+\.attn\.(masked_)?bias|layers\.\d+\.self_attn\.rotary_emb\.inv_freq")
@@ -81,7 +100,7 @@ _IGNORED = re.compile(r"h\.\d+\.attn\.(masked_)?bias|layers\.\d+\.self_attn\.rot
 
 def entries(config: ModelConfig) -> list[Entry]:
     """Every tensor of a model, without the prefix that all but the head have."""
-    table = _gpt2() if isinstance(config, GPT2Config) else _llama()
+    table = TABLES[config.name].entries
     return table if config.tie_embeddings else [*table, HEAD]
 
 
@@ -121,7 +140,7 @@ def save(
             raise ValueError(f"parameter {path!r} is {found}, the model's {own.get(path, 'none')}")
     whole = _shapes(_with_biases(config))
     leaves |= {p: np.zeros(shape, np.float32) for p, shape in whole.items() if p not in leaves}
-    prefix = _prefix(config)
+    prefix = TABLES[config.name].prefix
     values = {}
     for entry, layer, name in _each(config):
         parts = [leaves[path] if layer is None else leaves[path][layer] for path in entry.paths]
@@ -158,7 +177,7 @@ def load(folder: str | os.PathLike[str]) -> tuple[ModelConfig, dict[str, Any]]:
         found = safetensors_io.find(folder)
     except OSError as error:
         raise InputError(f"{folder}: {system_reason(error, 'give another')}") from None
-    prefix = _prefix(config)
+    prefix = TABLES[config.name].prefix
     stored = {name.removeprefix(prefix): tensor for name, tensor in found.items()}
     if len(stored) != len(found):
         raise InputError(
@@ -232,20 +251,15 @@ def _each(config: ModelConfig) -> Iterator[tuple[Entry, int | None, str]]:
                 yield entry, layer, entry.name.format(layer)
 
 
-def _prefix(config: ModelConfig) -> str:
-    return "transformer." if isinstance(config, GPT2Config) else "model."
-
-
 def _with_biases(config: ModelConfig) -> ModelConfig:
-    is_gpt2 = isinstance(config, GPT2Config)
-    return dataclasses.replace(config, bias=True) if is_gpt2 else config
+    options: Any = {"bias": True} if TABLES[config.name].always_biased else {}
+    return dataclasses.replace(config, **options)
 
 
 @functools.cache
 def _shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """The shape of every parameter by its path, as the model itself makes them."""
-    cls: Any = GPT2 if isinstance(config, GPT2Config) else Llama2
-    state = nnx.state(nnx.eval_shape(lambda: cls(config, rngs=nnx.Rngs(0))), nnx.Param)
+    state = nnx.state(nnx.eval_shape(lambda: build_model(config, rngs=nnx.Rngs(0))), nnx.Param)
     return {path: leaf.shape for path, leaf in paths_and_leaves(state).items()}
 
 

@@ -6,15 +6,15 @@ Only the shape and the arithmetic of a model are translated. Whatever would make
 the same weights (other activations, scaled rotary positions, …) is refused by name.
 """
 
+import dataclasses
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from pqt_jax.console import shorten
 from pqt_jax.errors import InputError
-from pqt_jax.models import GPT2Config, Llama2Config
-
-ModelConfig = Llama2Config | GPT2Config
+from pqt_jax.models import GPT2Config, Llama2Config, ModelConfig
 
 _MISSING: Any = object()
 # Ours → (theirs, what transformers takes where it is missing). The shape itself has to be there.
@@ -58,6 +58,26 @@ _LLAMA_FIXED = {
 _ROPE_THETA = 10000.0
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ConfigTable:
+    """How one model is described in a config.json.
+
+    Attributes:
+      architecture, model_type: the names in transformers.
+      fields: our field → (the field in config.json, the value where that is missing).
+      fixed: field in config.json → values that our model computes, see above.
+      make_extra: our configuration → fields that only config.json has.
+      build: (values of our fields, config.json, its path) → our configuration.
+    """
+
+    architecture: str
+    model_type: str
+    fields: dict[str, tuple[str, Any]]
+    fixed: dict[str, tuple[Any, ...]]
+    make_extra: Callable[[Any], dict[str, Any]]
+    build: Callable[[dict[str, Any], dict[str, Any], Path], ModelConfig]
+
+
 def to_json(config: ModelConfig, dtype: str) -> dict[str, Any]:
     """The config.json of a model.
 
@@ -74,30 +94,20 @@ def to_json(config: ModelConfig, dtype: str) -> dict[str, Any]:
       What JSON can hold. Names that only older or only newer versions of transformers know are both
       there.
     """
-    gpt2 = isinstance(config, GPT2Config)
-    names, fixed = (_GPT2, _GPT2_FIXED) if gpt2 else (_LLAMA, _LLAMA_FIXED)
+    table = TABLES[config.name]
     content: dict[str, Any] = {
-        "architectures": ["GPT2LMHeadModel" if gpt2 else "LlamaForCausalLM"],
-        "model_type": "gpt2" if gpt2 else "llama",
-        **{theirs: getattr(config, ours) for ours, (theirs, _) in names.items()},
-        **{name: values[0] for name, values in fixed.items()},
+        "architectures": [table.architecture],
+        "model_type": table.model_type,
+        **{theirs: getattr(config, ours) for ours, (theirs, _) in table.fields.items()},
+        **{name: values[0] for name, values in table.fixed.items()},
         "torch_dtype": dtype,
         # Left to their defaults these would be tokens of the original's vocabulary.
         "bos_token_id": None,
         "eos_token_id": None,
     }
-    del content["quantization_config"]
-    if isinstance(config, GPT2Config):
-        content |= {"attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0}
-    else:
-        del content["partial_rotary_factor"]
-        content |= {
-            "num_key_value_heads": config.kv_heads,
-            "head_dim": config.d_model // config.num_heads,
-            "rope_theta": config.rope_theta,
-            "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta},
-        }
-    return content
+    for name in ("quantization_config", "partial_rotary_factor"):  # what is computed without them
+        content.pop(name, None)
+    return content | table.make_extra(config)
 
 
 def from_json(content: dict[str, Any], path: Path) -> ModelConfig:
@@ -114,16 +124,16 @@ def from_json(content: dict[str, Any], path: Path) -> ModelConfig:
     Raises:
       InputError: naming the first field that our models do not cover.
     """
-    kind = content.get("model_type", _MISSING)
-    if kind not in ("gpt2", "llama"):
-        raise _wrong(path, "model_type", kind, "gpt2 or llama")
-    gpt2 = kind == "gpt2"
-    for name, values in (_GPT2_FIXED if gpt2 else _LLAMA_FIXED).items():
+    kind, by_type = content.get("model_type", _MISSING), {t.model_type: t for t in TABLES.values()}
+    if kind not in tuple(by_type):
+        raise _wrong(path, "model_type", kind, " or ".join(by_type))
+    table = by_type[kind]
+    for name, values in table.fixed.items():
         if content.get(name, values[0]) not in values:
             shown = " or ".join(str(value) for value in values if value is not None)
             raise _wrong(path, name, content[name], shown or "absent")
     options: dict[str, Any] = {"dtype": "float32"}
-    for ours, (theirs, default) in (_GPT2 if gpt2 else _LLAMA).items():
+    for ours, (theirs, default) in table.fields.items():
         value = content.get(theirs, default)
         if value is None and default is None:
             continue
@@ -132,23 +142,47 @@ def from_json(content: dict[str, Any], path: Path) -> ModelConfig:
             raise _wrong(path, theirs, value, wanted)
         options[ours] = value
     options["norm_eps"] = float(options["norm_eps"])
+    return table.build(options, content, path)
+
+
+def _check_heads(options: dict[str, Any], table: "ConfigTable", path: Path, even: bool) -> None:
     width, heads = options["d_model"], options["num_heads"]
-    if width % heads or (not gpt2 and width // heads % 2):
-        even = "" if gpt2 else " into heads of even size"
-        name, other = ("n_head", "n_embd") if gpt2 else ("num_attention_heads", "hidden_size")
-        raise _wrong(path, name, heads, f"a divisor of {other}={width}{even}")
-    if gpt2:
-        return GPT2Config(**{"d_ff": 4 * width, **options}, bias=True)
+    if width % heads or (even and width // heads % 2):
+        names = {ours: theirs for ours, (theirs, _) in table.fields.items()}
+        wanted = f"a divisor of {names['d_model']}={width}{' into heads of even size' * even}"
+        raise _wrong(path, names["num_heads"], heads, wanted)
+
+
+def _build_gpt2(options: dict[str, Any], content: dict[str, Any], path: Path) -> GPT2Config:
+    _check_heads(options, TABLES["gpt2"], path, even=False)
+    return GPT2Config(**{"d_ff": 4 * options["d_model"], **options}, bias=True)
+
+
+def _extra_gpt2(config: GPT2Config) -> dict[str, Any]:
+    return {"attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0}
+
+
+def _build_llama(options: dict[str, Any], content: dict[str, Any], path: Path) -> Llama2Config:
+    _check_heads(options, TABLES["llama2"], path, even=True)
+    width, heads = options["d_model"], options["num_heads"]
     if content.get("head_dim") not in (None, width // heads):
-        raise _wrong(
-            path, "head_dim", content["head_dim"], f"{width // heads}, hidden_size / heads"
-        )
+        wanted = f"{width // heads}, hidden_size / heads"
+        raise _wrong(path, "head_dim", content["head_dim"], wanted)
     kv_heads = options.get("num_kv_heads", heads)
     if heads % kv_heads:
         wanted = f"a divisor of num_attention_heads={heads}"
         raise _wrong(path, "num_key_value_heads", kv_heads, wanted)
     options["num_kv_heads"] = 0 if kv_heads == heads else kv_heads
     return Llama2Config(**options, rope_theta=_rope_theta(content, path))
+
+
+def _extra_llama(config: Llama2Config) -> dict[str, Any]:
+    return {
+        "num_key_value_heads": config.kv_heads,
+        "head_dim": config.d_model // config.num_heads,
+        "rope_theta": config.rope_theta,
+        "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta},
+    }
 
 
 def _rope_theta(content: dict[str, Any], path: Path) -> float:
@@ -189,3 +223,23 @@ def _is_positive(value: Any) -> bool:
 def _wrong(path: Path, name: str, value: Any, wanted: str) -> InputError:
     found = f"{name} is missing" if value is _MISSING else f"{name}={shorten(repr(value), 200)}"
     return InputError(f"{path}: {found}; it must be {wanted}")
+
+
+TABLES = {  # by `ModelSpec.name`
+    "gpt2": ConfigTable(
+        architecture="GPT2LMHeadModel",
+        model_type="gpt2",
+        fields=_GPT2,
+        fixed=_GPT2_FIXED,
+        make_extra=_extra_gpt2,
+        build=_build_gpt2,
+    ),
+    "llama2": ConfigTable(
+        architecture="LlamaForCausalLM",
+        model_type="llama",
+        fields=_LLAMA,
+        fixed=_LLAMA_FIXED,
+        make_extra=_extra_llama,
+        build=_build_llama,
+    ),
+}

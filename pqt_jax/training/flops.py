@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from pqt_jax.models import GPT2Config, Llama2Config
+from pqt_jax.models import ModelConfig, get_spec
 from pqt_jax.transform import bit_state
 
 # Peak FLOP/s of dense products in bfloat16 with sums in float32, by JAX's name of the device: data
@@ -63,10 +63,11 @@ class Held(NamedTuple):
     bits: int
 
 
-def forward_flops(model: GPT2Config | Llama2Config, length: int) -> int:
+def forward_flops(model: ModelConfig, length: int) -> int:
     """Model FLOPs of one token, forward.
 
     Example:
+      >>> from pqt_jax.models import GPT2Config
       >>> forward_flops(GPT2Config(256, 64, num_layers=2, num_heads=4, d_ff=256), length=128)
       294912
 
@@ -79,14 +80,14 @@ def forward_flops(model: GPT2Config | Llama2Config, length: int) -> int:
     """
     d, f = model.d_model, model.d_ff
     width = d // model.num_heads
-    mlp = (3 if isinstance(model, Llama2Config) else 2) * d * f
+    mlp = get_spec(model).mlp_kernels * d * f
     attention = 2 * d * d + 2 * d * width * model.kv_heads  # q and out; k and v
     head = d * model.vocab_size  # tied or not
     kernels = model.num_layers * (attention + mlp) + head
     return 2 * kernels + 4 * length * d * model.num_layers
 
 
-def training_flops(model: GPT2Config | Llama2Config, length: int) -> int:
+def training_flops(model: ModelConfig, length: int) -> int:
     """Model FLOPs of one token, forward and backward."""
     return 3 * forward_flops(model, length)
 

@@ -11,9 +11,8 @@ import numpy as np
 
 from pqt_jax.errors import InputError
 from pqt_jax.interchange import huggingface
-from pqt_jax.interchange.huggingface_config import ModelConfig
-from pqt_jax.models import Llama2Config
-from pqt_jax.training.config.schema import MODELS, Config, model_config
+from pqt_jax.models import ModelConfig, get_spec
+from pqt_jax.training.config.schema import Config, model_config
 from pqt_jax.transform.tree_paths import paths_and_leaves
 
 _HOW = {"dtype", "param_dtype", "attention", "remat"}  # to compute, which is the run's own choice
@@ -63,16 +62,15 @@ def read(config: Config, known: str = "") -> Start:
 
 def _check_same(config: Config, here: ModelConfig, there: ModelConfig) -> None:
     """Raise InputError, naming the first field that differs, unless both are one model."""
-    (name,) = (name for name, (cls, _) in MODELS.items() if isinstance(there, cls))
-    pairs = [("name", config.model.name, name)]
-    if name == config.model.name:
+    pairs = [("name", here.name, there.name)]
+    if here.name == there.name:
         pairs += [
             (field.name, getattr(here, field.name), getattr(there, field.name))
             for field in dataclasses.fields(here)
         ]
     for field, ours, theirs in pairs:
-        if field in _HOW or (field == "max_length" and isinstance(here, Llama2Config)):
-            continue  # no weight of a Llama depends on its length
+        if field in _HOW or (field == "max_length" and get_spec(here).rotary):
+            continue  # with rotary positions no weight depends on the length
         if field == "num_kv_heads":  # 0 stands for num_heads, which have been compared
             ours, theirs = ours or config.model.num_heads, theirs or config.model.num_heads
         if ours != theirs:

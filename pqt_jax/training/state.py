@@ -11,10 +11,10 @@ import optax
 from flax import nnx
 
 from pqt_jax.errors import InputError
-from pqt_jax.models import partitioning
+from pqt_jax.models import build_model, partitioning
 from pqt_jax.models.stacked import check_rules
 from pqt_jax.training import flops
-from pqt_jax.training.config.schema import MODELS, Config, model_config, quantization_rules
+from pqt_jax.training.config.schema import Config, model_config, quantization_rules
 from pqt_jax.transform import bit_state
 from pqt_jax.transform.tree_paths import paths_and_leaves
 
@@ -99,8 +99,7 @@ def count_parameters(config: Config) -> int:
     Raises:
       InputError: if a rule does not fit the model.
     """
-    _, cls = MODELS[config.model.name]
-    shapes = nnx.eval_shape(lambda: cls(model_config(config), rngs=nnx.Rngs(0)))
+    shapes = nnx.eval_shape(lambda: build_model(model_config(config), rngs=nnx.Rngs(0)))
     try:
         check_rules(shapes, quantization_rules(config))
     except ValueError as error:

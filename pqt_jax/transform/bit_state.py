@@ -14,10 +14,11 @@ from typing import Any, NamedTuple
 import jax
 from flax import nnx
 
+from pqt_jax.models import build_model
 from pqt_jax.numerics import bit_width
 from pqt_jax.numerics.mixed_formats import snap as snap_bits
 from pqt_jax.quantization import sizes
-from pqt_jax.training.config.schema import METHODS, MODELS, Config, model_config, quantization_rules
+from pqt_jax.training.config.schema import METHODS, Config, model_config, quantization_rules
 from pqt_jax.training.config.schema import rules as method_rules
 from pqt_jax.transform import diffq
 from pqt_jax.transform.nnx_wrapper import BitParam
@@ -46,8 +47,7 @@ class Outside(NamedTuple):
 
 def make_model(config: Config, rngs: nnx.Rngs) -> nnx.Module:
     """The model as it is trained: wrapped by the rules of its method, or bare beside its logits."""
-    _, cls = MODELS[config.model.name]
-    model = cls(model_config(config), method_rules(config), rngs=rngs)
+    model = build_model(model_config(config), method_rules(config), rngs=rngs)
     if config.method == "diffq":
         params, options = nnx.state(model, nnx.Param), diffq_options(config)
         shapes = paths_and_leaves(params)

@@ -19,7 +19,7 @@ from jax.sharding import PartitionSpec as P
 
 from pqt_jax import param_transform
 from pqt_jax.errors import InputError
-from pqt_jax.models import partitioning
+from pqt_jax.models import Llama2, partitioning
 from pqt_jax.training import state as states
 from pqt_jax.training import step as steps
 from pqt_jax.training.config import schema
@@ -112,7 +112,7 @@ def test_weights_have_the_same_bits_on_every_mesh(sizes):
     mesh = make(sizes)
     config = tiny.get_config(model)
     rule = schema.rules(config)
-    cls = schema.MODELS["llama2"][1]
+    cls = Llama2
     bare = nnx.to_pure_dict(nnx.state(cls(model, rngs=nnx.Rngs(0))))
     transform = param_transform(rule)
     bits = transform.init(bare)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from pqt_jax.models import GPT2, GPT2Config, Llama2
+from pqt_jax.models import build_model
 from pqt_jax.transform.tree_paths import paths_and_leaves
 from support import tiny
 
@@ -30,8 +30,7 @@ each = pytest.mark.parametrize("name", CONFIGS)
 def make(config, rules=()):
     """A model whose every parameter is random, biases and scales included."""
     config = dataclasses.replace(config, max_length=64)
-    cls = GPT2 if isinstance(config, GPT2Config) else Llama2
-    model = cls(config, rules, rngs=nnx.Rngs(0))
+    model = build_model(config, rules, rngs=nnx.Rngs(0))
     rng = np.random.default_rng(1)
     noisy = lambda x: x + 0.1 * jnp.asarray(rng.normal(size=x.shape), x.dtype)  # noqa: E731
     nnx.update(model, jax.tree.map(noisy, nnx.state(model, nnx.Param)))

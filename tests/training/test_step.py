@@ -14,11 +14,12 @@ import pytest
 from flax import nnx
 
 from pqt_jax import param_transform
+from pqt_jax.models import build_model
 from pqt_jax.numerics import bit_width, keys
 from pqt_jax.training import state as states
 from pqt_jax.training import step as steps
 from pqt_jax.training.config import schema
-from pqt_jax.training.config.schema import METHODS, MODELS, model_config
+from pqt_jax.training.config.schema import METHODS, model_config
 from pqt_jax.training.loss import cross_entropy
 from pqt_jax.transform import bit_state
 from pqt_jax.transform.nnx_wrapper import BitParam
@@ -81,8 +82,7 @@ def test_golden_training_step():
 def test_weights_of_a_step_are_those_of_its_key(method):
     """Loss and gradient norm are those of the bare model under whole-tree samples."""
     config, _, state, train_step = setup(method)
-    _, cls = MODELS[config.model.name]
-    bare, params = nnx.split(cls(model_config(config), rngs=nnx.Rngs(config.seed)))
+    bare, params = nnx.split(build_model(model_config(config), rngs=nnx.Rngs(config.seed)))
     transform = param_transform(schema.rules(config))
     bits = transform.init(params)
     tokens = jnp.asarray(batch(), jnp.int32)

@@ -14,7 +14,7 @@ from flax import nnx
 from jax.sharding import NamedSharding
 
 from pqt_jax import BitParam, evaluate, export, generate
-from pqt_jax.models import partitioning
+from pqt_jax.models import Llama2, partitioning
 from pqt_jax.numerics import keys
 from pqt_jax.training import state as states
 from pqt_jax.training import step as steps
@@ -234,7 +234,7 @@ SLOW = pytest.mark.slow
 def test_a_step_is_that_of_the_bare_model_under_sampled_weights(chunk, dtype):
     model = dataclasses.replace(tiny.LLAMA2, dtype=dtype)
     config, _, state, train_step = setup(model, data__loss_chunk=chunk, diffq__penalty=0.5)
-    cls = schema.MODELS["llama2"][1]
+    cls = Llama2
     bare, of_seed = nnx.split(cls(model, rngs=nnx.Rngs(config.seed)))
     params = bit_state.weights(state.params)
     for path, leaf in paths_and_leaves(of_seed).items():

@@ -2,13 +2,13 @@
 # Copyright 2026 The pqt_jax Authors
 """Configurations in `run.json`: as JSON, read by a later version, and compared."""
 
-import dataclasses
 import hashlib
 import json
 from typing import Any
 
+from pqt_jax.models import MODELS
 from pqt_jax.training.config.fields import flatten, to_dict
-from pqt_jax.training.config.schema import MAY_CHANGE, MODELS, Config, default
+from pqt_jax.training.config.schema import MAY_CHANGE, Config, default
 
 
 def as_json(config: Config) -> str:
@@ -46,11 +46,10 @@ def completed(saved: dict[str, Any]) -> dict[str, Any]:
     model = saved.get("model")
     if not isinstance(model, dict) or model.get("name") not in tuple(MODELS):
         return saved
-    cls, _ = MODELS[model["name"]]
-    needed = {f.name for f in dataclasses.fields(cls) if f.default is dataclasses.MISSING}
-    if not needed <= model.keys():
+    spec = MODELS[model["name"]]
+    if not set(spec.shape_fields) <= model.keys():
         return saved
-    like = default(cls(**{name: model[name] for name in needed}))
+    like = default(spec.config_class(**{name: model[name] for name in spec.shape_fields}))
     return _over(json.loads(json.dumps(like.to_dict())), saved)
 
 

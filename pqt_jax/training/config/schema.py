@@ -10,11 +10,11 @@ it, applies `--config.field=value`, checks the result and returns a `RunConfig`.
 import dataclasses
 import re
 from dataclasses import field
-from typing import Any, Union
+from typing import Any
 
 from ml_collections import ConfigDict
 
-from pqt_jax.models import GPT2, GPT2Config, Llama2, Llama2Config
+from pqt_jax.models import MODELS, ModelConfig
 from pqt_jax.models.setting import about, setting
 from pqt_jax.numerics import bit_width, blocks
 from pqt_jax.numerics.formats import as_format
@@ -37,8 +37,6 @@ KERNELS = {  # short names for patterns in config.pqt.pattern
     "down": "h/mlp/down/kernel",
     "out_down": "h/(attn/out|mlp/down)/kernel",
 }
-ModelConfig = Union[Llama2Config, GPT2Config]  # noqa: UP007
-MODELS = {"llama2": (Llama2Config, Llama2), "gpt2": (GPT2Config, GPT2)}
 # Fields that a resumed run may change: it stays the same training, up to the order of sums.
 MAY_CHANGE = ("log.", "mesh.", "watch.", "model.attention")
 _BITS = {"minimum": bit_width.MIN_BITS, "maximum": bit_width.MAX_BITS}
@@ -265,6 +263,7 @@ def default(model: ModelConfig) -> Any:
     The result is locked: fields can be set, and none can be added by mistyping another.
 
     Example:
+      >>> from pqt_jax.models import Llama2Config
       >>> config = default(Llama2Config(256, d_model=64, num_layers=2, num_heads=4, d_ff=128))
       >>> config.method, config.model.name, config.model.d_model
       ('gaussws', 'llama2', 64)
@@ -277,7 +276,7 @@ def model_config(config: Config) -> ModelConfig:
     if not isinstance(config.model, ConfigDict):
         return config.model
     options: dict[str, Any] = dict(config.model)
-    return MODELS[options.pop("name")][0](**options)
+    return MODELS[options.pop("name")].config_class(**options)
 
 
 def rules(config: Config) -> list[Rule]:

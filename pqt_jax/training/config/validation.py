@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 import jax
 
 from pqt_jax.errors import InputError
-from pqt_jax.models import Llama2Config, attention
+from pqt_jax.models import attention, get_spec
 from pqt_jax.numerics.formats import BF16, as_format
 from pqt_jax.training.config import schema
 from pqt_jax.training.config.fields import as_float32, check_ranges
@@ -103,14 +103,12 @@ def _check_model(config: Config) -> None:
     if rest:
         wanted = f"a divisor of config.model.d_model={model.d_model}"
         _refuse("model.num_heads", model.num_heads, wanted)
-    if not isinstance(model, Llama2Config):
-        return
-    if width % 2:  # rotary positions turn pairs of components
+    if width % 2 and get_spec(model).rotary:  # rotary positions turn pairs of components
         wanted = f"a divisor of config.model.d_model={model.d_model} that makes heads of even size"
         _refuse("model.num_heads", model.num_heads, wanted)
-    if model.num_kv_heads and model.num_heads % model.num_kv_heads:
+    if model.num_heads % model.kv_heads:
         wanted = f"a divisor of config.model.num_heads={model.num_heads}, or 0 for as many"
-        _refuse("model.num_kv_heads", model.num_kv_heads, wanted)
+        _refuse("model.num_kv_heads", model.kv_heads, wanted)
 
 
 def _check_pqt(config: Config) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from pqt_jax import evaluate
 from pqt_jax.analysis import load
+from pqt_jax.errors import InputError
 from pqt_jax.training.run import digests
 from support import tiny
 from support.command import refused
@@ -60,14 +61,11 @@ def test_documents_and_chosen_formats(trained_run, tmp_path, capsys):
     assert "no intervals: there is only one document" in out and "nan" not in out
 
 
-BAD = {
-    "--workdir=nowhere": "--workdir=nowhere does not exist; give the workdir",
+BAD_OPTIONS = {
     "--weights=all,int4": "--weights: 'int4'; it must be",
     "--weights=all,bf16": "--weights: 'all'; it must be all alone",
     "--weights=int4": "--weights: 'int4'; it must be all alone, or of master, bf16",
-    "--length=33": "--length=33; it must be at most 32",
     "--length=0": "--length: '0'; it must be a whole number from 1 on",
-    "--data=nowhere/*": "--data='nowhere/*' matches no file",
     "--json=nowhere/x.json": "--json=nowhere/x.json: its folder does not exist",
     "--json=/": "--json=/ is a directory",
     "--dat=x": "unrecognized arguments: --dat=x",
@@ -75,13 +73,33 @@ BAD = {
 }
 
 
-@pytest.mark.parametrize("argument", BAD)
+@pytest.mark.parametrize("argument", BAD_OPTIONS)
+def test_options_that_cannot_be_used_are_refused(argument):
+    with pytest.raises(InputError, match=re.escape(BAD_OPTIONS[argument])):
+        evaluate.parse(["--workdir=run", argument])
+
+
+def test_a_model_or_a_text_is_missing():
+    with pytest.raises(InputError, match="--workdir --hf --packed is required"):
+        evaluate.parse([])
+    with pytest.raises(InputError, match="--data is missing"):
+        evaluate.parse(["--hf=x"])
+
+
+BAD_INPUT = {
+    "--workdir=nowhere": "--workdir=nowhere does not exist; give the workdir",
+    "--length=33": "--length=33; it must be at most 32",
+    "--data=nowhere/*": "--data='nowhere/*' matches no file",
+}
+
+
+@pytest.mark.parametrize("argument", BAD_INPUT)
 def test_bad_input_is_one_line_and_compiles_nothing(
     trained_run, tmp_path, monkeypatch, capsys, argument
 ):
-    monkeypatch.chdir(tmp_path)  # which holds nothing
-    given = [f"--workdir={trained_run}", argument]
-    assert BAD[argument] in refused(evaluate.main, given, capsys)
+    monkeypatch.chdir(tmp_path)  # an empty folder
+    arguments = [f"--workdir={trained_run}", argument]
+    assert BAD_INPUT[argument] in refused(evaluate.main, arguments, capsys)
 
 
 def test_text_that_has_changed_is_refused(run_copy, trained_run, tmp_path, capsys):
@@ -96,5 +114,3 @@ def test_text_that_has_changed_is_refused(run_copy, trained_run, tmp_path, capsy
         path.write_text(json.dumps(content))
     message = refused(evaluate.main, [f"--workdir={run_copy}"], capsys)
     assert "is not the text that the run was trained on; give --data" in message
-    assert "--workdir --hf --packed is required" in refused(evaluate.main, [], capsys)
-    assert "--data is missing" in refused(evaluate.main, ["--hf=x"], capsys)

@@ -3,6 +3,7 @@
 """Sampling text: what is left to choose from, how often it is chosen, and by which key."""
 
 import dataclasses
+import re
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ from flax import nnx
 
 from pqt_jax import generate
 from pqt_jax.analysis.sampling import generate_tokens, sample_token, truncate_logits
+from pqt_jax.errors import InputError
 from pqt_jax.interchange import huggingface
 from pqt_jax.models import GPT2, Llama2
 from support import tiny
@@ -169,14 +171,8 @@ def test_the_command(trained_run, tmp_path, capsys):
     assert len(run("--temperature=0").encode()) >= 32  # a line break, and as many as there is room
 
 
-BAD = {
-    "--workdir=nowhere": "--workdir=nowhere does not exist",
-    "--workdir=": "--workdir= is empty",
+BAD_OPTIONS = {
     "--weights=int4": "--weights: invalid choice: 'int4'",
-    "--prompt=": "--prompt= is empty; give at least one byte",
-    "--prompt=" + "x" * 32: "--prompt: 32 bytes, and the model sees 32 in all",
-    "--prompt-file=nowhere": "--prompt-file='nowhere' cannot be read: No such file",
-    "--tokens=32": "--tokens=32; it must be at most 31",
     "--tokens=0": "--tokens: '0'; it must be a whole number from 1 on",
     "--temperature=-1": "--temperature: '-1'; it must be 0, or from 0.001 to 1000",
     "--temperature=nan": "--temperature: 'nan'",
@@ -188,13 +184,29 @@ BAD = {
 }
 
 
-@pytest.mark.parametrize("argument", BAD, ids=lambda a: a[:20])
+@pytest.mark.parametrize("argument", BAD_OPTIONS)
+def test_options_that_cannot_be_used_are_refused(argument):
+    with pytest.raises(InputError, match=re.escape(BAD_OPTIONS[argument])):
+        generate.parser().parse_args(["--workdir=run", argument])
+
+
+BAD_INPUT = {
+    "--workdir=nowhere": "--workdir=nowhere does not exist",
+    "--workdir=": "--workdir= is empty",
+    "--prompt=": "--prompt= is empty; give at least one byte",
+    "--prompt=" + "x" * 32: "--prompt: 32 bytes, and the model sees 32 in all",
+    "--prompt-file=nowhere": "--prompt-file='nowhere' cannot be read: No such file",
+    "--tokens=32": "--tokens=32; it must be at most 31",
+}
+
+
+@pytest.mark.parametrize("argument", BAD_INPUT, ids=lambda a: a[:20])
 def test_bad_input_is_one_line_and_compiles_nothing(
     trained_run, tmp_path, monkeypatch, capsys, argument
 ):
-    monkeypatch.chdir(tmp_path)  # which holds nothing
-    given = [f"--workdir={trained_run}", argument]
-    assert BAD[argument] in refused(generate.main, given, capsys)
+    monkeypatch.chdir(tmp_path)  # an empty folder
+    arguments = [f"--workdir={trained_run}", argument]
+    assert BAD_INPUT[argument] in refused(generate.main, arguments, capsys)
 
 
 def test_a_model_of_other_tokens_is_refused(tmp_path, capsys):

@@ -12,6 +12,7 @@ import pytest
 
 from pqt_jax import plot
 from pqt_jax.analysis import comparison, load
+from pqt_jax.errors import InputError
 from pqt_jax.training.config import schema
 from pqt_jax.training.run import bit_history
 from support.command import refused
@@ -171,14 +172,12 @@ BAD = {
     "folder": "folder: metrics.jsonl in it cannot be read: Is a directory",
     "link": "link is given twice; give each run once",
     "run/../run": "run/../run is given twice",
-    "--out=": "--out= is empty",
     "--out=home": "home holds thesis.tex, which no such command writes",
     "--out=run": "run holds bits.jsonl, which no such command writes",
     "--out=run/checkpoints": "run/checkpoints holds 20, which no such command writes",
     "--out=folder/checkpoints": "--out=folder/checkpoints is among a run's checkpoints",
     "--out=run/checkpoints/20/x": "is among a run's checkpoints; give another folder",
     "--out=file": "file is not a folder",
-    "--ou=x": "unrecognized arguments: --ou=x",
 }
 
 
@@ -188,8 +187,17 @@ def test_bad_input_is_one_line(tmp_path, monkeypatch, capsys):
     before = sorted(tmp_path.rglob("*"))
     for argument, message in BAD.items():
         assert message in refused(plot.main, [run, argument], capsys), argument
-    assert "required: RUN" in refused(plot.main, [], capsys)
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_options_that_cannot_be_used_are_refused():
+    for arguments, message in (
+        ([], "required: RUN"),
+        (["run", "--out="], "--out= is empty"),
+        (["run", "--ou=x"], "unrecognized arguments: --ou=x"),
+    ):
+        with pytest.raises(InputError, match=message):
+            plot.parse(arguments)
 
 
 def test_a_folder_that_cannot_be_written_is_one_line(tmp_path, capsys):

@@ -34,6 +34,7 @@ from scipy import stats
 
 from pqt_jax import FloatFormat
 from pqt_jax.analysis import load
+from pqt_jax.console import format_row
 from pqt_jax.data import pipeline, source
 from pqt_jax.numerics.formats import E2M1, E3M2, E4M3
 from pqt_jax.quantization.quantize import Plan, plan_mixed, plan_uniform
@@ -134,14 +135,15 @@ def report(runs: Path, out: Path | None) -> None:
     ways = [way for way in ways if way not in ("master", "mean_bits")]
     for title, base in (("gaps", None), ("differences", "bf16")):
         print(f"\n{title}, nats per byte{', minus that of bf16-trained weights' if base else ''}")
-        print(f"{'':<12}" + "".join(f"{way:>22}" for way in ["master", *ways]))
+        widths = [12, *(-22 for _ in ["master", *ways])]
+        print(format_row(["", "master", *ways], widths))
         for label, cells in found.items():
             row = {}
             for way in ["master", *ways]:
                 values = [_gap(cells, found.get(base or "", {}), way, s, base) for s in cells]
                 row[way] = _interval([v for v in values if v is not None])
             content[title][label] = row
-            print(f"{label:<12}" + "".join(f"{_shown(row[way]):>22}" for way in row))
+            print(format_row([label, *(_shown(row[way]) for way in row)], widths))
     if out is not None:
         out.write_text(json.dumps(content, indent=1) + "\n")
 

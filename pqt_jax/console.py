@@ -143,6 +143,25 @@ class LenientStream:
             self._stream.flush()
 
 
+def format_row(cells: Sequence[str], widths: Sequence[int]) -> str:
+    """One line of a text table.
+
+    Example:
+      >>> format_row(["bf16", "1.2500"], [8, -8])
+      'bf16      1.2500'
+
+    Args:
+      cells: the texts of the columns.
+      widths: of the columns, in characters; negative to align right. A longer cell widens its
+        column in this line.
+    """
+    aligned = [
+        cell.ljust(width) if width >= 0 else cell.rjust(-width)
+        for cell, width in zip(cells, widths, strict=True)
+    ]
+    return "".join(aligned).rstrip()
+
+
 def shorten(text: str, length: int) -> str:
     """The text, without its middle if it is longer.
 

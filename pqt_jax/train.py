@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import jax
 from jax.sharding import Mesh
 
-from pqt_jax import errors
+from pqt_jax import console, errors
 from pqt_jax.console import escape_output, print_error, print_line
 from pqt_jax.data import boundaries, pipeline, source, tokens
 from pqt_jax.errors import InputError, OutputError
@@ -46,6 +46,11 @@ EXIT_CODES = {
     143: "the same after SIGTERM",
 }
 _MEMORY = "give more of config.data.microbatches, config.model.remat, or a smaller batch or model"
+
+
+def parser() -> console.Parser:
+    """The options of the command, without the fields of the config."""
+    return command_line.make_parser()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

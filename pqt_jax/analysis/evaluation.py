@@ -15,6 +15,7 @@ from typing import Any
 from pqt_jax.analysis import evaluation_text, find_tokenizer, intervals, load, score
 from pqt_jax.analysis.intervals import Interval
 from pqt_jax.analysis.load import TrainedModel
+from pqt_jax.console import format_row
 from pqt_jax.errors import InputError
 from pqt_jax.interchange import files
 from pqt_jax.transform import bit_state
@@ -25,6 +26,7 @@ COLUMNS = {
     "bits_per_byte": "bits/byte",
     "difference": "minus master, nats",
 }
+_WIDTHS = [20, *(30 for _ in COLUMNS)]
 
 
 def evaluate(options: Namespace) -> None:
@@ -95,7 +97,7 @@ def _score_formats(
 ) -> dict[str, dict[str, Interval]]:
     """Format → its measures; prints each row as soon as it is known."""
     nats_of = score.make_scorer(model.graph, windows, options.batch)
-    print(f"\n{'weights':<20}" + "".join(f"{title:<30}" for title in COLUMNS.values()).rstrip())
+    print("\n" + format_row(["weights", *COLUMNS.values()], _WIDTHS))
     results, master = {}, None
     for name in formats:
         nats = nats_of(load.weights_in(model.run_config, model.params, model.rules, name))
@@ -103,13 +105,9 @@ def _score_formats(
         results[name] = score.measure_losses(nats, master, windows)
         label = load.label(model.run_config and model.run_config.method, name)
         label = "as packed" if options.packed and name == "master" else label
-        print(_format_row(label, results[name]), flush=True)
+        cells = [_format_interval(results[name][key], key == "difference") for key in COLUMNS]
+        print(format_row([label, *cells], _WIDTHS), flush=True)
     return results
-
-
-def _format_row(label: str, measures: Mapping[str, Interval]) -> str:
-    cells = [_format_interval(measures[name], name == "difference") for name in COLUMNS]
-    return f"{label:<20}" + "".join(f"{cell:<30}" for cell in cells).rstrip()
 
 
 def _format_interval(interval: Interval, signed: bool) -> str:

@@ -25,6 +25,7 @@ from flax import nnx
 from pqt_jax.analysis import load
 from pqt_jax.data import pipeline
 from pqt_jax.data.source import Text
+from pqt_jax.interchange import files
 from pqt_jax.lab import outcomes
 from pqt_jax.lab.simulate import simulate
 from pqt_jax.lab.sweep_config import Arm, RateAndSeed, SweepOptions
@@ -191,7 +192,7 @@ def _record(
     at, final = outcomes.find_divergence(losses, in_a_row, **limits), outcomes.final_loss(losses)
     measured, kept = ends["measured"], losses[sweep.record_every - 1 :: sweep.record_every]
     return {
-        "losses": [metrics.finite(round(float(loss), 5)) for loss in kept],
+        "losses": [files.replace_nonfinite(round(float(loss), 5)) for loss in kept],
         "first_loss": _number(losses[0]),
         "final_loss": _number(final),
         "outcome": outcomes.classify_run(at, final, unigram_loss),
@@ -208,7 +209,7 @@ def _record(
 
 
 def _number(value: Any) -> float | None:
-    return metrics.finite(float(value))
+    return files.replace_nonfinite(float(value))
 
 
 def _measurements(

@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from pqt_jax.console import format_row
 from pqt_jax.interchange import files
 from pqt_jax.numerics import blocks, reference
 from pqt_jax.numerics.deterministic_rounding import FormatAssignment, round_parameter
@@ -28,6 +29,8 @@ from pqt_jax.quantization import sizes
 from pqt_jax.quantization.quantize import Plan
 from pqt_jax.quantization.sizes import StoredSize
 from pqt_jax.transform.tree_paths import paths_and_leaves
+
+_WIDTHS = (28, -7, -9, -13, -11, -9, 0)  # of the text table
 
 
 class MatrixReport(NamedTuple):
@@ -163,8 +166,8 @@ def format_table(rows: Sequence[MatrixReport]) -> str:
 
     Errors and shares of a parameter are those of its worst layer, or NaN if a layer's are NaN.
     """
-    lines = [f"{'parameter':<28}{'bits':>7}{'error':>9}{'worst block':>13}{'saturated':>11}"]
-    lines[0] += f"{'flushed':>9}  formats"
+    titles = ["parameter", "bits", "error", "worst block", "saturated", "flushed", "  formats"]
+    lines = [format_row(titles, _WIDTHS)]
     paths = list(dict.fromkeys(row.path for row in rows))
     for path in paths:
         lines.append(_line(path, [row for row in rows if row.path == path]))
@@ -181,8 +184,8 @@ def _line(name: str, rows: Sequence[MatrixReport]) -> str:
         np.max([getattr(row, field) for row in rows])
         for field in ("error", "worst_block", "saturated", "flushed")
     )
-    text = f"{name:<28}{size.mean_bits:7.3f}{error:9.2%}{block:13.2%}{saturated:11.3%}"
-    return f"{text}{flushed:9.3%}  {', '.join(shares)}"
+    cells = [name, f"{size.mean_bits:.3f}", f"{error:.2%}", f"{block:.2%}", f"{saturated:.3%}"]
+    return format_row([*cells, f"{flushed:.3%}", f"  {', '.join(shares)}"], _WIDTHS)
 
 
 def total_size(rows: Sequence[MatrixReport]) -> StoredSize:

@@ -16,6 +16,7 @@ from jax import lax
 from jax.sharding import Mesh
 
 from pqt_jax.analysis import load
+from pqt_jax.console import format_row
 from pqt_jax.models import document_mask, partitioning
 from pqt_jax.numerics import bit_width
 from pqt_jax.numerics.mixed_formats import MIXED_FORMATS
@@ -162,9 +163,9 @@ def format_table(losses: Mapping[str, Any]) -> str:
     elif losses["formats"] is not None:
         shares = ", ".join(f"{name} {share:.0%}" for name, share in losses["formats"].items())
         labels["mixed"] += f" ({number('mean_bits'):.2f}: {shares.replace('%', ' %')})"
-    width = max(25, *(len(label) + 2 for label in labels.values()))
-    lines = [f"{'weights':<{width - 2}}nats/token   vs master"]
+    widths = (max(23, *map(len, labels.values())), -10, -12)
+    lines = [format_row(["weights", "nats/token", "vs master"], widths)]
     for name, label in labels.items():
         distance = round(number(name) - number("master"), 4) + 0.0  # no -0.0000
-        lines.append(f"{label:<{width}}{number(name):8.4f}    {distance:+8.4f}")
+        lines.append(format_row([label, f"{number(name):.4f}", f"{distance:+.4f}"], widths))
     return "\n".join(lines)

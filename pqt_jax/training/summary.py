@@ -69,7 +69,7 @@ def finish(
     if b_t:
         save_png(run_plots.draw_bits(records, b_t, title), workdir / workdirs.BITS)
     # Last, for it is what says that the run is finished.
-    finite = {name: metrics.finite(value) for name, value in summary.items()}
-    files.write(workdir / workdirs.SUMMARY, json.dumps(finite, indent=2) + "\n")
+    content = json.dumps(files.replace_nonfinite(summary), indent=2)
+    files.write(workdir / workdirs.SUMMARY, content + "\n")
     print_line(f"\n{final_evaluation.format_table(losses)}\n")
     print_line(f"{timer.seconds():.0f} s in all; see {workdir}")

@@ -7,11 +7,11 @@
 Everything wrong with it is an `InputError` that names the field, its value and what would be right.
 """
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from pqt_jax import console
 from pqt_jax.errors import InputError
 from pqt_jax.training.config import field_table, load_file, validation
 from pqt_jax.training.config.fields import with_changes
@@ -34,20 +34,13 @@ class Given(NamedTuple):
     profile: bool
 
 
-def parse(arguments: Sequence[str]) -> Given:
-    """Read the command line and the config file that it names.
-
-    Raises:
-      InputError: for anything wrong with either.
-      SystemExit: after `--help`.
-    """
-    parser = argparse.ArgumentParser(
+def make_parser() -> console.Parser:
+    """The options of `pqt_jax.train`, without the fields of the config."""
+    parser = console.Parser(
         prog="python -m pqt_jax.train",
         description="Train a language model, with sampled weights or without.",
         epilog="Any field of the config: --config.field=value. With --config, --help lists them.",
-        allow_abbrev=False,
         add_help=False,
-        exit_on_error=False,
     )
     parser.add_argument("--config", metavar="FILE", help="config file, e.g. configs/quickstart.py")
     parser.add_argument("--workdir", metavar="DIR", help="default: runs/CONFIG-METHOD")
@@ -58,10 +51,18 @@ def parse(arguments: Sequence[str]) -> Given:
         "--profile", action="store_true", help="write a trace of five steps to DIR/profile"
     )
     parser.add_argument("-h", "--help", action="store_true", help="show this and the fields")
-    try:
-        known, rest = parser.parse_known_args(arguments)
-    except argparse.ArgumentError as error:
-        raise InputError(str(error)) from None
+    return parser
+
+
+def parse(arguments: Sequence[str]) -> Given:
+    """Read the command line and the config file that it names.
+
+    Raises:
+      InputError: for anything wrong with either.
+      SystemExit: after `--help`.
+    """
+    parser = make_parser()
+    known, rest = parser.parse_known_args(arguments)
     if known.help:
         parser.print_help()
         print("\n" + field_table.help_text(load(known.config) if known.config else None))

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from pqt_jax.interchange import files
 from pqt_jax.models import partitioning
 from pqt_jax.numerics.mixed_formats import MIXED_FORMATS, format_index
 from pqt_jax.quantization import sizes
@@ -122,7 +123,7 @@ def append(path: Path, step: int, tokens: int, measured: Measured) -> None:
       OutputError: if it cannot be written.
     """
     if measured:
-        rounded = jax.tree.map(lambda x: metrics.finite(round(x, 4)), dict(measured))
+        rounded = jax.tree.map(lambda x: files.replace_nonfinite(round(x, 4)), dict(measured))
         metrics.append(path, {"step": step, "tokens": tokens, **rounded})
 
 

@@ -33,12 +33,7 @@ def append(path: Path, record: Mapping[str, Any]) -> None:
       >>> path.read_text()
       '{"step": 10, "loss": null}\\n'
     """
-    files.append(path, json.dumps({name: finite(value) for name, value in record.items()}) + "\n")
-
-
-def finite(value: Any) -> Any:
-    """The value, or None for a float that JSON cannot hold: NaN and ±Inf."""
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    files.append(path, json.dumps(files.replace_nonfinite(dict(record))) + "\n")
 
 
 def read(path: Path) -> list[Record]:

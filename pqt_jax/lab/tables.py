@@ -12,7 +12,7 @@ from pqt_jax.analysis.html_page import text
 from pqt_jax.analysis.intervals import Interval
 from pqt_jax.lab import outcomes
 from pqt_jax.lab.prediction import Alarm
-from pqt_jax.lab.runs import FORMATS
+from pqt_jax.lab.run_records import FORMATS
 from pqt_jax.lab.statistics import paired_difference, proportion
 from pqt_jax.lab.sweep_table import SweepTable
 

@@ -22,7 +22,16 @@ from flax import nnx
 from pqt_jax import generate, plot, train
 from pqt_jax.data import pipeline, source
 from pqt_jax.errors import InputError
-from pqt_jax.lab import figures, report, report_page, runs, sweep, sweep_config, sweep_table
+from pqt_jax.lab import (
+    figures,
+    report,
+    report_page,
+    run_records,
+    runs,
+    sweep,
+    sweep_config,
+    sweep_table,
+)
 from pqt_jax.training.loss import cross_entropy
 from pqt_jax.training.run import metrics
 from pqt_jax.training.run import workdir as workdirs
@@ -86,7 +95,7 @@ def test_the_table_has_a_row_for_each_run_in_order(swept):
         assert len(row["losses"]) == 6 and row["steps"] == 30 and row["diverged_at"] is None
         assert [step for step, _ in row["sharpness"]] == [0, 10, 20] and row["sharpness"][1][1] > 0
         losses = row["held_out_losses"]
-        assert list(losses) == sorted(runs.FORMATS) and len(set(losses.values())) == 4
+        assert list(losses) == sorted(run_records.FORMATS) and len(set(losses.values())) == 4
         assert losses["fp4_e2m1"] == pytest.approx(losses["master"], abs=0.3)
         assert row["first_loss"] > row["losses"][-1] > 2 and losses["master"] < row["first_loss"]
     # Every seed has another first loss, and so has the arm with fewer bits.
@@ -212,8 +221,8 @@ def test_a_sweep_that_is_killed_goes_on_to_the_same_table(swept, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_is_the_trainers(swept, tmp_path):
-    """Of the same seed at the same rate: up to the order of sums under vmap."""
+def test_a_run_equals_a_training_run(swept, tmp_path):
+    """With the same seed and rate, up to the order of sums under vmap."""
     config = sweep_config.load(SMOKE).arms[0].config
     text = "from pqt_jax.training.config import default\nfrom pqt_jax.models import Llama2Config\n"
     text += "def get" + f"_config():\n    c = default(Llama2Config({model_arguments(config)}))\n"
@@ -245,8 +254,8 @@ def with_arms(path, arms):
 
 
 @pytest.mark.slow
-def test_every_method_and_a_rate_that_is_too_high_are_rows(tmp_path):
-    """Where a run diverges its neighbours go on."""
+def test_runs_next_to_a_run_that_diverges_go_on(tmp_path):
+    """With learned bit-widths and with reduced operands."""
     scaled = ("simulate.dtype=E2M1", "simulate.scale=ceil", "simulate.operands=weights,gradients")
     path = with_arms(tmp_path / "c.py", (("gaussws", "method=gaussws"), ("scaled", *scaled)))
     more = ("--config.sweep.learning_rates=1e-3,1e30", "--config.sweep.seeds=4,9")
@@ -373,34 +382,37 @@ def test_help_lists_the_fields(tmp_path, monkeypatch, capsys):
     "path", sorted(pathlib.Path(SMOKE).parent.glob("*.py")), ids=lambda p: p.stem
 )
 def test_the_configs_can_be_used(path):
-    wanted = sweep_config.load(str(path))
-    assert wanted.arms[0].name in ("BF16", "E8M7")  # what others are compared with
-    for arm in wanted.arms:
-        assert arm.config.steps >= 2 * wanted.options.window
+    config = sweep_config.load(str(path))
+    assert config.arms[0].name in ("BF16", "E8M7")  # the baseline
+    for arm in config.arms:
+        assert arm.config.steps >= 2 * config.options.window
         assert bool(arm.rules) == (arm.name[0] == "E")
     if path.stem in ("formats", "methods"):
-        assert len(wanted.seeds) >= 8 and len(wanted.learning_rates) >= 4
+        assert len(config.seeds) >= 8 and len(config.learning_rates) >= 4
 
 
 @pytest.mark.slow
 def test_gradients_of_kernels_vanish_in_e4m3_and_most_in_e5m2():
-    """What docs/stability says of them, at the first step of its third sweep."""
-    wanted = sweep_config.load(str(pathlib.Path(SMOKE).with_name("operands.py")))
-    config = wanted.arms[0].config
+    """What docs/stability says of the first step of its third sweep."""
+    operands = sweep_config.load(str(pathlib.Path(SMOKE).with_name("operands.py")))
+    config = operands.arms[0].config
     options = {"length": config.data.length, "batch": config.data.batch, "seed": 0}
-    rows = next(pipeline.train_batches(source.load("").train, **options)).astype(np.int32)
+    tokens = next(pipeline.train_batches(source.load("").train, **options)).astype(np.int32)
     params = nnx.state(bit_state.make_model(config, nnx.Rngs(jax.random.key(0))))
 
-    def zeros(arm):
-        loss = lambda p: cross_entropy(nnx.merge(runs.structure(arm), p)(rows[:, :-1]), rows[:, 1:])  # noqa: E731
-        found = paths_and_leaves(jax.jit(jax.grad(loss))(params))
-        kernels = [np.ravel(g) for path, g in found.items() if re.fullmatch("h/.*/kernel", path)]
+    def share_of_zeros(arm):
+        def loss(params):
+            model = nnx.merge(runs.make_graph(arm), params)
+            return cross_entropy(model(tokens[:, :-1]), tokens[:, 1:])
+
+        leaves = paths_and_leaves(jax.jit(jax.grad(loss))(params))
+        kernels = [np.ravel(g) for path, g in leaves.items() if re.fullmatch("h/.*/kernel", path)]
         return np.mean(np.concatenate(kernels) == 0)
 
-    share = {arm.name: zeros(arm) for arm in wanted.arms if "scaled" not in arm.name}
-    assert share["E4M3 gradients"] == 1 and 0.5 < share["E5M2"] < 0.7
-    # Sums of bfloat16 cancel here and there, in a few of 94208, on some devices.
-    assert max(share[name] for name in ("E8M7", "E5M2 forward", "E4M3 forward")) < 0.001
+    shares = {arm.name: share_of_zeros(arm) for arm in operands.arms if "scaled" not in arm.name}
+    assert shares["E4M3 gradients"] == 1 and 0.5 < shares["E5M2"] < 0.7
+    # On some devices a few of the 94208 sums in bfloat16 cancel to zero.
+    assert max(shares[name] for name in ("E8M7", "E5M2 forward", "E4M3 forward")) < 0.001
 
 
 def test_another_sweep_does_not_go_on_in_its_folder(swept, capsys):

@@ -14,7 +14,7 @@ from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 from jax.sharding import PartitionSpec as P
 
 from pqt_jax import pallas
-from pqt_jax.lab.runs import _begin_and_step, structure
+from pqt_jax.lab.runs import _begin_and_step, make_graph
 from pqt_jax.lab.sweep_config import Arm
 from pqt_jax.models import Llama2Config
 from pqt_jax.numerics import noise, philox
@@ -161,7 +161,7 @@ def test_on_a_gpu_the_models_layers_are_sampled_by_kernels(count_kernels):
 def test_on_a_gpu_the_labs_runs_side_by_side_are_sampled_by_kernels(count_kernels):
     """All runs of a program by one launch of each."""
     arm = Arm("gaussws", default(TINY), {})
-    begin, step = _begin_and_step(arm.config, structure(arm))
+    begin, step = _begin_and_step(arm.config, make_graph(arm))
     state, keys = jax.eval_shape(lambda: begin(np.full(4, 1e-3), np.arange(4)))
     batch = jax.ShapeDtypeStruct((4, 2, 33), jnp.int32)
     assert count_kernels(step, state, batch, keys) == 3 * 3

@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright 2026 The pqt_jax Authors
+"""What is measured of the runs of a sweep, and the record that becomes a row of its table."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from pqt_jax.analysis import load
+from pqt_jax.interchange import files
+from pqt_jax.lab import outcomes
+from pqt_jax.lab.sweep_config import SweepOptions
+from pqt_jax.training import sharpness
+from pqt_jax.training.config import schema
+from pqt_jax.training.config.schema import Config
+from pqt_jax.training.loss import cross_entropy
+from pqt_jax.training.run import metrics
+from pqt_jax.transform import bit_state
+
+# Weights as they are ("master") and rounded, of which the held-out loss is measured.
+FORMATS = ("master", "fp8_e4m3", "fp6_e3m2", "fp4_e2m1")
+StepMetrics = dict[str, Any]  # loss and in_a_row of one step; bits_mean if widths are learned
+
+
+def make_sharpness(
+    graph: nnx.GraphDef, tokens: jax.Array, options: SweepOptions
+) -> Callable[[Any], dict[str, jax.Array]]:
+    """The measurement of sharpness, for many runs at once. Weights are not sampled.
+
+    Args:
+      graph: the structure of the model.
+      tokens: int32[B, T + 1], fixed windows of held-out text.
+      options: of the sweep.
+
+    Returns:
+      Parameters of all runs → {"sharpness": float32[runs]}, in percent; with
+      "sharpness_of_weights" if `options.rho` is positive.
+    """
+    search = {name: getattr(options, name) for name in ("epsilon", "maximizer", "iterations")}
+
+    def measure_run(params):
+        results = {"sharpness": sharpness.model_sharpness(graph, params, tokens, **search)}
+        if options.rho:
+            bits, weights = nnx.split_state(params, bit_state.BitParam, ...)
+
+            def loss(weights):
+                model = nnx.merge(graph, nnx.merge_state(bits, weights))
+                return cross_entropy(model(tokens[:, :-1]), tokens[:, 1:])
+
+            rise = sharpness.weight_sharpness(loss, weights, rho=options.rho)
+            results["sharpness_of_weights"] = rise
+        return results
+
+    return jax.jit(jax.vmap(measure_run))
+
+
+def make_held_out_losses(
+    config: Config, graph: nnx.GraphDef, batches: jax.Array
+) -> Callable[[Any], dict[str, jax.Array]]:
+    """The evaluation of weights in each of `FORMATS`, for many runs at once.
+
+    Args:
+      config: of the arm.
+      graph: the structure of the model.
+      batches: int32[batches, B, T + 1], held-out text.
+
+    Returns:
+      Parameters of all runs → {format: float32[runs]}, in nats per token.
+    """
+    rules = schema.quantization_rules(config)
+
+    def evaluate_run(params):
+        rounded = {name: load.weights_in(config, params, rules, name) for name in FORMATS}
+
+        def evaluate_batch(batch):
+            def loss(weights):
+                model = nnx.merge(graph, nnx.merge_state(params, weights))
+                return cross_entropy(model(batch[:, :-1]), batch[:, 1:])
+
+            return {name: loss(weights) for name, weights in rounded.items()}
+
+        return jax.tree.map(jnp.mean, jax.lax.map(evaluate_batch, batches))
+
+    return jax.jit(jax.vmap(evaluate_run))
+
+
+def make_record(
+    steps: Sequence[StepMetrics],
+    results: dict[str, Any],
+    unigram_loss: float,
+    config: Config,
+    options: SweepOptions,
+) -> metrics.Record:
+    """The record of one run, without the fields that name the run.
+
+    Args:
+      steps: metrics of every step.
+      results: "skipped", the number of skipped steps; "held_out_losses", as
+        `make_held_out_losses` returns them; "sharpness", step → what `make_sharpness` returns.
+      unigram_loss: from `outcomes.unigram_loss`.
+      config: of the arm.
+      options: of the sweep.
+    """
+    losses = np.array([step["loss"] for step in steps], np.float64)
+    diverged_at = outcomes.find_divergence(
+        losses,
+        [step["in_a_row"] for step in steps],
+        margin=options.margin,
+        window=options.window,
+        skips=config.watch.skips,
+    )
+    spikes = outcomes.count_spikes(
+        losses, threshold=options.spike_score, window=options.spike_window
+    )
+    final_loss = outcomes.final_loss(losses)
+    recorded = losses[options.record_every - 1 :: options.record_every]
+    bits_mean = steps[-1].get("bits_mean")
+    return {
+        "losses": [files.replace_nonfinite(round(float(loss), 5)) for loss in recorded],
+        "first_loss": _as_json(losses[0]),
+        "final_loss": _as_json(final_loss),
+        "outcome": outcomes.classify_run(diverged_at, final_loss, unigram_loss),
+        "diverged_at": diverged_at,
+        "spikes": spikes,
+        "skipped": int(results["skipped"]),
+        "bits_mean": None if bits_mean is None else _as_json(bits_mean),
+        "held_out_losses": {name: _as_json(x) for name, x in results["held_out_losses"].items()},
+        **_sharpness_series(results["sharpness"]),
+    }
+
+
+def _sharpness_series(by_step: dict[int, dict[str, Any]]) -> dict[str, list[list[Any]]]:
+    """{step: {name: value}} → {name: [[step, value], …]}."""
+    names = next(iter(by_step.values()), {})
+    return {
+        name: [[step, _as_json(values[name])] for step, values in by_step.items()] for name in names
+    }
+
+
+def _as_json(value: Any) -> float | None:
+    return files.replace_nonfinite(float(value))

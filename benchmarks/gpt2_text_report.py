@@ -23,7 +23,7 @@ def read_run(folder: Path) -> dict[str, Any]:
             for record in records
             if "validation_loss" in record
         ],
-        "data_fingerprint": workdir.read(folder)["data_fingerprint"],
+        "data_fingerprint": workdir.read_metadata(folder)["data_fingerprint"],
         "evaluation": json.loads((folder / "evaluation.json").read_text()),
     }
 

@@ -34,7 +34,7 @@ from pqt_jax.training.config.schema import Config
 from pqt_jax.training.run import distributed, trackers, workdir
 from pqt_jax.training.run.distributed import ProcessError
 from pqt_jax.training.run.loss_monitor import SkipError
-from pqt_jax.training.run.signals import interruptions
+from pqt_jax.training.run.signals import collect_signals
 
 EXIT_CODES = {
     0: "finished",
@@ -63,21 +63,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
       The exit code.
     """
     escape_output()  # names may hold any byte
-    with interruptions() as signals:
+    with collect_signals() as signals:
         try:
             return _run(sys.argv[1:] if arguments is None else arguments, signals)
         except (InputError, OutputError, ProcessError, SkipError) as error:
             print_error(f"error: {error}")
-            return distributed.leave(error.exit_code)
+            return distributed.exit_process(error.exit_code)
         except Exception as error:
             if str(error).startswith("RESOURCE_EXHAUSTED"):
                 print_error(f"error: memory does not suffice: {error}; {_MEMORY}")
-                return distributed.leave(OutputError.exit_code)
-            if not distributed.are_joined():
+                return distributed.exit_process(OutputError.exit_code)
+            if not distributed.is_distributed():
                 raise
-            if not distributed.is_loss(error):
+            if not distributed.is_lost_process(error):
                 traceback.print_exc()
-                return distributed.leave(1)
+                return distributed.exit_process(1)
             # The others are waited for at exit, and one of them is gone.
             print_error(f"error: another process was lost; start all of them again ({error})")
             os._exit(distributed.LOST)
@@ -86,17 +86,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(arguments: Sequence[str], signals: Sequence[int]) -> int:
     given = command_line.parse(arguments)
     if given.distributed:
-        distributed.join()
-        distributed.every(
+        distributed.initialize()
+        distributed.all_gather_int(
             0
         )  # connected now: later they would wait for each other half a minute only
-    ready = distributed.together(lambda: _prepare(given))
+    ready = distributed.run_in_all(lambda: _prepare(given))
     lock = _claimed(given, ready.meta)
     try:
-        if number := max(distributed.every(signals[0] if signals else 0)):
+        if number := max(distributed.all_gather_int(signals[0] if signals else 0)):
             return loop.stopped("before training", number)
         with partitioning.entered(ready.mesh):
-            if distributed.is_first():
+            if distributed.is_first_process():
                 facts = startup_summary.gather(
                     given.config, ready.mesh, ready.text.description, given.workdir
                 )
@@ -130,26 +130,26 @@ def _prepare(given: command_line.Given) -> _Ready:
     if given.profile and profile.exists() and not profile.is_dir():
         raise InputError(f"--profile: {profile} is not a directory; move it away")
     validation.check_devices(config)
-    trackers.check(config.log)
+    trackers.check_config(config.log)
     text = _text(config)
     pipeline.check_lengths(text.train, text.validation, config.data.length, config.data.batch)
     parameters = state.count_parameters(config)  # here the rules meet the parameters' paths
     state.check_memory(config, parameters)
     mesh = partitioning.make(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
     partitioning.check(mesh, config)
-    start = init_from.read(config, workdir.start_of(given.workdir))
-    meta = workdir.describe(config, text, start.fingerprint)
+    start = init_from.read(config, workdir.read_init_fingerprint(given.workdir))
+    meta = workdir.make_metadata(config, text, start.fingerprint)
     return _Ready(text, mesh, [start.params].pop, meta)
 
 
 def _claimed(given: command_line.Given, meta: workdir.Meta) -> int | None:
     """Claim the workdir for all processes, which must be of one run; the lock, in the first."""
     run = {"--workdir": str(given.workdir.absolute()), **meta}
-    first = json.loads(distributed.of_first(json.dumps(run)))
-    distributed.together(lambda: _check_one_run(first, run))
-    own = distributed.is_first()
-    lock = distributed.together(lambda: workdir.claim(given.workdir, meta) if own else None)
-    distributed.together(lambda: workdir.check_shared(given.workdir))
+    first = json.loads(distributed.broadcast_from_first(json.dumps(run)))
+    distributed.run_in_all(lambda: _check_one_run(first, run))
+    own = distributed.is_first_process()
+    lock = distributed.run_in_all(lambda: workdir.claim(given.workdir, meta) if own else None)
+    distributed.run_in_all(lambda: workdir.check_shared(given.workdir))
     return lock
 
 
@@ -174,7 +174,7 @@ def _text(config: Config) -> source.Text:
         text = tokens.load(data.tokens, config.model.vocab_size)
     else:
         text = source.load(data.files)
-    return boundaries.with_end(text, data.end_token, needed=data.boundaries == "mask")
+    return boundaries.set_end_token(text, data.end_token, needed=data.boundaries == "mask")
 
 
 if __name__ == "__main__":

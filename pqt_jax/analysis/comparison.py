@@ -94,14 +94,14 @@ def compare_runs(options: Namespace) -> None:
     """
     runs = dict(enumerate(run_reader.read_runs(options.runs)))
     out = options.out or str(Path(options.runs[0]) / "plot" if len(runs) == 1 else "plot")
-    workdir.refuse_checkpoints(folders.check(out, _WRITTEN), out)
+    workdir.check_not_in_checkpoints(folders.check_destination(out, _WRITTEN), out)
     pictures = {
         name: Picture(kind.title, kind.caption, encode_png(kind.draw(shown)))
         for name, kind in PICTURES.items()
         if (shown := {i: run for i, run in runs.items() if kind.shows(run)})
     }
     page = make_page(runs, list(pictures.values()))
-    with folders.whole_folder(out, _WRITTEN) as folder:
+    with folders.atomic_folder(out, _WRITTEN) as folder:
         for name, picture in pictures.items():
             (folder / name).write_bytes(picture.content)
         (folder / PAGE).write_text(page, encoding="utf-8")
@@ -128,7 +128,7 @@ def make_page(runs: Runs, pictures: Sequence[Picture]) -> str:
     if not learning:
         sections.append(html_page.paragraph("No learned bit-widths are recorded here."))
     if without_history := [run.name for run in learning if not run.bits]:
-        missing = f"Without {workdir.HISTORY}, and so without bit-widths by layer: "
+        missing = f"Without {workdir.BIT_HISTORY}, and so without bit-widths by layer: "
         sections.append(html_page.paragraph(missing + ", ".join(without_history) + "."))
     return html_page.page(title, f"As of {now}; {_describe_state(runs)}.", sections)
 

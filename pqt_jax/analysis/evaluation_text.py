@@ -38,14 +38,14 @@ def read_documents(
       InputError: if the text cannot be read, or is not the one that the run was trained on.
     """
     if options.data is not None:
-        texts = source.documents(options.data, "--data")
+        texts = source.read_files(options.data, "--data")
         documents = [_tokenize(text, tokenizer, name) for name, text in texts.items()]
         return f"--data={options.data}", documents
     assert model.run_config is not None
     data = model.run_config.data
     if data.tokens:
         return VALIDATION, _read_prepared(options, data.tokens, model.config.vocab_size, tokenizer)
-    texts, fingerprint = source.held_out(data.files)
+    texts, fingerprint = source.read_validation_files(data.files)
     name = f"config.data.files={data.files!r}"
     if not data.files:
         name += ", the standard library of this Python,"
@@ -71,7 +71,7 @@ def _read_prepared(
 
 
 def _check_fingerprint(options: Namespace, fingerprint: str, name: str) -> None:
-    if fingerprint != workdir.read(Path(options.workdir))["data_fingerprint"]:
+    if fingerprint != workdir.read_metadata(Path(options.workdir))["data_fingerprint"]:
         raise InputError(f"{name} is not the text that the run was trained on; give --data")
 
 
@@ -87,7 +87,7 @@ def _tokenize(text: bytes, tokenizer: Tokenizer, name: str) -> Document:
 
 def _document(ids: np.ndarray, text_bytes: int, tokenizer: Tokenizer) -> Document:
     """A document of so many bytes; those of its first token, which is not scored, are left out."""
-    first = tokenizers.first_bytes(tokenizer, ids[:4].tolist()) if ids.size else 0
+    first = tokenizers.count_first_token_bytes(tokenizer, ids[:4].tolist()) if ids.size else 0
     return Document(ids, max(0, text_bytes - first))
 
 

@@ -37,7 +37,9 @@ def export(options: Namespace) -> None:
         be written to.
       OutputError: if the folder cannot be written.
     """
-    workdir.refuse_checkpoints(folders.check(options.out, options.overwrite), options.out)
+    workdir.check_not_in_checkpoints(
+        folders.check_destination(options.out, options.overwrite), options.out
+    )
     model = load.load_model(options)
     plan = _make_plan(options, model)
     text = ""
@@ -87,7 +89,7 @@ def write_packed(
       OutputError: if it cannot be written.
     """
     weights = bit_state.weights(model.params)
-    with folders.whole_folder(out, overwrite) as folder:
+    with folders.atomic_folder(out, overwrite) as folder:
         packed_file.write(folder / packed_file.FILE, weights, plan, describe_model(model.config))
         rows = report.measure_matrices(weights, plan)
         sizes_text = _describe_sizes(folder / packed_file.FILE, weights, plan)

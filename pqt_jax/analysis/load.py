@@ -102,7 +102,7 @@ def load_run(path: Path) -> LoadedRun:
     Raises:
       InputError: if it is not the workdir of a run, or has no checkpoint that can be read.
     """
-    meta = workdir.read(path)
+    meta = workdir.read_metadata(path)
     try:
         config = from_values(Config, saved_config.completed(meta["config"]))
         model = dataclasses.replace(config.model, attention="auto")

@@ -40,7 +40,7 @@ class RecordedRun:
     fields: dict[str, Any]
     parameters: int | None
     records: list[metrics.Record]
-    bits: list[bit_history.Bits]
+    bits: list[bit_history.BitRecord]
     summary: dict[str, Any] | None
 
 
@@ -53,7 +53,7 @@ def read_runs(folders: Sequence[str]) -> list[RecordedRun]:
     Raises:
       InputError: if one is not the workdir of a run, cannot be read, or is listed twice.
     """
-    metas = [workdir.read(Path(folder), option="") for folder in folders]
+    metas = [workdir.read_metadata(Path(folder), option="") for folder in folders]
     paths = [Path(folder).resolve() for folder in folders]
     for i, path in enumerate(paths):
         if path in paths[:i]:
@@ -82,8 +82,8 @@ def _short_names(paths: Sequence[Path]) -> list[str]:
 def _read(name: str, folder: Path, meta: workdir.Meta) -> RecordedRun:
     summary: Any = None
     try:
-        records = metrics.read_json(folder / workdir.METRICS)
-        bits = bit_history.read(folder / workdir.HISTORY)
+        records = metrics.read_records(folder / workdir.METRICS)
+        bits = bit_history.read(folder / workdir.BIT_HISTORY)
         with contextlib.suppress(FileNotFoundError, ValueError, RecursionError):
             summary = json.loads((folder / workdir.SUMMARY).read_text())
     except OSError as error:
@@ -135,7 +135,7 @@ def read_curve(run: RecordedRun, field: str) -> tuple[np.ndarray, np.ndarray]:
     """
     points = [
         (record.get("tokens") or tokens_at(run, record["step"]), record[field])
-        for record in map(metrics.numbers, run.records)
+        for record in map(metrics.numeric_fields, run.records)
         if field in record
     ]
     return tuple(np.array(points, float).reshape(-1, 2).T)  # pyright: ignore
@@ -159,7 +159,7 @@ def latest_formats(run: RecordedRun) -> dict[str, float]:
     if run.bits:
         return run.bits[-1].formats
     shares = (run.summary or {}).get("formats")
-    return metrics.numbers(shares) if isinstance(shares, dict) else {}
+    return metrics.numeric_fields(shares) if isinstance(shares, dict) else {}
 
 
 def compare_fields(runs: Sequence[RecordedRun]) -> tuple[dict[str, list[Any]], dict[str, Any]]:

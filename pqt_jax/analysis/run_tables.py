@@ -34,7 +34,7 @@ def run_names(runs: Runs) -> list[str]:
 
 def results_table(runs: Runs) -> str:
     """A row for each run: model, training, losses, speed, and spikes and skipped steps if any."""
-    summaries = [metrics.numbers(run.summary or {}) for run in runs.values()]
+    summaries = [metrics.numeric_fields(run.summary or {}) for run in runs.values()]
     formats = [n for n in load.LABELS if n == "master" or any(n in s for s in summaries)]
     kinds = [kind for kind in EVENTS if any(_count_events(run, kind) for run in runs.values())]
     head = ["run", "model", "parameters", "method", "seed", "steps", "tokens"]

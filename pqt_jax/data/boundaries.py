@@ -15,7 +15,7 @@ from pqt_jax.errors import InputError
 _CHUNK = 1 << 24  # tokens looked at at once
 
 
-def with_end(text: Text, given: int, *, needed: bool) -> Text:
+def set_end_token(text: Text, given: int, *, needed: bool) -> Text:
     """The text with the token that ends its documents, if one is known.
 
     Args:

@@ -20,7 +20,7 @@ from pqt_jax.errors import InputError, system_reason
 FIELD = "text"
 
 
-def read(path: Path, field: str = FIELD) -> Iterator[bytes]:
+def read_documents(path: Path, field: str = FIELD) -> Iterator[bytes]:
     """The documents of a file, in order; empty ones among them.
 
     Args:

@@ -31,9 +31,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from pqt_jax import console, errors
 from pqt_jax.data import documents, shards, tokenizers, tokens
-from pqt_jax.data.source import matching
+from pqt_jax.data.source import match_files
 from pqt_jax.errors import InputError
-from pqt_jax.interchange.folders import check, whole_folder
+from pqt_jax.interchange.folders import atomic_folder, check_destination
 
 EXIT_CODES = errors.EXIT_CODES
 _BATCH = 1 << 20  # bytes of text that a process gets at once
@@ -78,31 +78,32 @@ def parser() -> console.Parser:
 
 def _run(arguments: Sequence[str]) -> None:
     given = parser().parse_args(arguments)
-    check(given.out, None)
+    check_destination(given.out, None)
     tokenizer = tokenizers.load(given.tokenizer, end=given.end, pattern=given.pattern)
     if tokenizer.end is None:
-        ends = ", ".join(tokenizers.ENDS)
+        ends = ", ".join(tokenizers.END_TOKENS)
         raise InputError(
             f"--tokenizer={given.tokenizer} has none of {ends}; give the token that ends a "
             "document by --end"
         )
-    _, paths = matching(given.input, "--input")
+    _, paths = match_files(given.input, "--input")
     paths = sorted(paths)
-    with whole_folder(given.out, None) as folder:
+    with atomic_folder(given.out, None) as folder:
         writers = {
-            part: shards.Writer(folder, part, tokenizer.dtype, given.shard) for part in tokens.PARTS
+            part: shards.ShardWriter(folder, part, tokenizer.dtype, given.shard)
+            for part in tokens.SPLITS
         }
         for part, text, found in _tokenized(given, tokenizer, paths):
             writers[part].add(found, tokenizer.end, len(text))
-        index = _index(given, tokenizer, folder) | {p: writers[p].close() for p in tokens.PARTS}
-        for part in tokens.PARTS:
+        index = _index(given, tokenizer, folder) | {p: writers[p].close() for p in tokens.SPLITS}
+        for part in tokens.SPLITS:
             if not index[part]["documents"]:
                 raise InputError(
                     f"--validation={given.validation}: of the documents none is for {part}; "
                     "give more of them, or another share"
                 )
         (folder / tokens.INDEX).write_text(json.dumps(index, indent=2) + "\n")
-    for part in tokens.PARTS:
+    for part in tokens.SPLITS:
         has = index[part]
         print(
             f"{part}: {has['documents']:,} documents, {has['bytes']:,} bytes, {has['tokens']:,} "
@@ -111,7 +112,7 @@ def _run(arguments: Sequence[str]) -> None:
     print(f"written: {given.out}; train with --config.data.tokens={given.out}")
 
 
-def held_out(text: bytes, share: float) -> bool:
+def is_validation(text: bytes, share: float) -> bool:
     """Whether a document is for validation, by the SHA-256 of its text."""
     return int.from_bytes(hashlib.sha256(text).digest()[:8]) < share * 2**64
 
@@ -157,14 +158,14 @@ def _parts(
             "--processes"
         ) from None
     for text, found in zip(batch.texts, every, strict=True):
-        yield "validation" if held_out(text, share) else "train", text, found
+        yield "validation" if is_validation(text, share) else "train", text, found
     advance(batch)
 
 
 def _batches(paths: Sequence[Path], field: str) -> Iterator[Batch]:
     for path in paths:
         batch, size = Batch([], path), 0
-        for text in documents.read(path, field):
+        for text in documents.read_documents(path, field):
             if not text:
                 continue
             batch.texts.append(text)

@@ -9,7 +9,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 
-class Writer:
+class ShardWriter:
     """Tokens into files of at most so many, with their digests.
 
     Args:

@@ -23,7 +23,7 @@ from pqt_jax.errors import InputError, system_reason
 _FIELD = "config.data.files"
 _GIVE = "give a text file, or a glob such as 'books/**/*.txt'"
 
-HELD_OUT = 20  # one file in twenty is for validation; of a single file, its last twentieth
+VALIDATION_ONE_IN = 20  # one file in twenty is for validation; of a single file, its last twentieth
 
 # Tests and bundled packages are most of the volume and vary by distribution; the others hold code
 # that was written to be odd.
@@ -56,7 +56,7 @@ class Text(NamedTuple):
       validation: the held-out ones.
       fingerprint: SHA-256 over names, sizes and contents of all files, in hexadecimal.
       description: one line for people.
-      end: the token that ends a document, if one is known; see `boundaries.with_end`.
+      end: the token that ends a document, if one is known; see `boundaries.set_end_token`.
     """
 
     train: Tokens
@@ -79,7 +79,7 @@ def load(files: str = "") -> Text:
     Raises:
       InputError: if nothing matches, or a file is unreadable or empty.
     """
-    root, paths = matching(files) if files else _standard_library()
+    root, paths = match_files(files) if files else _standard_library()
     contents = _contents(root, paths)
     train, validation = _split(contents)
     arrays = [np.frombuffer(b"".join(part.values()), np.uint8) for part in (train, validation)]
@@ -91,7 +91,7 @@ def load(files: str = "") -> Text:
     return Text(arrays[0], arrays[1], digest, description)
 
 
-def held_out(files: str = "") -> tuple[dict[str, bytes], str]:
+def read_validation_files(files: str = "") -> tuple[dict[str, bytes], str]:
     """The validation text of `load`, file by file.
 
     Args:
@@ -103,11 +103,11 @@ def held_out(files: str = "") -> tuple[dict[str, bytes], str]:
     Raises:
       InputError: as `load` does.
     """
-    contents = _contents(*(matching(files) if files else _standard_library()))
+    contents = _contents(*(match_files(files) if files else _standard_library()))
     return _split(contents)[1], _fingerprint(contents)
 
 
-def documents(pattern: str, argument: str) -> dict[str, bytes]:
+def read_files(pattern: str, argument: str) -> dict[str, bytes]:
     """All files that a glob matches.
 
     Args:
@@ -120,7 +120,7 @@ def documents(pattern: str, argument: str) -> dict[str, bytes]:
     Raises:
       InputError: if nothing matches, or a file is unreadable or empty.
     """
-    return _contents(*matching(pattern, argument), argument)
+    return _contents(*match_files(pattern, argument), argument)
 
 
 def _standard_library() -> tuple[Path, list[Path]]:
@@ -138,7 +138,7 @@ def _standard_library() -> tuple[Path, list[Path]]:
     return root, paths
 
 
-def matching(pattern: str, argument: str = _FIELD, give: str = _GIVE) -> tuple[Path, list[Path]]:
+def match_files(pattern: str, argument: str = _FIELD, give: str = _GIVE) -> tuple[Path, list[Path]]:
     """The files that a glob matches, and the folder that holds them all.
 
     Args:
@@ -186,7 +186,7 @@ def _split(contents: dict[str, bytes]) -> tuple[dict[str, bytes], dict[str, byte
     """Training and validation."""
     if len(contents) == 1:
         ((name, content),) = contents.items()
-        cut = len(content) - len(content) // HELD_OUT
+        cut = len(content) - len(content) // VALIDATION_ONE_IN
         return {name: content[:cut]}, {name: content[cut:]}
     chosen = _held_out(list(contents))
     train = {name: content for name, content in contents.items() if name not in chosen}
@@ -196,7 +196,7 @@ def _split(contents: dict[str, bytes]) -> tuple[dict[str, bytes], dict[str, byte
 def _held_out(names: Sequence[str]) -> set[str]:
     """Names for validation, by their hashes: another file added moves none of the others."""
     order = {name: int.from_bytes(hashlib.sha256(os.fsencode(name)).digest()[:8]) for name in names}
-    chosen = {name for name in names if order[name] % HELD_OUT == 0}
+    chosen = {name for name in names if order[name] % VALIDATION_ONE_IN == 0}
     if not chosen or len(chosen) == len(names):
         chosen = {min(names, key=order.__getitem__)}
     return chosen

@@ -21,7 +21,7 @@ import numpy as np
 from pqt_jax.errors import InputError, system_reason
 
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}".encode()
-ENDS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>")  # tried in this order
+END_TOKENS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>")  # tried in this order
 
 
 class Tokenizer(NamedTuple):
@@ -51,7 +51,7 @@ class Tokenizer(NamedTuple):
         return np.dtype(np.uint16 if self.vocab_size <= 2**16 else np.uint32)
 
 
-def first_bytes(tokenizer: Tokenizer, tokens: Sequence[int]) -> float:
+def count_first_token_bytes(tokenizer: Tokenizer, tokens: Sequence[int]) -> float:
     """Bytes of text that the first of some tokens stands for.
 
     Of a character that several tokens make together, each stands for an equal share.
@@ -77,7 +77,7 @@ def load(path: str, *, end: str = "", pattern: str = "") -> Tokenizer:
 
     Args:
       path: "bytes", or a file that ends in .json, .model or .tiktoken.
-      end: the token that ends a document; "" for what its file says, or the first of `ENDS`.
+      end: the token that ends a document; "" for what its file says, or the first of `END_TOKENS`.
       pattern: of a tiktoken file, the regular expression that cuts text before pairs are merged; ""
         for GPT-2's.
 
@@ -170,7 +170,7 @@ def _tiktoken(path: str, content: bytes, end: str, pattern: str) -> Loaded:
     ranks = tiktoken.load.load_tiktoken_bpe(path)
     if not ranks:
         raise InputError("it holds no ranks")
-    name = end or ENDS[0]
+    name = end or END_TOKENS[0]
     last = max(ranks.values()) + 1
     model = tiktoken.Encoding(
         "file", pat_str=pattern or r50k_pat_str, mergeable_ranks=ranks, special_tokens={name: last}
@@ -181,7 +181,7 @@ def _tiktoken(path: str, content: bytes, end: str, pattern: str) -> Loaded:
 
 
 def _end(given: str, find: Callable[[str], int | None]) -> int | None:
-    for token in (given,) if given else ENDS:
+    for token in (given,) if given else END_TOKENS:
         found = find(token)
         if found is not None:
             return found

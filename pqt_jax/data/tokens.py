@@ -16,12 +16,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pqt_jax.data.source import HELD_OUT, Text, matching
+from pqt_jax.data.source import VALIDATION_ONE_IN, Text, match_files
 from pqt_jax.errors import InputError, system_reason
 
 INDEX = "index.json"
 VERSION = 1
-PARTS = ("train", "validation")
+SPLITS = ("train", "validation")
 _FIELD = "config.data.tokens"
 _GIVE = "give a folder that pqt_jax.data.prepare made, or a glob of .bin files"
 _HEADER = 1024  # bytes, of llm.c: int32 magic, version, count of tokens, zeros
@@ -91,7 +91,7 @@ class Index(NamedTuple):
       vocab_size: tokens are below it.
       end: the token behind each document.
       tokenizer: name, and what `tokenizers.load` was given.
-      shards: those of each of `PARTS`.
+      shards: those of each of `SPLITS`.
     """
 
     vocab_size: int
@@ -150,7 +150,7 @@ def _parse(folder: Path, index: dict[str, Any]) -> Index:
             Shard(folder / shard["file"], 0, int(shard["tokens"]), dtype, str(shard["sha256"]))
             for shard in index[part]["shards"]
         ]
-        for part in PARTS
+        for part in SPLITS
     }
     size, end = int(index["vocab_size"]), int(index["end"])
     if not 0 <= end < size:
@@ -177,7 +177,7 @@ def _prepared(folder: Path, vocab_size: int) -> Text:
 
 
 def _binary(pattern: str, vocab_size: int) -> Text:
-    root, paths = matching(pattern, _FIELD, _GIVE)
+    root, paths = match_files(pattern, _FIELD, _GIVE)
     shards = {path: _shard(path) for path in sorted(paths)}
     if len(kinds := {shard.dtype for shard in shards.values()}) > 1:
         raise InputError(f"{_FIELD}={pattern!r} has files of {' and of '.join(map(str, kinds))}")
@@ -200,7 +200,7 @@ def _binary(pattern: str, vocab_size: int) -> Text:
         )
     if not held:  # the end, as of a single text file
         every = Stream(rest)
-        cut = len(every) - len(every) // HELD_OUT
+        cut = len(every) - len(every) // VALIDATION_ONE_IN
         ends = [int(end) for end in every.ends]
         rest = [p[: max(0, cut - e + len(p))] for p, e in zip(every.parts, ends, strict=True)]
         held = [p[max(0, cut - e + len(p)) :] for p, e in zip(every.parts, ends, strict=True)]

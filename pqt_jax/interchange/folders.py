@@ -29,13 +29,13 @@ Overwrite = bool | re.Pattern[str] | None
 
 
 @contextlib.contextmanager
-def whole_folder(out: str | os.PathLike[str], overwrite: Overwrite = False) -> Iterator[Path]:
+def atomic_folder(out: str | os.PathLike[str], overwrite: Overwrite = False) -> Iterator[Path]:
     """A temporary folder that becomes `out` where the body ends well, and vanishes elsewhere.
 
     Example:
       >>> import tempfile
       >>> out = Path(tempfile.mkdtemp()) / "export"
-      >>> with whole_folder(out) as temporary:
+      >>> with atomic_folder(out) as temporary:
       ...     _ = (temporary / "config.json").write_text("{}")
       ...     out.exists()
       False
@@ -55,7 +55,7 @@ def whole_folder(out: str | os.PathLike[str], overwrite: Overwrite = False) -> I
       InputError: if `out` is no folder, or holds something that may not be replaced.
       OutputError: if the system refuses to write.
     """
-    given, out = Path(out), check(out, overwrite)
+    given, out = Path(out), check_destination(out, overwrite)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         temporary, descriptor = _begin(given, out, overwrite)
@@ -74,8 +74,8 @@ def whole_folder(out: str | os.PathLike[str], overwrite: Overwrite = False) -> I
         os.close(descriptor)
 
 
-def check(out: str | os.PathLike[str], overwrite: Overwrite = False) -> Path:
-    """Raise what `whole_folder` would for what is there now, before any work is done for it.
+def check_destination(out: str | os.PathLike[str], overwrite: Overwrite = False) -> Path:
+    """Raise what `atomic_folder` would for what is there now, before any work is done for it.
 
     Returns:
       The folder without links in its path.

@@ -23,16 +23,16 @@ from flax import nnx
 
 from pqt_jax.errors import InputError, system_reason
 from pqt_jax.interchange import files, safetensors_io
-from pqt_jax.interchange.folders import whole_folder
+from pqt_jax.interchange.folders import atomic_folder
 from pqt_jax.interchange.huggingface_config import from_json, to_json
-from pqt_jax.interchange.safetensors_io import Stored
+from pqt_jax.interchange.safetensors_io import StoredTensor
 from pqt_jax.models import ModelConfig, build_model
 from pqt_jax.transform.tree_paths import paths_and_leaves
 
 CONFIG = "config.json"
 
 
-class Entry(NamedTuple):
+class TensorEntry(NamedTuple):
     """One of their tensors, or one for each layer.
 
     Attributes:
@@ -57,35 +57,40 @@ class TensorTable:
     """
 
     prefix: str
-    entries: list[Entry]
+    entries: list[TensorEntry]
     always_biased: bool
 
 
-def _gpt2() -> list[Entry]:
-    entries = [Entry("wte.weight", ("embed/embedding",)), Entry("wpe.weight", ("pos/embedding",))]
+def _gpt2() -> list[TensorEntry]:
+    entries = [
+        TensorEntry("wte.weight", ("embed/embedding",)),
+        TensorEntry("wpe.weight", ("pos/embedding",)),
+    ]
     for theirs, ours in (("ln_1", "attn_norm"), ("ln_2", "mlp_norm"), ("ln_f", "norm")):
         theirs, ours = (theirs, ours) if ours == "norm" else (f"h.{{}}.{theirs}", f"h/{ours}")
-        entries += [Entry(f"{theirs}.weight", (f"{ours}/scale",))]
-        entries += [Entry(f"{theirs}.bias", (f"{ours}/bias",))]
+        entries += [TensorEntry(f"{theirs}.weight", (f"{ours}/scale",))]
+        entries += [TensorEntry(f"{theirs}.bias", (f"{ours}/bias",))]
     linear = {"attn.c_attn": ("attn/q", "attn/k", "attn/v"), "attn.c_proj": ("attn/out",)}
     linear |= {"mlp.c_fc": ("mlp/up",), "mlp.c_proj": ("mlp/down",)}
     for theirs, ours in linear.items():
         for part, own in (("weight", "kernel"), ("bias", "bias")):
-            entries.append(Entry(f"h.{{}}.{theirs}.{part}", tuple(f"h/{o}/{own}" for o in ours)))
+            entries.append(
+                TensorEntry(f"h.{{}}.{theirs}.{part}", tuple(f"h/{o}/{own}" for o in ours))
+            )
     return entries
 
 
-def _llama() -> list[Entry]:
-    entries = [Entry("embed_tokens.weight", ("embed/embedding",))]
-    entries += [Entry("norm.weight", ("norm/scale",))]
+def _llama() -> list[TensorEntry]:
+    entries = [TensorEntry("embed_tokens.weight", ("embed/embedding",))]
+    entries += [TensorEntry("norm.weight", ("norm/scale",))]
     norms = {"input_layernorm": "attn_norm", "post_attention_layernorm": "mlp_norm"}
     for theirs, ours in norms.items():
-        entries.append(Entry(f"layers.{{}}.{theirs}.weight", (f"h/{ours}/scale",)))
+        entries.append(TensorEntry(f"layers.{{}}.{theirs}.weight", (f"h/{ours}/scale",)))
     linear = {f"self_attn.{name}_proj": f"attn/{name}" for name in "qkv"}
     linear |= {"self_attn.o_proj": "attn/out"}
     linear |= {f"mlp.{name}_proj": f"mlp/{name}" for name in ("gate", "up", "down")}
     for theirs, ours in linear.items():
-        entries.append(Entry(f"layers.{{}}.{theirs}.weight", (f"h/{ours}/kernel",), True))
+        entries.append(TensorEntry(f"layers.{{}}.{theirs}.weight", (f"h/{ours}/kernel",), True))
     return entries
 
 
@@ -93,12 +98,12 @@ TABLES = {  # by `ModelSpec.name`
     "gpt2": TensorTable(prefix="transformer.", entries=_gpt2(), always_biased=True),
     "llama2": TensorTable(prefix="model.", entries=_llama(), always_biased=False),
 }
-HEAD = Entry("lm_head.weight", ("head/kernel",), True)
+HEAD = TensorEntry("lm_head.weight", ("head/kernel",), True)
 # Buffers that older versions of transformers saved, and that hold nothing learned.
 _IGNORED = re.compile(r"h\.\d+\.attn\.(masked_)?bias|layers\.\d+\.self_attn\.rotary_emb\.inv_freq")
 
 
-def entries(config: ModelConfig) -> list[Entry]:
+def tensor_entries(config: ModelConfig) -> list[TensorEntry]:
     """Every tensor of a model, without the prefix that all but the head have."""
     table = TABLES[config.name].entries
     return table if config.tie_embeddings else [*table, HEAD]
@@ -147,8 +152,8 @@ def save(
         value = np.concatenate(parts, axis=-1) if len(parts) > 1 else parts[0]
         name = name if entry is HEAD else prefix + name
         values[name] = value.T if entry.transposed else value
-    with whole_folder(folder, overwrite) as temporary:
-        safetensors_io.write(temporary, values, dtype, shard_bytes)
+    with atomic_folder(folder, overwrite) as temporary:
+        safetensors_io.write_tensors(temporary, values, dtype, shard_bytes)
         files.write(temporary / CONFIG, json.dumps(to_json(config, dtype), indent=2) + "\n")
 
 
@@ -174,7 +179,7 @@ def load(folder: str | os.PathLike[str]) -> tuple[ModelConfig, dict[str, Any]]:
         if not (folder / CONFIG).exists():
             raise InputError(f"{folder} holds no {CONFIG}; give a folder of a saved model")
         config = from_json(safetensors_io.read_json(folder / CONFIG), folder / CONFIG)
-        found = safetensors_io.find(folder)
+        found = safetensors_io.find_tensors(folder)
     except OSError as error:
         raise InputError(f"{folder}: {system_reason(error, 'give another')}") from None
     prefix = TABLES[config.name].prefix
@@ -188,20 +193,20 @@ def load(folder: str | os.PathLike[str]) -> tuple[ModelConfig, dict[str, Any]]:
 
     leaves = {path: np.empty(shape, np.float32) for path, shape in shapes.items()}
     for entry, layer, name in _each(config):
-        value = safetensors_io.read(stored[name])
+        value = safetensors_io.read_tensor(stored[name])
         value = value.T if entry.transposed else value
         start = 0
         for path in entry.paths:
             target = leaves[path] if layer is None else leaves[path][layer]
             target[...] = value[..., start : start + target.shape[-1]]
             start += target.shape[-1]
-    return config, nested(leaves)
+    return config, nest_by_path(leaves)
 
 
 def _check(
     folder: Path,
     config: ModelConfig,
-    stored: dict[str, Stored],
+    stored: dict[str, StoredTensor],
     shapes: dict[str, tuple[int, ...]],
 ) -> None:
     """Raise InputError unless the tensors are those of the model."""
@@ -217,16 +222,20 @@ def _check(
             raise InputError(
                 f"{path}: {name} is {_shown(found)}; by {CONFIG} it is {_shown(shape)}"
             )
-        if dtype not in safetensors_io.FLOATS:
+        if dtype not in safetensors_io.FLOAT_DTYPES:
             raise InputError(
-                f"{path}: {name} is {dtype}; it must be {', '.join(safetensors_io.FLOATS)}"
+                f"{path}: {name} is {dtype}; it must be {', '.join(safetensors_io.FLOAT_DTYPES)}"
             )
         known.add(name)
     if config.tie_embeddings and HEAD.name in stored:
-        embedding = entries(config)[0].name
+        embedding = tensor_entries(config)[0].name
         head, embed = stored[HEAD.name], stored[embedding]
         same = head[1:3] == embed[1:3]
-        if not same or safetensors_io.read(head).tobytes() != safetensors_io.read(embed).tobytes():
+        if (
+            not same
+            or safetensors_io.read_tensor(head).tobytes()
+            != safetensors_io.read_tensor(embed).tobytes()
+        ):
             raise InputError(
                 f"{head.path}: {HEAD.name} differs from {embedding}, and {CONFIG} has "
                 "tie_word_embeddings=true; it must be false"
@@ -240,13 +249,13 @@ def _check(
         )
 
 
-def _each(config: ModelConfig) -> Iterator[tuple[Entry, int | None, str]]:
+def _each(config: ModelConfig) -> Iterator[tuple[TensorEntry, int | None, str]]:
     """(entry, layer, name) of every tensor, without the prefix."""
-    for entry in entries(config):
+    for entry in tensor_entries(config):
         if "{}" not in entry.name:
             yield entry, None, entry.name
     for layer in range(config.num_layers):
-        for entry in entries(config):
+        for entry in tensor_entries(config):
             if "{}" in entry.name:
                 yield entry, layer, entry.name.format(layer)
 
@@ -263,7 +272,7 @@ def _shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     return {path: leaf.shape for path, leaf in paths_and_leaves(state).items()}
 
 
-def nested(leaves: dict[str, np.ndarray]) -> dict[str, Any]:
+def nest_by_path(leaves: dict[str, np.ndarray]) -> dict[str, Any]:
     """{"h/mlp": x} → {"h": {"mlp": x}}."""
     tree: dict[str, Any] = {}
     for path, leaf in leaves.items():

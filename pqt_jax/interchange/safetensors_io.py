@@ -23,11 +23,11 @@ from pqt_jax.interchange import files
 
 FILE, INDEX = "model.safetensors", "model.safetensors.index.json"
 SHARD_BYTES = 5_000_000_000  # as large as transformers makes them
-FLOATS = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
-CODES = {np.dtype(dtype): code for code, dtype in {**FLOATS, "U8": np.uint8}.items()}
+FLOAT_DTYPES = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
+DTYPE_NAMES = {np.dtype(dtype): code for code, dtype in {**FLOAT_DTYPES, "U8": np.uint8}.items()}
 
 
-class Stored(NamedTuple):
+class StoredTensor(NamedTuple):
     """Where a tensor lies.
 
     Attributes:
@@ -43,7 +43,7 @@ class Stored(NamedTuple):
     offset: int
 
 
-def write(
+def write_tensors(
     folder: Path, tensors: Mapping[str, np.ndarray], dtype: Any, shard_bytes: int = SHARD_BYTES
 ) -> None:
     """Write tensors, in shards where one file would be too large.
@@ -92,7 +92,7 @@ def write_file(
     Args:
       path: of the file.
       tensors: name → array.
-      dtype: that values are rounded to; None to leave each as it is, of a dtype in `CODES`.
+      dtype: that values are rounded to; None to leave each as it is, of a dtype in `DTYPE_NAMES`.
       metadata: of the file.
 
     Raises:
@@ -103,7 +103,11 @@ def write_file(
     for name, array in tensors.items():
         own = np.dtype(array.dtype if dtype is None else dtype)
         start, end = end, end + array.size * own.itemsize
-        header[name] = {"dtype": CODES[own], "shape": array.shape, "data_offsets": [start, end]}
+        header[name] = {
+            "dtype": DTYPE_NAMES[own],
+            "shape": array.shape,
+            "data_offsets": [start, end],
+        }
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # values start at a multiple of eight
     with path.open("wb") as file:
@@ -113,7 +117,7 @@ def write_file(
             file.write(np.ascontiguousarray(own).reshape(-1).view(np.uint8).data)
 
 
-def find(folder: Path) -> dict[str, Stored]:
+def find_tensors(folder: Path) -> dict[str, StoredTensor]:
     """Every tensor of a folder, found from the headers of its files.
 
     Raises:
@@ -131,15 +135,15 @@ def find(folder: Path) -> dict[str, Stored]:
     raise InputError(f"{folder} holds neither {FILE} nor {INDEX}; put the weights there")
 
 
-def read(tensor: Stored) -> np.ndarray:
-    """The values of a tensor whose dtype is one of `FLOATS`, in that dtype.
+def read_tensor(tensor: StoredTensor) -> np.ndarray:
+    """The values of a tensor whose dtype is one of `FLOAT_DTYPES`, in that dtype.
 
     Raises:
       InputError: if its file can no longer be read.
     """
     count = int(np.prod(tensor.shape, dtype=np.int64))
     try:
-        values = np.fromfile(tensor.path, FLOATS[tensor.dtype], count, offset=tensor.offset)
+        values = np.fromfile(tensor.path, FLOAT_DTYPES[tensor.dtype], count, offset=tensor.offset)
     except OSError as error:
         raise InputError(f"{tensor.path}: {system_reason(error, 'put it back')}") from None
     if values.size != count:
@@ -165,7 +169,7 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _header(path: Path) -> dict[str, Stored]:
+def _header(path: Path) -> dict[str, StoredTensor]:
     try:
         with safe_open(path, framework="numpy") as file:  # checks sizes, offsets and dtypes
             names = set(file.keys())
@@ -181,17 +185,19 @@ def _header(path: Path) -> dict[str, Stored]:
         raise InputError(f"{path} is damaged ({reason}); put a whole copy there") from None
     start = 8 + length
     return {
-        name: Stored(path, entry["dtype"], tuple(entry["shape"]), start + entry["data_offsets"][0])
+        name: StoredTensor(
+            path, entry["dtype"], tuple(entry["shape"]), start + entry["data_offsets"][0]
+        )
         for name, entry in header.items()
         if name in names
     }
 
 
-def _sharded(folder: Path) -> dict[str, Stored]:
+def _sharded(folder: Path) -> dict[str, StoredTensor]:
     where = read_json(folder / INDEX).get("weight_map")
     if not isinstance(where, dict) or not where:
         raise InputError(f"{folder / INDEX}: weight_map={where!r}; it must say where tensors are")
-    tensors: dict[str, Stored] = {}
+    tensors: dict[str, StoredTensor] = {}
     for file in dict.fromkeys(map(str, where.values())):
         if Path(file).name != file:
             raise InputError(f"{folder / INDEX}: {file!r}; it must be a file in the same folder")

@@ -62,13 +62,13 @@ def _run(arguments: Sequence[str]) -> None:
         raise InputError("--out= is empty; give a folder")
     table = sweep_table.read(Path(options.workdir))
     out = options.out or str(Path(options.workdir) / "report")
-    folders.check(out, _OWN_FILES)
+    folders.check_destination(out, _OWN_FILES)
     if Path(out).is_dir() and any(Path(out).iterdir()) and not (Path(out) / PAGE).exists():
         raise InputError(f"{out} holds files and no {PAGE}; give another folder")
     predictions = _evaluate_scores(table)
     pictures = _draw_figures(table, predictions)
     page = report_page.compose(table, list(predictions), list(pictures.values()), options.usable)
-    with folders.whole_folder(out, _OWN_FILES) as folder:
+    with folders.atomic_folder(out, _OWN_FILES) as folder:
         for name, picture in pictures.items():
             (folder / name).write_bytes(picture.content)
         (folder / CSV).write_text(sweep_table.as_csv(table), encoding="utf-8")

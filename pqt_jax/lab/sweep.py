@@ -77,7 +77,7 @@ def _run(arguments: Sequence[str]) -> None:
     try:
         _check_same_sweep(workdir, metadata)
         # The files of rows are written whole, so the process may end at any moment.
-        with signals.leaving_at_the_first():
+        with signals.exit_on_signal():
             train_sweep.train_all(sweep, workdir, text, lock)
     finally:
         os.close(lock)
@@ -126,7 +126,7 @@ def _check_arm(arm: Arm, shared_data: DataConfig, text: source.Text) -> None:
 
 def _describe(sweep: SweepConfig, text: source.Text) -> workdirs.Meta:
     """The content of the sweep's `run.json`."""
-    metadata = workdirs.describe(sweep.arms[0].config, text)
+    metadata = workdirs.make_metadata(sweep.arms[0].config, text)
     return {**metadata, "config": json.loads(saved_config.as_json(sweep.full_config))}
 
 
@@ -136,7 +136,7 @@ def _check_same_sweep(workdir: Path, metadata: workdirs.Meta) -> None:
     Unlike a training run, a sweep allows no field to change. Other versions of packages are only
     reported.
     """
-    old = workdirs.read(workdir, whose=workdirs.SWEEP)
+    old = workdirs.read_metadata(workdir, whose=workdirs.SWEEP)
     if different := saved_config.differences(old["config"], metadata["config"], may=()):
         raise InputError(
             f"--workdir={workdir} belongs to another sweep: {different[0]}; give another --workdir"

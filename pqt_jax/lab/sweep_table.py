@@ -128,7 +128,7 @@ class SweepTable:
 
 def encode_row(row: metrics.Record) -> str:
     """One line of a file of rows: the row as JSON, with a digest of its content."""
-    return json.dumps({**row, "digest": digests.of_json(row)[:16]}) + "\n"
+    return json.dumps({**row, "digest": digests.json_digest(row)[:16]}) + "\n"
 
 
 def read_rows(path: Path) -> list[metrics.Record]:
@@ -143,7 +143,7 @@ def read_rows(path: Path) -> list[metrics.Record]:
         for number, line in enumerate(path.read_bytes().splitlines(), 1):  # noqa: B007
             row = json.loads(line)
             digest = row.pop("digest", None)
-            if not _FIELDS <= row.keys() or digest != digests.of_json(row)[:16]:
+            if not _FIELDS <= row.keys() or digest != digests.json_digest(row)[:16]:
                 raise ValueError
             rows.append(row)
     except OSError as error:
@@ -166,11 +166,11 @@ def read(folder: Path) -> SweepTable:
     Raises:
       InputError: if the folder holds no results of a sweep, or a file of rows is damaged.
     """
-    metadata = workdir.read(folder, "", workdir.SWEEP)
+    metadata = workdir.read_metadata(folder, "", workdir.SWEEP)
     if not isinstance(metadata["config"].get("sweep"), dict):
         raise InputError(f"{folder} is not of a sweep; give the workdir of one")
     rows = {}
-    for path in sorted((folder / workdir.PARTS).glob("*.jsonl")):
+    for path in sorted((folder / workdir.WORK_UNITS).glob("*.jsonl")):
         for row in read_rows(path):
             rows[row["arm"], row["learning_rate"], row["seed"]] = row
     if not rows:

@@ -17,7 +17,7 @@ from pqt_jax.interchange import files
 from pqt_jax.lab import runs, sweep_table, work_units
 from pqt_jax.lab.sweep_config import Arm, SweepConfig
 from pqt_jax.lab.work_units import WorkUnit
-from pqt_jax.training.run.workdir import PARTS, TABLE
+from pqt_jax.training.run.workdir import SWEEP_RESULTS, WORK_UNITS
 
 
 def train_all(sweep: SweepConfig, workdir: Path, text: Text, lock: int) -> None:
@@ -34,7 +34,7 @@ def train_all(sweep: SweepConfig, workdir: Path, text: Text, lock: int) -> None:
     Raises:
       InputError: if a file of rows is damaged or holds other runs.
     """
-    (workdir / PARTS).mkdir(exist_ok=True)
+    (workdir / WORK_UNITS).mkdir(exist_ok=True)
     units = work_units.plan(sweep, workdir)
     for unit in units:
         if unit.is_done():
@@ -54,7 +54,7 @@ def train_all(sweep: SweepConfig, workdir: Path, text: Text, lock: int) -> None:
             rows = train(unit.rates_and_seeds, functools.partial(bar.advance, task))
             files.write(unit.path, "".join(map(sweep_table.encode_row, rows)))
             _show_finished_arm(units, unit.arm, show)
-    _write_table(units, workdir / TABLE, lock)
+    _write_table(units, workdir / SWEEP_RESULTS, lock)
 
 
 def _progress_bar() -> Progress:

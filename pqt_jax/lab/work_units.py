@@ -22,7 +22,7 @@ from pathlib import Path
 from pqt_jax.errors import InputError
 from pqt_jax.lab import sweep_table
 from pqt_jax.lab.sweep_config import Arm, RateAndSeed, SweepConfig
-from pqt_jax.training.run.workdir import PARTS
+from pqt_jax.training.run.workdir import WORK_UNITS
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def plan(sweep: SweepConfig, workdir: Path) -> list[WorkUnit]:
             number=arm_number * len(starts) + i,
             arm=arm,
             rates_and_seeds=grid[start : start + size],
-            path=workdir / PARTS / f"{arm_number:03d}-{start:05d}.jsonl",
+            path=workdir / WORK_UNITS / f"{arm_number:03d}-{start:05d}.jsonl",
         )
         for arm_number, arm in enumerate(sweep.arms)
         for i, start in enumerate(starts)

@@ -25,7 +25,7 @@ import numpy as np
 import safetensors
 
 from pqt_jax.errors import InputError, system_reason
-from pqt_jax.interchange.safetensors_io import CODES, write_file
+from pqt_jax.interchange.safetensors_io import DTYPE_NAMES, write_file
 from pqt_jax.numerics import philox
 from pqt_jax.numerics.deterministic_rounding import FormatAssignment
 from pqt_jax.numerics.formats import BF16, FloatFormat
@@ -37,7 +37,7 @@ from pqt_jax.transform.tree_paths import paths_and_leaves
 
 VERSION = 1
 FILE = "weights.safetensors"
-_DTYPES = {code: dtype for dtype, code in CODES.items()}
+_DTYPES = {code: dtype for dtype, code in DTYPE_NAMES.items()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +61,7 @@ def write(path: Path, params: Any, plan: Plan, model: Any = None) -> None:
     """Quantize parameters by a plan and store their codes.
 
     Args:
-      path: of the file. A crash may leave it incomplete; `folders.whole_folder` prevents that.
+      path: of the file. A crash may leave it incomplete; `folders.atomic_folder` prevents that.
       params: pytree of arrays; those that the plan leaves out must be float32 or bfloat16.
       plan: from `quantize.plan_uniform` or `plan_mixed`.
       model: any JSON value.

@@ -57,7 +57,7 @@ def read(config: Config, known: str = "") -> Start:
         there = dataclasses.replace(there, bias=False)
         leaves = {path: leaf for path, leaf in leaves.items() if path not in biases}
     _check_same(config, here, there)
-    return Start(huggingface.nested(leaves), _fingerprint(leaves))
+    return Start(huggingface.nest_by_path(leaves), _fingerprint(leaves))
 
 
 def _check_same(config: Config, here: ModelConfig, there: ModelConfig) -> None:

@@ -32,7 +32,7 @@ from pqt_jax.training.config import schema
 from pqt_jax.training.config.schema import Config
 from pqt_jax.training.run import bit_history, checkpoint, distributed, metrics, profiling
 from pqt_jax.training.run import workdir as workdirs
-from pqt_jax.training.run.loss_monitor import SkipError, Watch
+from pqt_jax.training.run.loss_monitor import LossMonitor, SkipError
 from pqt_jax.transform import bit_state
 
 DONE = 0
@@ -55,9 +55,9 @@ def train(
       config: checked and locked.
       workdir: claimed for this run.
       text: its training and validation tokens.
-      meta: from `workdir.describe`; saved with every checkpoint.
+      meta: from `workdir.make_metadata`; saved with every checkpoint.
       mesh: that is entered; None for one device.
-      signals: from `interruptions`; looked at before compilation and at every step.
+      signals: from `signals.collect_signals`; looked at before compilation and at every step.
       take_start: called for a new run: the weights before the first step; None for new ones.
       profile: whether to write a trace of a few steps to `workdir/profile`.
 
@@ -77,14 +77,14 @@ def train(
         _print(final_evaluation.format_table(finished))
         return DONE
 
-    timer, watch = metrics.Timer(), Watch(config.watch)
+    timer, watch = metrics.Timer(), LossMonitor(config.watch)
     optimizer, rules = steps.make_optimizer(config), schema.rules(config)
     if newest is None:
         graph, state = states.init_state(config, optimizer, take_start())
     else:
         graph, like = states.abstract_state(config, optimizer)
         newest, state, saved = checkpoint.restore_newest(manager, like, meta)
-        timer, watch = metrics.Timer(**saved["time"]), Watch(config.watch, saved["losses"])
+        timer, watch = metrics.Timer(**saved["time"]), LossMonitor(config.watch, saved["losses"])
         _print(f"resumed from step {newest} of {config.steps}")
         if changed := workdirs.changed_versions(saved, meta):
             _print(f"resumed under {changed}, so results may differ in the last digits")
@@ -109,7 +109,7 @@ def train(
     )
 
     key, schedule = jax.random.key(config.seed), steps.make_schedule(config)
-    if number := max(distributed.every(signals[0] if signals else 0)):
+    if number := max(distributed.all_gather_int(signals[0] if signals else 0)):
         return stopped(f"at step {start} of {config.steps}", number)
 
     options = {"penalty": bit_state.make_penalty(config), "snap": bit_state.snap_step(config)}
@@ -118,12 +118,15 @@ def train(
     like = partitioning.put(np.zeros((len(rows), length + 1), text.train.dtype), mesh, batch)
     predicted = batch * length  # tokens of a step
     waits = (log.every, log.validate_every, log.sharpness_every)
-    stop_of, unseen = distributed.stops(signals, mesh), deque[tuple[int, steps.Metrics]]()
+    stop_of, unseen = (
+        distributed.make_stop_signal(signals, mesh),
+        deque[tuple[int, steps.Metrics]](),
+    )
     due = False  # a checkpoint, put off by steps that were skipped
     folder = workdir / workdirs.PROFILE if profile else None
     with (
         step_records.opened(config, workdir, start) as (advance, record),
-        profiling.of_steps(folder, config.steps - start) as profiled,
+        profiling.trace_steps(folder, config.steps - start) as profiled,
     ):
         train_step = train_step.lower(state, like, key).compile()
         limit = flops.device_memory(jax.local_devices()[0])
@@ -153,8 +156,10 @@ def train(
             if last or step % log.validate_every == 0:
                 record({"step": step, "validation_loss": validation_loss(state.params)})
                 learned = bit_history.measure(state.params, rules)
-                if distributed.is_first():
-                    bit_history.append(workdir / workdirs.HISTORY, step, step * predicted, learned)
+                if distributed.is_first_process():
+                    bit_history.append(
+                        workdir / workdirs.BIT_HISTORY, step, step * predicted, learned
+                    )
             if log.sharpness_every and (last or step % log.sharpness_every == 0):
                 record({"step": step, "sharpness": float(sharpness_of(state.params, validation))})
             # Not among skipped steps: what made them so may be in the weights already.
@@ -179,5 +184,5 @@ def stopped(when: str, number: int) -> int:
 
 
 def _print(text: str) -> None:
-    if distributed.is_first():
+    if distributed.is_first_process():
         print_line(text)

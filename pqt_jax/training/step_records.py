@@ -18,7 +18,7 @@ from pqt_jax.training.config import schema
 from pqt_jax.training.config.schema import Config
 from pqt_jax.training.run import distributed, metrics, trackers
 from pqt_jax.training.run import workdir as workdirs
-from pqt_jax.training.run.loss_monitor import Watch
+from pqt_jax.training.run.loss_monitor import LossMonitor
 from pqt_jax.training.run.metrics import Record, Timer
 from pqt_jax.training.step import Metrics
 
@@ -37,11 +37,11 @@ def opened(
     Yields:
       `(advance, record)`: call `advance(step)` after each step, and `record(record)` as it may be.
     """
-    if not distributed.is_first():
+    if not distributed.is_first_process():
         yield (lambda step: None), (lambda record: None)
         return
     path = workdir / workdirs.METRICS
-    for old in (path, workdir / workdirs.HISTORY):
+    for old in (path, workdir / workdirs.BIT_HISTORY):
         if broken := metrics.truncate(old, start):
             lines = "1 broken line was" if broken == 1 else f"{broken} broken lines were"
             print_error(f"{old}: {lines} dropped")
@@ -94,10 +94,12 @@ def of_step(
     }
 
 
-def of_watch(watch: Watch, step: int, measured: Metrics) -> Record | None:
+def of_watch(watch: LossMonitor, step: int, measured: Metrics) -> Record | None:
     """The record of a step that was skipped, or a spike, and a line on stderr; else None."""
-    entry = watch.see(step, *(measured[name].item() for name in ("loss", "skipped", "in_a_row")))
-    if entry and distributed.is_first():
+    entry = watch.add_step(
+        step, *(measured[name].item() for name in ("loss", "skipped", "in_a_row"))
+    )
+    if entry and distributed.is_first_process():
         if "spike" in entry:
             print_error(f"step {step}: the loss of {entry['spike_loss']:.4f} is a spike")
         elif entry["in_a_row"] == 1:

@@ -52,7 +52,7 @@ def finish(
     """
     losses = final_evaluation.table(config, validation_loss, params, mesh)
     b_t = partitioning.whole(bit_state.method_widths(config, params), mesh)
-    if not distributed.is_first():
+    if not distributed.is_first_process():
         return
     summary = {
         **losses,

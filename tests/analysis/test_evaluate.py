@@ -110,7 +110,7 @@ def test_text_that_has_changed_is_refused(run_copy, trained_run, tmp_path, capsy
         content = json.loads(path.read_text())
         content["config"]["data"]["files"] = str(text)
         if content.pop("digest", None):
-            content["digest"] = digests.of_json(content)
+            content["digest"] = digests.json_digest(content)
         path.write_text(json.dumps(content))
     message = refused(evaluate.main, [f"--workdir={run_copy}"], capsys)
     assert "is not the text that the run was trained on; give --data" in message

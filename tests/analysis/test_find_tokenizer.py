@@ -53,7 +53,7 @@ def test_the_validation_text_of_a_run_is_scored_in_nats_and_bits(made, tmp_path,
     held = [
         text
         for path in sorted((made / "in").iterdir())
-        if prepare.held_out(text := path.read_bytes(), 0.2)
+        if prepare.is_validation(text := path.read_bytes(), 0.2)
     ]
     tokenizer = tokenizers.load(str(made / "tokenizer.json"))
     ids = [tokenizer.encode(text) for text in held]

@@ -25,25 +25,25 @@ def text(train, end=None):
 
 
 def test_the_end_is_what_the_text_says_or_the_user():
-    assert boundaries.with_end(text([1, 2, 3], 2), -1, needed=True).end == 2
-    assert boundaries.with_end(text([1, 2, 3], 2), 2, needed=True).end == 2
-    assert boundaries.with_end(text([1, 2, 3]), 3, needed=True).end == 3
-    assert boundaries.with_end(text([1, 2, 3]), -1, needed=False).end is None
-    assert boundaries.with_end(text([1, 2, 3]), 9, needed=False).end == 9
+    assert boundaries.set_end_token(text([1, 2, 3], 2), -1, needed=True).end == 2
+    assert boundaries.set_end_token(text([1, 2, 3], 2), 2, needed=True).end == 2
+    assert boundaries.set_end_token(text([1, 2, 3]), 3, needed=True).end == 3
+    assert boundaries.set_end_token(text([1, 2, 3]), -1, needed=False).end is None
+    assert boundaries.set_end_token(text([1, 2, 3]), 9, needed=False).end == 9
 
 
 @pytest.mark.parametrize("needed", [False, True])
 def test_an_end_beside_that_of_the_index_is_refused(needed):
     with pytest.raises(InputError, match=r"end_token=3; .* end with 2: give that, or -1"):
-        boundaries.with_end(text([1, 2, 3], 2), 3, needed=needed)
+        boundaries.set_end_token(text([1, 2, 3], 2), 3, needed=needed)
 
 
 @pytest.mark.parametrize("given", [9, 300])
 def test_an_end_that_is_nowhere_is_refused(given, monkeypatch):
     monkeypatch.setattr(boundaries, "_CHUNK", 2)
-    assert boundaries.with_end(text([1, 2, 3, 4, 5]), 5, needed=True).end == 5
+    assert boundaries.set_end_token(text([1, 2, 3, 4, 5]), 5, needed=True).end == 5
     with pytest.raises(InputError, match=f"end_token={given}: the training text has no such token"):
-        boundaries.with_end(text([1, 2, 3, 4, 5]), given, needed=True)
+        boundaries.set_end_token(text([1, 2, 3, 4, 5]), given, needed=True)
 
 
 @pytest.fixture(scope="module")
@@ -139,5 +139,5 @@ def test_text_files_have_no_end_but_a_byte_of_their_own(tmp_path, capsys):
     assert "nothing says where a document ends" in refused(train.main, given, capsys)
     none = refused(train.main, [*given, "--config.data.end_token=0"], capsys)
     assert "config.data.end_token=0: the training text has no such token; give the one" in none
-    found = boundaries.with_end(source.load(f"{tmp_path}/a.txt"), ord("\n"), needed=True)
+    found = boundaries.set_end_token(source.load(f"{tmp_path}/a.txt"), ord("\n"), needed=True)
     assert found.end == 10

@@ -186,6 +186,6 @@ def test_validation_windows_are_fixed_and_spread_over_the_text():
 def test_a_file_whose_name_reads_as_a_pattern_is_itself(tmp_path):
     (tmp_path / "v[1].txt").write_text("it")
     (tmp_path / "v1.txt").write_text("not it")
-    assert source.documents(f"{tmp_path}/v[1].txt", "--data") == {"v[1].txt": b"it"}
+    assert source.read_files(f"{tmp_path}/v[1].txt", "--data") == {"v[1].txt": b"it"}
     (tmp_path / "v[1].txt").unlink()
-    assert source.documents(f"{tmp_path}/v[1].txt", "--data") == {"v1.txt": b"not it"}
+    assert source.read_files(f"{tmp_path}/v[1].txt", "--data") == {"v1.txt": b"not it"}

@@ -28,7 +28,7 @@ def write_array_record(path):
 
 
 def read(path, **options):
-    return [text.decode() for text in documents.read(path, **options)]
+    return [text.decode() for text in documents.read_documents(path, **options)]
 
 
 def test_every_kind_of_file_gives_the_same_documents(tmp_path):
@@ -48,7 +48,7 @@ def test_any_other_file_is_one_document(tmp_path):
     (tmp_path / "a.py.gz").write_bytes(gzip.compress(b"x = 1\n"))
     (tmp_path / "b.bin").write_bytes(b"\xff\n")
     assert read(tmp_path / "a.py") == read(tmp_path / "a.py.gz") == ["x = 1\n"]
-    assert list(documents.read(tmp_path / "b.bin")) == [b"\xff\n"]
+    assert list(documents.read_documents(tmp_path / "b.bin")) == [b"\xff\n"]
 
 
 def test_a_null_in_parquet_is_an_empty_document(tmp_path):
@@ -78,7 +78,7 @@ def test_broken_files_are_named(tmp_path, name, content, message):
     if content is not None:
         (tmp_path / name).write_bytes(content)
     with pytest.raises(InputError) as caught:
-        list(documents.read(tmp_path / name))
+        list(documents.read_documents(tmp_path / name))
     assert message in str(caught.value) and "\n" not in str(caught.value)
 
 

@@ -44,7 +44,7 @@ def test_what_is_written_is_what_the_tokenizer_says(tmp_path, capsys, kind):
     tokenizer, index = tokenizers.load(path), json.loads((out / "index.json").read_text())
     for part in ("train", "validation"):
         held = part == "validation"
-        mine = [t.encode() for t in texts if prepare.held_out(t.encode(), 0.2) == held]
+        mine = [t.encode() for t in texts if prepare.is_validation(t.encode(), 0.2) == held]
         ids = [i for text in mine for i in [*tokenizer.encode(text), tokenizer.end]]
         shards = [np.fromfile(out / s["file"], np.uint16) for s in index[part]["shards"]]
         assert np.concatenate(shards).tolist() == ids
@@ -70,11 +70,11 @@ def test_processes_and_batches_change_nothing(tmp_path, monkeypatch):
 def test_every_document_of_a_file_of_many(tmp_path):
     (tmp_path / "c4.json.gz").write_bytes(gzip.compress(json_lines() * 30))
     out = tmp_path / "out"
-    texts = {prepare.held_out(t.encode(), 0.5) for t in TEXTS if t}
+    texts = {prepare.is_validation(t.encode(), 0.5) for t in TEXTS if t}
     assert texts == {False, True}  # else there is nothing for one part
     run("--tokenizer=bytes", f"--input={tmp_path}/*.gz", f"--out={out}", "--validation=0.5")
     index = json.loads((out / "index.json").read_text())
-    assert sum(index[part]["documents"] for part in tokens.PARTS) == 90  # empty ones are none
+    assert sum(index[part]["documents"] for part in tokens.SPLITS) == 90  # empty ones are none
 
 
 @pytest.mark.slow
@@ -85,8 +85,8 @@ def test_a_run_trains_on_what_was_prepared(tmp_path, capsys):
     share = next(
         s / 100
         for s in range(1, 100)
-        if prepare.held_out((tmp_path / "b.txt").read_bytes(), s / 100)
-        != prepare.held_out((tmp_path / "a.txt").read_bytes(), s / 100)
+        if prepare.is_validation((tmp_path / "b.txt").read_bytes(), s / 100)
+        != prepare.is_validation((tmp_path / "a.txt").read_bytes(), s / 100)
     )
     given = [f"--input={tmp_path}/?.txt", f"--out={out}", f"--validation={share}"]
     run(f"--tokenizer={path}", *given)

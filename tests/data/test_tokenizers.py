@@ -86,9 +86,9 @@ def test_bytes_of_the_first_token(tmp_path, kind):
     tokenizer = tokenizers.load(make(kind, tmp_path))
     for text in ("the fox", "é", "漢字", "𝒳 abc", "x", "\N{REPLACEMENT CHARACTER}a"):
         found = tokenizer.encode(text.encode())
-        size = tokenizers.first_bytes(tokenizer, found)
+        size = tokenizers.count_first_token_bytes(tokenizer, found)
         assert 0 <= size <= len(text.encode()) and (size < len(text.encode()) or len(found) == 1)
         if kind in ("bytes", "tiktoken"):
             assert size == len(tokenizer.decode(found[:1]))
     found = tokenizer.encode("漢".encode())  # three tokens of a byte each, after a space of none
-    assert tokenizers.first_bytes(tokenizer, found) == (0 if kind == "model" else 1)
+    assert tokenizers.count_first_token_bytes(tokenizer, found) == (0 if kind == "model" else 1)

@@ -13,12 +13,12 @@ import pytest
 
 from pqt_jax.errors import InputError, OutputError
 from pqt_jax.interchange import files, folders
-from pqt_jax.interchange.folders import whole_folder
+from pqt_jax.interchange.folders import atomic_folder
 from support.paths import ROOT
 
 
 def write(out, content, overwrite=False):
-    with whole_folder(out, overwrite) as temporary:
+    with atomic_folder(out, overwrite) as temporary:
         (temporary / "config.json").write_text(content)
 
 
@@ -42,7 +42,7 @@ def killed(code, *arguments):
 
 def test_a_folder_appears_when_it_is_whole(tmp_path):
     out = tmp_path / "a" / "b"
-    with whole_folder(out) as temporary:
+    with atomic_folder(out) as temporary:
         (temporary / "config.json").write_text("new")
         assert not out.exists() and temporary.parent == out.parent
     assert content(out) == {"config.json": "new"} and list(out.parent.iterdir()) == [out]
@@ -60,7 +60,7 @@ def test_an_empty_folder_and_a_link_to_one_will_do(tmp_path):
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
 def test_what_fails_leaves_nothing(tmp_path, error):
-    with pytest.raises(error), whole_folder(tmp_path / "out") as temporary:
+    with pytest.raises(error), atomic_folder(tmp_path / "out") as temporary:
         (temporary / "config.json").write_text("half")
         raise error
     assert list(tmp_path.iterdir()) == []
@@ -74,12 +74,12 @@ def test_what_is_there_is_replaced_only_when_asked(tmp_path):
     ):
         write(out, "new")
     with pytest.raises(InputError, match="config.json; give another folder$"):
-        folders.check(out, None)  # of a command that has no such option
-    with pytest.raises(RuntimeError), whole_folder(out, overwrite=True) as temporary:
+        folders.check_destination(out, None)  # of a command that has no such option
+    with pytest.raises(RuntimeError), atomic_folder(out, overwrite=True) as temporary:
         (temporary / "config.json").write_text("half")
         raise RuntimeError
     assert content(out) == {"config.json": "old"}
-    with whole_folder(out, overwrite=True) as temporary:
+    with atomic_folder(out, overwrite=True) as temporary:
         (temporary / "model.safetensors").write_text("new")
         assert content(out) == {"config.json": "old"}
     assert content(out) == {"model.safetensors": "new"} and list(tmp_path.iterdir()) == [out]
@@ -98,7 +98,7 @@ def test_a_folder_with_folders_is_never_replaced(tmp_path):
 def test_a_folder_of_other_files_is_never_replaced(tmp_path):
     write(tmp_path / "export", "old")
     (tmp_path / "export" / "thesis.tex").write_text("mine")
-    for check in (folders.check, lambda out, _: write(out, "new", overwrite=True)):
+    for check in (folders.check_destination, lambda out, _: write(out, "new", overwrite=True)):
         with pytest.raises(InputError, match="holds thesis.tex, which no such command writes"):
             check(tmp_path / "export", True)
     assert content(tmp_path / "export") == {"config.json": "old", "thesis.tex": "mine"}
@@ -113,7 +113,7 @@ def test_what_cannot_be_a_folder_is_refused(tmp_path, name):
         write(tmp_path / name, "new")
         assert content(tmp_path / "gone") == {"config.json": "new"}
         return
-    for check in (folders.check, lambda out: write(out, "new")):
+    for check in (folders.check_destination, lambda out: write(out, "new")):
         with pytest.raises((InputError, OutputError)) as caught:
             check(tmp_path / name)
         assert "\n" not in str(caught.value)
@@ -122,10 +122,10 @@ def test_what_cannot_be_a_folder_is_refused(tmp_path, name):
 
 def test_a_system_that_refuses_is_named(tmp_path):
     with pytest.raises(OutputError, match="out: no space left on device; free some and run"):
-        with whole_folder(tmp_path / "out"):
+        with atomic_folder(tmp_path / "out"):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     with pytest.raises(OutputError, match="cannot write .*/out: is a directory; "):
-        with whole_folder(tmp_path / "out") as temporary:  # not the temporary folder's name
+        with atomic_folder(tmp_path / "out") as temporary:  # not the temporary folder's name
             (temporary / "config.json").mkdir()
             files.write(temporary / "config.json", "")
     (tmp_path / "file").write_text("")
@@ -154,7 +154,7 @@ def test_a_rename_that_fails_puts_the_old_folder_back(tmp_path, monkeypatch):
 def test_two_writers_do_not_disturb_each_other(tmp_path):
     out = tmp_path / "out"
     with pytest.raises(InputError, match="out exists and holds config.json"):
-        with whole_folder(out) as temporary:
+        with atomic_folder(out) as temporary:
             write(out, "first to end")
             assert temporary.is_dir()
     assert content(out) == {"config.json": "first to end"} and list(tmp_path.iterdir()) == [out]
@@ -166,8 +166,8 @@ def test_a_writer_that_is_killed_leaves_the_old_or_nothing(tmp_path, overwrite):
     if overwrite:
         write(out, "old")
     killed(
-        "import sys, time; from pqt_jax.interchange.folders import whole_folder\n"
-        "with whole_folder(sys.argv[1], overwrite=True) as temporary:\n"
+        "import sys, time; from pqt_jax.interchange.folders import atomic_folder\n"
+        "with atomic_folder(sys.argv[1], overwrite=True) as temporary:\n"
         "    (temporary / 'config.json').write_text('half')\n"
         "    print('ready', flush=True); time.sleep(60)\n",
         out,
@@ -185,13 +185,13 @@ def test_a_writer_killed_between_the_renames_loses_nothing(tmp_path):
     out = tmp_path / "out"
     write(out, "old")
     killed(
-        "import pathlib, sys, time; from pqt_jax.interchange.folders import whole_folder\n"
+        "import pathlib, sys, time; from pqt_jax.interchange.folders import atomic_folder\n"
         "rename = pathlib.Path.rename\n"
         "def wait(self, target):\n"
         "    if self.suffix == '.part': print('ready', flush=True); time.sleep(60)\n"
         "    return rename(self, target)\n"
         "pathlib.Path.rename = wait\n"
-        "with whole_folder(sys.argv[1], overwrite=True) as temporary:\n"
+        "with atomic_folder(sys.argv[1], overwrite=True) as temporary:\n"
         "    (temporary / 'config.json').write_text('new')\n",
         out,
     )

@@ -64,7 +64,7 @@ def test_the_state_of_a_wrapped_model_is_exported_without_its_bits(tmp_path):
 def test_bfloat16_is_rounded_to_nearest(tmp_path, name):
     config, model = make(CONFIGS[name])
     huggingface.save(tmp_path / "out", config, nnx.state(model))
-    stored = safetensors_io.find(tmp_path / "out")
+    stored = safetensors_io.find_tensors(tmp_path / "out")
     assert {tensor.dtype for tensor in stored.values()} == {"BF16"}
     assert json.loads((tmp_path / "out" / "config.json").read_text())["torch_dtype"] == "bfloat16"
     loaded = flat(huggingface.load(tmp_path / "out")[1])
@@ -99,7 +99,9 @@ def test_large_models_come_in_shards(tmp_path, dtype):
             assert file.metadata() == {"format": "pt"}
             for name in file.keys():  # noqa: SIM118, it is no dict
                 assert index["weight_map"].pop(name) == shard.name
-        found = [t for t in safetensors_io.find(tmp_path / "many").values() if t.path == shard]
+        found = [
+            t for t in safetensors_io.find_tensors(tmp_path / "many").values() if t.path == shard
+        ]
         sizes[shard] = [int(np.prod(t.shape)) * (4 if dtype == "float32" else 2) for t in found]
         assert sum(sizes[shard]) <= 9000 or len(sizes[shard]) == 1
     assert not index["weight_map"]
@@ -116,13 +118,13 @@ def test_an_export_does_not_replace_another_unasked(tmp_path):
     with pytest.raises(InputError, match="exists and holds config.json"):
         huggingface.save(tmp_path, config, nnx.state(model))
     huggingface.save(tmp_path, config, nnx.state(model), dtype="float32", overwrite=True)
-    assert safetensors_io.find(tmp_path)["transformer.wte.weight"].dtype == "F32"
+    assert safetensors_io.find_tensors(tmp_path)["transformer.wte.weight"].dtype == "F32"
 
 
 def test_a_full_disk_is_named_and_nothing_is_left(tmp_path, monkeypatch):
     (tmp_path / "model.safetensors").symlink_to("/dev/full")
     with pytest.raises(OutputError, match="model.safetensors: no space left on device; free some"):
-        safetensors_io.write(tmp_path, {"a": np.zeros(30_000, np.float32)}, "float32")
+        safetensors_io.write_tensors(tmp_path, {"a": np.zeros(30_000, np.float32)}, "float32")
 
     write = safetensors_io.write_file
 
@@ -174,7 +176,8 @@ def write_plain(folder, values, fields):
 def read_plain(folder):
     """(tensors, fields) of a folder."""
     values = {
-        name: safetensors_io.read(tensor) for name, tensor in safetensors_io.find(folder).items()
+        name: safetensors_io.read_tensor(tensor)
+        for name, tensor in safetensors_io.find_tensors(folder).items()
     }
     return values, json.loads((folder / "config.json").read_text())
 

@@ -9,7 +9,7 @@ import pytest
 
 from pqt_jax.data import source
 from pqt_jax.lab import runs, sweep, sweep_table
-from pqt_jax.training.run.workdir import PARTS
+from pqt_jax.training.run.workdir import WORK_UNITS
 from support.paths import ROOT
 from support.session import shared_folder
 
@@ -47,7 +47,7 @@ def sweep_copy(swept, tmp_path):
 def train_by_lookup(swept, monkeypatch):
     """Replace training: the rows of a unit are those that the smoke sweep has for its runs."""
     rows = {}
-    for path in (swept / PARTS).iterdir():
+    for path in (swept / WORK_UNITS).iterdir():
         for row in sweep_table.read_rows(path):
             rows[row["arm"], row["learning_rate"], row["seed"]] = row
 

@@ -35,7 +35,7 @@ from pqt_jax.lab import (
 from pqt_jax.training.loss import cross_entropy
 from pqt_jax.training.run import metrics
 from pqt_jax.training.run import workdir as workdirs
-from pqt_jax.training.run.workdir import PARTS, TABLE
+from pqt_jax.training.run.workdir import SWEEP_RESULTS, WORK_UNITS
 from pqt_jax.transform import bit_state
 from pqt_jax.transform.tree_paths import paths_and_leaves
 from support.command import refused
@@ -49,16 +49,16 @@ def arguments(workdir, *more):
 
 
 def table_rows(workdir):
-    return [json.loads(line) for line in (workdir / TABLE).read_text().splitlines()]
+    return [json.loads(line) for line in (workdir / SWEEP_RESULTS).read_text().splitlines()]
 
 
 def row_files(workdir):
-    return sorted((workdir / PARTS).iterdir())
+    return sorted((workdir / WORK_UNITS).iterdir())
 
 
 def replace_parts_by_a_file(workdir):
-    shutil.rmtree(workdir / PARTS)
-    (workdir / PARTS).write_text("")
+    shutil.rmtree(workdir / WORK_UNITS)
+    (workdir / WORK_UNITS).write_text("")
 
 
 @pytest.mark.parametrize(
@@ -70,7 +70,7 @@ def replace_parts_by_a_file(workdir):
     ids=["no run.json", "parts is a file"],
 )
 def test_a_damaged_workdir_is_refused(sweep_copy, damage, message):
-    metadata = workdirs.read(sweep_copy, whose=workdirs.SWEEP)
+    metadata = workdirs.read_metadata(sweep_copy, whose=workdirs.SWEEP)
     damage(sweep_copy)
     with pytest.raises(InputError, match=message):
         workdirs.claim(sweep_copy, metadata, alone=False)
@@ -110,12 +110,12 @@ def test_the_smoke_sweep_has_a_report(swept, tmp_path):
 
 
 def test_a_missing_unit_is_trained_again_to_the_same_bits(swept, sweep_copy, capsys):
-    (sweep_copy / TABLE).unlink()
+    (sweep_copy / SWEEP_RESULTS).unlink()
     first, last = row_files(sweep_copy)
     last.unlink()
     before = first.stat().st_mtime_ns
     assert sweep.main(arguments(sweep_copy)) == 0
-    assert (sweep_copy / TABLE).read_bytes() == (swept / TABLE).read_bytes()
+    assert (sweep_copy / SWEEP_RESULTS).read_bytes() == (swept / SWEEP_RESULTS).read_bytes()
     assert first.stat().st_mtime_ns == before  # the other unit was not trained
     assert "E4M1: 5 runs, 0 diverged, 5 stuck" in capsys.readouterr().out
 
@@ -123,7 +123,7 @@ def test_a_missing_unit_is_trained_again_to_the_same_bits(swept, sweep_copy, cap
 def test_a_row_that_is_damaged_during_training_is_not_copied_to_the_table(
     sweep_copy, train_by_lookup, monkeypatch, capsys
 ):
-    (sweep_copy / TABLE).unlink()
+    (sweep_copy / SWEEP_RESULTS).unlink()
     first, last = row_files(sweep_copy)
     last.unlink()
     make_train = runs.make_train
@@ -138,7 +138,7 @@ def test_a_row_that_is_damaged_during_training_is_not_copied_to_the_table(
     monkeypatch.setattr(runs, "make_train", make_damaging_train)
     assert sweep.main(arguments(sweep_copy)) == 2
     assert "line 1 is not a row as a sweep writes it" in capsys.readouterr().err
-    assert not (sweep_copy / TABLE).exists()
+    assert not (sweep_copy / SWEEP_RESULTS).exists()
 
 
 def test_the_first_arm_is_the_baseline_even_before_it_has_runs(sweep_copy):
@@ -211,13 +211,13 @@ def test_a_sweep_that_is_killed_goes_on_to_the_same_table(swept, tmp_path):
     while not list(workdir.glob("parts/*.jsonl")) and time.monotonic() < deadline:
         time.sleep(0.05)
     process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL and not (workdir / TABLE).exists()
+    assert process.wait() == -signal.SIGKILL and not (workdir / SWEEP_RESULTS).exists()
     read, write = os.pipe()
     os.close(read)  # nor does it end where nobody reads what it prints
     done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True)
     os.close(write)
     assert done.returncode == 0 and done.stderr.count("standard output cannot be written") == 1
-    assert (workdir / TABLE).read_bytes() == (swept / TABLE).read_bytes()
+    assert (workdir / SWEEP_RESULTS).read_bytes() == (swept / SWEEP_RESULTS).read_bytes()
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ import pytest
 
 from pqt_jax.errors import InputError
 from pqt_jax.lab import sweep, sweep_config, sweep_table, work_units
-from pqt_jax.training.run.workdir import PARTS, TABLE
+from pqt_jax.training.run.workdir import SWEEP_RESULTS, WORK_UNITS
 from support.paths import ROOT
 
 SMOKE = str(ROOT / "configs" / "lab" / "smoke.py")
@@ -33,7 +33,7 @@ fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, int(sys.argv[2]))
 @pytest.fixture
 def units(tmp_path):
     """Two arms of three units each; none is done."""
-    (tmp_path / PARTS).mkdir()
+    (tmp_path / WORK_UNITS).mkdir()
     return work_units.plan(sweep_config.load(SMOKE, [("sweep.at_once", "2")]), tmp_path)
 
 
@@ -158,12 +158,12 @@ def test_the_process_of_the_last_unit_writes_the_table(
     out = capsys.readouterr().out
     assert "BF16: 5 runs" in out and "E4M1" not in out
     assert f"left to other processes: 1 of 2 work units; the last of them writes {workdir}" in out
-    assert not (workdir / TABLE).exists()
+    assert not (workdir / SWEEP_RESULTS).exists()
     other.kill()
     other.wait()
     assert sweep.main(command) == 0
     assert "E4M1: 5 runs" in capsys.readouterr().out
-    assert (workdir / TABLE).read_bytes() == (swept / TABLE).read_bytes()
+    assert (workdir / SWEEP_RESULTS).read_bytes() == (swept / SWEEP_RESULTS).read_bytes()
 
 
 @pytest.mark.slow
@@ -181,7 +181,7 @@ def test_two_processes_train_one_sweep_to_the_table_of_one(tmp_path):
     assert [process.returncode for process in both] == [0, 0]
     alone = start("one")
     alone.communicate(timeout=300)
-    tables = [(tmp_path / name / TABLE).read_bytes() for name in ("one", "two")]
+    tables = [(tmp_path / name / SWEEP_RESULTS).read_bytes() for name in ("one", "two")]
     assert tables[0] == tables[1] and tables[0].count(b"\n") == 10
     arms = ("BF16", "E4M1")
     assert all(sum(f"{arm}: 5 runs" in out for out in outputs) >= 1 for arm in arms)

@@ -32,7 +32,7 @@ from pqt_jax.transform.tree_paths import paths_and_leaves
 Measured = Mapping[str, Any]
 
 
-class Bits(NamedTuple):
+class BitRecord(NamedTuple):
     """One record.
 
     Attributes:
@@ -48,7 +48,7 @@ class Bits(NamedTuple):
     formats: dict[str, float]
 
 
-def reduce(params: nnx.State, rules: Sequence[Rule]) -> dict[str, Any]:
+def reduce_bit_widths(params: nnx.State, rules: Sequence[Rule]) -> dict[str, Any]:
     """What a record is made of, on the devices; a few numbers for each matrix, and no more.
 
     Args:
@@ -78,7 +78,7 @@ def reduce(params: nnx.State, rules: Sequence[Rule]) -> dict[str, Any]:
     )
 
 
-_reduce = functools.partial(jax.jit, static_argnums=1)(reduce)
+_reduce = functools.partial(jax.jit, static_argnums=1)(reduce_bit_widths)
 
 
 def measure(params: nnx.State, rules: Sequence[Rule]) -> Measured:
@@ -87,7 +87,7 @@ def measure(params: nnx.State, rules: Sequence[Rule]) -> Measured:
     With several processes every one of them calls this, and has the same numbers.
 
     Args:
-      params, rules: as for `reduce`.
+      params, rules: as for `reduce_bit_widths`.
 
     Returns:
       Nothing but floats in lists and dicts; empty where no bits are learned.
@@ -127,23 +127,23 @@ def append(path: Path, step: int, tokens: int, measured: Measured) -> None:
         metrics.append(path, {"step": step, "tokens": tokens, **rounded})
 
 
-def read(path: Path) -> list[Bits]:
+def read(path: Path) -> list[BitRecord]:
     """The records of a file, in order; what is torn or no record of bits, or no file, is nothing.
 
     `metrics.truncate` drops those that a resumed run will write again.
     """
-    found = map(_parse, metrics.read_json(path))
+    found = map(_parse, metrics.read_records(path))
     return [record for record in found if record is not None]
 
 
-def _parse(record: metrics.Record) -> Bits | None:
-    tokens = metrics.numbers(record).get("tokens")
+def _parse(record: metrics.Record) -> BitRecord | None:
+    tokens = metrics.numeric_fields(record).get("tokens")
     try:
         layers = {str(name): np.array(mean, float) for name, mean in record["layers"].items()}
-        formats = metrics.numbers(record["formats"])
+        formats = metrics.numeric_fields(record["formats"])
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
         return None
     if not layers or any(mean.ndim != 1 for mean in layers.values()):
         return None
     shares = {fmt.name: formats.get(fmt.name) or 0.0 for fmt in MIXED_FORMATS}
-    return Bits(record["step"], tokens, layers, {name: x for name, x in shares.items() if x})
+    return BitRecord(record["step"], tokens, layers, {name: x for name, x in shares.items() if x})

@@ -5,15 +5,16 @@
     save:    state, metadata with the digest of every array → step directory, in the background
     restore: metadata, compared with this run's → state, compared with its digests
 
-The metadata says what made the checkpoint (`workdir.describe`). A run goes on from a checkpoint
-only if all of it is its own. The position in the data is the step (`pipeline.train_batches`).
+The metadata describes the run that made the checkpoint (`workdir.make_metadata`). A run resumes
+only from a checkpoint with its own metadata. The position in the data is the step number
+(`pipeline.train_batches`).
 
-A save returns when the state is copied, and writes while training goes on. A step directory gets
-its name when all of it is written, so a run that is killed leaves whole ones. What fails in the
-background is raised by the next `save`, `check` or `close`.
+A save returns when the state has been copied; the files are written while training continues. A
+step directory gets its final name when it is complete, so a killed run leaves no partial
+checkpoint. An error in the background is raised by the next `save`, `check` or `close`.
 
-Several processes save together, each its own part, and read each by itself: what one of them cannot
-read is damaged for all.
+With several processes each saves its own shards and reads the checkpoint on its own. A checkpoint
+that one of them cannot read is treated as damaged by all.
 """
 
 import functools
@@ -63,10 +64,10 @@ def save(manager: ocp.CheckpointManager, step: int, state: Any, meta: Mapping[st
       RuntimeError: if Orbax declines to save; it says so by a return value alone.
     """
     tree = state._asdict()
-    whole = {**meta, "step": step, "digests": digests.of(tree)}
+    whole = {**meta, "step": step, "digests": digests.array_digests(tree)}
     items = ocp.args.Composite(
         state=ocp.args.StandardSave(tree),
-        meta=ocp.args.JsonSave({**whole, "digest": digests.of_json(whole)}),
+        meta=ocp.args.JsonSave({**whole, "digest": digests.json_digest(whole)}),
     )
     if not _written(Path(manager.directory), manager.save, step, args=items):
         newest = manager.latest_step()
@@ -89,12 +90,12 @@ def close(manager: ocp.CheckpointManager) -> None:
     try:
         _written(Path(manager.directory), manager.wait_until_finished)
     finally:
-        orbax_errors.call(manager.close)
+        orbax_errors.call_orbax(manager.close)
 
 
 def _written(path: Path, function: Callable[..., Any], *args: Any, **options: Any) -> Any:
     try:
-        return orbax_errors.call(function, *args, **options)
+        return orbax_errors.call_orbax(function, *args, **options)
     except orbax_errors.OrbaxError as error:
         raise OutputError(path, str(error)) from None
 
@@ -122,7 +123,7 @@ def restore(manager: ocp.CheckpointManager, step: int, like: Any, meta: Meta) ->
         found = _read(_folder(manager, step), like._asdict(), meta)
     except DamagedError as error:
         reason = str(error)
-    damaged = distributed.every(bool(reason))
+    damaged = distributed.all_gather_int(bool(reason))
     if any(damaged):
         raise DamagedError(reason or f"process {damaged.index(1)} cannot read it")
     state, saved = found
@@ -143,27 +144,27 @@ def _read(folder: Path, like: Any, meta: Meta) -> tuple[Any, Meta]:
     reader = functools.partial(ocp.Checkpointer, multiprocessing_options=alone)
     try:
         with reader(ocp.JsonCheckpointHandler()) as read:
-            saved = orbax_errors.call(read.restore, folder / "meta")
+            saved = orbax_errors.call_orbax(read.restore, folder / "meta")
         _check_meta(saved, meta, folder)
         with reader(ocp.PyTreeCheckpointHandler()) as read:
-            return orbax_errors.call(read.restore, folder / "state", args=only), saved
+            return orbax_errors.call_orbax(read.restore, folder / "state", args=only), saved
     except orbax_errors.OrbaxError as error:
         raise DamagedError(str(error)) from None
 
 
 def _check_meta(saved: Any, meta: Meta, folder: Path) -> None:
-    if not workdir.is_whole(saved) or not {"step", "time", "digests", "digest"} <= saved.keys():
+    if not workdir.is_metadata(saved) or not {"step", "time", "digests", "digest"} <= saved.keys():
         raise DamagedError("its metadata is not whole")
-    digest = digests.of_json({name: x for name, x in saved.items() if name != "digest"})
+    digest = digests.json_digest({name: x for name, x in saved.items() if name != "digest"})
     if digest != saved["digest"]:
         raise DamagedError("its metadata is not what was written")
-    workdir.check_same(saved, meta, f"checkpoint {folder}")
+    workdir.check_same_run(saved, meta, f"checkpoint {folder}")
     if str(saved["step"]) != folder.name:
         raise DamagedError(f"it holds step {saved['step']}")
 
 
 def _check_digests(tree: Any, saved: Meta) -> None:
-    for path, digest in digests.of(tree).items():
+    for path, digest in digests.array_digests(tree).items():
         if digest != saved["digests"].get(path):
             raise DamagedError(f"{path} holds other values than were written")
 
@@ -194,7 +195,7 @@ def restore_newest(manager: ocp.CheckpointManager, like: Any, meta: Meta) -> tup
             damaged[step] = str(error)
             continue
         for other, reason in damaged.items():
-            aside = distributed.together(functools.partial(_put_aside, _folder(manager, other)))
+            aside = distributed.run_in_all(functools.partial(_put_aside, _folder(manager, other)))
             if aside:
                 print_error(
                     f"checkpoint of step {other} cannot be read ({reason}) and is put aside, in "
@@ -215,7 +216,7 @@ def _put_aside(folder: Path) -> Path | None:
 
     It is not deleted: what failed may have been the reading.
     """
-    if not distributed.is_first():
+    if not distributed.is_first_process():
         return None
     beside = folder.parent.parent / workdir.DAMAGED
     try:

@@ -23,11 +23,11 @@ _WORDS = {1: np.uint8, 2: np.uint16, 4: np.uint32}
 _PIECE = 2**18  # elements that NumPy takes at a time, within a cache
 
 
-def of(tree: Any) -> dict[str, str]:
+def array_digests(tree: Any) -> dict[str, str]:
     """The digest of every array of a tree.
 
     Example:
-      >>> of({"a": np.arange(3)})
+      >>> array_digests({"a": np.arange(3)})
       {"['a']": '06ee268d8337cb6e'}
 
     Args:
@@ -43,7 +43,7 @@ def of(tree: Any) -> dict[str, str]:
     return {jax.tree_util.keystr(path): d for (path, _), d in zip(pairs, digits, strict=True)}
 
 
-def of_json(value: Any) -> str:
+def json_digest(value: Any) -> str:
     """The SHA-256 of something that JSON holds, however its fields are ordered."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 

@@ -2,16 +2,16 @@
 # Copyright 2026 The pqt_jax Authors
 """Several processes that train one model, each with its own devices.
 
-They take the same steps in the same order, since whoever waits for another waits in vain for one
-that has ended. What only one of them notices is therefore told to all:
+All processes must take the same steps in the same order: a process that waits for one that has
+ended waits forever. What only one process notices is therefore sent to all of them:
 
-    wrong input, before training    `together`: that one raises, and the others a ProcessError
-    a checkpoint it cannot read     `every`: all take the one before (`checkpoint.restore`)
-    a signal                        `stops`: all end after the same step
-    too many steps skipped          nothing to tell: all see the same numbers
-    a full disk, a bug              `leave`: it ends within seconds, and for the others is lost
+    wrong input, before training    `run_in_all`: it raises; in the others, ProcessError
+    a checkpoint it cannot read     `all_gather_int`: all use the one before (`checkpoint.restore`)
+    a signal                        `make_stop_signal`: all stop after the same step
+    too many skipped steps          nothing to send: all see the same numbers
+    a full disk, a bug              `exit_process`: it ends in seconds; the others lose it
 
-`docs/scaling.md` has the lines that start them.
+`docs/scaling.md` has the commands that start them.
 """
 
 import os
@@ -31,7 +31,7 @@ from jax.sharding import PartitionSpec as P
 
 from pqt_jax.console import print_line
 from pqt_jax.errors import InputError, OutputError
-from pqt_jax.training.run.signals import ending_at_once
+from pqt_jax.training.run.signals import default_signal_handling
 
 T = TypeVar("T")
 
@@ -51,7 +51,7 @@ class ProcessError(RuntimeError):
         self.exit_code = exit_code
 
 
-def join() -> None:
+def initialize() -> None:
     """Become one of several processes. Before anything else of JAX.
 
     `JAX_COORDINATOR_ADDRESS` (host:port of process 0), `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID` say
@@ -73,7 +73,7 @@ def join() -> None:
     said.daemon = True
     said.start()
     try:
-        with warnings.catch_warnings(), ending_at_once():
+        with warnings.catch_warnings(), default_signal_handling():
             warnings.simplefilter("ignore")  # of clusters that it looks for in vain
             if address and index:
                 _reach(address, patience)
@@ -126,18 +126,18 @@ def _reach(address: str, patience: int) -> None:
             time.sleep(0.2)
 
 
-def are_joined() -> bool:
+def is_distributed() -> bool:
     """Whether this is one of several processes."""
     return jax.distributed.is_initialized()
 
 
-def is_loss(error: Exception) -> bool:
+def is_lost_process(error: Exception) -> bool:
     """Whether an error of JAX is that another process is gone, and not one of this one alone."""
     own = ("RESOURCE_EXHAUSTED", "INVALID_ARGUMENT", "UNIMPLEMENTED")
     return isinstance(error, jax.errors.JaxRuntimeError) and not str(error).startswith(own)
 
 
-def leave(code: int) -> int:
+def exit_process(code: int) -> int:
     """End this process, after what ended its run was said.
 
     JAX waits for the others at exit, for minutes. Where all of them end, they do so together;
@@ -149,7 +149,7 @@ def leave(code: int) -> int:
     Returns:
       It, where this is the only process.
     """
-    if not are_joined():
+    if not is_distributed():
         return code
     together = threading.Thread(target=jax.distributed.shutdown, daemon=True)
     together.start()
@@ -158,19 +158,19 @@ def leave(code: int) -> int:
     os._exit(code)
 
 
-def is_first() -> bool:
+def is_first_process() -> bool:
     """Whether this process is the one that writes files and prints."""
     return jax.process_index() == 0
 
 
-def every(code: int) -> list[int]:
+def all_gather_int(code: int) -> list[int]:
     """What every process says, in their order; a call that all of them must make."""
     if jax.process_count() == 1:
         return [code]
     return np.ravel(multihost_utils.process_allgather(np.int32(code))).tolist()
 
 
-def of_first(text: str) -> str:
+def broadcast_from_first(text: str) -> str:
     """What the first process says, in every process; a call that all of them must make."""
     if jax.process_count() == 1:
         return text
@@ -183,7 +183,7 @@ def of_first(text: str) -> str:
     )
 
 
-def together(function: Callable[[], T]) -> T:
+def run_in_all(function: Callable[[], T]) -> T:
     """Call a function in every process; where it fails in one, none goes on.
 
     Args:
@@ -201,10 +201,10 @@ def together(function: Callable[[], T]) -> T:
     try:
         result = function()
     except (InputError, OutputError) as error:
-        if not are_joined():
+        if not is_distributed():
             raise
         failure = error
-    codes = every(failure.exit_code if failure else 0)
+    codes = all_gather_int(failure.exit_code if failure else 0)
     failed = [index for index, code in enumerate(codes) if code]
     if failure and failed[0] == jax.process_index():
         raise failure
@@ -213,11 +213,11 @@ def together(function: Callable[[], T]) -> T:
     return result
 
 
-def stops(signals: Sequence[int], mesh: Mesh | None) -> Callable[[], int]:
+def make_stop_signal(signals: Sequence[int], mesh: Mesh | None) -> Callable[[], int]:
     """The signal after which all processes stop at the same step.
 
     Args:
-      signals: that this process has received so far, from `signals.interruptions`.
+      signals: that this process has received so far, from `signals.collect_signals`.
       mesh: of all devices of all processes; None for one process.
 
     Returns:

@@ -68,7 +68,7 @@ def spike_score(before: Sequence[float], loss: float) -> float:
     return (loss - median) / max(spread, 0.01 * abs(median), 1e-30)
 
 
-class Watch:
+class LossMonitor:
     """Sees every step once, in order.
 
     Args:
@@ -84,7 +84,7 @@ class Watch:
         self.losses: deque[float] = deque(before, maxlen=options.window)
         self.skipped = self.in_a_row = 0
 
-    def see(self, step: int, loss: float, skipped: int, in_a_row: int) -> Record | None:
+    def add_step(self, step: int, loss: float, skipped: int, in_a_row: int) -> Record | None:
         """Look at a step.
 
         Args:

@@ -38,15 +38,15 @@ def append(path: Path, record: Mapping[str, Any]) -> None:
 
 def read(path: Path) -> list[Record]:
     """The records of a file, in order; what is broken or no number, or no file, is nothing."""
-    return [numbers(record) for record in read_json(path)]
+    return [numeric_fields(record) for record in read_records(path)]
 
 
-def read_json(path: Path) -> list[Record]:
+def read_records(path: Path) -> list[Record]:
     """The lines of a file that are JSON of a step, in order, whatever else is in them."""
     return [record for line in _lines(path) if (record := _parse(line)) is not None]
 
 
-def numbers(record: Mapping[str, Any]) -> Record:
+def numeric_fields(record: Mapping[str, Any]) -> Record:
     """The fields of a record that are a number, or null for one that was not finite."""
     return {name: value for name, value in record.items() if value is None or _is_number(value)}
 

@@ -23,7 +23,7 @@ class OrbaxError(RuntimeError):
     """A call of Orbax failed; the message is the reason, short and on one line."""
 
 
-def call(function: Callable[..., Any], *args: Any, **options: Any) -> Any:
+def call_orbax(function: Callable[..., Any], *args: Any, **options: Any) -> Any:
     """Call a function of Orbax.
 
     Args:

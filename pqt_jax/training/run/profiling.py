@@ -15,7 +15,7 @@ _WARM, _STEPS = 10, 5  # steps before a trace, where there are so many, and in i
 
 
 @contextlib.contextmanager
-def of_steps(folder: Path | None, left: int) -> Iterator[Callable[[int], None]]:
+def trace_steps(folder: Path | None, left: int) -> Iterator[Callable[[int], None]]:
     """Trace five steps after the tenth; of a short run, what follows its first half.
 
     A trace that cannot be written is a warning: the run is worth more.
@@ -27,7 +27,7 @@ def of_steps(folder: Path | None, left: int) -> Iterator[Callable[[int], None]]:
     Yields:
       A function to call before each step with its number, counted from 1.
     """
-    if folder is None or left < 1 or not distributed.is_first():
+    if folder is None or left < 1 or not distributed.is_first_process():
         yield lambda step: None
         return
     begin = min(_WARM, left // 2) + 1

@@ -23,7 +23,7 @@ _SHOW_CURSOR = b"\r\n\x1b[?25h"  # which a bar hides
 
 
 @contextlib.contextmanager
-def interruptions() -> Iterator[list[int]]:
+def collect_signals() -> Iterator[list[int]]:
     """A list that signals add their numbers to. For the main thread."""
     received: list[int] = []
     with _heard(lambda number, _: received.append(number), _end_at_the_second):
@@ -31,7 +31,7 @@ def interruptions() -> Iterator[list[int]]:
 
 
 @contextlib.contextmanager
-def leaving_at_the_first() -> Iterator[None]:
+def exit_on_signal() -> Iterator[None]:
     """Signals end the process with one line and 128 + their number; for what has nothing to save.
 
     KeyboardInterrupt does it less well: Python drops it where it comes in a callback of its own,
@@ -45,7 +45,7 @@ def leaving_at_the_first() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def ending_at_once() -> Iterator[None]:
+def default_signal_handling() -> Iterator[None]:
     """Signals end the process as they do by default, also one that waits outside Python."""
     if threading.current_thread() is not threading.main_thread():
         yield

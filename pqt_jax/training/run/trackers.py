@@ -30,7 +30,7 @@ TENSORBOARD, WANDB_ID = "tensorboard", "wandb.id"
 _PACKAGES = {"tensorboard": "tensorboardX", "wandb": "wandb"}  # by field of config.log
 
 
-class Sink(NamedTuple):
+class Tracker(NamedTuple):
     """Something that takes records.
 
     Attributes:
@@ -44,7 +44,7 @@ class Sink(NamedTuple):
     close: Callable[[], None]
 
 
-def check(log: LogConfig) -> None:
+def check_config(log: LogConfig) -> None:
     """Raise InputError if `config.log` asks for what is not installed."""
     for field, package in _PACKAGES.items():
         value = getattr(log, field)
@@ -61,7 +61,7 @@ def check(log: LogConfig) -> None:
         )
 
 
-def start(config: Config, workdir: Path, step: int) -> list[Sink]:
+def start(config: Config, workdir: Path, step: int) -> list[Tracker]:
     """Open what the config asks for, on the first process; the others have none.
 
     Args:
@@ -86,7 +86,7 @@ def start(config: Config, workdir: Path, step: int) -> list[Sink]:
     return sinks
 
 
-def send(sinks: list[Sink], record: Mapping[str, Any]) -> None:
+def send(sinks: list[Tracker], record: Mapping[str, Any]) -> None:
     """Send a record to all; one that fails is said and dropped from the list."""
     values = {name: x for name, x in record.items() if x is not None and name != "step"}
     for sink in list(sinks):
@@ -94,9 +94,9 @@ def send(sinks: list[Sink], record: Mapping[str, Any]) -> None:
 
 
 @contextlib.contextmanager
-def opened() -> Iterator[list[Sink]]:
+def opened() -> Iterator[list[Tracker]]:
     """A list for what `start` returns, all of which is closed at the end."""
-    sinks: list[Sink] = []
+    sinks: list[Tracker] = []
     try:
         yield sinks
     finally:
@@ -104,7 +104,7 @@ def opened() -> Iterator[list[Sink]]:
             _tried(sinks, sink, sink.close)
 
 
-def _tried(sinks: list[Sink], sink: Sink, function: Callable[[], None]) -> None:
+def _tried(sinks: list[Tracker], sink: Tracker, function: Callable[[], None]) -> None:
     try:
         function()
     except Exception as error:  # the run is worth more, whatever it is
@@ -115,7 +115,7 @@ def _tried(sinks: list[Sink], sink: Sink, function: Callable[[], None]) -> None:
             sink.close()
 
 
-def _tensorboard(folder: Path, step: int) -> Sink:
+def _tensorboard(folder: Path, step: int) -> Tracker:
     # Not its SummaryWriter, whose thread fails in silence and then blocks the run at its queue.
     # Classes that protobuf makes at run time.
     from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore
@@ -139,10 +139,10 @@ def _tensorboard(folder: Path, step: int) -> Sink:
         write(step=step + 1, session_log=SessionLog(status=SessionLog.START))
     except OSError as error:
         raise OutputError(folder, error) from None
-    return Sink("TensorBoard", send, writer.close)
+    return Tracker("TensorBoard", send, writer.close)
 
 
-def _wandb(config: Config, workdir: Path) -> Sink:
+def _wandb(config: Config, workdir: Path) -> Tracker:
     import wandb
 
     name = workdir / WANDB_ID
@@ -170,4 +170,4 @@ def _wandb(config: Config, workdir: Path) -> Sink:
         if step >= run.step:  # else it has the step from before the run was resumed
             run.log(values, step=step)
 
-    return Sink("W&B", send, run.finish)
+    return Tracker("W&B", send, run.finish)

@@ -34,12 +34,12 @@ from pqt_jax.training.config.schema import Config
 from pqt_jax.training.run import metrics
 
 RUN, LOCK, METRICS, SUMMARY = "run.json", "run.lock", "metrics.jsonl", "summary.json"
-HISTORY, LOSS, BITS, CHECKPOINTS = "bits.jsonl", "loss.png", "bits.png", "checkpoints"
+BIT_HISTORY, LOSS, BITS, CHECKPOINTS = "bits.jsonl", "loss.png", "bits.png", "checkpoints"
 PROFILE, DAMAGED = "profile", "damaged"
-PARTS, TABLE = "parts", "runs.jsonl"  # of a sweep
-RUNNING, SWEEP = "a training run", "a sweep"
-_FILES = (METRICS, HISTORY, SUMMARY, LOSS, BITS, TABLE)
-_FOLDERS = (CHECKPOINTS, PARTS)
+WORK_UNITS, SWEEP_RESULTS = "parts", "runs.jsonl"  # of a sweep
+TRAINING_RUN, SWEEP = "a training run", "a sweep"
+_FILES = (METRICS, BIT_HISTORY, SUMMARY, LOSS, BITS, SWEEP_RESULTS)
+_FOLDERS = (CHECKPOINTS, WORK_UNITS)
 _FINGERPRINTS = {  # and the fields whose files they are of
     "data_fingerprint": ("config.data.files ", "config.data.tokens "),
     "init_fingerprint": ("config.init_from ",),
@@ -52,7 +52,7 @@ _PACKAGES = ("pqt_jax", "jax", "flax", "optax", "grain", "orbax-checkpoint")
 Meta = dict[str, Any]
 
 
-def describe(config: Config, text: Text, init_fingerprint: str = "") -> Meta:
+def make_metadata(config: Config, text: Text, init_fingerprint: str = "") -> Meta:
     """The metadata of a run: what must be the same to go on, and the versions that it used.
 
     Args:
@@ -70,14 +70,14 @@ def describe(config: Config, text: Text, init_fingerprint: str = "") -> Meta:
     }
 
 
-def is_whole(meta: Any) -> bool:
+def is_metadata(meta: Any) -> bool:
     """Whether something that was read has the fields of metadata."""
     if not isinstance(meta, dict) or not {"data_fingerprint", "stream_version"} <= meta.keys():
         return False
     return all(isinstance(meta.get(name), dict) for name in ("config", "versions"))
 
 
-def check_same(old: Meta, new: Meta, what: str) -> None:
+def check_same_run(old: Meta, new: Meta, what: str) -> None:
     """Raise InputError, naming the field, unless two runs are the same but for their logging."""
     different = saved_config.differences(old["config"], new["config"])
     for name, fields in _FINGERPRINTS.items():
@@ -112,7 +112,7 @@ def claim(workdir: Path, meta: Meta, *, alone: bool = True) -> int:
 
     Args:
       workdir: made if it is missing.
-      meta: from `describe`.
+      meta: from `make_metadata`.
       alone: whether no other process may use it meanwhile; else they agree among themselves by
         locks on bytes of the file (`lab.work_units`).
 
@@ -215,12 +215,12 @@ def _check_owner(workdir: Path, meta: Meta) -> bool:
             )
         return False
     old = _read(workdir)
-    check_same(old, meta, f"--workdir={workdir}")
+    check_same_run(old, meta, f"--workdir={workdir}")
     _check_checkpoints(workdir, old, meta)
     return True
 
 
-def start_of(workdir: Path) -> str:
+def read_init_fingerprint(workdir: Path) -> str:
     """The fingerprint of the weights that a run with checkpoints started from; "" for none."""
     with contextlib.suppress(OSError, InputError):
         if any((workdir / CHECKPOINTS).iterdir()):
@@ -228,7 +228,7 @@ def start_of(workdir: Path) -> str:
     return ""
 
 
-def read(workdir: Path, option: str = "--workdir=", whose: str = RUNNING) -> Meta:
+def read_metadata(workdir: Path, option: str = "--workdir=", whose: str = TRAINING_RUN) -> Meta:
     """The metadata of a run, for those who only look.
 
     Args:
@@ -264,14 +264,14 @@ def _read(workdir: Path, option: str = "--workdir=") -> Meta:
     meta: Any = None
     with contextlib.suppress(ValueError, RecursionError):
         meta = json.loads((workdir / RUN).read_text())
-    if not is_whole(meta):
+    if not is_metadata(meta):
         raise InputError(
             f"{option}{workdir}: {RUN} in it is damaged; put a copy back, or give a new directory"
         )
     return meta
 
 
-def refuse_checkpoints(out: Path, given: str) -> None:
+def check_not_in_checkpoints(out: Path, given: str) -> None:
     """Raise InputError for a folder to write that is a run's checkpoints, or among them."""
     for folder in (out, *out.parents):
         if folder.name == CHECKPOINTS and (folder.parent / RUN).exists():

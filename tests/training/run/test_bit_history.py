@@ -80,7 +80,7 @@ def test_every_mesh_measures_the_same_and_hands_out_whole_results():
     mesh = partitioning.make(data=1, fsdp=4, tensor=2)
     with partitioning.entered(mesh):
         placed = jax.jit(partitioning.held)(params)
-        reduced = jax.jit(bit_history.reduce, static_argnums=1)(placed, rules)
+        reduced = jax.jit(bit_history.reduce_bit_widths, static_argnums=1)(placed, rules)
         found = bit_history.measure(placed, rules)
     assert not any(leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(placed)[:1])
     assert all(leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(reduced))

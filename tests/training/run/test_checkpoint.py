@@ -32,7 +32,7 @@ TEXT = Text(np.arange(256, dtype=np.uint8), np.arange(64, dtype=np.uint8), "0123
 
 
 def meta_of(config):
-    return {**workdir.describe(config, TEXT), "time": {}}
+    return {**workdir.make_metadata(config, TEXT), "time": {}}
 
 
 META = meta_of(tiny.get_config())
@@ -58,7 +58,10 @@ def test_state_and_metadata_come_back(tmp_path):
 
     with opened(tmp_path) as manager:
         found, meta = checkpoint.restore(manager, 2, fresh(config), META)
-    assert meta.pop("digests") == digests.of(state._asdict()) and len(meta.pop("digest")) == 64
+    assert (
+        meta.pop("digests") == digests.array_digests(state._asdict())
+        and len(meta.pop("digest")) == 64
+    )
     assert meta == {**META, "step": 2}
     assert jax.tree.structure(found) == jax.tree.structure(state)
     jax.tree.map(np.testing.assert_array_equal, found, state)
@@ -83,11 +86,11 @@ def test_what_a_save_copied_may_be_given_away_at_once(tmp_path):
 
 def test_digests_are_of_values_and_places_and_the_same_on_every_mesh():
     x = np.random.default_rng(0).normal(size=(3, 64, 64)).astype(np.float32)
-    (whole,) = digests.of([x]).values()
+    (whole,) = digests.array_digests([x]).values()
     for split in (dict(data=2, fsdp=2, tensor=2), dict(data=8, fsdp=1, tensor=1)):
         axes = jax.sharding.PartitionSpec(None, ("fsdp", "data"), "tensor")
         placed = jax.device_put(x, jax.sharding.NamedSharding(partitioning.make(**split), axes))
-        assert list(digests.of([placed]).values()) == [whole]
+        assert list(digests.array_digests([placed]).values()) == [whole]
     others = [x.copy() for _ in range(40)]
     rng = np.random.default_rng(1)
     for other in others:  # one bit, or two elements exchanged
@@ -97,10 +100,12 @@ def test_digests_are_of_values_and_places_and_the_same_on_every_mesh():
         flat, (i, j) = other.reshape(-1), rng.choice(x.size, 2, replace=False)
         flat[:] = x.reshape(-1)
         flat[[i, j]] = flat[[j, i]]
-    found = list(digests.of(others).values())
+    found = list(digests.array_digests(others).values())
     assert whole not in found and len(set(found)) == 40
     narrow = [np.arange(5, dtype=d) for d in (np.int8, np.int16, np.int32, np.float32)]
-    assert len(set(digests.of(narrow).values())) == 2  # integers of the same value are alike
+    assert (
+        len(set(digests.array_digests(narrow).values())) == 2
+    )  # integers of the same value are alike
 
 
 def test_digests_of_the_host_are_those_of_devices_in_every_shape(monkeypatch):
@@ -230,13 +235,13 @@ def test_every_flipped_bit_of_the_values_is_found(tmp_path):
 
 def test_values_that_are_not_those_saved_are_named(tmp_path, monkeypatch):
     state = fresh(tiny.get_config())
-    digests_of = digests.of
+    digests_of = digests.array_digests
 
     def other(tree):
         return {**digests_of(tree), "['step']": "0"}
 
     with monkeypatch.context() as patch, opened(tmp_path) as manager:
-        patch.setattr(digests, "of", other)
+        patch.setattr(digests, "array_digests", other)
         checkpoint.save(manager, 1, state, META)
     with opened(tmp_path) as manager:
         with pytest.raises(checkpoint.DamagedError, match=r"\['step'\] holds other values than"):
@@ -313,7 +318,7 @@ def test_a_failed_call_is_one_line_and_leaves_the_hooks(capfd):
 
     hook, level = sys.unraisablehook, logging.root.manager.disable
     with pytest.raises(orbax_errors.OrbaxError, match="^No space left on device$"):
-        orbax_errors.call(fail)
+        orbax_errors.call_orbax(fail)
     assert (sys.unraisablehook, logging.root.manager.disable) == (hook, level)
     assert capfd.readouterr() == ("", "")
 

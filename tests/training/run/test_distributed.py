@@ -185,7 +185,7 @@ def test_an_environment_that_does_not_say_it_is_refused(monkeypatch, values, mes
     for name, value in zip(distributed.VARIABLES, values, strict=True):
         monkeypatch.setenv(name, value)
     with pytest.raises(InputError, match=re.escape(message)):
-        distributed.join()
+        distributed.initialize()
 
 
 @pytest.mark.parametrize("wait", ["-5", "0", "1.5", "abc"])
@@ -194,7 +194,7 @@ def test_a_wait_that_is_none_is_refused(monkeypatch, wait):
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("PQT_JAX_WAIT", wait)
     with pytest.raises(InputError, match=f"PQT_JAX_WAIT='{wait}'; it must be a whole number"):
-        distributed.join()
+        distributed.initialize()
 
 
 @pytest.mark.parametrize("wait", ["", "7"])
@@ -204,7 +204,7 @@ def test_jax_waits_as_long_as_it_likes_unless_it_is_told(monkeypatch, wait):
     for name, value in zip(distributed.VARIABLES, ("h:1", "2", "0"), strict=True):
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("PQT_JAX_WAIT", wait)
-    distributed.join()
+    distributed.initialize()
     waits = {"initialization_timeout": 7, "heartbeat_timeout_seconds": 7} if wait else {}
     assert told == [(("h:1", 2, 0), waits)]
 
@@ -234,12 +234,12 @@ def test_no_environment_at_all_is_refused(tmp_path, text):
 
 
 def test_one_process_agrees_with_itself():
-    assert distributed.every(7) == [7] and distributed.is_first()
-    assert distributed.together(lambda: "x") == "x"
+    assert distributed.all_gather_int(7) == [7] and distributed.is_first_process()
+    assert distributed.run_in_all(lambda: "x") == "x"
     with pytest.raises(InputError, match="mine"):
-        distributed.together(lambda: (_ for _ in ()).throw(InputError("mine")))
+        distributed.run_in_all(lambda: (_ for _ in ()).throw(InputError("mine")))
     signals = []
-    stop = distributed.stops(signals, None)
+    stop = distributed.make_stop_signal(signals, None)
     assert stop() == 0
     signals.append(signal.SIGINT)
     assert stop() == signal.SIGINT
@@ -262,10 +262,14 @@ def test_an_error_of_one_process_ends_all_soon(tmp_path, text):
 
 def test_an_error_of_this_process_alone_is_no_loss_of_another():
     error = jax.errors.JaxRuntimeError
-    assert distributed.is_loss(error("INTERNAL: Gloo all-reduce failed: connection closed by peer"))
-    assert not distributed.is_loss(error("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes"))
-    assert not distributed.is_loss(ValueError("UNAVAILABLE"))
-    assert distributed.leave(3) == 3 and not distributed.are_joined()
+    assert distributed.is_lost_process(
+        error("INTERNAL: Gloo all-reduce failed: connection closed by peer")
+    )
+    assert not distributed.is_lost_process(
+        error("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes")
+    )
+    assert not distributed.is_lost_process(ValueError("UNAVAILABLE"))
+    assert distributed.exit_process(3) == 3 and not distributed.is_distributed()
 
 
 def test_a_platform_that_is_not_there_is_one_line(tmp_path, text):

@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 
 from pqt_jax.training.run import metrics
-from pqt_jax.training.run.loss_monitor import Watch, spike_score
+from pqt_jax.training.run.loss_monitor import LossMonitor, spike_score
 from support.command import main
 
 OPTIONS = types.SimpleNamespace(window=20, spike_score=6.0, skips=3)
 
 
 def see(watch, losses, start=1):
-    return [watch.see(start + i, loss, 0, 0) for i, loss in enumerate(losses)]
+    return [watch.add_step(start + i, loss, 0, 0) for i, loss in enumerate(losses)]
 
 
 def test_the_score_counts_standard_deviations():
@@ -44,32 +44,32 @@ def test_no_score_without_losses(before, loss):
 
 
 def test_spikes_are_recorded_and_a_falling_loss_has_none():
-    watch = Watch(OPTIONS)
+    watch = LossMonitor(OPTIONS)
     falling = [6 * 0.97**i + 0.01 * (-1) ** i for i in range(100)]
     assert see(watch, falling) == [None] * 100
-    entry = watch.see(101, 5.0, 0, 0)
+    entry = watch.add_step(101, 5.0, 0, 0)
     assert entry.keys() == {"step", "spike", "spike_loss"}
     assert entry["step"] == 101 and entry["spike"] > 6 and entry["spike_loss"] == 5.0
-    assert watch.see(102, falling[-1], 0, 0) is None
+    assert watch.add_step(102, falling[-1], 0, 0) is None
 
 
 def test_skipped_steps_are_recorded_and_are_no_spikes():
-    watch = Watch(OPTIONS)
+    watch = LossMonitor(OPTIONS)
     see(watch, [3.0, 3.1] * 10)
-    assert watch.see(21, math.nan, 4, 1) == {"step": 21, "skipped": 4, "in_a_row": 1}
+    assert watch.add_step(21, math.nan, 4, 1) == {"step": 21, "skipped": 4, "in_a_row": 1}
     assert (watch.skipped, watch.in_a_row) == (4, 1)
-    assert watch.see(22, 3.0, 4, 0) is None and watch.in_a_row == 0
+    assert watch.add_step(22, 3.0, 4, 0) is None and watch.in_a_row == 0
     assert len(watch.losses) == 20 and not any(map(math.isnan, watch.losses))
 
 
 def test_a_resumed_watch_sees_what_an_uninterrupted_one_does():
     losses = [3.0, 3.1, 3.05] * 8
-    whole, first = Watch(OPTIONS), Watch(OPTIONS)
+    whole, first = LossMonitor(OPTIONS), LossMonitor(OPTIONS)
     see(whole, losses)
     see(first, losses)
-    second = Watch(OPTIONS, json.loads(json.dumps(first.state())))
-    entry = whole.see(25, 4.0, 0, 0)
-    assert entry is not None and entry == second.see(25, 4.0, 0, 0)
+    second = LossMonitor(OPTIONS, json.loads(json.dumps(first.state())))
+    entry = whole.add_step(25, 4.0, 0, 0)
+    assert entry is not None and entry == second.add_step(25, 4.0, 0, 0)
 
 
 @pytest.mark.parametrize("every", [1, 50])  # of log lines; a step is else seen one later
@@ -97,13 +97,13 @@ def test_a_run_that_only_skips_ends_and_keeps_what_was_good(tmp_path, capsys, ev
 
 
 def test_a_checkpoint_that_is_due_at_a_skipped_step_is_written_after_it(tmp_path, monkeypatch):
-    see = Watch.see
+    see = LossMonitor.add_step
 
     def skipped(self, step, loss, *_):
         total, row = {4: (1, 1), 5: (2, 2)}.get(step, (2 * (step > 5), 0))
         return see(self, step, loss, total, row)
 
-    monkeypatch.setattr(Watch, "see", skipped)
+    monkeypatch.setattr(LossMonitor, "add_step", skipped)
     assert main(tmp_path, "--config.steps=9", "--config.log.keep=9") == 0
     saved = sorted(int(p.name) for p in (tmp_path / "run" / "checkpoints").iterdir())
     assert saved == [6, 8, 9]

@@ -98,7 +98,10 @@ def test_broken_lines_are_dropped(tmp_path):
 def test_what_is_kept_is_kept_as_it_was(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step":1,"note":"mine"}\n{"step": 1%s}\n\n{"step": 2}' % ("0" * 30))
-    assert [r["step"] for r in metrics.read(path)] == [1, 2]  # the last lacks its line break alone
+    assert [r["step"] for r in metrics.read(path)] == [
+        1,
+        2,
+    ]  # the last lacks its line break alone
     assert metrics.truncate(path, 2) == 1  # no step has 31 digits
     assert path.read_text() == '{"step":1,"note":"mine"}\n{"step": 2}\n'
 

@@ -20,7 +20,7 @@ def test_a_trace_is_of_warm_steps_and_always_whole(tmp_path, monkeypatch, capsys
     seen, done = [], [0]
     monkeypatch.setattr(jax.profiler, "start_trace", lambda _: seen.append(done[0] + 1))
     monkeypatch.setattr(jax.profiler, "stop_trace", lambda: seen.append(done[0] + 1))
-    with profiling.of_steps(tmp_path, left) as before:
+    with profiling.trace_steps(tmp_path, left) as before:
         for step in range(1, left + 1):
             before(step)
             done[0] = step
@@ -33,7 +33,7 @@ def test_a_trace_that_cannot_be_written_is_a_warning(tmp_path, monkeypatch, caps
         raise RuntimeError("no")
 
     monkeypatch.setattr(jax.profiler, "start_trace", fail)
-    with profiling.of_steps(tmp_path, 3) as before:
+    with profiling.trace_steps(tmp_path, 3) as before:
         for step in (1, 2, 3):
             before(step)
     assert capsys.readouterr().err == f"warning: no trace is written to {tmp_path}: no\n"

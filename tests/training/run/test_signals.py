@@ -11,15 +11,15 @@ import pytest
 
 from pqt_jax.training.run.signals import (
     NUMBERS,
-    ending_at_once,
-    interruptions,
-    leaving_at_the_first,
+    collect_signals,
+    default_signal_handling,
+    exit_on_signal,
 )
 
 PROGRAM = """
 import hashlib
-from pqt_jax.signals import interruptions
-with interruptions():
+from pqt_jax.training.run.signals import collect_signals
+with collect_signals():
     print("ready", flush=True)
     hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)  # minutes in C, where no handler runs
 """
@@ -41,7 +41,7 @@ def test_a_second_signal_ends_the_process_at_once(pair):
 
 @pytest.mark.parametrize("number", NUMBERS)
 def test_what_has_nothing_to_save_is_ended_by_the_first(number):
-    program = PROGRAM.replace("interruptions", "leaving_at_the_first")
+    program = PROGRAM.replace("collect_signals", "exit_on_signal")
     pipe = subprocess.PIPE
     with subprocess.Popen([sys.executable, "-c", program], stdout=pipe, stderr=pipe) as process:
         assert process.stdout.readline() == b"ready\n"
@@ -53,15 +53,15 @@ def test_what_has_nothing_to_save_is_ended_by_the_first(number):
     assert process.returncode == 128 + number and err == b"interrupted\n"
 
 
-def test_leaving_at_the_first_ends_with_its_body_and_needs_no_main_thread():
+def test_exit_on_signal_ends_with_its_body_and_needs_no_main_thread():
     before = [signal.getsignal(number) for number in NUMBERS]
-    with leaving_at_the_first():
+    with exit_on_signal():
         assert [signal.getsignal(number) for number in NUMBERS] != before
     assert [signal.getsignal(number) for number in NUMBERS] == before
     found = []
 
     def elsewhere():
-        with leaving_at_the_first():
+        with exit_on_signal():
             found.append(1)
 
     thread = threading.Thread(target=elsewhere)
@@ -71,12 +71,12 @@ def test_leaving_at_the_first_ends_with_its_body_and_needs_no_main_thread():
 
 
 def test_a_lost_terminal_is_noted_unless_it_is_ignored():
-    with interruptions() as received:
+    with collect_signals() as received:
         signal.raise_signal(signal.SIGHUP)
         assert received == [signal.SIGHUP]
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
     try:
-        with interruptions() as received:
+        with collect_signals() as received:
             signal.raise_signal(signal.SIGHUP)
             assert received == [] and signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
     finally:
@@ -84,8 +84,8 @@ def test_a_lost_terminal_is_noted_unless_it_is_ignored():
 
 
 def test_where_a_process_waits_signals_do_what_they_do_by_default():
-    with interruptions() as received:
-        with ending_at_once():
+    with collect_signals() as received:
+        with default_signal_handling():
             assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
         signal.raise_signal(signal.SIGTERM)
         assert received == [signal.SIGTERM]
@@ -93,7 +93,7 @@ def test_where_a_process_waits_signals_do_what_they_do_by_default():
 
 def test_the_first_is_noted_and_handlers_come_back():
     before = [signal.getsignal(number) for number in NUMBERS]
-    with interruptions() as received:
+    with collect_signals() as received:
         signal.raise_signal(signal.SIGTERM)
         assert received == [signal.SIGTERM]
     assert [signal.getsignal(number) for number in NUMBERS] == before

@@ -157,13 +157,13 @@ def test_a_sink_that_fails_is_said_once_and_dropped(capsys):
     def fail(step, values):
         raise OSError(28, "No space left\non device")
 
-    good = trackers.Sink("good", lambda step, values: sent.append((step, values)), lambda: None)
-    some = [trackers.Sink("TensorBoard", fail, lambda: None), good]
+    good = trackers.Tracker("good", lambda step, values: sent.append((step, values)), lambda: None)
+    some = [trackers.Tracker("TensorBoard", fail, lambda: None), good]
     for step in (1, 2):
         trackers.send(some, {"step": step, "loss": 1.5, "bits_mean": None})
     assert sent == [(1, {"loss": 1.5}), (2, {"loss": 1.5})] and some == [good]
     with trackers.opened() as more:
-        more += [good, trackers.Sink("W&B", fail, lambda: fail(0, {}))]
+        more += [good, trackers.Tracker("W&B", fail, lambda: fail(0, {}))]
     err = capsys.readouterr().err.splitlines()
     assert err[0].startswith("warning: TensorBoard failed (OSError: [Errno 28] No space left on")
     assert err[0].endswith("); the run goes on without it") and len(err) == 2

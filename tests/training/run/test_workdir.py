@@ -22,7 +22,7 @@ TEXT = Text(np.arange(256, dtype=np.uint8), np.arange(64, dtype=np.uint8), "0123
 
 def claim(workdir, config=None, text=TEXT):
     config = config or tiny.get_config()
-    os.close(workdirs.claim(workdir, workdirs.describe(config, text)))
+    os.close(workdirs.claim(workdir, workdirs.make_metadata(config, text)))
 
 
 def test_a_workdir_is_claimed_once_and_again(tmp_path):
@@ -60,7 +60,7 @@ def test_a_workdir_of_another_run_is_refused_and_left_alone(tmp_path):
 
 def test_another_noise_stream_is_refused(tmp_path, monkeypatch):
     claim(tmp_path)
-    monkeypatch.setattr(workdirs.bits, "STREAM_VERSION", 2)
+    monkeypatch.setattr(workdirs.philox, "STREAM_VERSION", 2)
     with pytest.raises(InputError, match="stream_version was 1 and is 2"):
         claim(tmp_path)
 
@@ -83,7 +83,7 @@ def test_unusable_workdirs_are_one_line(tmp_path):
 
 def test_a_workdir_serves_one_run_at_a_time(tmp_path):
     config = tiny.get_config()
-    lock = workdirs.claim(tmp_path, workdirs.describe(config, TEXT))
+    lock = workdirs.claim(tmp_path, workdirs.make_metadata(config, TEXT))
     with pytest.raises(InputError, match="is in use by another run"):
         claim(tmp_path)
     os.close(lock)
@@ -103,7 +103,7 @@ def test_a_directory_where_a_file_belongs_is_named(tmp_path, name):
 
 CLAIM = """
 import fcntl, json, pathlib, sys
-from pqt_jax import workdir
+from pqt_jax.training.run import workdir
 workdir._PATIENCE = 0.2
 folder, kind, meta = pathlib.Path(sys.argv[1]), sys.argv[2], json.loads(sys.argv[3])
 try:
@@ -121,7 +121,7 @@ sys.stdin.read()
 @pytest.mark.parametrize("second", ["training", "sweep"])
 def test_a_training_run_is_alone_and_processes_of_a_sweep_are_not(tmp_path, first, second):
     """By locks alone, as where both come to a new folder before either can read whose it is."""
-    meta = json.dumps(workdirs.describe(tiny.get_config(), TEXT))
+    meta = json.dumps(workdirs.make_metadata(tiny.get_config(), TEXT))
 
     def start(kind, part):
         command = [sys.executable, "-c", CLAIM, tmp_path, kind, meta, part]
@@ -212,9 +212,9 @@ def test_a_users_file_is_no_probe(tmp_path):
 
 
 def test_files_that_lie_elsewhere_are_the_same_text():
-    old, new = (workdirs.describe(tiny.get_config(), TEXT) for _ in range(2))
+    old, new = (workdirs.make_metadata(tiny.get_config(), TEXT) for _ in range(2))
     new["config"]["data"]["files"] = "/mnt/other/*.txt"
-    workdirs.check_same(old, new, "it")
+    workdirs.check_same_run(old, new, "it")
     new["data_fingerprint"] = "other"
     with pytest.raises(InputError, match="config.data.files was .* and is '/mnt/other/"):
-        workdirs.check_same(old, new, "it")
+        workdirs.check_same_run(old, new, "it")

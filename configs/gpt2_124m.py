@@ -18,7 +18,7 @@ from pqt_jax.training.config import default
 
 
 def get_config() -> ConfigDict:
-    """The configuration; `pqt_jax.training.config` explains the fields that are not set here."""
+    """Defaults and changes; `python -m pqt_jax.train --help` explains every field."""
     config = default(GPT2_124M)
     config.steps = 600_000
     config.data.tokens = "data/openwebtext"

@@ -19,7 +19,7 @@ from pqt_jax.training.config import default
 
 
 def get_config() -> ConfigDict:
-    """The configuration; `pqt_jax.training.config` explains the fields that are not set here."""
+    """Defaults and changes; `python -m pqt_jax.train --help` explains every field."""
     model = Llama2Config(
         vocab_size=256,
         d_model=128,

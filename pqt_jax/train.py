@@ -124,7 +124,7 @@ class _Ready(NamedTuple):
     meta: workdir.Meta
 
 
-def _prepare(given: command_line.Given) -> _Ready:
+def _prepare(given: command_line.TrainOptions) -> _Ready:
     """Everything that can be wrong with the input, before anything is compiled."""
     config, profile = given.config, given.workdir / workdir.PROFILE
     if given.profile and profile.exists() and not profile.is_dir():
@@ -142,7 +142,7 @@ def _prepare(given: command_line.Given) -> _Ready:
     return _Ready(text, mesh, [start.params].pop, meta)
 
 
-def _claimed(given: command_line.Given, meta: workdir.Meta) -> int | None:
+def _claimed(given: command_line.TrainOptions, meta: workdir.Meta) -> int | None:
     """Claim the workdir for all processes, which must be of one run; the lock, in the first."""
     run = {"--workdir": str(given.workdir.absolute()), **meta}
     first = json.loads(distributed.broadcast_from_first(json.dumps(run)))

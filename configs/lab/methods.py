@@ -17,7 +17,7 @@ from pqt_jax.models import Llama2Config
 
 
 def get_config() -> ConfigDict:
-    """The configuration; fields of the sweep are explained in `pqt_jax.lab.sweep_config`."""
+    """Defaults and changes; `python -m pqt_jax.lab.sweep --help` explains every field."""
     model = Llama2Config(256, d_model=64, num_layers=2, num_heads=4, d_ff=160, max_length=64)
     config = default(model)
     config.steps = 400

@@ -356,7 +356,7 @@ def test_the_command_refuses_an_override_before_it_makes_a_workdir(tmp_path, cap
         ("config.simulate.dtype = 8", "config.simulate.dtype=8; it must be text"),
         (
             "config.sweep = 1",
-            "config.sweep=1; it must be a section: sweep.arms, sweep.seeds,",
+            "config.sweep=1; it is a section, with the fields sweep.arms, sweep.seeds,",
         ),
     ],
 )

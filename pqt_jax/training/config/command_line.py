@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright 2026 The pqt_jax Authors
-"""The command line → what is to be run.
+"""The command line of the trainer → `TrainOptions`.
 
     --config FILE [--workdir DIR] [--distributed] [--profile] [--config.field=value …]
 
-Everything wrong with it is an `InputError` that names the field, its value and what would be right.
+An `InputError` names the field, its value and what would be right.
 """
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 from pqt_jax import console
 from pqt_jax.errors import InputError
@@ -18,13 +18,14 @@ from pqt_jax.training.config.fields import with_changes
 from pqt_jax.training.config.schema import RunConfig
 
 
-class Given(NamedTuple):
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainOptions:
     """What a command line asks for.
 
     Attributes:
       config: checked.
       workdir: of the run.
-      distributed: whether this is one of several processes.
+      distributed: whether this process is one of several.
       profile: whether to trace a few steps.
     """
 
@@ -39,7 +40,7 @@ def make_parser() -> console.Parser:
     parser = console.Parser(
         prog="python -m pqt_jax.train",
         description="Train a language model, with sampled weights or without.",
-        epilog="Any field of the config: --config.field=value. With --config, --help lists them.",
+        epilog="Any field of the config: --config.field=value; --help lists them.",
         add_help=False,
     )
     parser.add_argument("--config", metavar="FILE", help="config file, e.g. configs/quickstart.py")
@@ -54,7 +55,7 @@ def make_parser() -> console.Parser:
     return parser
 
 
-def parse(arguments: Sequence[str]) -> Given:
+def parse(arguments: Sequence[str]) -> TrainOptions:
     """Read the command line and the config file that it names.
 
     Raises:
@@ -72,14 +73,18 @@ def parse(arguments: Sequence[str]) -> Given:
     if known.workdir == "":
         raise InputError("--workdir= is empty; give a directory")
     config = load(known.config, overrides(rest))
-    default = Path("runs") / f"{Path(known.config).stem}-{config.method}"
-    workdir = Path(known.workdir) if known.workdir else default
-    return Given(config, workdir, known.distributed, known.profile)
+    default = f"runs/{Path(known.config).stem}-{config.method}"
+    return TrainOptions(
+        config=config,
+        workdir=Path(known.workdir or default),
+        distributed=known.distributed,
+        profile=known.profile,
+    )
 
 
 def overrides(rest: Sequence[str]) -> list[tuple[str, str]]:
-    """`--config.a=1` and `--config.a 1` → ("a", "1")."""
-    given, rest = [], list(rest)
+    """`--config.a=1` and `--config.a 1` → ("a", "1"); InputError for any other argument."""
+    changes, rest = [], list(rest)
     while rest:
         name, has_value, value = rest.pop(0).partition("=")
         if not name.startswith("--config."):
@@ -88,8 +93,8 @@ def overrides(rest: Sequence[str]) -> list[tuple[str, str]]:
             if not rest or rest[0].startswith("--"):
                 raise InputError(f"{name} has no value; give {name}=VALUE")
             value = rest.pop(0)
-        given.append((name.removeprefix("--config."), value))
-    return given
+        changes.append((name.removeprefix("--config."), value))
+    return changes
 
 
 def load(path: str, changes: Sequence[tuple[str, str]] = ()) -> RunConfig:

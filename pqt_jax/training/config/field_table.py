@@ -11,7 +11,8 @@ import textwrap
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from pqt_jax.training.config.fields import Field, flatten, list_fields, model_classes, section_class
+from pqt_jax.training.config.field_values import Field
+from pqt_jax.training.config.fields import flatten, list_fields, model_classes, section_class
 from pqt_jax.training.config.schema import MAY_CHANGE, RunConfig
 
 

@@ -13,43 +13,17 @@ section `model` is one of several, told apart by their class attribute `name`.
 import dataclasses
 import difflib
 import functools
-import re
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
-import numpy as np
 from ml_collections import ConfigDict
 
 from pqt_jax.errors import InputError
 from pqt_jax.models.setting import Setting, of_field
+from pqt_jax.training.config.field_values import Field, check_range, convert, parse, shown
 
 C = TypeVar("C")
-_KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Field:
-    """One field of a configuration.
-
-    Attributes:
-      name: dotted, such as "data.batch".
-      kind: bool, int, float, str or tuple.
-      member: the type of a tuple's members; str for other fields.
-      default: `dataclasses.MISSING` where the config file must say.
-      setting: what the field takes and means.
-    """
-
-    name: str
-    kind: type
-    member: type = str
-    default: Any
-    setting: Setting
-
-    @property
-    def kind_in_words(self) -> str:
-        """Such as "a whole number"."""
-        return _KINDS.get(self.kind, f"something like {self.default!r}")
 
 
 def model_classes(cls: type) -> dict[str, type]:
@@ -139,11 +113,11 @@ def flatten(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
       prefix: of the names.
     """
     values = config if isinstance(config, dict) else to_dict(config)
-    for name, value in sorted(values.items()):
-        if isinstance(value, dict):
-            yield from flatten(value, f"{prefix}{name}.")
+    for name in sorted(values, key=str):
+        if isinstance(values[name], dict):
+            yield from flatten(values[name], f"{prefix}{name}.")
         else:
-            yield prefix + name, value
+            yield f"{prefix}{name}", values[name]
 
 
 def from_values(cls: type[C], values: Mapping[str, Any]) -> C:
@@ -162,17 +136,11 @@ def from_values(cls: type[C], values: Mapping[str, Any]) -> C:
         raise InputError(f"config.model.name={model!r}; it must be one of {', '.join(models)}")
     known = list_fields(cls, str(model))
     for name, value in flat.items():
-        if name in known:
-            continue
-        if inside := [other for other in known if other.startswith(f"{name}.")]:
-            raise InputError(
-                f"config.{name}={shown(value)}; it must be a section: {', '.join(inside)}"
-            )
-        raise InputError(f"config.{name}: no such field; {hint(name, list(known))}")
+        _check_name(name, value, known)
     for name in known:
         if name not in flat:
             raise InputError(f"config.{name} is missing; start from {cls.__module__}.default")
-    return _build(cls, {name: _convert(field, flat[name]) for name, field in known.items()})
+    return _build(cls, {name: convert(field, flat[name]) for name, field in known.items()})
 
 
 def with_changes(config: C, changes: Sequence[tuple[str, str]]) -> C:
@@ -188,64 +156,23 @@ def with_changes(config: C, changes: Sequence[tuple[str, str]]) -> C:
     flat: dict[str, Any] = dict(flatten(config))
     known = list_fields(type(config), flat["model.name"])
     for name, text in changes:
-        if inside := sorted(field for field in known if field.startswith(f"{name}.")):
-            raise InputError(
-                f"--config.{name}={text}: a section; its fields are {', '.join(inside)}"
-            )
-        if name not in known:
-            raise InputError(f"--config.{name}: no such field; {hint(name, list(known))}")
+        _check_name(name, text, known)
         field = known[name]
         if name == "model.name" and text != flat[name]:
             names = field.setting.describe_range(str)
             raise InputError(
                 f"config.{name}={text!r}; it must be {names}, and only the config file can set it"
             )
-        try:
-            flat[name] = _parse(text, field.kind, field.member)
-        except (ValueError, OverflowError):
-            raise InputError(f"config.{name}={text!r}; it must be {field.kind_in_words}") from None
+        flat[name] = parse(field, text)
     return _build(type(config), flat)
 
 
-def _build(cls: type[C], flat: Mapping[str, Any]) -> C:
-    made = {}
-    for prefix, section in _sections(cls, flat["model.name"]).items():
-        names = [field.name for field in dataclasses.fields(section)]
-        values = {name: flat[prefix + name] for name in names if prefix + name in flat}
-        made[prefix.removesuffix(".")] = values if prefix == "" else section(**values)
-    return cls(**made.pop(""), **made)
-
-
-def _convert(field: Field, value: Any) -> Any:
-    """The value in the field's type, which whole numbers and lists may stand for."""
-    if isinstance(value, field.kind) and isinstance(value, bool) == (field.kind is bool):
-        return value
-    if field.kind is tuple and isinstance(value, list):
-        return tuple(value)
-    if field.kind is float and type(value) is int and abs(value) < 2**1023:
-        return float(value)
-    raise InputError(f"config.{field.name}={shown(value)}; it must be {field.kind_in_words}")
-
-
-def _parse(text: str, kind: type, member: type = str) -> Any:
-    """The value of a type that a text stands for; ValueError or OverflowError if there is none."""
-    if kind is bool:
-        words = {"true": True, "1": True, "false": False, "0": False}
-        if text.lower() not in words:
-            raise ValueError(text)
-        return words[text.lower()]
-    if kind is int:
-        number = float(text)  # so that 1e3 can be given
-        if not number.is_integer():
-            raise ValueError(text)
-        return int(number)
-    if kind is tuple:
-        inside = re.fullmatch(r"\s*(?:\(([^()]*)\)|\[([^][]*)\]|([^][()]*))\s*", text)
-        if inside is None:
-            raise ValueError(text)
-        members = next(group for group in inside.groups() if group is not None).split(",")
-        return tuple(_parse(one, member) for one in members if one.strip())
-    return kind(text)
+def _check_name(name: str, value: Any, known: Mapping[str, Field]) -> None:
+    if inside := [field for field in known if field.startswith(f"{name}.")]:
+        fields = ", ".join(inside)
+        raise InputError(f"config.{name}={shown(value)}; it is a section, with the fields {fields}")
+    if name not in known:
+        raise InputError(f"config.{name}: no such field; {hint(name, list(known))}")
 
 
 def hint(name: str, known: Sequence[str]) -> str:
@@ -280,45 +207,14 @@ def check_ranges(config: Any, only: str = "") -> None:
     """
     values = dict(flatten(config))
     for name, field in list_fields(type(config), config.model.name).items():
-        if name.startswith(only) and (reason := _range_error(field, values[name])):
-            raise InputError(f"config.{reason}")
+        if name.startswith(only):
+            check_range(field, values[name])
 
 
-def _range_error(field: Field, value: Any) -> str:
-    setting, range_ = field.setting, field.setting.describe_range(field.kind)
-    if not setting.accepts(value):
-        return f"{field.name}={shown(value)}; it must be {range_}"
-    if field.kind is float and not setting.accepts(as_float32(value)):
-        in_float32 = f"{as_float32(value):g}"
-        return f"{field.name}={value!r}; it must be {range_}, and in float32 it is {in_float32}"
-    if setting.check is None:
-        return ""
-    try:
-        setting.check(value)
-    except (ValueError, TypeError, OverflowError) as error:
-        section, _, last = field.name.rpartition(".")
-        reason = " ".join(str(error).split())
-        if not reason.startswith(f"{last}="):
-            reason = f"{last}={shown(value)}; {reason}"
-        return f"{section}.{reason}"
-    return ""
-
-
-def shown(value: Any) -> str:
-    """A value for a message; whole numbers of many digits are shortened, as 1e30 was given."""
-
-    def shorten(digits: re.Match[str]) -> str:
-        return f"{int(digits[0][:4]) / 1000:g}e+{len(digits[0]) - 1}"
-
-    try:
-        text = repr(value)
-    except ValueError:  # Python prints no whole number of more than 4,300 digits
-        return "(a number of thousands of digits)"
-    return text if isinstance(value, str) else re.sub(r"(?<![.\d])\d{16,}", shorten, text)
-
-
-def as_float32(value: float) -> float:
-    """The value as training has it; XLA takes what is below the smallest normal number for 0."""
-    with np.errstate(over="ignore"):
-        rounded = float(np.float32(value))
-    return 0.0 if abs(rounded) < np.finfo(np.float32).tiny else rounded
+def _build(cls: type[C], flat: Mapping[str, Any]) -> C:
+    made = {}
+    for prefix, section in _sections(cls, flat["model.name"]).items():
+        names = [field.name for field in dataclasses.fields(section)]
+        values = {name: flat[prefix + name] for name in names if prefix + name in flat}
+        made[prefix.removesuffix(".")] = values if prefix == "" else section(**values)
+    return cls(**made.pop(""), **made)

@@ -8,7 +8,7 @@ import re
 import stat
 import traceback
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from ml_collections import ConfigDict
 
@@ -61,8 +61,6 @@ def read(path: str, cls: type[C]) -> C:
         config = module.get_config()
         if not isinstance(config, ConfigDict):
             raise InputError("get_config() must return a ConfigDict")
-        if not _has_text_names(config):
-            raise InputError("a field has a name that is no text, as in c[3] = ...")
         values = config.to_dict()
         if "sweep" in values and not hasattr(cls, "sweep"):
             raise InputError("it is a sweep's; give it to python -m pqt_jax.lab.sweep")
@@ -77,19 +75,23 @@ def _check_path(path: str) -> None:
     try:
         mode = os.stat(path).st_mode
     except (FileNotFoundError, NotADirectoryError):
-        raise InputError(f"--config={path}: no such file{_there(Path(path).parent)}") from None
-    except OSError as error:
-        raise InputError(f"--config={path}: {system_reason(error, 'give a config file')}") from None
-    except ValueError as error:  # a NUL byte
-        raise InputError(f"--config={path}: {error}; give a config file") from None
+        near = _config_files_in(Path(path).parent)
+        raise InputError(f"--config={path}: no such file{near}") from None
+    except (OSError, ValueError) as error:  # ValueError: a NUL byte
+        remedy = "give a config file"
+        reason = (
+            system_reason(error, remedy) if isinstance(error, OSError) else f"{error}; {remedy}"
+        )
+        raise InputError(f"--config={path}: {reason}") from None
     if stat.S_ISDIR(mode):
-        raise InputError(f"--config={path} is a directory; give a config file{_there(Path(path))}")
+        inside = _config_files_in(Path(path))
+        raise InputError(f"--config={path} is a directory; give a config file{inside}")
     if not stat.S_ISREG(mode):
         raise InputError(f"--config={path} is not a regular file; give a config file")
 
 
-def _there(folder: Path) -> str:
-    """Up to three config files in a folder, in words."""
+def _config_files_in(folder: Path) -> str:
+    """Up to three config files in a folder, such as "; there is a.py, b.py"; "" without any."""
     found: list[str] = []
     try:
         for path in sorted(folder.glob("*.py")):
@@ -100,21 +102,10 @@ def _there(folder: Path) -> str:
     return f"; there is {', '.join(found[:3])}" if found else ""
 
 
-def _has_text_names(section: Any) -> bool:
-    try:
-        items = list(section.items())
-    except TypeError:  # `items` sorts the names, and cannot sort texts among numbers
-        return False
-    return all(
-        isinstance(name, str) and (not isinstance(value, ConfigDict) or _has_text_names(value))
-        for name, value in items
-    )
-
-
 def _reason(error: BaseException, path: str) -> str:
-    """What went wrong in a config file, on one line."""
+    """What went wrong in a config file, on one line, and in which line of the file."""
     text = " ".join(str(error).replace("\\n", " ").replace("\\'", "'").split())
-    if isinstance(error, AttributeError | KeyError):  # ConfigDict's own texts are long
+    if isinstance(error, AttributeError | KeyError):  # ConfigDict's own texts have many lines
         meant = re.search(r'Did you mean "(.*?)" instead of "(.*?)"', text)
         if meant:
             return f"no field {meant[2]!r}; did you mean {meant[1]!r}?"

@@ -15,7 +15,8 @@ from pqt_jax.errors import InputError
 from pqt_jax.models import attention, get_spec
 from pqt_jax.numerics.formats import BF16, as_format
 from pqt_jax.training.config import schema
-from pqt_jax.training.config.fields import as_float32, check_ranges
+from pqt_jax.training.config.field_values import as_float32
+from pqt_jax.training.config.fields import check_ranges
 from pqt_jax.training.config.schema import Config
 
 

@@ -58,14 +58,14 @@ def test_overrides_take_the_type_of_their_field(override, expected):
 
 
 def test_the_command_line():
-    config, workdir, *flags = command_line.parse(
-        ["--config", TINY, "--config.steps", "1e2", "--config.seed=3"]
-    )
-    assert (config.steps, config.seed, str(workdir)) == (100, 3, "runs/tiny-gaussws")
-    assert flags == [False, False]
+    options = command_line.parse(["--config", TINY, "--config.steps", "1e2", "--config.seed=3"])
+    config = options.config
+    assert (config.steps, config.seed) == (100, 3)
+    assert str(options.workdir) == "runs/tiny-gaussws"
+    assert not options.distributed and not options.profile
     assert str(command_line.parse(["--config", TINY, "--workdir=x/y"]).workdir) == "x/y"
     with pytest.raises(AttributeError):
-        config.stepps = 1  # locked
+        config.stepps = 1  # frozen
 
 
 @pytest.mark.parametrize("arguments", [["--config", TINY], []], ids=["file", "defaults"])

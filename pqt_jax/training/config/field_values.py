@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright 2026 The pqt_jax Authors
+"""The value of one field: converted, parsed from text, and compared with its range."""
+
+import dataclasses
+import re
+from typing import Any
+
+import numpy as np
+
+from pqt_jax.errors import InputError
+from pqt_jax.models.setting import Setting
+
+_KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Field:
+    """One field of a configuration.
+
+    Attributes:
+      name: dotted, such as "data.batch".
+      kind: bool, int, float, str or tuple.
+      member: the type of a tuple's members; str for other fields.
+      default: `dataclasses.MISSING` where the config file must say.
+      setting: what the field takes and means.
+    """
+
+    name: str
+    kind: type
+    member: type = str
+    default: Any
+    setting: Setting
+
+    @property
+    def kind_in_words(self) -> str:
+        """Such as "a whole number"."""
+        return _KINDS.get(self.kind, f"something like {self.default!r}")
+
+
+def convert(field: Field, value: Any) -> Any:
+    """The value in the field's type; a whole number can stand for a number, a list for a tuple.
+
+    Raises:
+      InputError: for a value of another type.
+    """
+    if isinstance(value, field.kind) and isinstance(value, bool) == (field.kind is bool):
+        return value
+    if field.kind is tuple and isinstance(value, list):
+        return tuple(value)
+    if field.kind is float and type(value) is int and abs(value) < 2**1023:
+        return float(value)
+    raise InputError(f"config.{field.name}={shown(value)}; it must be {field.kind_in_words}")
+
+
+def parse(field: Field, text: str) -> Any:
+    """The value that a text stands for, in the field's type.
+
+    Raises:
+      InputError: if it stands for none.
+    """
+    try:
+        return _parse(text, field.kind, field.member)
+    except (ValueError, OverflowError):
+        raise InputError(
+            f"config.{field.name}={text!r}; it must be {field.kind_in_words}"
+        ) from None
+
+
+def _parse(text: str, kind: type, member: type = str) -> Any:
+    if kind is bool:
+        words = {"true": True, "1": True, "false": False, "0": False}
+        if text.lower() not in words:
+            raise ValueError(text)
+        return words[text.lower()]
+    if kind is int:
+        number = float(text)  # so that 1e3 can be given
+        if not number.is_integer():
+            raise ValueError(text)
+        return int(number)
+    if kind is tuple:
+        inside = re.fullmatch(r"\s*(?:\(([^()]*)\)|\[([^][]*)\]|([^][()]*))\s*", text)
+        if inside is None:
+            raise ValueError(text)
+        members = next(group for group in inside.groups() if group is not None).split(",")
+        return tuple(_parse(one, member) for one in members if one.strip())
+    return kind(text)
+
+
+def check_range(field: Field, value: Any) -> None:
+    """Raise InputError if a value of the field's type is out of its range, also in float32."""
+    if reason := _range_error(field, value):
+        raise InputError(f"config.{reason}")
+
+
+def _range_error(field: Field, value: Any) -> str:
+    setting, range_ = field.setting, field.setting.describe_range(field.kind)
+    if not setting.accepts(value):
+        return f"{field.name}={shown(value)}; it must be {range_}"
+    if field.kind is float and not setting.accepts(as_float32(value)):
+        in_float32 = f"{as_float32(value):g}"
+        return f"{field.name}={value!r}; it must be {range_}, and in float32 it is {in_float32}"
+    if setting.check is None:
+        return ""
+    try:
+        setting.check(value)
+    except (ValueError, TypeError, OverflowError) as error:
+        section, _, last = field.name.rpartition(".")
+        reason = " ".join(str(error).split())
+        if not reason.startswith(f"{last}="):
+            reason = f"{last}={shown(value)}; {reason}"
+        return f"{section}.{reason}"
+    return ""
+
+
+def shown(value: Any) -> str:
+    """A value for a message; whole numbers of many digits are shortened, as 1e30 was given."""
+
+    def shorten(digits: re.Match[str]) -> str:
+        return f"{int(digits[0][:4]) / 1000:g}e+{len(digits[0]) - 1}"
+
+    try:
+        text = repr(value)
+    except ValueError:  # Python prints no whole number of more than 4,300 digits
+        return "(a number of thousands of digits)"
+    return text if isinstance(value, str) else re.sub(r"(?<![.\d])\d{16,}", shorten, text)
+
+
+def as_float32(value: float) -> float:
+    """The value as training has it; XLA takes what is below the smallest normal number for 0."""
+    with np.errstate(over="ignore"):
+        rounded = float(np.float32(value))
+    return 0.0 if abs(rounded) < np.finfo(np.float32).tiny else rounded

@@ -72,8 +72,8 @@ def measure(
     config = schema.default(model)
     config.method, config.data.length, config.data.batch = method, length, sequences * count
     config.data.loss_chunk = length // 4
-    config.mesh = {"data": 1, "fsdp": count, "tensor": 1}
-    mesh = partitioning.make(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
+    config.mesh.update(data=1, fsdp=count, tensor=1)
+    mesh = partitioning.make(**config.mesh)
     assert mesh is not None, "two devices at least"
     with partitioning.entered(mesh):
         start = time.perf_counter()

@@ -106,7 +106,10 @@ def test_one_use_of_each_key_is_no_reuse():
         step = keys.step_key(jax.random.key(1), 3)
         for path in ("a", "b"):
             key = keys.param_key(step, path)
-            loss = lambda w, b, key=key: perturb(w, b, key).astype(jnp.float32).sum()  # noqa: E731
+
+            def loss(w, b, key=key):
+                return perturb(w, b, key).astype(jnp.float32).sum()
+
             dw, db = jax.grad(loss, (0, 1))(W, B)  # the backward pass draws again from one use
             assert dw.shape == W.shape and db.shape == B.shape
 

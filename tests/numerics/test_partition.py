@@ -30,18 +30,30 @@ SPECS = {
     "uniform": Spec(target_bits=4.0, init_bits=9.0, noise="uniform"),
     "rows": Spec(target_bits=4.0, init_bits=9.0, block=(1, 32)),
 }
-CASES = [
-    *((MATRIX, P(*axes), "bfloat16") for axes in [("x", "y"), ("y", "x"), (("x", "y"), None)]),
-    *((MATRIX, P(*axes), "bfloat16") for axes in [(None, ("x", "y")), (), ("x", None)]),
-    *((STACK, P(*axes), "bfloat16") for axes in [("x",), (("x", "y"),), ("x", "y"), (None, "y")]),
-    *((MATRIX, P("x", "y"), name) for name in ("float4", "uniform", "rows")),
-]
 
+
+def slow(*values):
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
+AUTO = [
+    (MATRIX, P("x", "y"), "bfloat16"),
+    (STACK, P("x", "y"), "bfloat16"),
+    (MATRIX, P(("x", "y"), None), "rows"),
+    *(slow(MATRIX, P(*axes), "bfloat16") for axes in [("y", "x"), (("x", "y"), None), ("x", None)]),
+    *(slow(MATRIX, P(*axes), "bfloat16") for axes in [(None, ("x", "y")), ()]),
+    *(slow(STACK, P(*axes), "bfloat16") for axes in [("x",), (("x", "y"),), (None, "y")]),
+    *(slow(MATRIX, P("x", "y"), name) for name in ("float4", "uniform", "rows")),
+]
 EXPLICIT = [
-    *((MATRIX, P("x", "y"), name) for name in SPECS),
     (MATRIX, P(None, ("x", "y")), "bfloat16"),
     (STACK, P("x", "y"), "bfloat16"),
+    *(slow(MATRIX, P("x", "y"), name) for name in SPECS),
 ]
+
+
+def mark_slow(values):
+    return slow(*getattr(values, "values", values))
 
 
 @functools.cache
@@ -87,17 +99,22 @@ def same_bits(got, want):
     np.testing.assert_array_equal(oracle.bits_of(got), oracle.bits_of(want))
 
 
-@pytest.mark.parametrize(("shape", "axes", "name"), CASES, ids=str)
-def test_same_bits_and_no_communication(shape, axes, name):
-    sharding, arguments, cotangent = sharded(shape, axes, name)
-    alone = on_one_device(shape, name)
-
+@pytest.mark.parametrize(
+    ("shape", "axes", "name"), [(MATRIX, P("y", "x"), "float4"), *map(mark_slow, AUTO)], ids=str
+)
+def test_forward_alone_has_the_same_bits_and_no_communication(shape, axes, name):
+    sharding, arguments, _ = sharded(shape, axes, name)
     compiled = jax.jit(functools.partial(forward, SPECS[name])).lower(*arguments).compile()
     assert not COLLECTIVE.findall(compiled.as_text())
     w_hat = compiled(*arguments)
-    same_bits(w_hat, alone[0])
+    same_bits(w_hat, on_one_device(shape, name)[0])
     assert w_hat.sharding.is_equivalent_to(sharding, len(shape))
 
+
+@pytest.mark.parametrize(("shape", "axes", "name"), AUTO, ids=str)
+def test_same_bits_and_no_communication(shape, axes, name):
+    sharding, arguments, cotangent = sharded(shape, axes, name)
+    alone = on_one_device(shape, name)
     both = functools.partial(forward_and_backward, SPECS[name])
     compiled = jax.jit(both).lower(*arguments, cotangent).compile()
     assert not COLLECTIVE.findall(compiled.as_text())
@@ -126,16 +143,26 @@ def test_the_same_where_shardings_are_part_of_the_types(shape, axes, name):
         assert array.sharding.is_equivalent_to(sharding, len(shape))
 
 
-@pytest.mark.parametrize("axes", [P("x", "y"), P("x"), P(None, ("y", "x"))], ids=str)
-@pytest.mark.parametrize("noise", ["gauss", "none"])
+@pytest.mark.parametrize(
+    ("noise", "axes"),
+    [
+        ("gauss", P("x")),
+        slow("gauss", P("x", "y")),
+        slow("gauss", P(None, ("y", "x"))),
+        *(slow("none", axes) for axes in (P("x", "y"), P("x"), P(None, ("y", "x")))),
+    ],
+    ids=str,
+)
 def test_bits_may_be_on_every_device(noise, axes):
-    """As `init` makes them; also where shards cut blocks."""
+    """Bits as `init` makes them, replicated; also where shards cut blocks."""
     rule = Rule(".*", dtype="float8_e4m3fn", noise=noise)
     transform, key = param_transform([rule]), jax.random.key(2)
     mixed = param_transform([Rule(".*")])
 
     def run(w, bits):
-        loss = lambda w, bits: (transform.sample({"w": w}, bits, key)["w"] * w).sum()  # noqa: E731
+        def loss(w, bits):
+            return (transform.sample({"w": w}, bits, key)["w"] * w).sum()
+
         return jax.grad(loss, (0, 1))(w, bits), mixed.quantize({"w": w}, mixed.init({"w": w}))
 
     w = operands((96, 144), "bfloat16")[0] if axes == P("x") else operands(MATRIX, "bfloat16")[0]
@@ -160,7 +187,7 @@ def test_quantizing_where_shardings_are_part_of_the_types():
     assert got.sharding.is_equivalent_to(sharding, 2)
 
 
-MERGED = {  # shape, matrix axes, block: where some shards are not what becomes matrices
+MERGED = {  # shape, matrix axes, block, sharding: shards that are no stack of matrices
     "experts": ((2, 4, 32, 64), (1, 1), (32, 32), P(None, "x")),
     "query": ((64, 4, 32), (1, 2), (32, 32), P(None, None, "x")),
     "heads": ((64, 4, 32), (1, 2), (32, 32), P("y", "x")),
@@ -170,8 +197,17 @@ MERGED = {  # shape, matrix axes, block: where some shards are not what becomes 
 }
 
 
-@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=str)
-@pytest.mark.parametrize("name", MERGED)
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("heads", AxisType.Explicit),
+        ("convolution", AxisType.Explicit),
+        ("blocks of one", AxisType.Auto),
+        *(slow(name, AxisType.Explicit) for name in ("experts", "query", "out", "blocks of one")),
+        *(slow(name, AxisType.Auto) for name in MERGED if name != "blocks of one"),
+    ],
+    ids=str,
+)
 def test_axes_that_become_one_may_be_on_many_devices(name, kind):
     shape, matrix_axes, block, axes = MERGED[name]
     spec = Spec(init_bits=9.0, matrix_axes=matrix_axes, block=block)

@@ -67,7 +67,7 @@ def constant_blocks(absmax):
     return np.repeat(np.repeat(absmax[:, None], 32, axis=0), 32, axis=1)
 
 
-@pytest.mark.parametrize("m", [1, 2, 3, 7])
+@pytest.mark.parametrize("m", [3, 7, *(pytest.param(m, marks=pytest.mark.slow) for m in (1, 2))])
 def test_gauss_survives_where_uniform_is_lost(m):
     w = constant_blocks(inside(m)[-4:])
     gauss, uniform = (oracle.noise(kind, KEY, (1, *w.shape))[0] for kind in ("gauss", "uniform"))

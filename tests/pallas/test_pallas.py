@@ -25,7 +25,11 @@ from pqt_jax.training.state import init_state
 from pqt_jax.training.step import make_optimizer, make_train_step
 from pqt_jax.transform.perturb import perturb
 
-W, B_I, KEY = jnp.ones((32, 32)), jnp.ones((1, 1)), jax.random.key(0)
+W, B_I = np.ones((32, 32), np.float32), np.ones((1, 1), np.float32)
+
+
+def make_key():
+    return jax.random.key(0)
 
 
 @pytest.mark.parametrize("kind", ["gauss", "uniform"])
@@ -49,14 +53,14 @@ def test_noise_from_words_is_noise_from_codes(kind):
 @pytest.mark.parametrize("name", pallas.KERNELS)
 def test_an_explicit_request_that_cannot_be_met_says_why(name):
     with pytest.raises(ValueError, match=f"implementation='{name}': .*(GPU|jax 0.11)"):
-        perturb(W, B_I, KEY, implementation=name)
+        perturb(W, B_I, make_key(), implementation=name)
     with pallas.interpret(), pytest.raises(ValueError, match="blocks are 16x16"):
-        perturb(W, jnp.ones((2, 2)), KEY, Spec(block=(16, 16)), implementation=name)
+        perturb(W, jnp.ones((2, 2)), make_key(), Spec(block=(16, 16)), implementation=name)
 
 
 def test_an_unknown_implementation_is_refused():
     with pytest.raises(ValueError, match="implementation='cuda'; it must be one of mosaic, triton"):
-        perturb(W, B_I, KEY, implementation="cuda")
+        perturb(W, B_I, make_key(), implementation="cuda")
 
 
 def test_without_a_gpu_none_is_xla_and_loads_no_kernel():
@@ -135,7 +139,8 @@ def test_on_a_gpu_nothing_is_computed_of_weights_and_bits_beside_the_kernel(lowe
     """Every small operation is a launch of its own, which costs as much as its matrix (LOG.md)."""
     like = jax.ShapeDtypeStruct
     operands = (like((64, 256), jnp.float32), like((2, 8), jnp.float32))
-    sample = jax.jit(lambda w, b_i: perturb(w, b_i, KEY))
+    key = make_key()
+    sample = jax.jit(lambda w, b_i: perturb(w, b_i, key))
     text, kernels = lower_for_gpu(sample, *operands)
     assert kernels == 1
     text = re.sub(r"custom_call .*", "", text)  # which holds the kernel
@@ -173,7 +178,7 @@ def test_on_a_gpu_shards_are_sampled_by_kernels_under_shard_map(count_kernels):
 
     def local(w, b_i):
         row = jax.lax.axis_index("x") * w.shape[0]
-        return perturb(w, b_i, KEY, spec, origin=(row, 0))
+        return perturb(w, b_i, make_key(), spec, origin=(row, 0))
 
     def loss(w, b_i):
         sample = jax.shard_map(local, in_specs=(P("x"), P("x")), out_specs=P("x"))

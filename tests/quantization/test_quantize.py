@@ -40,9 +40,18 @@ def reference(w, fmt, block, rule):
     return out
 
 
-@pytest.mark.parametrize("rule", ["floor", "ceil", "exact"])
-@pytest.mark.parametrize("block", [(32, 32), (1, 32), (32, 1), (64, 16)])
-@pytest.mark.parametrize("fmt", [E4M3, E5M2, E3M2, E2M3, E2M1], ids=str)
+def formats_blocks_rules():
+    """Every product; quick are all formats, all blocks and all rules, one axis at a time."""
+    for fmt in (E4M3, E5M2, E3M2, E2M3, E2M1):
+        for block in ((32, 32), (1, 32), (32, 1), (64, 16)):
+            for rule in ("floor", "ceil", "exact"):
+                changed = (fmt != E2M1) + (block != (32, 32)) + (rule != "ceil")
+                marks = [pytest.mark.slow] if changed > 1 else []
+                sides = "x".join(map(str, block))
+                yield pytest.param(fmt, block, rule, marks=marks, id=f"{fmt}-{sides}-{rule}")
+
+
+@pytest.mark.parametrize(("fmt", "block", "rule"), list(formats_blocks_rules()))
 def test_quantize_equals_ml_dtypes_block_by_block(fmt, block, rule):
     w = np.random.default_rng(0).normal(size=(70, 100)).astype(np.float32)
     w[:32, :32] = 0

@@ -11,7 +11,9 @@ from flax import linen, nnx
 
 from pqt_jax.transform import flax_internals
 
-KEY = jax.random.key(0)
+
+def make_key():
+    return jax.random.key(0)
 
 
 def changed(what):
@@ -103,7 +105,7 @@ class Rewinding(linen.Module):
 def test_a_rewound_scope_has_no_names_taken_and_the_same_variables():
     message = changed("flax.core.Scope.rewound")
     x = jnp.ones((2, 4))
-    variables = Rewinding().init(KEY, x)
+    variables = Rewinding().init(make_key(), x)
     _, kernel, taken, taken_after = Rewinding().apply(variables, x)
     assert taken and not taken_after, message
     assert kernel is variables["params"]["dense"]["kernel"], message
@@ -119,10 +121,10 @@ class Drawing(linen.Module):
 
 def test_the_key_of_a_scope_does_not_depend_on_draws():
     message = changed("flax.core.scope.LazyRng or Scope.rngs")
-    keys = [Drawing().apply({}, draws, rngs={"pqt": KEY}) for draws in (0, 2)]
+    keys = [Drawing().apply({}, draws, rngs={"pqt": make_key()}) for draws in (0, 2)]
     data = [jax.random.key_data(key) for key in keys]
     np.testing.assert_array_equal(*data, err_msg=message)
-    np.testing.assert_array_equal(data[0], jax.random.key_data(KEY), err_msg=message)
+    np.testing.assert_array_equal(data[0], jax.random.key_data(make_key()), err_msg=message)
 
 
 class Methods(linen.Module):

@@ -11,8 +11,12 @@ from flax import linen as nn
 
 from pqt_jax import Rule, pqt_transform
 
-KEY, X = jax.random.key(5), jnp.ones((4, 16))
+X = np.ones((4, 16), np.float32)
 KERNELS = [Rule(".*kernel")]
+
+
+def make_key():
+    return jax.random.key(5)
 
 
 class Decoder(nn.Module):
@@ -44,7 +48,7 @@ class TiedCompact(nn.Module):
 @pytest.mark.parametrize(("cls", "name"), [(Tied, "decoder"), (TiedCompact, "Decoder_0")])
 def test_a_module_from_outside_stays_bare(cls, name):
     model, tokens = cls(), jnp.arange(4)
-    variables = model.init(KEY, tokens)
+    variables = model.init(make_key(), tokens)
     assert list(variables["pqt"][name]["bits"]) == ["Dense_0"]
     params, rngs = variables["params"], {"pqt": jax.random.key(1)}
     sampled = model.apply(variables, tokens, rngs=rngs)
@@ -66,8 +70,8 @@ class Twice(nn.Module):
 
 
 def test_one_step_has_one_sample_of_a_layer_that_is_called_twice():
-    variables = Twice().init(KEY, X)
-    first, second = Twice().apply(variables, X, rngs={"pqt": KEY})
+    variables = Twice().init(make_key(), X)
+    first, second = Twice().apply(variables, X, rngs={"pqt": make_key()})
     np.testing.assert_array_equal(first, second)
     assert (first != Twice().apply(variables, X)[0]).any()
 
@@ -87,9 +91,9 @@ class BareToo(nn.Module):
 @pytest.mark.parametrize("bare_first", [True, False])
 def test_a_layer_may_be_called_wrapped_and_bare(bare_first):
     model = BareToo(bare_first)
-    variables = model.init(KEY, X)
+    variables = model.init(make_key(), X)
     assert list(variables["params"]) == ["Block_0"] == list(variables["pqt"])
-    sampled, bare = model.apply(variables, X, rngs={"pqt": KEY})
+    sampled, bare = model.apply(variables, X, rngs={"pqt": make_key()})
     want = Block().apply({"params": variables["params"]["Block_0"]}, X)
     np.testing.assert_array_equal(bare, want)
     assert (sampled != want).any()
@@ -107,16 +111,16 @@ class WrapsLate(nn.Module):
 
 def test_wrapping_a_part_that_has_its_place_says_what_to_do():
     with pytest.raises(ValueError, match=r"'layer' is part.*self.layer = pqt_transform\(Dense"):
-        WrapsLate().init(KEY, X)
+        WrapsLate().init(make_key(), X)
 
 
 def test_intermediates_are_those_of_the_bare_model():
     model = pqt_transform(Block(), [Rule("inner/kernel")])
-    variables = model.init(KEY, X)
+    variables = model.init(make_key(), X)
     options = {"capture_intermediates": True, "mutable": ["intermediates"]}
     want = Block().apply({"params": variables["params"]}, X, **options)
     chex.assert_trees_all_equal(model.apply(variables, X, **options), want)
-    _, sampled = model.apply(variables, X, rngs={"pqt": KEY}, **options)
+    _, sampled = model.apply(variables, X, rngs={"pqt": make_key()}, **options)
     chex.assert_trees_all_equal_shapes(sampled, want[1])
 
 
@@ -129,7 +133,7 @@ class Holder(nn.Module):
 def test_a_model_with_a_wrapped_part_is_not_wrapped_again():
     model = pqt_transform(Holder(), [Rule("inner/kernel")])
     with pytest.raises(ValueError, match=r"a part of Holder is wrapped already.*\['inner'\]"):
-        model.init(KEY, X)
+        model.init(make_key(), X)
 
 
 class Block(nn.Module):
@@ -158,10 +162,10 @@ class User(nn.Module):
 
 
 def test_fields_and_methods_of_the_bare_module_are_there():
-    rngs = {"pqt": KEY}
+    rngs = {"pqt": make_key()}
     block = pqt_transform(Block(), [Rule("inner/kernel")])
     assert block.width == 16 and block.twice_the_width() == 32
-    variables = block.init(KEY, X)
+    variables = block.init(make_key(), X)
     sampled = block.apply(variables, X, rngs=rngs)
     for method in ("encode", block.encode):
         encoded = block.apply(variables, X, rngs=rngs, method=method)
@@ -170,7 +174,7 @@ def test_fields_and_methods_of_the_bare_module_are_there():
         np.testing.assert_array_equal(block.apply(variables, X, method=method), bare)
     with pytest.raises(AttributeError, match="Block has no field or method 'nothing'"):
         _ = block.nothing
-    user, variables = User(), User().init(KEY, X)
+    user, variables = User(), User().init(make_key(), X)
     assert (user.apply(variables, X, rngs=rngs) != user.apply(variables, X)).any()
 
 
@@ -180,10 +184,10 @@ def test_a_wrapped_cell_runs_in_a_recurrent_network():
         cell, variable_broadcast=("params", "pqt"), split_rngs={"params": False, "pqt": False}
     )
     x = jnp.ones((2, 5, 4))
-    variables = model.init(KEY, x)
+    variables = model.init(make_key(), x)
     bare = nn.RNN(nn.LSTMCell(8)).apply({"params": variables["params"]}, x)
     np.testing.assert_array_equal(model.apply(variables, x), bare)
-    assert (model.apply(variables, x, rngs={"pqt": KEY}) != bare).any()
+    assert (model.apply(variables, x, rngs={"pqt": make_key()}) != bare).any()
 
 
 class Plain(nn.Module):
@@ -193,8 +197,8 @@ class Plain(nn.Module):
 
 def test_a_module_without_parameters_can_be_wrapped():
     model = pqt_transform(Plain(), [])
-    variables = model.init(KEY, X)
-    np.testing.assert_array_equal(model.apply(variables, X, rngs={"pqt": KEY}), X + 1)
+    variables = model.init(make_key(), X)
+    np.testing.assert_array_equal(model.apply(variables, X, rngs={"pqt": make_key()}), X + 1)
 
 
 class Scanned(nn.Module):
@@ -218,12 +222,12 @@ class Scanned(nn.Module):
 
 def test_a_scan_over_wrapped_layers_gives_each_its_noise():
     bare, model = Scanned(), Scanned((Rule("kernel"),))
-    variables = model.init(KEY, X)
-    chex.assert_trees_all_equal(variables["params"], bare.init(KEY, X)["params"])
+    variables = model.init(make_key(), X)
+    chex.assert_trees_all_equal(variables["params"], bare.init(make_key(), X)["params"])
     shapes = jax.tree.map(jnp.shape, variables["pqt"])
     assert shapes == {"Dense_0": {"bits": {"kernel": (3, 1, 1)}}}
     params = {"Dense_0": {"kernel": jnp.stack([jnp.eye(16)] * 3), "bias": jnp.zeros((3, 16))}}
-    sampled = model.apply({**variables, "params": params}, jnp.eye(16), rngs={"pqt": KEY})
+    sampled = model.apply({**variables, "params": params}, jnp.eye(16), rngs={"pqt": make_key()})
     noise = sampled - jnp.eye(16)
     assert all((noise[i] != noise[j]).any() for i, j in ((0, 1), (0, 2), (1, 2)))
     assert set(np.unique(noise)) <= {n / 32 for n in (-2, -1, 0, 1, 2)}

@@ -10,8 +10,9 @@ from flax import linen as nn
 
 from pqt_jax import Rule, param_transform, pqt_transform
 
-KEY = jax.random.key(5)
-RNGS = {"pqt": KEY}
+
+def make_key():
+    return jax.random.key(5)
 
 
 class Convolutional(nn.Module):
@@ -72,9 +73,9 @@ class Partitioned(nn.Module):
         return nn.Dense(64, kernel_init=init)(x)
 
 
-IMAGES = jax.random.normal(jax.random.key(1), (4, 8, 8, 3))
-TOKENS = jnp.arange(12).reshape(2, 6)
-ACTIVATIONS = jax.random.normal(jax.random.key(2), (2, 6, 64))
+IMAGES = np.random.default_rng(1).normal(size=(4, 8, 8, 3)).astype(np.float32)
+TOKENS = np.arange(12).reshape(2, 6)
+ACTIVATIONS = np.random.default_rng(2).normal(size=(2, 6, 64)).astype(np.float32)
 
 
 class Holder(nn.Module):
@@ -113,7 +114,14 @@ CASES = {
 }
 
 
-@pytest.fixture(params=CASES)
+def cases(*quick):
+    """Parametrize a test over `CASES`; those that are not quick are slow."""
+    marks = {name: [] if name in quick else [pytest.mark.slow] for name in CASES}
+    values = [pytest.param(name, marks=marks[name]) for name in CASES]
+    return pytest.mark.parametrize("case", values, indirect=True)
+
+
+@pytest.fixture
 def case(request):
     return CASES[request.param]
 
@@ -127,45 +135,49 @@ def same(a, b):
     return jax.tree.all(jax.tree.map(lambda x, y: np.array_equal(x, y), a, b))
 
 
+@cases("sequential", "holder", "tied", "scanned", "partitioned")
 def test_parameters_and_paths_are_those_of_the_bare_model(case):
     bare, x, rules, sampled = case
-    variables, wanted = pqt_transform(bare, rules).init(KEY, x), bare.init(KEY, x)
+    variables, wanted = pqt_transform(bare, rules).init(make_key(), x), bare.init(make_key(), x)
     bits = variables.pop("pqt")["bits"]
     assert len(jax.tree.leaves(bits)) == sampled
     assert jax.tree.structure(variables) == jax.tree.structure(wanted)
     assert same(variables, wanted)
 
 
+@cases("holder", "tied", "partitioned")
 def test_without_the_rng_the_bare_model_runs_bit_for_bit(case):
     bare, x, rules, _ = case
     wrapped = pqt_transform(bare, rules)
-    variables = wrapped.init(KEY, x)
+    variables = wrapped.init(make_key(), x)
     checkpoint = {k: v for k, v in variables.items() if k != "pqt"}
     want = run(bare, checkpoint, x)
     np.testing.assert_array_equal(run(wrapped, variables, x), want)
     np.testing.assert_array_equal(run(wrapped, checkpoint, x), want)  # a bare checkpoint serves
 
 
+@cases("sequential", "holder", "attention", "tied", "partitioned")
 def test_with_the_rng_it_runs_on_sampled_parameters(case):
     bare, x, rules, _ = case
     wrapped = pqt_transform(bare, rules)
-    variables = bare.init(KEY, x)
+    variables = bare.init(make_key(), x)
     transform = param_transform(rules)
     bits = transform.init(variables["params"])
     variables = {**variables, "pqt": {"bits": bits}}  # a bare checkpoint, made ready for training
-    eager = run(wrapped, variables, x, rngs=RNGS)
+    eager = run(wrapped, variables, x, rngs={"pqt": make_key()})
     assert (eager != run(wrapped, variables, x)).any()
-    np.testing.assert_array_equal(eager, run(wrapped, variables, x, rngs=RNGS))
+    np.testing.assert_array_equal(eager, run(wrapped, variables, x, rngs={"pqt": make_key()}))
     assert (eager != run(wrapped, variables, x, rngs={"pqt": jax.random.key(6)})).any()
     # The key of the stream is the key of the tree.
-    params = transform.sample(variables["params"], bits, RNGS["pqt"])
+    params = transform.sample(variables["params"], bits, make_key())
     np.testing.assert_array_equal(run(bare, {**variables, "params": params}, x), eager)
 
 
+@cases("scanned")
 def test_gradients_under_jit_reach_weights_and_bits(case):
     bare, x, rules, _ = case
     wrapped = pqt_transform(bare, rules)
-    variables = wrapped.init(KEY, x)
+    variables = wrapped.init(make_key(), x)
     rest = {k: v for k, v in variables.items() if k not in ("params", "pqt")}
 
     @jax.jit
@@ -176,7 +188,7 @@ def test_gradients_under_jit_reach_weights_and_bits(case):
 
         return jax.grad(loss)(trained)
 
-    grads = gradient({k: variables[k] for k in ("params", "pqt")}, KEY)
+    grads = gradient({k: variables[k] for k in ("params", "pqt")}, make_key())
     for entries, leaf in jax.tree_util.tree_leaves_with_path(grads):
         assert np.isfinite(leaf).all()
         path = jax.tree_util.keystr(entries)
@@ -187,15 +199,18 @@ def test_gradients_under_jit_reach_weights_and_bits(case):
 def test_a_wrapped_block_inside_scan_and_remat():
     rules = (Rule("kernel"),)
     model, bare = Scanned(rules), Scanned()
-    variables, plain = model.init(KEY, ACTIVATIONS), bare.init(KEY, ACTIVATIONS)
+    variables, plain = model.init(make_key(), ACTIVATIONS), bare.init(make_key(), ACTIVATIONS)
     assert same(variables["params"], plain["params"])
     assert variables["pqt"]["h"]["dense"]["bits"]["kernel"].shape == (3, 2, 2)
     np.testing.assert_array_equal(
         model.apply(variables, ACTIVATIONS), bare.apply(plain, ACTIVATIONS)
     )
-    loss = lambda v, k: jnp.sum(model.apply(v, ACTIVATIONS, rngs={"pqt": k}) ** 2)  # noqa: E731
-    value, grads = jax.jit(jax.value_and_grad(loss))(variables, KEY)
-    np.testing.assert_allclose(value, loss(variables, KEY), rtol=1e-5)
+
+    def loss(variables, key):
+        return jnp.sum(model.apply(variables, ACTIVATIONS, rngs={"pqt": key}) ** 2)
+
+    value, grads = jax.jit(jax.value_and_grad(loss))(variables, make_key())
+    np.testing.assert_allclose(value, loss(variables, make_key()), rtol=1e-5)
     assert value != loss(variables, jax.random.key(6))
     assert (grads["pqt"]["h"]["dense"]["bits"]["kernel"] != 0).all()
     # each layer has noise of its own: equal layers give unequal gradients of the bits
@@ -209,16 +224,16 @@ def test_two_blocks_of_one_parent_keep_their_names():
             x = pqt_transform(nn.Dense(64), [Rule("kernel")])(x)
             return pqt_transform(nn.Dense(64, name="second"), [Rule("kernel", 3)])(x)
 
-    variables = Parent().init(KEY, ACTIVATIONS)
+    variables = Parent().init(make_key(), ACTIVATIONS)
     assert set(variables["params"]) == {"Dense_0", "second"} == set(variables["pqt"])
-    both = Parent().apply(variables, ACTIVATIONS, rngs=RNGS)
+    both = Parent().apply(variables, ACTIVATIONS, rngs={"pqt": make_key()})
     assert (both != Parent().apply(variables, ACTIVATIONS)).any()
 
 
 def test_vmap_over_keys_gives_each_its_noise():
     model = pqt_transform(Tied(), [Rule("dense/kernel")])
-    variables = model.init(KEY, TOKENS)
-    ks = jax.random.split(KEY, 3)
+    variables = model.init(make_key(), TOKENS)
+    ks = jax.random.split(make_key(), 3)
     out = jax.vmap(lambda k: model.apply(variables, TOKENS, rngs={"pqt": k}))(ks)
     for k, row in zip(ks, out, strict=True):
         alone = model.apply(variables, TOKENS, rngs={"pqt": k})
@@ -228,16 +243,18 @@ def test_vmap_over_keys_gives_each_its_noise():
 
 def test_another_method_can_be_called_sampled():
     model = pqt_transform(Tied(), [Rule("dense/kernel")])
-    variables = model.init(KEY, TOKENS)
+    variables = model.init(make_key(), TOKENS)
     bare = Tied().apply({"params": variables["params"]}, TOKENS, method="encode")
     got = model.apply(variables, TOKENS, pqt_method="encode")
     np.testing.assert_array_equal(got, bare)
-    assert (model.apply(variables, TOKENS, pqt_method="encode", rngs=RNGS) != bare).any()
+    assert (
+        model.apply(variables, TOKENS, pqt_method="encode", rngs={"pqt": make_key()}) != bare
+    ).any()
 
 
 def test_random_streams_are_those_of_the_bare_model():
     bare = nn.Sequential([nn.Dense(64), nn.Dropout(0.5, deterministic=False), nn.Dense(64)])
-    rngs = {"params": KEY, "dropout": jax.random.key(1)}
+    rngs = {"params": make_key(), "dropout": jax.random.key(1)}
     wrapped = pqt_transform(bare, [Rule(".*kernel")])
     assert same(wrapped.init(rngs, ACTIVATIONS)["params"], bare.init(rngs, ACTIVATIONS)["params"])
     variables = bare.init(rngs, ACTIVATIONS)
@@ -245,8 +262,8 @@ def test_random_streams_are_those_of_the_bare_model():
     want = bare.apply(variables, ACTIVATIONS, rngs=rngs)
     np.testing.assert_array_equal(wrapped.apply(variables, ACTIVATIONS, rngs=rngs), want)
     zeros = want == 0  # which units fall out does not depend on the noise either
-    variables = wrapped.init({**rngs, "params": KEY}, ACTIVATIONS)
-    sampled = wrapped.apply(variables, ACTIVATIONS, rngs={**rngs, **RNGS})
+    variables = wrapped.init({**rngs, "params": make_key()}, ACTIVATIONS)
+    sampled = wrapped.apply(variables, ACTIVATIONS, rngs={**rngs, "pqt": make_key()})
     assert ((sampled == 0) == zeros).all() and (sampled != want).any()
 
 
@@ -258,22 +275,22 @@ def test_a_wrapped_attribute_of_setup_keeps_its_name():
         def __call__(self, x):
             return self.block(x)
 
-    variables = Parent().init(KEY, ACTIVATIONS)
+    variables = Parent().init(make_key(), ACTIVATIONS)
     assert jax.tree.map(jnp.shape, variables["params"]) == {
         "block": {"kernel": (64, 64), "bias": (64,)}
     }
-    out = Parent().apply(variables, ACTIVATIONS, rngs=RNGS)
+    out = Parent().apply(variables, ACTIVATIONS, rngs={"pqt": make_key()})
     assert (out != Parent().apply(variables, ACTIVATIONS)).any()
 
 
 def test_errors():
     model = pqt_transform(Tied(), [Rule("dense/kernel")])
-    params = Tied().init(KEY, TOKENS)
+    params = Tied().init(make_key(), TOKENS)
     with pytest.raises(ValueError, match='no "pqt" collection'):
-        model.apply(params, TOKENS, rngs=RNGS)
+        model.apply(params, TOKENS, rngs={"pqt": make_key()})
     with pytest.raises(ValueError, match="Tied is wrapped already"):
         pqt_transform(model, [Rule("dense/kernel")])
     with pytest.raises(ValueError, match="matches no parameter"):
-        pqt_transform(Tied(), [Rule("nothing")]).init(KEY, TOKENS)
+        pqt_transform(Tied(), [Rule("nothing")]).init(make_key(), TOKENS)
     with pytest.raises(ValueError, match="no rule decides about 'embed/embedding'"):
-        pqt_transform(Tied(), [Rule("dense/.*")], strict=True).init(KEY, TOKENS)
+        pqt_transform(Tied(), [Rule("dense/.*")], strict=True).init(make_key(), TOKENS)

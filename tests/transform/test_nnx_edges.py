@@ -14,8 +14,12 @@ from flax import nnx
 
 from pqt_jax import BitParam, Rule, pqt_transform
 
-KEY, X = jax.random.key(5), jnp.ones((4, 16))
+X = np.ones((4, 16), np.float32)
 KERNELS = [Rule(".*kernel")]
+
+
+def make_key():
+    return jax.random.key(5)
 
 
 def layer():
@@ -40,23 +44,26 @@ class Stateful(nnx.Module):
 
 def test_a_model_from_outside_runs_inside_transforms():
     model = pqt_transform(Stateful(), KERNELS)
-    want = model(X, pqt_key=KEY)
-    call = lambda x, key: model(x, pqt_key=key)  # noqa: E731
+    want = model(X, pqt_key=make_key())
+
+    def call(x, key):
+        return model(x, pqt_key=key)
+
     for function in (jax.jit(call), jax.checkpoint(call)):
-        np.testing.assert_allclose(function(X, KEY), want, rtol=1e-6)
-    keys = jax.random.split(KEY, 3)
+        np.testing.assert_allclose(function(X, make_key()), want, rtol=1e-6)
+    keys = jax.random.split(make_key(), 3)
     assert jax.vmap(lambda key: model(X, pqt_key=key))(keys).shape == (3, 4, 16)
-    assert jax.grad(lambda x: call(x, KEY).sum())(X).shape == X.shape
+    assert jax.grad(lambda x: call(x, make_key()).sum())(X).shape == X.shape
 
 
 def test_what_a_sampled_call_writes_is_carried_over():
     model = pqt_transform(Stateful(), KERNELS)
     before = np.asarray(model.norm.mean[...])
-    model(X, pqt_key=KEY)
+    model(X, pqt_key=make_key())
     np.testing.assert_array_equal(model.norm.mean[...], before)
-    model(X, train=True, pqt_key=KEY)
+    model(X, train=True, pqt_key=make_key())
     first = np.asarray(model.norm.mean[...])
-    nnx.jit(lambda model: model(X, train=True, pqt_key=KEY))(model)
+    nnx.jit(lambda model: model(X, train=True, pqt_key=make_key()))(model)
     assert (before != first).any() and (first != model.norm.mean[...]).any()
 
 
@@ -80,13 +87,13 @@ class Overwriting(nnx.Module):
 
 def test_a_parameter_may_be_written_if_it_is_not_sampled():
     model = pqt_transform(Counting(), KERNELS)
-    model(X), model(X, pqt_key=KEY)
+    model(X), model(X, pqt_key=make_key())
     assert model.count[...] == 2
     model = pqt_transform(Overwriting(), KERNELS)
     with pytest.raises(ValueError, match="layer/kernel: the call writes to a parameter that is s"):
-        model(X, pqt_key=KEY)
+        model(X, pqt_key=make_key())
     np.testing.assert_array_equal(model.layer.kernel[...], layer().kernel[...])
-    nnx.jit(lambda model: model(X, pqt_key=KEY))(model)  # undone, where it cannot be told
+    nnx.jit(lambda model: model(X, pqt_key=make_key()))(model)  # undone, where it cannot be told
     np.testing.assert_array_equal(model.layer.kernel[...], layer().kernel[...])
 
 
@@ -110,7 +117,7 @@ def test_a_parameter_that_a_call_replaces_is_put_back(cls):
     model = pqt_transform(cls(), KERNELS)
     kernel = model.layers[0].kernel
     with pytest.raises(ValueError, match="layers/0/kernel: the call writes to a parameter that is"):
-        model(X, pqt_key=KEY)
+        model(X, pqt_key=make_key())
     assert model.layers[0].kernel is kernel
     np.testing.assert_array_equal(kernel[...], layer().kernel[...])
 
@@ -120,17 +127,17 @@ class Calling(nnx.Module):
         self.layer = layer()
 
     def __call__(self, x, other=None):
-        return self.layer(x) if other is None else other(x, pqt_key=KEY)
+        return self.layer(x) if other is None else other(x, pqt_key=make_key())
 
 
 def test_a_sampled_call_within_another_on_the_same_weights_is_refused():
     outer, inner = (pqt_transform(Calling(), KERNELS) for _ in range(2))
-    want = inner(X, pqt_key=KEY)
-    np.testing.assert_array_equal(outer(X, inner, pqt_key=KEY), want)  # weights of its own
+    want = inner(X, pqt_key=make_key())
+    np.testing.assert_array_equal(outer(X, inner, pqt_key=make_key()), want)  # weights of its own
     inner.layer.kernel = outer.layer.kernel
     with pytest.raises(ValueError, match="layer/kernel holds sampled weights already"):
-        outer(X, inner, pqt_key=KEY)
-    np.testing.assert_array_equal(inner(X, pqt_key=KEY), want)  # all is back
+        outer(X, inner, pqt_key=make_key())
+    np.testing.assert_array_equal(inner(X, pqt_key=make_key()), want)  # all is back
 
 
 class Making(nnx.Module):
@@ -153,7 +160,7 @@ class Making(nnx.Module):
 
 
 @pytest.mark.parametrize(
-    "call", [lambda m: m(X, pqt_key=KEY), nnx.jit(lambda m: m(X, pqt_key=KEY))]
+    "call", [lambda m: m(X, pqt_key=make_key()), nnx.jit(lambda m: m(X, pqt_key=make_key()))]
 )
 def test_what_a_sampled_call_makes_or_sets_is_kept(call):
     model, bare = pqt_transform(Making(), KERNELS), Making()
@@ -162,17 +169,17 @@ def test_what_a_sampled_call_makes_or_sets_is_kept(call):
     np.testing.assert_array_equal(model.layer.last[...], out)
     bare(X)
     assert paths(model) == paths(bare) and model.calls == 1
-    assert (model(X) != model(X, pqt_key=KEY)).any() and model.calls == 3
+    assert (model(X) != model(X, pqt_key=make_key())).any() and model.calls == 3
 
 
 def test_after_a_sampled_call_that_fails_the_weights_are_back():
     model = pqt_transform(Making(), KERNELS)
     weights = model.layer.kernel.get_raw_value()
     with pytest.raises(RuntimeError, match="fails"):
-        model(X, fail=True, pqt_key=KEY)
+        model(X, fail=True, pqt_key=make_key())
     assert model.layer.kernel.get_raw_value() is weights
     with pytest.raises(RuntimeError, match="fails"):
-        nnx.jit(lambda model: model(X, fail=True, pqt_key=KEY))(model)
+        nnx.jit(lambda model: model(X, fail=True, pqt_key=make_key()))(model)
     assert model.layer.kernel.get_raw_value() is weights
 
 
@@ -190,7 +197,10 @@ class Transforming(nnx.Module):
 def test_a_call_may_hold_transforms():
     model = pqt_transform(Transforming(), KERNELS)
     weights = np.asarray(model.layer.kernel[...])
-    loss = lambda model: model(X, pqt_key=KEY).sum()  # noqa: E731
+
+    def loss(model):
+        return model(X, pqt_key=make_key()).sum()
+
     for function in (loss, nnx.jit(loss), nnx.grad(loss), nnx.jit(nnx.grad(loss))):
         assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(function(model)))
     np.testing.assert_array_equal(model.layer.kernel[...], weights)
@@ -220,7 +230,7 @@ def test_what_a_model_sees_of_itself_is_unchanged(cls):
     bare, model = cls(), pqt_transform(cls(), KERNELS)
     assert paths(bare) == paths(model) and len(paths(bare)) in (2, 4)
     np.testing.assert_array_equal(bare(X), model(X))
-    assert (model(X, pqt_key=KEY) != bare(X)).any()
+    assert (model(X, pqt_key=make_key()) != bare(X)).any()
     assert repr(model)
 
 
@@ -228,7 +238,7 @@ def test_a_wrapped_module_can_be_pickled():
     model = pqt_transform(Counting(), KERNELS)
     again = pickle.loads(pickle.dumps(model))
     assert type(again) is type(model)
-    np.testing.assert_array_equal(again(X, pqt_key=KEY), model(X, pqt_key=KEY))
+    np.testing.assert_array_equal(again(X, pqt_key=make_key()), model(X, pqt_key=make_key()))
     graph, _ = nnx.split(model)
     assert pickle.loads(pickle.dumps(graph)) == graph
 
@@ -252,13 +262,13 @@ class Handing(Callless):
 
 def test_methods_and_signatures():
     model = pqt_transform(Callless(), KERNELS)
-    assert (model(X, pqt_method="encode", pqt_key=KEY) != model.encode(X)).any()
+    assert (model(X, pqt_method="encode", pqt_key=make_key()) != model.encode(X)).any()
     with pytest.raises(TypeError, match="Callless has no __call__; name one of its methods"):
         model(X)
     with pytest.raises(AttributeError, match="pqt_method='decode': Callless has no such method"):
         model(X, pqt_method="decode")
     with pytest.raises(TypeError, match="pqt_method='alone' takes no module, so it samples nothin"):
-        model(X, pqt_method="alone", pqt_key=KEY)
+        model(X, pqt_method="alone", pqt_key=make_key())
     signature = inspect.signature(pqt_transform(Stateful(), KERNELS).__call__)
     assert list(signature.parameters) == ["x", "train", "pqt_key", "pqt_lead", "pqt_method"]
 
@@ -297,7 +307,7 @@ class PlainArray(nnx.Module):
 
 def test_a_model_may_hold_plain_arrays():
     model = pqt_transform(PlainArray(), KERNELS)
-    assert (model(X, pqt_key=KEY) != model(X)).any()
+    assert (model(X, pqt_key=make_key()) != model(X)).any()
 
 
 class Boxed(nnx.Module):
@@ -310,5 +320,5 @@ class Boxed(nnx.Module):
 
 def test_a_variable_may_hold_a_box():
     model = pqt_transform(Boxed(), [Rule("kernel")])
-    assert (model(X, pqt_key=KEY) != model(X)).any()
+    assert (model(X, pqt_key=make_key()) != model(X)).any()
     np.testing.assert_array_equal(model(X), Boxed()(X))

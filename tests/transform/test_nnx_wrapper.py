@@ -10,7 +10,9 @@ from flax import nnx
 
 from pqt_jax import BitParam, Rule, param_transform, pqt_transform
 
-KEY = jax.random.key(5)
+
+def make_key():
+    return jax.random.key(5)
 
 
 class Convolutional(nnx.Module):
@@ -76,9 +78,9 @@ class Stack(nnx.Module):
         return jax.lax.scan(body, x, (jnp.arange(3), layers))[0]
 
 
-IMAGES = jax.random.normal(jax.random.key(1), (4, 8, 8, 3))
-TOKENS = jnp.arange(12).reshape(2, 6)
-ACTIVATIONS = jax.random.normal(jax.random.key(2), (2, 6, 64))
+IMAGES = np.random.default_rng(1).normal(size=(4, 8, 8, 3)).astype(np.float32)
+TOKENS = np.arange(12).reshape(2, 6)
+ACTIVATIONS = np.random.default_rng(2).normal(size=(2, 6, 64)).astype(np.float32)
 CASES = {
     "convolutional": (Convolutional, IMAGES, [Rule("layers/.*kernel|head/kernel")], 2),
     "flattened convolution": (Convolutional, IMAGES, [Rule(".*/0/kernel", matrix_axes=(3, 1))], 1),
@@ -95,7 +97,14 @@ CASES = {
 }
 
 
-@pytest.fixture(params=CASES)
+def cases(*quick):
+    """Parametrize a test over `CASES`; those that are not quick are slow."""
+    marks = {name: [] if name in quick else [pytest.mark.slow] for name in CASES}
+    values = [pytest.param(name, marks=marks[name]) for name in CASES]
+    return pytest.mark.parametrize("case", values, indirect=True)
+
+
+@pytest.fixture
 def case(request):
     cls, x, rules, sampled = CASES[request.param]
     return lambda: cls(nnx.Rngs(0)), x, rules, sampled
@@ -109,28 +118,34 @@ def same(a, b):
     return jax.tree.all(jax.tree.map(lambda x, y: np.array_equal(x, y), a, b))
 
 
+@cases("attention", "tied")
 def test_without_a_key_the_bare_model_runs_bit_for_bit(case):
     make, x, rules, _ = case
     np.testing.assert_array_equal(pqt_transform(make(), rules)(x), make()(x))
     np.testing.assert_array_equal(pqt_transform(make(), rules)(x, pqt_key=None), make()(x))
 
 
+@cases("flattened convolution", "attention", "tied")
 def test_with_a_key_it_runs_on_the_sampled_parameters(case):
     make, x, rules, _ = case
     model, bare = pqt_transform(make(), rules), make()
     transform = param_transform(rules)
     params = params_of(bare)
-    nnx.update(bare, transform.sample(params, transform.init(params), KEY))
-    np.testing.assert_array_equal(model(x, pqt_key=KEY), bare(x))
-    assert (model(x, pqt_key=KEY) != make()(x)).any()
+    nnx.update(bare, transform.sample(params, transform.init(params), make_key()))
+    np.testing.assert_array_equal(model(x, pqt_key=make_key()), bare(x))
+    assert (model(x, pqt_key=make_key()) != make()(x)).any()
 
 
+@cases(*CASES)
 def test_paths_and_dtypes_stay_and_checkpoints_interchange(case):
     make, x, rules, sampled = case
     model, bare = pqt_transform(make(), rules), make()
     assert isinstance(model, type(bare))
     assert len(jax.tree.leaves(nnx.state(model, BitParam))) == sampled
-    shapes = lambda tree: jax.tree.map(lambda a: (a.shape, a.dtype), nnx.to_pure_dict(tree))  # noqa: E731
+
+    def shapes(tree):
+        return jax.tree.map(lambda a: (a.shape, a.dtype), nnx.to_pure_dict(tree))
+
     assert shapes(params_of(model)) == shapes(params_of(bare))
     doubled = jax.tree.map(lambda a: 2 * a, params_of(bare))
     nnx.update(model, doubled)  # bare → wrapped
@@ -139,6 +154,7 @@ def test_paths_and_dtypes_stay_and_checkpoints_interchange(case):
     assert same(params_of(bare), doubled)
 
 
+@cases("attention")
 def test_gradients_under_jit_reach_weights_and_bits(case):
     make, x, rules, _ = case
 
@@ -147,7 +163,7 @@ def test_gradients_under_jit_reach_weights_and_bits(case):
         return nnx.grad(lambda m: jnp.mean(m(x, pqt_key=key).astype(jnp.float32) ** 2))(model)
 
     model = pqt_transform(make(), rules)
-    grads = gradient(model, KEY)
+    grads = gradient(model, make_key())
     assert jax.tree.structure(grads) == jax.tree.structure(nnx.state(model, nnx.Param))
     for path, leaf in nnx.to_flat_state(grads):
         assert np.isfinite(leaf[...]).all()
@@ -164,7 +180,7 @@ def data(state):
 def test_statistics_and_dropout_advance_as_in_the_bare_model():
     model = pqt_transform(Convolutional(nnx.Rngs(0)), [Rule("head/kernel")])
     bare = Convolutional(nnx.Rngs(0))
-    for key in (KEY, None):
+    for key in (make_key(), None):
         model(IMAGES, pqt_key=key)
         bare(IMAGES)
     mine, others = nnx.state(model, nnx.Not(nnx.Param)), nnx.state(bare, nnx.Not(nnx.Param))
@@ -175,8 +191,11 @@ def test_statistics_and_dropout_advance_as_in_the_bare_model():
 def test_vmap_over_keys_gives_each_its_noise():
     model = pqt_transform(Tied(nnx.Rngs(0)), [Rule(".*kernel|.*embedding")])
     graphdef, state = nnx.split(model)
-    ks = jax.random.split(KEY, 3)
-    run = lambda k: nnx.merge(graphdef, state)(TOKENS, pqt_key=k)  # noqa: E731
+    ks = jax.random.split(make_key(), 3)
+
+    def run(key):
+        return nnx.merge(graphdef, state)(TOKENS, pqt_key=key)
+
     together = jax.vmap(run)(ks)
     for k, out in zip(ks, together, strict=True):
         np.testing.assert_allclose(out.astype(jnp.float32), run(k).astype(jnp.float32), rtol=2e-2)
@@ -190,13 +209,13 @@ def test_blocks_wrapped_inside_a_scan_get_the_noise_of_the_stacked_tree():
     np.testing.assert_array_equal(model(ACTIVATIONS), bare(ACTIVATIONS))
     transform = param_transform(rules)
     params = params_of(bare)
-    nnx.update(bare, transform.sample(params, transform.init(params), KEY))
-    np.testing.assert_array_equal(model(ACTIVATIONS, KEY), bare(ACTIVATIONS))
+    nnx.update(bare, transform.sample(params, transform.init(params), make_key()))
+    np.testing.assert_array_equal(model(ACTIVATIONS, make_key()), bare(ACTIVATIONS))
 
 
 def test_scanned_blocks_differentiate_under_remat():
     model = Stack(nnx.Rngs(0), [Rule("h/kernel")])
-    grads = nnx.jit(nnx.grad(lambda m: jnp.sum(m(ACTIVATIONS, KEY) ** 2)))(model)
+    grads = nnx.jit(nnx.grad(lambda m: jnp.sum(m(ACTIVATIONS, make_key()) ** 2)))(model)
     assert (grads.h.kernel[...] != 0).any(axis=(1, 2)).all()
     assert (grads.h.pqt_bits["kernel"][...] != 0).all()
 
@@ -206,7 +225,7 @@ def test_another_method_can_be_called_sampled():
     bare = nnx.Embed(50, 64, rngs=nnx.Rngs(0))
     x = jnp.ones((2, 64))
     np.testing.assert_array_equal(model(x, pqt_method="attend"), bare.attend(x))
-    assert (model(x, pqt_method="attend", pqt_key=KEY) != bare.attend(x)).any()
+    assert (model(x, pqt_method="attend", pqt_key=make_key()) != bare.attend(x)).any()
 
 
 def test_errors():

@@ -15,7 +15,9 @@ from pqt_jax.numerics import keys
 from pqt_jax.quantization.quantize import quantize
 from pqt_jax.transform.perturb import perturb
 
-KEY = jax.random.key(7)
+
+def make_key():
+    return jax.random.key(7)
 
 
 def make_params(**extra):
@@ -50,12 +52,12 @@ def test_init_makes_one_number_per_block_of_what_is_sampled():
 def test_sample_is_perturb_under_the_key_of_each_path():
     transform, params = param_transform(RULES), make_params()
     bits = transform.init(params)
-    got = transform.sample(params, bits, KEY)
+    got = transform.sample(params, bits, make_key())
     spec = Spec(3, dtype="float4_e2m1fn")
     want = perturb(
         params["head"]["kernel"],
         bits["head"]["kernel"],
-        jax.random.fold_in(KEY, zlib.crc32(b"head/kernel")),
+        jax.random.fold_in(make_key(), zlib.crc32(b"head/kernel")),
         spec,
     )
     np.testing.assert_array_equal(got["head"]["kernel"], want)
@@ -66,8 +68,8 @@ def test_sample_is_perturb_under_the_key_of_each_path():
 def test_adding_a_parameter_changes_no_other_noise():
     transform = param_transform([Rule(".*kernel")])
     params, more = make_params(), make_params(aa={"kernel": jnp.ones((40, 40))})
-    few = transform.sample(params, transform.init(params), KEY)
-    many = transform.sample(more, transform.init(more), KEY)
+    few = transform.sample(params, transform.init(params), make_key())
+    many = transform.sample(more, transform.init(more), make_key())
     np.testing.assert_array_equal(few["h"]["up"]["kernel"], many["h"]["up"]["kernel"])
     np.testing.assert_array_equal(few["head"]["kernel"], many["head"]["kernel"])
 
@@ -75,14 +77,14 @@ def test_adding_a_parameter_changes_no_other_noise():
 def test_parameters_of_one_shape_get_noise_of_their_own():
     params = {"a": jnp.ones((64, 64)), "b": jnp.ones((64, 64))}
     transform = param_transform([Rule(".*", dtype=jnp.float32)])
-    sampled = transform.sample(params, transform.init(params), KEY)
+    sampled = transform.sample(params, transform.init(params), make_key())
     assert 0.3 < np.mean(np.asarray(sampled["a"]) != np.asarray(sampled["b"])) < 0.7
 
 
 def test_steps_get_noise_of_their_own_and_the_same_step_the_same():
     transform, params = param_transform(RULES), make_params()
     bits = transform.init(params)
-    draws = [transform.sample(params, bits, keys.step_key(KEY, s)) for s in (0, 1, 0)]
+    draws = [transform.sample(params, bits, keys.step_key(make_key(), s)) for s in (0, 1, 0)]
     kernel = [np.asarray(d["head"]["kernel"]) for d in draws]
     assert (kernel[0] != kernel[1]).any()
     np.testing.assert_array_equal(kernel[0], kernel[2])
@@ -93,11 +95,11 @@ def test_a_slice_of_the_stack_gets_the_noise_of_the_whole():
     stacked = make_params()["h"]
     whole = param_transform(rules, prefix="h")
     bits = whole.init(stacked)
-    want = whole.sample(stacked, bits, KEY)["up"]["kernel"]
+    want = whole.sample(stacked, bits, make_key())["up"]["kernel"]
 
     def body(carry, layer):
         index, params, bits = layer
-        return carry, whole.sample(params, bits, KEY, lead=index)["up"]["kernel"]
+        return carry, whole.sample(params, bits, make_key(), lead=index)["up"]["kernel"]
 
     xs = (jnp.arange(3), stacked, bits)
     _, scanned = jax.lax.scan(body, 0, xs)
@@ -106,7 +108,7 @@ def test_a_slice_of_the_stack_gets_the_noise_of_the_whole():
     full = param_transform([Rule("h/.*/kernel")])
     params = make_params()
     np.testing.assert_array_equal(
-        full.sample(params, full.init(params), KEY)["h"]["up"]["kernel"], want
+        full.sample(params, full.init(params), make_key())["h"]["up"]["kernel"], want
     )
 
 
@@ -114,8 +116,8 @@ def test_slices_with_experts_count_their_matrices():
     w = jax.random.normal(jax.random.key(1), (3, 5, 32, 40))
     transform = param_transform([Rule("w")])
     bits = transform.init({"w": w})
-    whole = transform.sample({"w": w}, bits, KEY)["w"]
-    part = transform.sample({"w": w[2]}, {"w": bits["w"][2]}, KEY, lead=2)["w"]
+    whole = transform.sample({"w": w}, bits, make_key())["w"]
+    part = transform.sample({"w": w[2]}, {"w": bits["w"][2]}, make_key(), lead=2)["w"]
     np.testing.assert_array_equal(whole[2], part)
 
 
@@ -123,7 +125,7 @@ def test_gradients_reach_parameters_and_bits():
     transform, params = param_transform(RULES), make_params()
 
     def loss(params, bits):
-        sampled = transform.sample(params, bits, KEY)
+        sampled = transform.sample(params, bits, make_key())
         return sum(jnp.sum(leaf.astype(jnp.float32) ** 3) for leaf in jax.tree.leaves(sampled))
 
     grads = jax.jit(jax.grad(loss, argnums=(0, 1)))(params, transform.init(params))
@@ -163,10 +165,10 @@ def test_noise_none_is_the_cast_and_needs_no_bits():
     transform = param_transform([Rule("w", noise="none", dtype="float8_e4m3fn")])
     params = {"w": jax.random.normal(jax.random.key(0), (40, 40))}
     assert transform.init(params) == {}
-    got = transform.sample(params, {}, KEY)["w"]
+    got = transform.sample(params, {}, make_key())["w"]
     np.testing.assert_array_equal(got, quantize(params, [Rule("w")], "float8_e4m3fn")["w"])
     np.testing.assert_array_equal(got, transform.quantize(params, {})["w"])
-    grad = jax.grad(lambda p: jnp.sum(transform.sample(p, {}, KEY)["w"] * 2.0))(params)["w"]
+    grad = jax.grad(lambda p: jnp.sum(transform.sample(p, {}, make_key())["w"] * 2.0))(params)["w"]
     np.testing.assert_array_equal(grad, np.full((40, 40), 2.0, np.float32))
 
 
@@ -185,10 +187,10 @@ def test_errors_name_the_path():
     transform, params = param_transform(RULES), make_params()
     bits = transform.init(params)
     with pytest.raises(ValueError, match="h/up/kernel: bits has no entry"):
-        transform.sample(params, {"head": bits["head"]}, KEY)
+        transform.sample(params, {"head": bits["head"]}, make_key())
     bits["head"]["kernel"] = jnp.ones((9, 9))
     with pytest.raises(ValueError, match=r"head/kernel: bits of shape \(9, 9\).*need \(2, 3\)"):
-        transform.sample(params, bits, KEY)
+        transform.sample(params, bits, make_key())
     for function in (transform.quantize, transform.summary):
         with pytest.raises(ValueError, match=r"bits of shape \(9, 9\).*need \(2, 3\)"):
             function(params, bits)
@@ -205,7 +207,7 @@ def test_a_field_called_value_is_a_parameter_like_any_other():
     transform = param_transform([Rule("attn/(query|value)")])
     bits = transform.init(params)
     assert sorted(bits["attn"]) == ["query", "value"]
-    sampled = transform.sample(params, bits, KEY)["attn"]
+    sampled = transform.sample(params, bits, make_key())["attn"]
     assert [w.dtype.name for w in sampled] == ["bfloat16", "float32", "bfloat16"]
 
 

@@ -88,20 +88,20 @@ class SweepOptions:
         4,
         "Runs that one program trains side by side; a few fit into the cache of a CPU, and a GPU "
         "needs many to be busy.",
-        above=0,
+        minimum=1,
     )
     margin: float = setting(
         0.5, "Nats above its lowest level so far from which a loss has diverged.", above=0
     )
-    window: int = setting(20, "Steps of each median by which divergence is judged.", above=0)
+    window: int = setting(20, "Steps of each median by which divergence is judged.", minimum=1)
     spike_score: float = setting(
         6.0, "Standard deviations above their median from which a loss is a spike.", above=0
     )
     spike_window: int = setting(
-        100, "Preceding steps whose losses a spike is measured against.", above=0
+        100, "Preceding steps whose losses a spike is measured against.", minimum=1
     )
     record_every: int = setting(
-        5, "Steps between recorded losses; outcomes use every loss.", above=0
+        5, "Steps between recorded losses; outcomes use every loss.", minimum=1
     )
     sharpness_every: int = setting(
         20, "Steps between measurements of sharpness; 0 for none.", minimum=0
@@ -112,7 +112,7 @@ class SweepOptions:
     maximizer: str = setting(
         "corner", "How the maximum in the box is found.", choices=get_args(sharpness.Maximizer)
     )
-    iterations: int = setting(10, "Iterations of maximizers gradient and lbfgsb.", above=0)
+    iterations: int = setting(10, "Iterations of maximizers gradient and lbfgsb.", minimum=1)
     rho: float = setting(
         0.0, "Radius of the sharpness of weights; 0 for no measurement.", minimum=0, maximum=1
     )
@@ -164,6 +164,7 @@ def default(model: ModelConfig) -> Any:
     """Every field of a training run and of a sweep with its default, as a ConfigDict.
 
     Example:
+      >>> from pqt_jax.models import Llama2Config
       >>> config = default(Llama2Config(256, d_model=32, num_layers=1, num_heads=2, d_ff=64))
       >>> config.sweep.arms = (("BF16",), ("E8M3", "simulate.dtype=E8M3"))
       >>> config.simulate.rounding, config.sweep.window

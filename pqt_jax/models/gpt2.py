@@ -47,9 +47,9 @@ class GPT2Config:
     d_model: int = field(metadata=D_MODEL)
     num_layers: int = field(metadata=NUM_LAYERS)
     num_heads: int = field(metadata=NUM_HEADS)
-    d_ff: int = field(metadata=about("Width of the MLP.", above=0))
+    d_ff: int = field(metadata=about("Width of the MLP.", minimum=1))
     max_length: int = setting(
-        1024, "Longest sequence, which is the size of the table of positions.", above=0
+        1024, "Longest sequence, which is the size of the table of positions.", minimum=1
     )
     norm_eps: float = setting(1e-5, "Added to the variance in LayerNorm.", above=0)
     bias: bool = setting(False, "Whether linear layers and LayerNorm have biases.")

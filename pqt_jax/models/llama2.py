@@ -47,7 +47,7 @@ class Llama2Config:
     num_layers: int = field(metadata=NUM_LAYERS)
     num_heads: int = field(metadata=NUM_HEADS)
     d_ff: int = field(
-        metadata=about("Width of the MLP, of each of SwiGLU's two products.", above=0)
+        metadata=about("Width of the MLP, of each of SwiGLU's two products.", minimum=1)
     )
     num_kv_heads: int = setting(
         0,
@@ -55,7 +55,7 @@ class Llama2Config:
         "num_heads.",
         minimum=0,
     )
-    max_length: int = setting(2048, "Longest sequence; no parameter depends on it.", above=0)
+    max_length: int = setting(2048, "Longest sequence; no parameter depends on it.", minimum=1)
     norm_eps: float = setting(1e-5, "Added to the mean square in RMSNorm.", above=0)
     rope_theta: float = setting(1e4, "Base of the rotary wavelengths.", above=0)
     tie_embeddings: bool = setting(False, "Whether the head uses the embedding's weights.")

@@ -55,12 +55,16 @@ class Setting:
             and (below is None or value < below)
         )
 
-    def describe_range(self, kind: type) -> str:
+    def describe_range(self, kind: type, *, brief: bool = False) -> str:
         """What can be used, in words; "" if all values of the type can.
 
+        With `brief`, limits that every number has go without saying.
+
         Example:
-          >>> Setting(help="", minimum=0).describe_range(int)
-          '0 or more and below 2^31'
+          >>> Setting(help="", minimum=1).describe_range(int)
+          '1 or more and below 2^31'
+          >>> Setting(help="", minimum=1).describe_range(int, brief=True)
+          '1 or more'
           >>> Setting(help="", above=0).describe_range(float)
           'finite and more than 0'
           >>> Setting(help="", choices=("token", "mask")).describe_range(str)
@@ -83,10 +87,10 @@ class Setting:
             parts.append(f"more than {_number(self.above)}")
         if self.maximum is not None:
             parts.append(f"at most {_number(self.maximum)}")
-        elif self.below is not None or kind is int:
-            parts.append(f"below {_number(self.below or _INT32)}")
-        else:
-            parts.insert(0, "finite")
+        elif self.below is not None:
+            parts.append(f"below {_number(self.below)}")
+        elif not brief:
+            parts = [*parts, f"below {_number(_INT32)}"] if kind is int else ["finite", *parts]
         return " and ".join(parts)
 
 
@@ -136,7 +140,7 @@ VOCAB_SIZE = about(
     minimum=256,
     words="at least 256, one for each byte, and below 2^31",
 )
-D_MODEL = about("Width of the residual stream.", above=0)
-NUM_LAYERS = about("Number of layers.", above=0)
-NUM_HEADS = about("Attention heads in a layer; they divide d_model.", above=0)
+D_MODEL = about("Width of the residual stream.", minimum=1)
+NUM_LAYERS = about("Number of layers.", minimum=1)
+NUM_HEADS = about("Attention heads in a layer; they divide d_model.", minimum=1)
 ATTENTION = "Implementation of the attention; auto takes cuDNN's where it can be used."

@@ -418,26 +418,3 @@ def test_a_run_that_diverged_ends_with_a_table(tmp_path, capsys):
     assert "DiffQ's own bits (" in out and "step 2 is skipped" in err
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert 2 <= summary["mean_bits"] <= 15 and summary["size_mb"] > 0
-
-
-@pytest.mark.parametrize(
-    "fields, message",
-    [
-        ("diffq.noise=gauss", "config.diffq.noise='gauss'; it must be one of normal, uniform"),
-        ("diffq.group=0", "config.diffq.group=0; it must be more than 0"),
-        ("diffq.min_bits=0.5", "config.diffq.min_bits=0.5; it must be from 1 to 16"),
-        ("diffq.max_bits=17", "config.diffq.max_bits=17.0; it must be from 1 to 16"),
-        ("diffq.init_bits=15", "config.diffq.init_bits=15.0; it must be between config.diffq.min_"),
-        ("diffq.penalty=-1", "config.diffq.penalty=-1.0; it must be finite and 0 or more"),
-        ("diffq.learning_rate=nan", "config.diffq.learning_rate=nan; it must be finite and 0"),
-        ("diffq.groups=8", "did you mean config.diffq.group?"),
-        ("pqt.penalty=size", "'size'; with config.method='diffq' it must be none: give config.d"),
-        ("pqt.snap_at=0.9", "config.pqt.snap_at=0.9; with config.method='diffq' it must be 1.0"),
-        ("pqt.dtype=float4_e2m1fn", "with config.method='diffq' it must be bfloat16: it casts"),
-    ],
-)
-def test_bad_fields_are_one_line(tmp_path, fields, message, capsys):
-    given = ["--config=tests/support/tiny.py", f"--workdir={tmp_path}/run", "--config.method=diffq"]
-    assert message in refused(
-        lambda a: main(tmp_path, *a[1:]), [*given, f"--config.{fields}"], capsys
-    )

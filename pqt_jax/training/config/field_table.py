@@ -84,8 +84,8 @@ def _row(field: Field) -> str:
 
 
 def _takes(field: Field) -> str:
-    """What can be given, in words, such as "a whole number, more than 0 and below 2^31"."""
-    range_ = field.setting.describe_range(field.kind)
+    """What can be given, in words, such as "a whole number, 1 or more"."""
+    range_ = field.setting.describe_range(field.kind, brief=True)
     if field.kind is tuple:
         return f"values such as {as_text(field.default)}" if field.default else "values"
     if field.setting.choices or not range_:

@@ -71,10 +71,10 @@ class DataConfig:
         minimum=-1,
         words="a token, or -1 for what the index says",
     )
-    length: int = setting(128, "Tokens in a sequence.", above=0)
-    batch: int = setting(16, "Sequences in a step.", above=0)
+    length: int = setting(128, "Tokens in a sequence.", minimum=1)
+    batch: int = setting(16, "Sequences in a step.", minimum=1)
     microbatches: int = setting(
-        1, "Number of equal parts of a batch, computed one after the other.", above=0
+        1, "Number of equal parts of a batch, computed one after the other.", minimum=1
     )
     loss_chunk: int = setting(
         0, "Positions whose logits are computed at once; 0 for all of them.", minimum=0
@@ -87,9 +87,9 @@ class MeshConfig:
 
     data: int = setting(0, "Devices that split the batch; 0 for all that are left.", minimum=0)
     fsdp: int = setting(
-        1, "Devices that split the batch, the parameters and the optimizer's state.", above=0
+        1, "Devices that split the batch, the parameters and the optimizer's state.", minimum=1
     )
-    tensor: int = setting(1, "Devices that split each layer's matrices.", above=0)
+    tensor: int = setting(1, "Devices that split each layer's matrices.", minimum=1)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -166,7 +166,7 @@ class PqtConfig:
 class DiffqConfig:
     """Method diffq alone; of `pqt` it uses pattern, noise_per and, for the final table, block."""
 
-    group: int = setting(8, "Weights that share a bit-width.", above=0)
+    group: int = setting(8, "Weights that share a bit-width.", minimum=1)
     init_bits: float = setting(
         8.0, "Bit-width of every group at the start, between the two limits.", above=0
     )
@@ -190,9 +190,11 @@ class WatchConfig:
     """When a run counts spikes of the loss, and when it gives up."""
 
     skips: int = setting(
-        10, "Steps in a row without a finite loss and gradient that end the run.", above=0
+        10, "Steps in a row without a finite loss and gradient that end the run.", minimum=1
     )
-    window: int = setting(100, "Preceding steps whose losses a spike is measured against.", above=0)
+    window: int = setting(
+        100, "Preceding steps whose losses a spike is measured against.", minimum=1
+    )
     spike_score: float = setting(
         6.0, "Standard deviations above their median from which a loss is a spike.", above=0
     )
@@ -202,16 +204,16 @@ class WatchConfig:
 class LogConfig:
     """What is printed, measured and saved, and how often."""
 
-    every: int = setting(10, "Steps between lines of the log.", above=0)
-    validate_every: int = setting(100, "Steps between validations.", above=0)
-    validation_batches: int = setting(32, "Batches of a validation.", above=0)
+    every: int = setting(10, "Steps between lines of the log.", minimum=1)
+    validate_every: int = setting(100, "Steps between validations.", minimum=1)
+    validation_batches: int = setting(32, "Batches of a validation.", minimum=1)
     sharpness_every: int = setting(
         0,
         "Steps between measurements of sharpness, on the first validation batches; 0 for none.",
         minimum=0,
     )
-    checkpoint_every: int = setting(100, "Steps between checkpoints.", above=0)
-    keep: int = setting(2, "Newest checkpoints that are kept.", above=0)
+    checkpoint_every: int = setting(100, "Steps between checkpoints.", minimum=1)
+    keep: int = setting(2, "Newest checkpoints that are kept.", minimum=1)
     keep_every: int = setting(
         0, "Checkpoints at multiples of so many steps are kept for good; 0 for none.", minimum=0
     )
@@ -236,7 +238,7 @@ class RunConfig:
         below=2**32,
         words="from 0 to 2^32 - 1",
     )
-    steps: int = setting(1000, "Number of optimizer steps.", above=0)
+    steps: int = setting(1000, "Number of optimizer steps.", minimum=1)
     init_from: str = setting(
         "", "Hugging Face folder whose weights training starts from; empty for new weights."
     )

@@ -76,7 +76,14 @@ pqt.average_bits=17
 pqt.snap_at=1.5
 pqt.target_bits=6 pqt.snap_at=0.9
 diffq.min_bits=9
-diffq.noise=laplace
+diffq.min_bits=0.5
+diffq.max_bits=17
+diffq.init_bits=15
+diffq.group=0
+diffq.groups=8
+diffq.penalty=-1
+diffq.learning_rate=nan
+diffq.noise=gauss
 method=diffq pqt.penalty=size
 method=diffq pqt.snap_at=0.5
 method=diffq pqt.dtype=float6_e3m2fn

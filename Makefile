@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 
-.PHONY: quickstart test test-slow peers check format clean
+.PHONY: quickstart test test-slow peers docs check format clean
 
 quickstart: $(STAMP)
 	$(BIN)/python -m pqt_jax.train --config configs/quickstart.py --workdir runs/quickstart
@@ -20,6 +20,11 @@ test-slow: $(STAMP)
 # What some tests compare with, where it is installed: transformers, PyTorch, torchao, gfloat.
 peers: $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[peers]'
+
+# The site, in build/docs/index.html. Warnings are errors; nothing is fetched but the tools themselves.
+docs: $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[docs]'
+	$(BIN)/python -m sphinx -W --keep-going -q -d build/doctrees docs build/docs
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .

@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright 2026 The pqt_jax Authors
+"""A Sphinx extension: the plain docstrings of the package → reStructuredText.
+
+Docstrings are written for readers of the source. They differ from reStructuredText in three ways:
+
+    `code` in single backticks          → ``code``
+    an indented block after a blank line → a literal block (formulas, layouts, listings)
+    |w|, b_, *args in running text       → the same characters, escaped
+
+Sections such as `Args:` and `Example:` are left to napoleon, doctests to docutils.
+"""
+
+import re
+
+SECTION = re.compile(
+    r"(Args|Returns|Raises|Yields|Attributes|Example|Examples|Note|Warning|Source):$"
+)
+_CODE = re.compile(r"(``.+?``|`[^`\n]+`)")
+_LIST_ITEM = re.compile(r"[-*] |\d+\. ")
+
+
+def setup(app):
+    """Register the conversion; it runs before napoleon's, whose priority is 500."""
+    app.connect("autodoc-process-docstring", _process, priority=100)
+    app.connect("autodoc-skip-member", _skip)
+    return {"parallel_read_safe": True}
+
+
+def _process(app, what, name, obj, options, lines):
+    lines[:] = convert(lines)
+
+
+def _skip(app, what, name, obj, skip, options):
+    """Skip the fields of a NamedTuple: its docstring describes them under `Attributes:`."""
+    return True if type(obj).__name__ == "_tuplegetter" else None
+
+
+def convert(lines: list[str]) -> list[str]:
+    """The lines of a docstring as reStructuredText that napoleon can read.
+
+    Example:
+      >>> convert(["Maximum of |w| as in `absmax`.", "", "    y = |w|"])
+      ['Maximum of \\\\|w\\\\| as in ``absmax``.', '', '.. code-block:: text', '', '    y = |w|']
+    """
+    joined = _join_code(lines)
+    result: list[str] = []
+    section = literal = doctest = False
+    for line in joined:
+        indent = len(line) - len(line.lstrip())
+        after_blank = not result or not result[-1].strip()
+        if not line.strip():
+            doctest = False
+            result.append(line)
+            continue
+        if indent == 0:
+            section, literal = bool(SECTION.match(line)), False
+        doctest = doctest or line.lstrip().startswith(">>>")
+        if not section and not literal and indent >= 2 and after_blank and not _in_list(result):
+            literal = True
+            result += [".. code-block:: text", ""]
+        result.append(line if literal or doctest else _escape(line))
+    return result
+
+
+def _in_list(lines: list[str]) -> bool:
+    """Whether the last line that is not blank belongs to a list item."""
+    previous = next((line for line in reversed(lines) if line.strip()), "")
+    return bool(_LIST_ITEM.match(previous.lstrip()))
+
+
+def _join_code(lines: list[str]) -> list[str]:
+    """Lines where no pair of backticks spans a line break."""
+    result: list[str] = []
+    for line in lines:
+        if result and result[-1].count("`") % 2 and line.strip():
+            result[-1] += " " + line.strip()
+        else:
+            result.append(line)
+    return result
+
+
+def _escape(line: str) -> str:
+    parts = _CODE.split(line)
+    return "".join(_escape_part(part, i % 2 == 1) for i, part in enumerate(parts))
+
+
+def _escape_part(part: str, is_code: bool) -> str:
+    if is_code:
+        return f"\\ ``{part.strip('`')}``\\ "  # the escaped blanks end the code before a letter
+    part = re.sub(r"([|*`])", r"\\\1", part) if not part.lstrip().startswith("* ") else part
+    return re.sub(r"(\w)_(?!\w)", r"\1\\_", part)

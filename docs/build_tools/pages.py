@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright 2026 The pqt_jax Authors
+"""The generated pages of the site: configuration fields, commands, API reference.
+
+    docs/generated/fields.inc.md       every configuration field, from the schema
+    docs/generated/commands.inc.md     options from the argparse parsers, exit codes from docstrings
+    docs/generated/api_<package>.md    one page a package, from docstrings
+"""
+
+import argparse
+import importlib
+import inspect
+import pkgutil
+import re
+from pathlib import Path
+
+import pqt_jax
+
+COMMANDS = (
+    "train",
+    "evaluate",
+    "generate",
+    "export",
+    "plot",
+    "data.prepare",
+    "lab.sweep",
+    "lab.report",
+)
+PACKAGES = (
+    "numerics",
+    "pallas",
+    "transform",
+    "models",
+    "interchange",
+    "data",
+    "quantization",
+    "training",
+    "analysis",
+    "lab",
+)
+
+
+def write_all(folder: Path) -> None:
+    """Write the generated pages; a page that would not change is left alone."""
+    pages = {"fields.inc.md": fields(), "commands.inc.md": commands(), "api_public.md": public()}
+    pages |= {f"api_{package}.md": package_page(package) for package in PACKAGES}
+    folder.mkdir(exist_ok=True)
+    for name, text in pages.items():
+        path = folder / name
+        if not path.exists() or path.read_text() != text:
+            path.write_text(text)
+
+
+def fields() -> str:
+    """The table of configuration fields."""
+    try:
+        from pqt_jax.training.config import field_table
+    except ImportError:
+        return "TODO\n"
+    return field_table.markdown()
+
+
+def commands() -> str:
+    """A section for each command: what it does, its options and its exit codes."""
+    return "\n".join(map(_command, COMMANDS))
+
+
+def _command(name: str) -> str:
+    module = importlib.import_module(f"pqt_jax.{name}")
+    if not hasattr(module, "parser"):
+        return f"## `python -m pqt_jax.{name}`\n\n"
+    parser: argparse.ArgumentParser = module.parser()
+    usage = re.sub(r"\s+", " ", parser.format_usage().removeprefix("usage: ")).strip()
+    lines = [f"## `python -m pqt_jax.{name}`", "", parser.description or "", ""]
+    lines += ["```text", usage, "```", "", "| option | meaning |", "|---|---|"]
+    lines += [_option(parser, action) for action in parser._actions]
+    lines += ["", parser.epilog or "", "", f"**Exit codes.** {exit_codes(module)}", ""]
+    return "\n".join(lines)
+
+
+def _option(parser: argparse.ArgumentParser, action: argparse.Action) -> str:
+    value = action.metavar or ("|".join(map(str, action.choices)) if action.choices else "")
+    if isinstance(value, tuple):
+        value = " ".join(value)
+    names = ", ".join(action.option_strings) or str(value)
+    shown = f"{names} {value}".strip() if action.option_strings and value else names
+    text = parser._get_formatter()._expand_help(action) if action.help else ""
+    text += (" " if text else "") + "(required)" if action.required else ""
+    return f"| `{_cell(shown)}` | {_cell(text)} |"
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ").replace("*", "\\*")
+
+
+def exit_codes(module) -> str:
+    """The exit codes that the docstring of a command lists, as one line."""
+    found = re.search(r"Exit codes: (.*?)(?:\n\n|\Z)", inspect.getdoc(module) or "", re.DOTALL)
+    if found is None:
+        raise ValueError(f"the docstring of {module.__name__} lists no exit codes")
+    return " ".join(found[1].split())
+
+
+def public() -> str:
+    """The page of everything in `pqt_jax.__all__`."""
+    lines = ["# Public names", "", "Everything in `pqt_jax.__all__`.", ""]
+    for name in pqt_jax.__all__:
+        value = getattr(pqt_jax, name)
+        if inspect.ismodule(value):
+            page = f"api_{value.__name__.split('.')[1]}"
+            lines += [f"## `pqt_jax.{name}`", "", _summary(value), ""]
+            lines += [f"A module: see [{value.__name__}]({page}.md).", ""]
+            continue
+        kind = "autoclass" if inspect.isclass(value) else "autofunction"
+        # `ParamTransform` and the like have methods; a variable type of Flax has only Flax's.
+        options = ["   :no-index:"] + (["   :members:"] if name != "BitParam" else [])
+        options = options if kind == "autoclass" else ["   :no-index:"]
+        lines += [f"## `pqt_jax.{name}`", "", "```{eval-rst}"]
+        lines += [f".. {kind}:: pqt_jax.{name}", *options, "```", ""]
+    return "\n".join(lines)
+
+
+def package_page(package: str) -> str:
+    """The page of one package: a section for each module, in the order of the alphabet."""
+    root = importlib.import_module(f"pqt_jax.{package}")
+    lines = [f"# pqt_jax.{package}", "", "```{eval-rst}", f".. automodule:: {root.__name__}"]
+    lines += ["   :members:", "```", ""]
+    for info in pkgutil.walk_packages(root.__path__, f"{root.__name__}."):
+        lines += [f"## {info.name}", "", "```{eval-rst}", f".. automodule:: {info.name}"]
+        lines += ["   :members:", "```", ""]
+    return "\n".join(lines)
+
+
+def _summary(value) -> str:
+    return (inspect.getdoc(value) or "").split("\n\n")[0].replace("\n", " ")

@@ -2,9 +2,9 @@
 # Copyright 2026 The pqt_jax Authors
 """The generated pages of the site: configuration fields, commands, API reference.
 
-    docs/generated/fields.inc.md       every configuration field, from the schema
-    docs/generated/commands.inc.md     options from the argparse parsers, exit codes from docstrings
-    docs/generated/api_<package>.md    one page a package, from docstrings
+docs/generated/fields.inc.md       every configuration field, from the schema
+docs/generated/commands.inc.md     options from the argparse parsers, exit codes from docstrings
+docs/generated/api_<package>.md    one page a package, from docstrings
 """
 
 import argparse

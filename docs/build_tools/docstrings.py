@@ -28,7 +28,23 @@ def setup(app):
 
 
 def _process(app, what, name, obj, options, lines):
-    lines[:] = convert(lines)
+    lines[:] = convert(_source_lines(obj) or lines)
+
+
+def _source_lines(obj) -> list[str]:
+    """The docstring without the margin of its source, which the line of the closing quotes has.
+
+    Sphinx takes the least indentation for the margin, and so that of a formula where nothing but
+    the formula follows the summary.
+    """
+    docstring = getattr(obj, "__doc__", None)
+    if not isinstance(docstring, str) or "\n" not in docstring:
+        return []
+    first, *rest = docstring.expandtabs().splitlines()
+    margin = "" if rest[-1].strip() else rest[-1]
+    if any(line.strip() and not line.startswith(margin) for line in rest):
+        return []
+    return [first.strip(), *(line[len(margin) :] for line in rest[:-1]), ""]
 
 
 def _skip(app, what, name, obj, skip, options):

@@ -3,11 +3,12 @@
 """The generated pages of the site: configuration fields, commands, API reference.
 
 docs/generated/fields.inc.md       every configuration field, from the schema
-docs/generated/commands.inc.md     options from the argparse parsers, exit codes from docstrings
+docs/generated/commands.inc.md     options from the argparse parsers, exit codes from the tables
 docs/generated/api_<package>.md    one page a package, from docstrings
 """
 
 import argparse
+import functools
 import importlib
 import inspect
 import pkgutil
@@ -15,6 +16,7 @@ import re
 from pathlib import Path
 
 import pqt_jax
+from pqt_jax.training.config import field_table
 
 COMMANDS = (
     "train",
@@ -53,10 +55,6 @@ def write_all(folder: Path) -> None:
 
 def fields() -> str:
     """The table of configuration fields."""
-    try:
-        from pqt_jax.training.config import field_table
-    except ImportError:
-        return "TODO\n"
     return field_table.markdown()
 
 
@@ -67,38 +65,30 @@ def commands() -> str:
 
 def _command(name: str) -> str:
     module = importlib.import_module(f"pqt_jax.{name}")
-    if not hasattr(module, "parser"):
-        return f"## `python -m pqt_jax.{name}`\n\n"
     parser: argparse.ArgumentParser = module.parser()
-    usage = re.sub(r"\s+", " ", parser.format_usage().removeprefix("usage: ")).strip()
+    parser.formatter_class = functools.partial(argparse.HelpFormatter, width=88)
+    usage = parser.format_usage().removeprefix("usage: ").strip()
+    usage = re.sub(r"\n +", "\n    ", usage)
     lines = [f"## `python -m pqt_jax.{name}`", "", parser.description or "", ""]
     lines += ["```text", usage, "```", "", "| option | meaning |", "|---|---|"]
     lines += [_option(parser, action) for action in parser._actions]
-    lines += ["", parser.epilog or "", "", f"**Exit codes.** {exit_codes(module)}", ""]
+    lines += ["", parser.epilog or "", "", "| exit code | meaning |", "|---|---|"]
+    lines += [f"| {code} | {_cell(text)} |" for code, text in module.EXIT_CODES.items()] + [""]
     return "\n".join(lines)
 
 
 def _option(parser: argparse.ArgumentParser, action: argparse.Action) -> str:
-    value = action.metavar or ("|".join(map(str, action.choices)) if action.choices else "")
-    if isinstance(value, tuple):
-        value = " ".join(value)
-    names = ", ".join(action.option_strings) or str(value)
-    shown = f"{names} {value}".strip() if action.option_strings and value else names
-    text = parser._get_formatter()._expand_help(action) if action.help else ""
-    text += (" " if text else "") + "(required)" if action.required else ""
+    value = str(action.metavar or "")
+    names = ", ".join(action.option_strings)
+    texts = [parser._get_formatter()._expand_help(action)] if action.help else []
+    texts += [f"one of {', '.join(map(str, action.choices))}"] if action.choices else []
+    texts += ["required"] if action.required else []
+    shown, text = f"{names} {value}".strip(), "; ".join(texts)
     return f"| `{_cell(shown)}` | {_cell(text)} |"
 
 
 def _cell(text: str) -> str:
     return text.replace("|", "\\|").replace("\n", " ").replace("*", "\\*")
-
-
-def exit_codes(module) -> str:
-    """The exit codes that the docstring of a command lists, as one line."""
-    found = re.search(r"Exit codes: (.*?)(?:\n\n|\Z)", inspect.getdoc(module) or "", re.DOTALL)
-    if found is None:
-        raise ValueError(f"the docstring of {module.__name__} lists no exit codes")
-    return " ".join(found[1].split())
 
 
 def public() -> str:
@@ -128,7 +118,23 @@ def package_page(package: str) -> str:
     for info in pkgutil.walk_packages(root.__path__, f"{root.__name__}."):
         lines += [f"## {info.name}", "", "```{eval-rst}", f".. automodule:: {info.name}"]
         lines += ["   :members:", "```", ""]
+        for function in _transformed(importlib.import_module(info.name)):
+            lines += ["```{eval-rst}", f".. autofunction:: {info.name}.{function}", "```", ""]
     return "\n".join(lines)
+
+
+def _transformed(module) -> list[str]:
+    """Functions under a decorator of JAX, such as `custom_jvp`, which automodule passes over."""
+    return [
+        name
+        for name, value in vars(module).items()
+        if not name.startswith("_")
+        and callable(value)
+        and not inspect.isroutine(value)
+        and not inspect.isclass(value)
+        and inspect.isfunction(inspect.unwrap(value))
+        and value.__module__ == module.__name__
+    ]
 
 
 def _summary(value) -> str:

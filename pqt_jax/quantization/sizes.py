@@ -5,8 +5,8 @@
 bits of a parameter = codes + scales + tags
 
 codes    each weight takes the bits of its block's format
-scales   8 bits per block (E8M0), or 32 for scale rule "exact"; none if the whole parameter has one
-         format with eight exponent bits
+scales   8 bits per block (E8M0), or 32 for scale rule "exact"; none if the whole parameter has
+one format with eight exponent bits
 tags     4 bits per block, with mixed formats only
 """
 

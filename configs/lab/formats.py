@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright 2026 The pqt_jax Authors
-"""Exponent against mantissa: a small Llama whose products have operands of fewer bits.
+"""Exponent or mantissa? A small Llama whose matrix products have reduced operands.
 
 Paper     Lee and others, To FP8 and Back Again, arXiv 2405.18710 (2024): Llama-120M, E8M3 … E8M7
 Command   python -m pqt_jax.lab.sweep --config configs/lab/formats.py
-Text      the standard library's source of the running Python, read byte by byte
-Hardware  two CPU cores, an hour beside the other study; 504 runs
+Text      source files of the running Python's standard library; each byte is a token
+Hardware  one of two CPU cores for an hour (methods.py takes the other); 504 runs
 Expect    docs/stability
 """
 
@@ -26,7 +26,7 @@ def get_config() -> ConfigDict:
     config.optimizer.warmup_steps = 40
     config.log.validation_batches = 16
     config.sweep.arms = (
-        ("E8M7", "simulate.dtype=E8M7"),  # of bfloat16 operands the identity
+        ("E8M7", "simulate.dtype=E8M7"),  # changes no bfloat16
         ("E8M5", "simulate.dtype=E8M5"),
         ("E8M4", "simulate.dtype=E8M4"),
         ("E8M3", "simulate.dtype=E8M3"),

@@ -5,8 +5,8 @@
 Paper     Ahn and Yoo, Gaussian Weight Sampling …, arXiv 2505.11170 (2025), for the method; Lee and
           others, To FP8 and Back Again, arXiv 2405.18710 (2024), for the question
 Command   python -m pqt_jax.lab.sweep --config configs/lab/methods.py
-Text      the standard library's source of the running Python, read byte by byte
-Hardware  two CPU cores, an hour beside the other study; 336 runs
+Text      source files of the running Python's standard library; each byte is a token
+Hardware  one of two CPU cores for an hour (formats.py takes the other); 336 runs
 Expect    docs/stability
 """
 
@@ -25,7 +25,7 @@ def get_config() -> ConfigDict:
     config.data.batch = 8
     config.optimizer.warmup_steps = 40
     config.log.validation_batches = 16
-    # Steps are few: bit-widths go from 6 to their target within the first hundred.
+    # The run is short, so bit-widths must go from 6 to their target within a hundred steps.
     config.pqt.learning_rate = 2e-2
     config.pqt.weight_decay = 1.0
     config.sweep.arms = (

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright 2026 The pqt_jax Authors
-"""Which operand fails in E5M2 and E4M3 without scales: the model of formats.py at one rate.
+"""Which operand fails in E5M2 and E4M3 without scales? The model of formats.py at one rate.
 
 Paper     Lee and others, To FP8 and Back Again, arXiv 2405.18710 (2024), for the question
 Command   python -m pqt_jax.lab.sweep --config configs/lab/operands.py
-Text      the standard library's source of the running Python, read byte by byte
+Text      source files of the running Python's standard library; each byte is a token
 Hardware  two CPU cores, about ten minutes; 64 runs
 Expect    docs/stability
 """

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright 2026 The pqt_jax Authors
-"""Ten runs of a tiny Llama, to see that a sweep works; its numbers mean nothing.
+"""Ten runs of a tiny Llama, to check that a sweep works; the losses mean nothing.
 
 Paper     Lee and others, To FP8 and Back Again, arXiv 2405.18710 (2024)
 Command   python -m pqt_jax.lab.sweep --config configs/lab/smoke.py
-Text      the standard library's source of the running Python, read byte by byte
+Text      source files of the running Python's standard library; each byte is a token
 Expect    a row for each run in runs/smoke/runs.jsonl, within a minute on two CPU cores
 """
 
@@ -29,6 +29,6 @@ def get_config() -> ConfigDict:
     config.sweep.learning_rates = (3e-3,)
     config.sweep.at_once = 5
     config.sweep.window = 5
-    config.sweep.margin = 1.0  # losses of 128 tokens scatter
+    config.sweep.margin = 1.0  # losses of 128 tokens vary a lot
     config.sweep.sharpness_every = 10
     return config

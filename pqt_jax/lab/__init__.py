@@ -3,7 +3,8 @@
 """The stability lab: does training stay stable with fewer bits?
 
     operands → gemms → simulate             models whose matrix products have reduced operands
-    sweep_config → runs → train_sweep → sweep         arms × learning rates × seeds, trained
+    sweep_config → sweep_arms               what a sweep trains: arms × learning rates × seeds
+    runs, run_records → work_units → train_sweep → sweep   training, by any number of processes
     outcomes                                whether a run learned, was stuck or diverged
     sweep_table → statistics, prediction    results, confidence intervals, early warning
     figures, tables → report_page → report  the page about a sweep

@@ -27,7 +27,8 @@ from pqt_jax.data import pipeline
 from pqt_jax.data.source import Text
 from pqt_jax.lab import outcomes, run_records
 from pqt_jax.lab.simulate import simulate
-from pqt_jax.lab.sweep_config import Arm, RateAndSeed, SweepOptions
+from pqt_jax.lab.sweep_arms import Arm, RateAndSeed
+from pqt_jax.lab.sweep_config import SweepOptions
 from pqt_jax.training import state as states
 from pqt_jax.training import step as steps
 from pqt_jax.training.config import schema

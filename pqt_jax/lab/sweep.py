@@ -23,7 +23,7 @@ from pqt_jax.console import print_line
 from pqt_jax.data import pipeline, source, tokens
 from pqt_jax.errors import InputError
 from pqt_jax.lab import runs, sweep_config, train_sweep
-from pqt_jax.lab.sweep_config import Arm, SweepConfig
+from pqt_jax.lab.sweep_arms import Arm, Sweep, load_sweep
 from pqt_jax.training import state
 from pqt_jax.training.config import command_line, field_table, saved_config, validation
 from pqt_jax.training.config.schema import DataConfig
@@ -67,7 +67,7 @@ def _run(arguments: Sequence[str]) -> None:
         raise InputError("--config is missing; try --config configs/lab/smoke.py")
     if options.workdir == "":
         raise InputError("--workdir= is empty; give a directory")
-    sweep = sweep_config.load(options.config, command_line.overrides(rest))
+    sweep = load_sweep(options.config, command_line.overrides(rest))
     workdir = Path(options.workdir or Path("runs") / Path(options.config).stem)
     text = _load_text(sweep)
     for arm in sweep.arms:
@@ -85,11 +85,11 @@ def _run(arguments: Sequence[str]) -> None:
 
 def _print_help(config_path: str | None) -> None:
     parser().print_help()
-    config = sweep_config.load(config_path).full_config if config_path else None
+    config = load_sweep(config_path).full_config if config_path else None
     print("\n" + field_table.help_text(config, sweep_config.SweepFileConfig))
 
 
-def _load_text(sweep: SweepConfig) -> source.Text:
+def _load_text(sweep: Sweep) -> source.Text:
     """The text of all arms, by the data section of the first one."""
     data = sweep.arms[0].config.data
     if not data.tokens:
@@ -124,7 +124,7 @@ def _check_arm(arm: Arm, shared_data: DataConfig, text: source.Text) -> None:
         raise InputError(f"config.sweep.arms[{arm.name!r}]: {error}") from None
 
 
-def _describe(sweep: SweepConfig, text: source.Text) -> workdirs.Meta:
+def _describe(sweep: Sweep, text: source.Text) -> workdirs.Meta:
     """The content of the sweep's `run.json`."""
     metadata = workdirs.make_metadata(sweep.arms[0].config, text)
     return {**metadata, "config": json.loads(saved_config.as_json(sweep.full_config))}

@@ -1,47 +1,34 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright 2026 The pqt_jax Authors
-"""The configuration of a sweep: arms × learning rates × seeds.
+"""The config file of a sweep: the fields of a training run, and those of the sweep."""
 
-An *arm*, as in a clinical trial, is one of the ways to train that a sweep compares: a configuration
-of the trainer, and a reduced format for the operands of matrix products. The runs of an arm differ
-only in seed and learning rate.
-"""
-
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, get_args
 
-from pqt_jax.errors import InputError
-from pqt_jax.lab.gemms import Gemm
-from pqt_jax.lab.operands import Operand, Rounding
+from pqt_jax.lab.operands import Rounding
 from pqt_jax.models.setting import setting
 from pqt_jax.numerics.cast import ScaleRule
 from pqt_jax.training import sharpness
-from pqt_jax.training.config import load_file, validation
-from pqt_jax.training.config.fields import check_ranges, flatten, to_config_dict, with_changes
+from pqt_jax.training.config.fields import to_config_dict
 from pqt_jax.training.config.schema import ModelConfig, RunConfig
 
-RateAndSeed = tuple[float, int]
-_OPERANDS = ("activations", "weights", "gradients")
-_LONGEST_NAME = 40  # characters
-# Fields of a training run that a sweep does not use; they must keep these values.
-_UNUSED = {"init_from": "", "log.sharpness_every": 0, "log.wandb": "", "log.tensorboard": False}
-_UNUSED |= {"seed": 0, "mesh.data": 0, "mesh.fsdp": 1, "mesh.tensor": 1}
+OPERANDS = ("activations", "weights", "gradients")
 
 
 def _check_seeds(seeds: Any) -> None:
     whole = all(type(seed) is int and 0 <= seed < 2**31 for seed in seeds)
-    if not whole or not _distinct(seeds):
+    if not whole or not is_distinct(seeds):
         raise ValueError("it must be one or more whole numbers from 0 to 2^31 - 1, each once")
 
 
 def _check_learning_rates(rates: Any) -> None:
     numbers = all(_is_number(rate) and 1e-30 <= rate <= 1e30 for rate in rates)
-    if not numbers or not _distinct(rates):
+    if not numbers or not is_distinct(rates):
         raise ValueError("it must be one or more numbers from 1e-30 to 1e30, each once")
 
 
-def _distinct(values: Any) -> bool:
+def is_distinct(values: Any) -> bool:
+    """Whether there is at least one value and none occurs twice."""
     return 0 < len(set(values)) == len(values)
 
 
@@ -62,7 +49,7 @@ class SimulateOptions:
         choices=("none", *(rule.value for rule in ScaleRule)),
     )
     operands: tuple[str, ...] = setting(
-        _OPERANDS, f"Operands that are reduced: some of {', '.join(_OPERANDS)}."
+        OPERANDS, f"Operands that are reduced: some of {', '.join(OPERANDS)}."
     )
     pattern: str = setting(
         "h/.*/kernel", "Regular expression of the paths of the kernels in whose products they are."
@@ -126,40 +113,6 @@ class SweepFileConfig(RunConfig):
     sweep: SweepOptions = SweepOptions()
 
 
-@dataclass(frozen=True)
-class Arm:
-    """A way to train.
-
-    Attributes:
-      name: as in the config.
-      config: of the trainer. Its learning rate and seed are not used.
-      rules: for `simulate.simulate`; empty if no operand is reduced.
-    """
-
-    name: str
-    config: RunConfig
-    rules: dict[str, Gemm | None]
-
-
-@dataclass(frozen=True)
-class SweepConfig:
-    """A sweep.
-
-    Attributes:
-      arms: in the order of the config. The first arm is the baseline.
-      seeds: of every arm.
-      learning_rates: of every arm.
-      options: the section `sweep` of the config.
-      full_config: the whole config, for `run.json`.
-    """
-
-    arms: tuple[Arm, ...]
-    seeds: tuple[int, ...]
-    learning_rates: tuple[float, ...]
-    options: SweepOptions
-    full_config: SweepFileConfig
-
-
 def default(model: ModelConfig) -> Any:
     """Every field of a training run and of a sweep with its default, as a ConfigDict.
 
@@ -171,113 +124,3 @@ def default(model: ModelConfig) -> Any:
       ('truncate', 20)
     """
     return to_config_dict(SweepFileConfig(model=model))
-
-
-def load(path: str, overrides: Sequence[tuple[str, str]] = ()) -> SweepConfig:
-    """Read the config of a sweep, apply overrides, and check every arm.
-
-    Args:
-      path: of a Python file. Its `get_config()` starts from `default` and changes fields.
-      overrides: (dotted field, value as text), applied in order.
-
-    Raises:
-      InputError: if the file, a field or a value cannot be used. Nothing is compiled before.
-    """
-    for name, _ in overrides:
-        if name == "sweep.arms":
-            raise InputError(f"--config.{name}: arms can only be set in the file")
-    config = with_changes(load_file.read(path, SweepFileConfig), overrides)
-    check_ranges(config, only="sweep.")
-    options = config.sweep
-    _check_arms(options.arms)
-    return SweepConfig(
-        arms=tuple(_make_arm(config, name, texts) for name, *texts in options.arms),
-        seeds=tuple(options.seeds),
-        learning_rates=tuple(map(float, options.learning_rates)),
-        options=options,
-        full_config=config,
-    )
-
-
-def _check_arms(arms: Any) -> None:
-    """Raise InputError unless each arm is a unique name followed by field=value texts."""
-    well_formed = arms and all(
-        isinstance(arm, tuple | list)
-        and arm
-        and all(isinstance(text, str) for text in arm)
-        and all("=" in text for text in arm[1:])
-        for arm in arms
-    )
-    if not well_formed:
-        raise InputError(
-            f"config.sweep.arms={arms!r}; it must be ways to train, each a name and fields, such "
-            'as (("BF16",), ("E8M3", "simulate.dtype=E8M3"))'
-        )
-    names = [arm[0] for arm in arms]
-    for name in names:
-        if not name.isprintable() or not 0 < len(name) <= _LONGEST_NAME or name.startswith("_"):
-            raise InputError(
-                f"config.sweep.arms: the name {name!r}; it must be of 1 to {_LONGEST_NAME} "
-                "printable characters, and not begin with _"
-            )
-    if not _distinct([name.casefold() for name in names]):
-        raise InputError(f"config.sweep.arms: names that are alike: {', '.join(names)}")
-
-
-def _make_arm(config: SweepFileConfig, name: str, texts: Sequence[str]) -> Arm:
-    """The config with an arm's changes applied and checked.
-
-    Args:
-      config: of the sweep.
-      name: of the arm.
-      texts: field=value.
-    """
-    changes = [(field, value) for field, _, value in (text.partition("=") for text in texts)]
-    try:
-        for field, text in changes:
-            if field.split(".")[0] == "sweep":
-                raise InputError(f"config.{field} is one for all arms")
-            if field == "optimizer.learning_rate":
-                raise InputError(f"config.{field}={text}; rates are config.sweep.learning_rates")
-        file_config = with_changes(config, changes)
-        names = [field.name for field in fields(RunConfig)]
-        arm_config = RunConfig(**{name: getattr(file_config, name) for name in names})
-        validation.check(arm_config)
-        _check_unused(arm_config)
-        if arm_config.steps < 2 * config.sweep.window:
-            raise InputError(
-                f"config.steps={arm_config.steps}; it must be at least twice config.sweep.window="
-                f"{config.sweep.window}, or no divergence can be detected"
-            )
-        sets_simulate = any(field.startswith("simulate.") for field, _ in changes)
-        if sets_simulate and not file_config.simulate.dtype:
-            raise InputError("config.simulate.dtype is empty; it must be a format, such as E8M3")
-        return Arm(name, arm_config, _make_rules(file_config.simulate))
-    except InputError as error:
-        raise InputError(f"config.sweep.arms[{name!r}]: {error}") from None
-
-
-def _check_unused(arm_config: RunConfig) -> None:
-    for field, value in flatten(arm_config):
-        if field in _UNUSED and value != _UNUSED[field]:
-            raise InputError(
-                f"config.{field}={value!r}; a sweep does not use this field, and it must be "
-                f"{_UNUSED[field]!r}"
-            )
-
-
-def _make_rules(options: SimulateOptions) -> dict[str, Gemm | None]:
-    """The rules for `simulate.simulate` that the section `simulate` of the config describes."""
-    if not options.dtype:
-        return {}
-    operands = options.operands
-    if not operands or not all(name in _OPERANDS for name in operands):
-        raise InputError(
-            f"config.simulate.operands={operands!r}; they must be some of {', '.join(_OPERANDS)}"
-        )
-    scale = None if options.scale == "none" else options.scale
-    try:
-        operand = Operand(options.dtype, options.rounding, scale)
-    except (ValueError, TypeError) as error:
-        raise InputError(f"config.simulate: {error}") from None
-    return {options.pattern: Gemm(**dict.fromkeys(operands, operand))}

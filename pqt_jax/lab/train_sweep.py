@@ -15,12 +15,12 @@ from pqt_jax.console import LenientStream, print_line
 from pqt_jax.data.source import Text
 from pqt_jax.interchange import files
 from pqt_jax.lab import runs, sweep_table, work_units
-from pqt_jax.lab.sweep_config import Arm, SweepConfig
+from pqt_jax.lab.sweep_arms import Arm, Sweep
 from pqt_jax.lab.work_units import WorkUnit
 from pqt_jax.training.run.workdir import SWEEP_RESULTS, WORK_UNITS
 
 
-def train_all(sweep: SweepConfig, workdir: Path, text: Text, lock: int) -> None:
+def train_all(sweep: Sweep, workdir: Path, text: Text, lock: int) -> None:
     """Train every unit that is not done and that no other process trains.
 
     The process that finishes the last unit writes the table.

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from pqt_jax.errors import InputError
 from pqt_jax.lab import sweep_table
-from pqt_jax.lab.sweep_config import Arm, RateAndSeed, SweepConfig
+from pqt_jax.lab.sweep_arms import Arm, RateAndSeed, Sweep
 from pqt_jax.training.run.workdir import WORK_UNITS
 
 
@@ -46,7 +46,7 @@ class WorkUnit:
         return self.path.exists()
 
 
-def plan(sweep: SweepConfig, workdir: Path) -> list[WorkUnit]:
+def plan(sweep: Sweep, workdir: Path) -> list[WorkUnit]:
     """All work units of a sweep, arm by arm."""
     grid = [(rate, seed) for rate in sweep.learning_rates for seed in sweep.seeds]
     size = sweep.options.at_once

@@ -29,7 +29,7 @@ from pqt_jax.lab import (
     run_records,
     runs,
     sweep,
-    sweep_config,
+    sweep_arms,
     sweep_table,
 )
 from pqt_jax.training.loss import cross_entropy
@@ -223,7 +223,7 @@ def test_a_sweep_that_is_killed_goes_on_to_the_same_table(swept, tmp_path):
 @pytest.mark.slow
 def test_a_run_equals_a_training_run(swept, tmp_path):
     """With the same seed and rate, up to the order of sums under vmap."""
-    config = sweep_config.load(SMOKE).arms[0].config
+    config = sweep_arms.load_sweep(SMOKE).arms[0].config
     text = "from pqt_jax.training.config import default\nfrom pqt_jax.models import Llama2Config\n"
     text += "def get" + f"_config():\n    c = default(Llama2Config({model_arguments(config)}))\n"
     values = {"seed": 3, "method": "bf16", "steps": 30, "optimizer.learning_rate": 3e-3}
@@ -299,7 +299,7 @@ def test_runs_next_to_a_run_that_diverges_go_on(tmp_path):
 def test_arms_that_cannot_be_trained_are_refused_by_name(tmp_path, arms, message):
     path = with_arms(tmp_path / "config.py", arms)
     with pytest.raises(InputError, match=re.escape(message)):
-        sweep_config.load(str(path))
+        sweep_arms.load_sweep(str(path))
 
 
 @pytest.mark.parametrize(
@@ -341,7 +341,7 @@ def test_the_command_refuses_an_arm_before_it_makes_a_workdir(tmp_path, capsys, 
 )
 def test_values_out_of_range_are_refused_by_field(field, value, message):
     with pytest.raises(InputError, match=re.escape(message)):
-        sweep_config.load(SMOKE, [(field, value)])
+        sweep_arms.load_sweep(SMOKE, [(field, value)])
 
 
 def test_the_command_refuses_an_override_before_it_makes_a_workdir(tmp_path, capsys):
@@ -364,7 +364,7 @@ def test_a_config_file_must_have_the_fields_and_types_of_a_sweep(tmp_path, chang
     text = pathlib.Path(SMOKE).read_text().replace("return config", f"{change}\n    return config")
     (tmp_path / "file.py").write_text(text)
     with pytest.raises(InputError, match=re.escape(f"--config={tmp_path / 'file.py'}: {message}")):
-        sweep_config.load(str(tmp_path / "file.py"))
+        sweep_arms.load_sweep(str(tmp_path / "file.py"))
 
 
 def test_help_lists_the_fields(tmp_path, monkeypatch, capsys):
@@ -382,7 +382,7 @@ def test_help_lists_the_fields(tmp_path, monkeypatch, capsys):
     "path", sorted(pathlib.Path(SMOKE).parent.glob("*.py")), ids=lambda p: p.stem
 )
 def test_the_configs_can_be_used(path):
-    config = sweep_config.load(str(path))
+    config = sweep_arms.load_sweep(str(path))
     assert config.arms[0].name in ("BF16", "E8M7")  # the baseline
     for arm in config.arms:
         assert arm.config.steps >= 2 * config.options.window
@@ -394,7 +394,7 @@ def test_the_configs_can_be_used(path):
 @pytest.mark.slow
 def test_gradients_of_kernels_vanish_in_e4m3_and_most_in_e5m2():
     """What docs/stability says of the first step of its third sweep."""
-    operands = sweep_config.load(str(pathlib.Path(SMOKE).with_name("operands.py")))
+    operands = sweep_arms.load_sweep(str(pathlib.Path(SMOKE).with_name("operands.py")))
     config = operands.arms[0].config
     options = {"length": config.data.length, "batch": config.data.batch, "seed": 0}
     tokens = next(pipeline.train_batches(source.load("").train, **options)).astype(np.int32)

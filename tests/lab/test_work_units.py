@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from pqt_jax.errors import InputError
-from pqt_jax.lab import sweep, sweep_config, sweep_table, work_units
+from pqt_jax.lab import sweep, sweep_arms, sweep_table, work_units
 from pqt_jax.training.run.workdir import SWEEP_RESULTS, WORK_UNITS
 from support.paths import ROOT
 
@@ -34,7 +34,7 @@ fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, int(sys.argv[2]))
 def units(tmp_path):
     """Two arms of three units each; none is done."""
     (tmp_path / WORK_UNITS).mkdir()
-    return work_units.plan(sweep_config.load(SMOKE, [("sweep.at_once", "2")]), tmp_path)
+    return work_units.plan(sweep_arms.load_sweep(SMOKE, [("sweep.at_once", "2")]), tmp_path)
 
 
 @pytest.fixture
@@ -138,7 +138,7 @@ def change_a_number(first, second):
     ids=["empty", "of another unit", "fields missing", "not text", "changed number"],
 )
 def test_damaged_rows_are_refused(sweep_copy, damage, message):
-    units = work_units.plan(sweep_config.load(SMOKE), sweep_copy)
+    units = work_units.plan(sweep_arms.load_sweep(SMOKE), sweep_copy)
     for unit in units:
         work_units.check_rows(unit)
     damage(*(unit.path for unit in units))

@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec as P
 
 from pqt_jax import pallas
 from pqt_jax.lab.runs import _begin_and_step, make_graph
-from pqt_jax.lab.sweep_config import Arm
+from pqt_jax.lab.sweep_arms import Arm
 from pqt_jax.models import Llama2Config
 from pqt_jax.numerics import noise, philox
 from pqt_jax.numerics.spec import Spec

@@ -40,11 +40,11 @@ def _source_lines(obj) -> list[str]:
     docstring = getattr(obj, "__doc__", None)
     if not isinstance(docstring, str) or "\n" not in docstring:
         return []
-    first, *rest = docstring.expandtabs().splitlines()
+    first, *rest = docstring.expandtabs().split("\n")
     margin = "" if rest[-1].strip() else rest[-1]
     if any(line.strip() and not line.startswith(margin) for line in rest):
         return []
-    return [first.strip(), *(line[len(margin) :] for line in rest[:-1]), ""]
+    return [first.strip(), *(line[len(margin) :] for line in rest), ""]
 
 
 def _skip(app, what, name, obj, skip, options):

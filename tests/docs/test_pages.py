@@ -75,7 +75,11 @@ def test_the_margin_of_a_docstring_is_that_of_its_last_line():
         pass
 
     function.__doc__ = "Formula.\n\n        a = b\n    "
-    assert load_tool("docstrings")._source_lines(function) == ["Formula.", "", "    a = b", ""]
+    lines = load_tool("docstrings")._source_lines(function)
+    assert [line for line in lines if line] == ["Formula.", "    a = b"]
+    function.__doc__ = "Formula.\n\n    a = b\n\nThe end.\n"  # as of a module
+    lines = load_tool("docstrings")._source_lines(function)
+    assert [line for line in lines if line] == ["Formula.", "    a = b", "The end."]
 
 
 def test_generated_pages_have_every_command_and_field():

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright 2026 The pqt_jax Authors
-"""What is exported is what was quantized, and a folder is whole or not there."""
+"""The exported weights are the quantized ones, and a folder is written whole or not at all."""
 
 import json
 import os
@@ -33,8 +33,8 @@ def run(*arguments):
     assert export.main(arguments) == 0
 
 
-def plan_of(found, name, **options):
-    return load.plan_for(found.params, found.rules, name, **options)
+def plan_of(loaded, name, **options):
+    return load.plan_for(loaded.params, loaded.rules, name, **options)
 
 
 def read(path):
@@ -60,10 +60,10 @@ def test_what_is_packed_comes_back_as_it_was_rounded(trained_run, tmp_path, name
     files = sorted(path.name for path in (tmp_path / "out").iterdir())
     assert files == ["report.json", "report.png", "report.txt", "weights.safetensors"]
     assert (tmp_path / "out/report.txt").read_text() in shown
-    original, found = read(f"--workdir={trained_run}"), read(f"--packed={tmp_path / 'out'}")
+    original, loaded = read(f"--workdir={trained_run}"), read(f"--packed={tmp_path / 'out'}")
     rounded = load.weights_as(original.params, plan_of(original, name))
-    same(found.params, rounded)
-    assert found.config == original.config
+    same(loaded.params, rounded)
+    assert loaded.config == original.config
     rows = json.loads((tmp_path / "out/report.json").read_text())
     assert len(rows) == 14 and all(0 < row["error"] < 0.2 for row in rows)
 
@@ -71,10 +71,10 @@ def test_what_is_packed_comes_back_as_it_was_rounded(trained_run, tmp_path, name
 def test_evaluating_the_packed_weights_is_evaluating_the_rounded(trained_run, tmp_path, capsys):
     text = tiny.write_text(tmp_path / "text.txt", 3000)
     run(f"--workdir={trained_run}", "--format=fp4_e2m1", f"--out={tmp_path / 'out'}")
-    given = [f"--data={text}", "--length=16", f"--json={tmp_path / 'a.json'}"]
-    assert evaluate.main([f"--workdir={trained_run}", *given, "--weights=fp4_e2m1"]) == 0
+    arguments = [f"--data={text}", "--length=16", f"--json={tmp_path / 'a.json'}"]
+    assert evaluate.main([f"--workdir={trained_run}", *arguments, "--weights=fp4_e2m1"]) == 0
     own = json.loads((tmp_path / "a.json").read_text())["weights"]["fp4_e2m1"]["loss"]
-    assert evaluate.main([f"--packed={tmp_path / 'out'}", *given, "--weights=master"]) == 0
+    assert evaluate.main([f"--packed={tmp_path / 'out'}", *arguments, "--weights=master"]) == 0
     assert json.loads((tmp_path / "a.json").read_text())["weights"]["master"]["loss"] == own
     capsys.readouterr()
     texts = []
@@ -98,9 +98,9 @@ def test_hugging_face_gets_the_rounded_weights_as_numbers(trained_run, tmp_path)
         options = ["--layout=huggingface", f"--format={name}", f"--out={out}"]
         options += ["--scale=exact"] if own else [f"--dtype={dtype}"]
         run(f"--workdir={trained_run}", *options)
-        original, found = read(f"--workdir={trained_run}"), read(f"--hf={out}")
+        original, loaded = read(f"--workdir={trained_run}"), read(f"--hf={out}")
         want = paths_and_leaves(load.weights_as(original.params, plan_of(original, name, **own)))
-        for path, leaf in paths_and_leaves(found.params).items():
+        for path, leaf in paths_and_leaves(loaded.params).items():
             exact = dtype == "float32" or path.startswith("h/") and path.endswith("kernel")
             rounded = np.asarray(want[path].astype(dtype).astype("float32"))
             np.testing.assert_array_equal(leaf, want[path] if exact else rounded)
@@ -109,13 +109,13 @@ def test_hugging_face_gets_the_rounded_weights_as_numbers(trained_run, tmp_path)
 @pytest.mark.slow
 def test_options_reach_the_plan(trained_run, tmp_path):
     original = read(f"--workdir={trained_run}")
-    every = [
+    cases = [
         ("fp4_e2m1", {"block": (1, 32), "scale": "exact"}, ["--block=1x32", "--scale=exact"]),
         ("mixed", {"granularity": "model", "share": 0.5}, ["--granularity=model", "--share=0.5"]),
     ]
-    for name, options, given in every:
+    for name, options, arguments in cases:
         out = tmp_path / name
-        run(f"--workdir={trained_run}", f"--format={name}", f"--out={out}", *given)
+        run(f"--workdir={trained_run}", f"--format={name}", f"--out={out}", *arguments)
         want = load.weights_as(original.params, plan_of(original, name, **options))
         same(read(f"--packed={out}").params, want)
 
@@ -125,20 +125,20 @@ def test_a_hugging_face_model_is_packed_too(tmp_path):
     model = Llama2(tiny.LLAMA2, rngs=nnx.Rngs(0))
     huggingface.save(tmp_path / "hf", tiny.LLAMA2, nnx.state(model), dtype="float32")
     run(f"--hf={tmp_path / 'hf'}", "--format=fp8_e4m3", f"--out={tmp_path / 'out'}")
-    original, found = read(f"--hf={tmp_path / 'hf'}"), read(f"--packed={tmp_path / 'out'}")
-    same(found.params, load.weights_as(original.params, plan_of(original, "fp8_e4m3")))
+    original, loaded = read(f"--hf={tmp_path / 'hf'}"), read(f"--packed={tmp_path / 'out'}")
+    same(loaded.params, load.weights_as(original.params, plan_of(original, "fp8_e4m3")))
 
 
 def test_what_is_there_is_not_replaced_unasked(trained_run, tmp_path, capsys):
     out = tmp_path / "out"
-    given = [f"--workdir={trained_run}", f"--out={out}"]
-    run(*given, "--format=fp8_e4m3")
+    arguments = [f"--workdir={trained_run}", f"--out={out}"]
+    run(*arguments, "--format=fp8_e4m3")
     before = (out / packed_file.FILE).read_bytes()
     assert "give another folder, or ask to overwrite" in refused(
-        export.main, [*given, "--format=fp4_e2m1"], capsys
+        export.main, [*arguments, "--format=fp4_e2m1"], capsys
     )
     assert (out / packed_file.FILE).read_bytes() == before
-    run(*given, "--format=fp4_e2m1", "--overwrite")
+    run(*arguments, "--format=fp4_e2m1", "--overwrite")
     assert len((out / packed_file.FILE).read_bytes()) < len(before)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
@@ -192,8 +192,8 @@ def test_a_run_does_not_lose_its_checkpoints(run_copy, capsys):
         (step.parent / "900", "is among a run's checkpoints; give another folder"),
         (step / "export", "is among a run's checkpoints; give another folder"),
     ):
-        given = [f"--workdir={run_copy}", "--format=bf16", f"--out={folder}", "--overwrite"]
-        assert words in refused(export.main, given, capsys)
+        arguments = [f"--workdir={run_copy}", "--format=bf16", f"--out={folder}", "--overwrite"]
+        assert words in refused(export.main, arguments, capsys)
     assert sorted(run_copy.rglob("*")) == before
 
 
@@ -216,8 +216,8 @@ def test_a_reader_that_has_left_and_a_full_disk(trained_run, tmp_path):
 
 
 def test_packed_weights_are_not_exported_again_and_need_a_model(tmp_path, capsys):
-    given = ["--format=fp8_e4m3", f"--out={tmp_path / 'out'}"]
-    message = refused(export.main, [f"--packed={tmp_path}", *given], capsys)
+    arguments = ["--format=fp8_e4m3", f"--out={tmp_path / 'out'}"]
+    message = refused(export.main, [f"--packed={tmp_path}", *arguments], capsys)
     assert "those weights are exported already" in message
     packed_file.write(
         tmp_path / packed_file.FILE, {"w": jax.numpy.ones((3, 3))}, {}, {"name": "bert"}

@@ -21,21 +21,21 @@ def test_all_formats_on_the_runs_own_text(trained_run, tmp_path, capsys):
     arguments = [f"--workdir={trained_run}", f"--json={out}"]
     assert evaluate.main(arguments) == 0
     shown = capsys.readouterr().out
-    found = json.loads(out.read_text())
+    results = json.loads(out.read_text())
     # A twentieth of 6000 bytes is held out; the first has no context.
-    assert found["scored"] == 299 and found["length"] == 16 and found["documents"] == 1
+    assert results["scored"] == 299 and results["length"] == 16 and results["documents"] == 1
     assert "1 document, 300 bytes, 299 scored once each (the first byte of a document" in shown
-    assert found["units"] == 19 and "19 chunks of consecutive windows" in shown
-    assert list(found["weights"]) == list(load.LABELS)
+    assert results["units"] == 19 and "19 chunks of consecutive windows" in shown
+    assert list(results["weights"]) == list(load.LABELS)
     summary = json.loads((trained_run / "summary.json").read_text())
-    for name, row in found["weights"].items():
+    for name, row in results["weights"].items():
         loss = row["loss"]
         assert loss["low"] < loss["value"] < loss["high"]
         assert row["bits_per_byte"]["high"] == pytest.approx(loss["high"] / math.log(2))
         assert f"{load.LABELS[name]:<20}{loss['value']:.4f} [" in shown
         if name in summary:  # of fewer windows, and without the last, partial one
             assert loss["value"] == pytest.approx(summary[name], abs=0.1)
-    rows = found["weights"]
+    rows = results["weights"]
     assert rows["master"]["difference"] == {"value": 0, "low": 0, "high": 0}
     gap = rows["fp4_e2m1"]["loss"]["value"] - rows["master"]["loss"]["value"]
     assert rows["fp4_e2m1"]["difference"]["value"] == pytest.approx(gap) and gap != 0

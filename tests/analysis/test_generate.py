@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright 2026 The pqt_jax Authors
-"""Sampling text: what is left to choose from, how often it is chosen, and by which key."""
+"""Sampling: which tokens are kept, how often each is drawn, and that keys decide alone."""
 
 import dataclasses
 import re
@@ -36,7 +36,7 @@ def build(name):
 
 
 @pytest.mark.parametrize(
-    "options, left",
+    "options, kept_tokens",
     [
         ({}, {0, 1, 2, 3, 4}),
         ({"top_k": 1}, {1}),
@@ -54,13 +54,13 @@ def build(name):
     ],
     ids=str,
 )
-def test_what_is_left(options, left):
-    found = truncate_logits(LOGITS, **options)
-    assert set(np.flatnonzero(np.isfinite(found))) == left
-    kept = np.array(sorted(left))
-    np.testing.assert_array_equal(found[kept], LOGITS[kept])
+def test_what_is_left(options, kept_tokens):
+    result = truncate_logits(LOGITS, **options)
+    assert set(np.flatnonzero(np.isfinite(result))) == kept_tokens
+    kept = np.array(sorted(kept_tokens))
+    np.testing.assert_array_equal(result[kept], LOGITS[kept])
     batch = truncate_logits(jnp.stack([LOGITS, LOGITS[::-1]]), **options)
-    np.testing.assert_array_equal(batch, jnp.stack([found, found[::-1]]))
+    np.testing.assert_array_equal(batch, jnp.stack([result, result[::-1]]))
 
 
 def test_of_equal_logits_the_lower_tokens_are_left():
@@ -91,13 +91,14 @@ def test_tokens_are_as_frequent_as_the_temperature_says(options):
     keys = jax.random.split(jax.random.key(0), count)
     tokens = jax.jit(jax.vmap(lambda key: sample_token(LOGITS, key, **options)))(keys)
     weights = PROBABILITIES ** (1 / options.get("temperature", 1.0))
-    left = {"top_k": [1, 4, 2], "top_p": [1, 4]}
-    (left,) = [left[name] for name in left if name in options] or [[0, 1, 2, 3, 4]]
+    kept_by_option = {"top_k": [1, 4, 2], "top_p": [1, 4]}
+    (kept,) = [kept_by_option[name] for name in kept_by_option if name in options] or [range(5)]
+    kept = list(kept)
     expected = np.zeros(5)
-    expected[left] = count * weights[left] / weights[left].sum()
-    found = np.bincount(np.asarray(tokens), minlength=5)
-    assert not found[expected == 0].any()
-    chi2 = ((found - expected)[left] ** 2 / expected[left]).sum()
+    expected[kept] = count * weights[kept] / weights[kept].sum()
+    drawn = np.bincount(np.asarray(tokens), minlength=5)
+    assert not drawn[expected == 0].any()
+    chi2 = ((drawn - expected)[kept] ** 2 / expected[kept]).sum()
     # Beyond this with a probability of 1e-4 at four degrees of freedom, and less at fewer.
     assert chi2 < 23.5
 
@@ -112,11 +113,11 @@ def test_greedy_is_the_argmax_of_whole_forward_passes(name):
         for t in range(prompt.shape[1], 32):
             tokens[:, t] = np.asarray(forward(tokens))[:, t - 1].argmax(-1)
         steps = 32 - prompt.shape[1]
-        found = generate_tokens(
+        result = generate_tokens(
             graph, params, prompt, steps=steps, key=jax.random.key(0), temperature=0
         )
-        assert found.dtype == jnp.int32
-        np.testing.assert_array_equal(found, tokens[:, prompt.shape[1] :])
+        assert result.dtype == jnp.int32
+        np.testing.assert_array_equal(result, tokens[:, prompt.shape[1] :])
 
 
 def test_a_token_depends_on_key_row_and_position_alone():
@@ -128,13 +129,13 @@ def test_a_token_depends_on_key_row_and_position_alone():
         return np.asarray(tokens)
 
     same = np.tile(PROMPT[:1], (3, 1))
-    found = run(same, 12)
-    np.testing.assert_array_equal(run(same[:1], 12), found[:1])  # rows do not know of each other
-    np.testing.assert_array_equal(run(same, 5), found[:, :5])
-    longer = np.concatenate([same, found[:, :4]], axis=1)
-    np.testing.assert_array_equal(run(longer, 8), found[:, 4:])  # t counts from the text's start
-    assert (found[0] != found[1]).any() and (found[1] != found[2]).any()
-    assert (run(same, 12, seed=1) != found).any(axis=1).all()
+    result = run(same, 12)
+    np.testing.assert_array_equal(run(same[:1], 12), result[:1])  # rows do not know of each other
+    np.testing.assert_array_equal(run(same, 5), result[:, :5])
+    longer = np.concatenate([same, result[:, :4]], axis=1)
+    np.testing.assert_array_equal(run(longer, 8), result[:, 4:])  # t counts from the text's start
+    assert (result[0] != result[1]).any() and (result[1] != result[2]).any()
+    assert (run(same, 12, seed=1) != result).any(axis=1).all()
 
 
 def test_what_the_model_has_no_room_for_is_refused():

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright 2026 The pqt_jax Authors
-"""Intervals: by hand, and how often they hold the truth."""
+"""Intervals: computed by hand, and how often they cover the truth."""
 
 import math
 
@@ -12,17 +12,19 @@ from pqt_jax.analysis import intervals
 
 def test_by_hand():
     # Without the first of (1, 1), (2, 1), (6, 2): 8/3, then 7/3, then 3/2; t(2) = 4.302653.
-    found = intervals.ratio_interval(np.array([1, 2, 6]), np.array([1, 1, 2]))
+    interval = intervals.ratio_interval(np.array([1, 2, 6]), np.array([1, 1, 2]))
     without = np.array([8 / 3, 7 / 3, 3 / 2])
     half = 4.302653 * math.sqrt(2 / 3 * ((without - without.mean()) ** 2).sum())
-    assert found == pytest.approx((9 / 4, 9 / 4 - half, 9 / 4 + half), rel=1e-6)
+    assert interval == pytest.approx((9 / 4, 9 / 4 - half, 9 / 4 + half), rel=1e-6)
 
 
 def test_equal_counts_give_the_interval_of_a_mean():
     sums = np.random.default_rng(0).normal(size=20)
-    found = intervals.ratio_interval(3 * sums, np.full(20, 3))
+    interval = intervals.ratio_interval(3 * sums, np.full(20, 3))
     half = 2.093024 * sums.std(ddof=1) / math.sqrt(20)
-    assert found == pytest.approx((sums.mean(), sums.mean() - half, sums.mean() + half), rel=1e-5)
+    assert interval == pytest.approx(
+        (sums.mean(), sums.mean() - half, sums.mean() + half), rel=1e-5
+    )
 
 
 def test_one_document_has_no_interval():
@@ -31,8 +33,8 @@ def test_one_document_has_no_interval():
 
 
 def test_documents_that_do_not_count_only_add():
-    found = intervals.ratio_interval(np.array([3.0, 1.0, 2.0]), np.array([2, 2, 0]))
-    assert found.value == 1.5 and math.isfinite(found.low)
+    interval = intervals.ratio_interval(np.array([3.0, 1.0, 2.0]), np.array([2, 2, 0]))
+    assert interval.value == 1.5 and math.isfinite(interval.low)
     value, low, high = intervals.ratio_interval(np.array([3.0, 1.0]), np.array([2, 0]))
     assert value == 2 and math.isnan(low) and math.isnan(high)
     assert all(map(math.isnan, intervals.ratio_interval(np.array([3.0]), np.array([0]))))

@@ -46,10 +46,10 @@ def test_a_run_is_read_while_it_is_locked_and_nothing_changes(trained_run):
     saved = {
         k: v["value"] if isinstance(v, dict) else v for k, v in paths_and_leaves(saved).items()
     }
-    found = paths_and_leaves(run.params)
-    assert found.keys() == {path.removesuffix("/value") for path in saved}
+    loaded = paths_and_leaves(run.params)
+    assert loaded.keys() == {path.removesuffix("/value") for path in saved}
     for path, leaf in saved.items():
-        np.testing.assert_array_equal(found[path.removesuffix("/value")], leaf)
+        np.testing.assert_array_equal(loaded[path.removesuffix("/value")], leaf)
     model = nnx.merge(run.graph, weights(run.params))  # the bare structure takes the weights
     assert model.config == tiny.LLAMA2 and not nnx.state(model, BitParam)
     assert collect_bits(run.params)["h"]["attn"]["q"]["kernel"].shape == (2, 1, 1)
@@ -164,20 +164,20 @@ def test_what_is_no_workdir_is_refused(tmp_path):
 def test_weights_are_rounded_as_the_run_says(trained_run):
     run = load.load_run(trained_run)
     rules = schema.quantization_rules(run.config)
-    own = weights(run.params)
+    master = weights(run.params)
     bits = collect_bits(run.params)
-    expected = {name: quantize(own, rules, fmt) for name, fmt in load.FORMATS.items()}
+    expected = {name: quantize(master, rules, fmt) for name, fmt in load.FORMATS.items()}
     transform = param_transform(schema.rules(run.config))
-    expected |= {"master": own, "mixed": transform.quantize(own, bits)}
+    expected |= {"master": master, "mixed": transform.quantize(master, bits)}
     assert expected.keys() == load.LABELS.keys()
     for name, tree in expected.items():
-        found = load.weights_as(run.params, load.plan_for(run.params, rules, name))
-        assert {leaf.dtype for leaf in jax.tree.leaves(found)} == {np.dtype("float32")}
-        jax.tree.map(np.testing.assert_array_equal, found, tree)
+        loaded = load.weights_as(run.params, load.plan_for(run.params, rules, name))
+        assert {leaf.dtype for leaf in jax.tree.leaves(loaded)} == {np.dtype("float32")}
+        jax.tree.map(np.testing.assert_array_equal, loaded, tree)
     with pytest.raises(InputError, match="no bits were learned"):
-        load.plan_for(own, rules, "mixed")
+        load.plan_for(master, rules, "mixed")
     with pytest.raises(InputError, match="'int4'; it must be one of master, bf16"):
-        load.plan_for(own, rules, "int4")
+        load.plan_for(master, rules, "int4")
 
 
 def arguments(*given):
@@ -190,15 +190,15 @@ def test_a_hugging_face_folder(tmp_path):
     config = dataclasses.replace(tiny.GPT2, bias=True)  # as transformers has it
     model = GPT2(config, rngs=nnx.Rngs(3))
     huggingface.save(tmp_path / "gpt2", config, nnx.state(model), dtype="float32")
-    found = load.load_model(arguments(f"--hf={tmp_path / 'gpt2'}"))
-    assert found.run_config is None and found.origin == str(tmp_path / "gpt2")
-    assert found.config == dataclasses.replace(config, dtype="float32")
+    loaded = load.load_model(arguments(f"--hf={tmp_path / 'gpt2'}"))
+    assert loaded.run_config is None and loaded.origin == str(tmp_path / "gpt2")
+    assert loaded.config == dataclasses.replace(config, dtype="float32")
     wanted = nnx.to_pure_dict(nnx.state(model))
-    jax.tree.map(np.testing.assert_array_equal, nnx.to_pure_dict(found.params), wanted)
-    plan = load.plan_for(found.params, found.rules, "fp4_e2m1")
-    rounded = paths_and_leaves(load.weights_as(found.params, plan))
-    own = paths_and_leaves(found.params)
-    changed = {path for path, leaf in rounded.items() if (leaf != own[path]).any()}
+    jax.tree.map(np.testing.assert_array_equal, nnx.to_pure_dict(loaded.params), wanted)
+    plan = load.plan_for(loaded.params, loaded.rules, "fp4_e2m1")
+    rounded = paths_and_leaves(load.weights_as(loaded.params, plan))
+    master = paths_and_leaves(loaded.params)
+    changed = {path for path, leaf in rounded.items() if (leaf != master[path]).any()}
     assert changed and all(path.startswith("h/") and path.endswith("kernel") for path in changed)
     model.norm.scale[...] = jnp.full(32, jnp.nan)
     huggingface.save(tmp_path / "nan", config, nnx.state(model))
@@ -217,7 +217,7 @@ def test_products_with_exact_scales_are_not_rounded_again(tmp_path):
     packed_file.write(
         tmp_path / packed_file.FILE, weights(params), plan, export_weights.describe_model(config)
     )
-    for found in (load.weights_as(params, plan), load.load_packed(tmp_path)[2]):
-        jax.tree.map(np.testing.assert_array_equal, found, want)
-        kernels = {leaf.dtype for path, leaf in paths_and_leaves(found).items() if path in plan}
+    for loaded in (load.weights_as(params, plan), load.load_packed(tmp_path)[2]):
+        jax.tree.map(np.testing.assert_array_equal, loaded, want)
+        kernels = {leaf.dtype for path, leaf in paths_and_leaves(loaded).items() if path in plan}
         assert kernels == {np.dtype("float32")}

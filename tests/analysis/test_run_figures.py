@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright 2026 The pqt_jax Authors
-"""Pictures of several runs: what is in them, and what they say is not."""
+"""Pictures of several runs: what they show, and what they say is missing."""
 
 from pqt_jax.analysis import plot_style, run_figures, run_reader
 from support.runs import make_run
@@ -27,9 +27,9 @@ def test_a_spike_does_not_set_the_scale(tmp_path):
     text = (run / "metrics.jsonl").read_text()
     at = '"step": 150, "loss": '
     (run / "metrics.jsonl").write_text(text.replace(at, f"{at}99"))
-    (found,) = run_reader.read_runs([str(run)])
-    assert run_reader.read_curve(found, "loss")[1].max() > 900
-    low, high = run_figures.draw_losses({0: found}).axes[0].get_ylim()
+    (run_record,) = run_reader.read_runs([str(run)])
+    assert run_reader.read_curve(run_record, "loss")[1].max() > 900
+    low, high = run_figures.draw_losses({0: run_record}).axes[0].get_ylim()
     assert low < 1 and 4 < high < 6
 
 
@@ -60,4 +60,4 @@ def test_bits_are_drawn_by_layer_and_kernel_and_over_training(tmp_path):
 
 def test_twenty_runs_look_different():
     seen = [plot_style.run_style(i) for i in range(20)]
-    assert len(set(seen)) == 20 and len({look.color for look in seen[:10]}) == 10
+    assert len(set(seen)) == 20 and len({style.color for style in seen[:10]}) == 10

@@ -66,9 +66,9 @@ def test_nats_are_those_of_the_model_window_by_window():
         expected.append(nats)
     windows = score.make_windows(documents, 8)
     for batch in (1, 3, 100):
-        found = score.make_scorer(graph, windows, batch)(params)
-        assert found.dtype == np.float64
-        np.testing.assert_allclose(found, expected, rtol=1e-6)
+        results = score.make_scorer(graph, windows, batch)(params)
+        assert results.dtype == np.float64
+        np.testing.assert_allclose(results, expected, rtol=1e-6)
 
 
 def test_measures():
@@ -76,9 +76,9 @@ def test_measures():
     master = np.array([150.0, 400.0, 310.0])
     windows = score.make_windows(texts(2, 2, 2), 8)
     windows = dataclasses.replace(windows, targets=scored, bytes=3 * scored)
-    found = score.measure_losses(master + 0.01 * scored, master, windows)
-    loss = found["loss"]
+    results = score.measure_losses(master + 0.01 * scored, master, windows)
+    loss = results["loss"]
     assert loss.value == pytest.approx(860 / 600 + 0.01) and loss.low < loss.value < loss.high
-    assert found["perplexity"] == pytest.approx([math.exp(x) for x in loss])
-    assert found["bits_per_byte"] == pytest.approx([x / 3 / math.log(2) for x in loss])
-    assert found["difference"] == pytest.approx([0.01] * 3)  # it is the same for every document
+    assert results["perplexity"] == pytest.approx([math.exp(x) for x in loss])
+    assert results["bits_per_byte"] == pytest.approx([x / 3 / math.log(2) for x in loss])
+    assert results["difference"] == pytest.approx([0.01] * 3)  # it is the same for every document

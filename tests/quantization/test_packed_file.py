@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright 2026 The pqt_jax Authors
-"""Packed files give back what quantization gives, and damage is refused."""
+"""Packed files return the quantized weights bit for bit, and damage is refused."""
 
 import hashlib
 import json
@@ -31,8 +31,8 @@ def make_params(dtype=jnp.float32):
     return jax.tree.map(lambda x: jnp.asarray(x, dtype), params)
 
 
-def same(got, want):
-    """Bit for bit, but for what bits a NaN has."""
+def check_same_bits(got, want):
+    """Equal bits; of NaNs, only their places are compared."""
     got, want = np.asarray(got), np.asarray(want)
     assert got.dtype == want.dtype and got.shape == want.shape
     nan = np.isnan(want.astype(np.float32))
@@ -43,18 +43,18 @@ def same(got, want):
 
 def check_file(path, params, plan):
     packed_file.write(path, params, plan, {"name": "some model"})
-    found = packed_file.read(path)
+    loaded = packed_file.read(path)
     want = quantize.apply(plan, params)
     flat = {"h/kernel": want["h"]["kernel"], "attn": want["attn"], "norm": want["norm"]}
-    assert found.params.keys() == flat.keys()
+    assert loaded.params.keys() == flat.keys()
     for name, leaf in flat.items():
-        same(found.params[name], leaf)
-    assert found.model == {"name": "some model"} and found.stream == 1
+        check_same_bits(loaded.params[name], leaf)
+    assert loaded.model == {"name": "some model"} and loaded.stream == 1
     for name, assigned in plan.items():
-        assert found.plan[name].spec == assigned.spec or assigned.index is not None
+        assert loaded.plan[name].spec == assigned.spec or assigned.index is not None
         if assigned.index is not None:
-            np.testing.assert_array_equal(found.plan[name].index, assigned.index)
-    return found
+            np.testing.assert_array_equal(loaded.plan[name].index, assigned.index)
+    return loaded
 
 
 SQUARE, ROW, COLUMN = (32, 32), (1, 32), (32, 1)
@@ -155,14 +155,14 @@ def test_a_flipped_bit_is_found_wherever_it_is(written, tmp_path):
         damaged[at] ^= 1 << at % 8
         (tmp_path / "weights").write_bytes(damaged)
         try:
-            found = packed_file.read(tmp_path / "weights").params
+            loaded = packed_file.read(tmp_path / "weights").params
         except InputError as error:
             assert str(error).startswith(f"{tmp_path}/weights") and "\n" not in str(error)
             refused += 1
         else:  # a space of the header's padding, say
-            assert found.keys() == whole.keys()
+            assert loaded.keys() == whole.keys()
             for name in whole:
-                same(found[name], whole[name])
+                check_same_bits(loaded[name], whole[name])
     assert refused > 0.95 * len(data) / 5
 
 
@@ -228,16 +228,16 @@ def test_blocks_larger_than_a_matrix_cost_nothing_and_change_nothing(tmp_path):
         plan_uniform(params, RULES[:1], E2M1, block=block) for block in ((64, 96), (2**15, 2**15))
     ]
     files = [check_file_of(tmp_path / str(i), params, plan) for i, plan in enumerate(plans)]
-    same(*(found.params["kernel"] for found in files))
+    check_same_bits(*(loaded.params["kernel"] for loaded in files))
     small, large = (sizes.parameter_sizes(plan, params) for plan in plans)
     assert small == large
 
 
 def check_file_of(path, params, plan):
     packed_file.write(path, params, plan)
-    found = packed_file.read(path)
-    same(found.params["kernel"], quantize.apply(plan, params)["kernel"])
-    return found
+    loaded = packed_file.read(path)
+    check_same_bits(loaded.params["kernel"], quantize.apply(plan, params)["kernel"])
+    return loaded
 
 
 def test_a_path_that_could_be_a_part_of_another_is_refused(tmp_path):

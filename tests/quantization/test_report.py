@@ -59,16 +59,16 @@ def test_one_format(fmt, rule):
     params = make_params()
     plan = plan_uniform(params, RULES, fmt, scale=rule)
     rounded = apply(plan, params)["h"]["kernel"].astype(jnp.float32)
-    found = report.measure_matrices(params, plan)
-    assert [(row.path, row.layer) for row in found] == [("h/kernel", 0), ("h/kernel", 1)]
-    for row, w, w_hat in zip(found, params["h"]["kernel"], rounded, strict=True):
+    rows = report.measure_matrices(params, plan)
+    assert [(row.path, row.layer) for row in rows] == [("h/kernel", 0), ("h/kernel", 1)]
+    for row, w, w_hat in zip(rows, params["h"]["kernel"], rounded, strict=True):
         want = by_hand(w, w_hat, tops(w, [[fmt] * 4] * 3, rule))
         np.testing.assert_allclose(row[4:], want, rtol=1e-5, atol=1e-9)
         assert row.formats == {fmt.name: 7000}
     if rule == "floor" and fmt == E2M1:
-        assert found[0].saturated > 0
+        assert rows[0].saturated > 0
     by_parameter = sizes.parameter_sizes(plan, params).values()
-    assert report.total_size(found) == sizes.total_size(by_parameter)
+    assert report.total_size(rows) == sizes.total_size(by_parameter)
 
 
 def test_a_mixture():
@@ -111,12 +111,12 @@ def test_weights_that_are_no_numbers_are_said():
 def test_table_and_picture():
     params = make_params() | {"head": {"kernel": jnp.ones((32, 32))}}
     bits = {"h": {"kernel": jnp.zeros((2, 3, 4))}, "head": {"kernel": jnp.full((1, 1), -0.5)}}
-    found = report.measure_matrices(params, plan_mixed(params, bits, RULES))
-    lines = report.format_table(found).split("\n")
+    rows = report.measure_matrices(params, plan_mixed(params, bits, RULES))
+    lines = report.format_table(rows).split("\n")
     assert [line.split()[0] for line in lines] == ["parameter", "h/kernel", "head/kernel", "all"]
     assert lines[1].endswith("E3M2 100%") and lines[2].endswith("E2M1 100%")
     assert lines[3].endswith("E2M1 7%, E3M2 93%") and "6.0" in lines[1] and "4.012" in lines[2]
-    figure = report_figure.draw_report(found, "a model")
+    figure = report_figure.draw_report(rows, "a model")
     titles = [axes.get_title() for axes in figure.axes[:3]]
     assert titles == ["formats by layer", "formats by kind", "error of each matrix"]
     assert encode_png(figure).startswith(b"\x89PNG")

@@ -42,16 +42,18 @@ def test_a_mixture_is_counted_weight_by_weight():
     index = jnp.array(np.random.default_rng(0).integers(0, 5, (2, 2, 3)), jnp.int32)
     assigned = FormatAssignment(Spec(noise="none", matrix_axes=(1, 2)), index)
     size = sizes.parameter_size(shape, assigned)
-    codes, held = 0, {}
+    codes, expected = 0, {}
     for lead in range(2):
         for row in range(50):
             for column in range(90):
                 fmt = MIXED_FORMATS[int(index[lead, row // 32, column // 32])]
                 codes += fmt.bits
-                held[fmt.name] = held.get(fmt.name, 0) + 1
+                expected[fmt.name] = expected.get(fmt.name, 0) + 1
     assert size == sizes.StoredSize(weights=9000, codes=codes, scales=8 * 12, tags=4 * 12)
-    found = sizes.count_by_format(shape, assigned)
-    assert found == held and list(found) == [f.name for f in MIXED_FORMATS if f.name in held]
+    counts = sizes.count_by_format(shape, assigned)
+    assert counts == expected and list(counts) == [
+        f.name for f in MIXED_FORMATS if f.name in expected
+    ]
 
 
 def test_the_total_is_the_sum():

@@ -32,8 +32,11 @@ def make(config, rules=()):
     config = dataclasses.replace(config, max_length=64)
     model = build_model(config, rules, rngs=nnx.Rngs(0))
     rng = np.random.default_rng(1)
-    noisy = lambda x: x + 0.1 * jnp.asarray(rng.normal(size=x.shape), x.dtype)  # noqa: E731
-    nnx.update(model, jax.tree.map(noisy, nnx.state(model, nnx.Param)))
+
+    def add_noise(x):
+        return x + 0.1 * jnp.asarray(rng.normal(size=x.shape), x.dtype)
+
+    nnx.update(model, jax.tree.map(add_noise, nnx.state(model, nnx.Param)))
     return config, model
 
 

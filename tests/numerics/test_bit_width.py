@@ -105,7 +105,7 @@ def test_step_size_of_a_constant_is_that_of_the_same_number_at_run_time():
 
 @pytest.mark.parametrize(("target", "init"), [(4.0, 6.0), (3.0, 6.0), (2.7, 5.9), (1.0, 16.0)])
 def test_a_step_has_the_same_bits_where_it_is_compiled_with_its_bit_width(target, init):
-    """XLA takes (target + x) − 1 for x + (target − 1), which rounds otherwise."""
+    """XLA rewrites (target + x) − 1 to x + (target − 1), which rounds differently."""
     b_i = np.random.default_rng(2).uniform(-0.5, 1.5, 10_000).astype(np.float32)
     spec = Spec(target_bits=target, init_bits=init)
     apart = bit_width.step_size(bit_width.bit_width(b_i, target, init))
@@ -113,7 +113,7 @@ def test_a_step_has_the_same_bits_where_it_is_compiled_with_its_bit_width(target
 
 
 def test_step_size_by_python_integers():
-    """Horner's rule on integers: what every back-end computes."""
+    """The result is that of Horner's rule on Python integers."""
     terms = [round(2**31 * math.log(2) ** k / math.factorial(k)) for k in range(12)]
     for b_t in RANDOM[:200].tolist():
         whole = math.floor(1 - b_t)

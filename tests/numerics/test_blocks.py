@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright 2026 The pqt_jax Authors
-"""Blocks: shapes of grids as facts; maxima, sums and spreading back against loops over blocks."""
+"""Blocks: shapes of grids as constants; maxima, sums and repetition against loops over blocks."""
 
 import jax
 import jax.numpy as jnp
@@ -119,14 +119,14 @@ def test_shapes_that_do_not_fit(shape, axes):
 
 
 @pytest.mark.parametrize("block", [(32, 32), (1, 32), (32, 1), (2, 4), (8, 16), (64, 96), [16, 64]])
-def test_blocks_that_the_stream_serves(block):
+def test_supported_blocks(block):
     assert blocks.check_block(block) == tuple(block)
 
 
 @pytest.mark.parametrize(
     "block", [(0, 32), (-32, 32), (33, 32), (32, 48), (32,), (32, 32, 32), 32, (32.0, 32), None]
 )
-def test_blocks_that_it_does_not(block):
+def test_unsupported_blocks(block):
     with pytest.raises(ValueError, match="must be two integers that divide 32 or are multiples"):
         blocks.check_block(block)
 

@@ -25,17 +25,19 @@ UNTYPED = [formats.E4M7] + [
 ]
 SCALED = [fmt for fmt in TYPED + UNTYPED if fmt.exponent_bits < 8]
 NARROW = [fmt for fmt in TYPED + UNTYPED if fmt.mantissa_bits <= 7]
-EAGER = {formats.BF16, formats.E2M1, formats.E4M7}  # not only under jit
+EAGER = {formats.BF16, formats.E2M1, formats.E4M7}  # tested eagerly, too
 ids = functools.partial(map, lambda fmt: f"{fmt}-{fmt.specials}")
 round_under_jit = jax.jit(cast.round_to, static_argnums=1)
-quiet = functools.partial(np.errstate, invalid="ignore")  # NumPy's casts warn of some NaNs
+quiet = functools.partial(np.errstate, invalid="ignore")  # NumPy's casts warn about some NaNs
 
 
 @functools.cache
 def inputs(fmt):
     """float32: all values, all ties, one ulp either side, the ends, and a million bit patterns."""
     values = oracle.grid(fmt)
-    over = values[-1] + (values[-1] - values[-2]) / 2  # would be a tie if the grid went on
+    over = (
+        values[-1] + (values[-1] - values[-2]) / 2
+    )  # would be a tie if the grid had one value more
     points = np.concatenate([values, (values[1:] + values[:-1]) / 2, [over]]).astype(np.float32)
     near = [np.nextafter(points, np.float32(to)) for to in (-np.inf, np.inf)]
     ends = np.array([np.inf, np.nan, 1e-45, 1.1754942e-38, 3.4028235e38], np.float32)
@@ -45,7 +47,7 @@ def inputs(fmt):
 
 
 def same_bits(got, want):
-    """Equal bit for bit, save that a NaN may be any NaN."""
+    """Equal bits, except that a NaN may have any bits."""
     got, want = np.asarray(got), np.asarray(want)
     assert got.dtype == want.dtype
     with quiet():
@@ -102,7 +104,7 @@ def test_round_to_at_the_ends(fmt):
     same_bits(round_under_jit(x, fmt), want)
 
 
-def test_round_to_takes_names_and_refuses_what_it_cannot_hold():
+def test_round_to_takes_names_and_refuses_dtypes_that_cannot_hold_the_format():
     assert cast.round_to(jnp.array([0.3]), "float4_e2m1fn").tolist() == [0.5]
     for dtype in (jnp.float16, jnp.int32):
         with pytest.raises(TypeError, match=f"{np.dtype(dtype)} is not served; give float32 or"):
@@ -181,7 +183,7 @@ def test_block_scale_is_the_definition(fmt):
         (formats.E4M3, "floor", 119),
         (formats.E4M3, "ceil", 120),
         (FloatFormat(1, 2), "floor", 126),
-        (FloatFormat(1, 2), "ceil", 126),  # 127 would leave its inverse no power of two
+        (FloatFormat(1, 2), "ceil", 126),  # with 127, the inverse would be subnormal
     ],
     ids=str,
 )
@@ -249,11 +251,11 @@ def test_to_ml_dtypes_of_sampled_weights(fmt):
         (math.inf, formats.E4M3, r"inf at \(1, 0\) is not a value of E4M3"),
         (math.nan, formats.E3M2, r"nan at \(1, 0\) is not a value of E3M2"),
         (1.0, formats.E4M7, "no type for E4M7"),
-        (1 + 2.0**-40, formats.E2M1, r"at \(1, 0\) is not a value of E2M1"),  # float64 alone has it
+        (1 + 2.0**-40, formats.E2M1, r"at \(1, 0\) is not a value of E2M1"),  # only float64 has it
         (1e300, formats.E5M2, r"at \(1, 0\) is not a value of E5M2"),
     ],
 )
-def test_to_ml_dtypes_refuses_what_is_off_the_grid(value, fmt, message):
+def test_to_ml_dtypes_refuses_values_off_the_grid(value, fmt, message):
     with pytest.raises(ValueError, match=message):
         cast.to_ml_dtypes(np.array([[1.0], [value]]), fmt)
 

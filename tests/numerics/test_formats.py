@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright 2026 The pqt_jax Authors
-"""Formats: every code against ml_dtypes, the table of OCP MX as facts, names and refusals."""
+"""Formats: every code against ml_dtypes, the table of OCP MX as constants, names and errors."""
 
 import ml_dtypes
 import numpy as np

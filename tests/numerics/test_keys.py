@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright 2026 The pqt_jax Authors
-"""Keys: the law of (seed, step, path) with golden values, what is refused, and key reuse."""
+"""Keys: the function of (seed, step, path) with golden values, refused keys, and key reuse."""
 
 import zlib
 
@@ -88,7 +88,7 @@ def test_a_cast_without_noise_needs_no_key():
 
 
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "jit"])
-def test_key_reuse_is_seen(compiled):
+def test_key_reuse_is_detected(compiled):
     function = jax.jit(perturb) if compiled else perturb
     with jax.debug_key_reuse(True):
         key = jax.random.key(1)
@@ -110,7 +110,9 @@ def test_one_use_of_each_key_is_no_reuse():
             def loss(w, b, key=key):
                 return perturb(w, b, key).astype(jnp.float32).sum()
 
-            dw, db = jax.grad(loss, (0, 1))(W, B)  # the backward pass draws again from one use
+            dw, db = jax.grad(loss, (0, 1))(
+                W, B
+            )  # the backward pass uses the same key words, which is no reuse
             assert dw.shape == W.shape and db.shape == B.shape
 
 

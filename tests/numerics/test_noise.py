@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright 2026 The pqt_jax Authors
-"""Noise R: the law of a draw, exactly; and chi-square tests of four million draws.
+"""Noise R: the exact law of a draw, and chi-square tests of four million draws.
 
-The statistics are of fixed keys, so each test either always passes or always fails. A statistic is
-turned into a standard normal z (Wilson and Hilferty, 1931) and |z| < 4 asked of it: both too far
-from the law and too close to it fail.
+Keys are fixed, so that each test always passes or always fails. Each statistic is transformed to a
+standard normal z (Wilson and Hilferty, 1931), and |z| must be below 4: counts that are too far from
+the law fail, and so do counts that are too close to it.
 """
 
 import functools
@@ -24,7 +24,7 @@ LEADS, ROWS, COLUMNS = 2, 2048, 1024
 
 
 def z_of_chi_square(counts, expected):
-    """How many standard deviations the chi-square statistic of some counts is off."""
+    """The deviation of the chi-square statistic of counts, in standard deviations."""
     counts, expected = np.ravel(counts), np.ravel(expected)
     assert counts.sum() == pytest.approx(expected.sum()) and expected.min() >= 5
     freedom = len(counts) - 1
@@ -45,7 +45,7 @@ def library_noise(kind, key):
 
 @functools.cache
 def gauss(step=3, path="h/attn/q/kernel"):
-    """R of a parameter at a step, as whole numbers [LEADS, ROWS, COLUMNS]."""
+    """R of a parameter at a step, as integers [LEADS, ROWS, COLUMNS]."""
     return np.asarray(library_noise("gauss", stream_key(step, path))).astype(np.int8)
 
 
@@ -59,7 +59,7 @@ def uniform_draws():
 
 
 def words_of_every_draw():
-    """Four words of Philox calls that between them hold all 65536 draws, in order."""
+    """Words of Philox calls whose draws are all 65536 values, in order."""
     calls = ALL.reshape(-1, 8)
     return tuple(
         jnp.asarray(calls[:, 2 * k] | calls[:, 2 * k + 1] << 16).reshape(1, 1, 4, -1)
@@ -71,7 +71,7 @@ def test_gauss_of_every_draw():
     r = np.asarray(noise.rounded_normal_code(ALL)).astype(np.int64) - 2
     assert r.tolist() == [oracle.gauss(draw) for draw in ALL.tolist()]
     np.testing.assert_array_equal(np.bincount(r + 2) / 65536, LAW)
-    np.testing.assert_array_equal(r[:32768], -r[32768:])  # the top bit is the sign, and only that
+    np.testing.assert_array_equal(r[:32768], -r[32768:])  # the top bit is the sign only
 
 
 def test_thresholds_are_those_of_the_rounded_normal():
@@ -144,7 +144,7 @@ def test_uniform_mean_and_variance():
 
 
 def lagged(axis, lag):
-    """Disjoint pairs of elements `lag` apart."""
+    """Disjoint pairs of elements at a distance of `lag`."""
     r = np.moveaxis(gauss(), axis, 0)
     first = np.flatnonzero(np.arange(len(r)) // lag % 2 == 0)
     first = first[first + lag < len(r)]
@@ -165,7 +165,7 @@ def test_independence(name):
     first, second = (np.ravel(r).astype(np.int64) for r in PAIRS[name]())
     counts = np.bincount(5 * (first + 2) + second + 2, minlength=25)
     expected = np.outer(LAW, LAW).ravel() * len(first)
-    rare = np.outer(LAW, LAW).ravel() < 1e-5  # ±2 twice: too rare for a cell of its own
+    rare = np.outer(LAW, LAW).ravel() < 1e-5  # pairs of ±2 are too rare for a cell each
     counts, wanted = (np.append(cells[~rare], cells[rare].sum()) for cells in (counts, expected))
     assert rare.sum() == 4 and abs(z_of_chi_square(counts, wanted)) < 4
     variance = (LAW * [4, 1, 0, 1, 4]).sum()

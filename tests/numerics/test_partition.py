@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright 2026 The pqt_jax Authors
-"""Sharding on eight fake devices: the same bits as on one, and no communication."""
+"""Sharding on eight fake devices: the same bits as on one device, and no communication."""
 
 import dataclasses
 import functools
@@ -128,7 +128,7 @@ def test_same_bits_and_no_communication(shape, axes, name):
 
 
 @pytest.mark.parametrize(("shape", "axes", "name"), EXPLICIT, ids=str)
-def test_the_same_where_shardings_are_part_of_the_types(shape, axes, name):
+def test_same_bits_and_no_communication_on_explicit_meshes(shape, axes, name):
     sharding, arguments, cotangent = sharded(shape, axes, name, AxisType.Explicit)
     both = functools.partial(forward_and_backward, SPECS[name])
     with jax.set_mesh(mesh(AxisType.Explicit)):
@@ -153,8 +153,8 @@ def test_the_same_where_shardings_are_part_of_the_types(shape, axes, name):
     ],
     ids=str,
 )
-def test_bits_may_be_on_every_device(noise, axes):
-    """Bits as `init` makes them, replicated; also where shards cut blocks."""
+def test_bits_may_be_replicated(noise, axes):
+    """`init` makes replicated bits. One case has blocks that lie on several devices."""
     rule = Rule(".*", dtype="float8_e4m3fn", noise=noise)
     transform, key = param_transform([rule]), jax.random.key(2)
     mixed = param_transform([Rule(".*")])
@@ -176,7 +176,7 @@ def test_bits_may_be_on_every_device(noise, axes):
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * np.abs(b).max())
 
 
-def test_quantizing_where_shardings_are_part_of_the_types():
+def test_quantizing_on_explicit_meshes():
     transform = param_transform([Rule(".*", dtype="float4_e2m1fn")])
     w, b_i, _ = operands(MATRIX, "float4")
     want = transform.quantize({"w": w}, {"w": b_i})["w"]
@@ -208,7 +208,7 @@ MERGED = {  # shape, matrix axes, block, sharding: shards that are no stack of m
     ],
     ids=str,
 )
-def test_axes_that_become_one_may_be_on_many_devices(name, kind):
+def test_axes_that_are_merged_may_be_sharded(name, kind):
     shape, matrix_axes, block, axes = MERGED[name]
     spec = Spec(init_bits=9.0, matrix_axes=matrix_axes, block=block)
     rng, key = np.random.default_rng(0), jax.random.key(2)
@@ -230,7 +230,7 @@ def test_axes_that_become_one_may_be_on_many_devices(name, kind):
     np.testing.assert_allclose(got[3], want[3], rtol=0, atol=1e-5 * np.abs(want[3]).max())
 
 
-def test_inside_shard_map_a_shard_is_sampled_as_its_origin_says():
+def test_origin_places_a_shard_inside_shard_map():
     w, b_i, _ = operands(MATRIX, "bfloat16")
     key, spec = jax.random.key(2), SPECS["bfloat16"]
 
@@ -250,7 +250,7 @@ def test_inside_shard_map_a_shard_is_sampled_as_its_origin_says():
     np.testing.assert_allclose(db, alone, rtol=0, atol=1e-6 * np.abs(alone).max())
 
 
-def test_communication_would_be_seen():
+def test_communication_would_be_detected():
     sharding, (w, *_), _ = sharded(MATRIX, P("x", "y"), "bfloat16")
     for function in (jnp.sum, lambda w: w @ w.T, lambda w: jnp.roll(w, 1, axis=0)):
         text = jax.jit(function, out_shardings=None).lower(w).compile().as_text()
@@ -260,7 +260,7 @@ def test_communication_would_be_seen():
 
 
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=str)
-def test_shards_that_cut_blocks_have_the_same_bits(kind):
+def test_blocks_across_shards_have_the_same_bits(kind):
     shape = (64, 96)  # shards of 16 × 48 under 32 × 32 blocks
     sharding = NamedSharding(mesh(kind), P("x", "y"))
     w, b_i, cotangent = operands(shape, "bfloat16")

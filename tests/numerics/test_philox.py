@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright 2026 The pqt_jax Authors
-"""The noise stream: Random123's known answers, the row law, golden vectors of version 1."""
+"""The noise stream: known answers of Random123, the order of rows, golden vectors of version 1."""
 
 import json
 
@@ -51,7 +51,7 @@ def test_philox_of_random_counters(rounds):
 
 
 def library_draws(key, offset, leads, runs, columns):
-    """All draws, laid out as the docstring of `bits` says: [leads, runs, s, q, columns]."""
+    """All draws, in the order of the docstring of `philox`: [leads, runs, s, q, columns]."""
     words = philox.stream_words(
         jnp.array(key, jnp.uint32), jnp.array(offset, jnp.uint32), leads, runs, columns
     )

@@ -16,12 +16,12 @@ KEY = (0, 3)
 
 
 def rounded(x, m):
-    """Plain rounding to m bits of mantissa."""
+    """Round to m bits of mantissa."""
     return np.asarray(cast.round_to(jnp.asarray(x, jnp.float32), FloatFormat(8, m)))
 
 
 def inside(m):
-    """Numbers of m bits of mantissa strictly inside a binade, as the block maximum."""
+    """Block maxima: numbers of m mantissa bits that are not a power of two."""
     return np.float32(1 + np.arange(1, 2**m) / 2**m)
 
 
@@ -52,18 +52,18 @@ def test_between_two_numbers_of_the_format_one_sign_at_least_survives(m):
         unit = absmax * np.float32(2.0 ** (1 - b_t))
         up, down = (rounded(absmax + sign * unit, m) != rounded(absmax, m) for sign in (1, -1))
         assert (up | down).all()
-        assert (up & down).all() == (b_t < m + 2)  # whole ulps leave no room for doubt
+        assert (up & down).all() == (b_t < m + 2)  # a whole ulp survives with both signs
 
 
 def sample(w, b_t, dtype, noise):
-    """ŵ of w, all of whose blocks have b_t bits, as float32."""
+    """ŵ as float32, of blocks that all have b_t bits."""
     spec = Spec(target_bits=1, init_bits=9, dtype=dtype, noise=noise)
     b_i = jnp.full((len(w) // 32, 1), (b_t - 1) / 8)
     return np.asarray(perturb(w, b_i, jnp.array(KEY, jnp.uint32), spec), np.float32)
 
 
 def constant_blocks(absmax):
-    """Blocks that hold their maximum everywhere, one under the other."""
+    """A column of blocks in which every weight is the block maximum."""
     return np.repeat(np.repeat(absmax[:, None], 32, axis=0), 32, axis=1)
 
 
@@ -75,7 +75,7 @@ def test_gauss_survives_where_uniform_is_lost(m):
     lost = []
     for b_t in range(1, m + 4):
         changed = sample(w, b_t, FloatFormat(8, m), "gauss") != w
-        least = 1 if b_t <= m + 2 else 2  # above m + 2 only R = ±2 is left
+        least = 1 if b_t <= m + 2 else 2  # above m + 2 only R = ±2 survives
         np.testing.assert_array_equal(changed, np.abs(gauss) >= least)
         lost.append((sample(w, b_t, FloatFormat(8, m), "uniform") == w).mean())
     assert lost[0] > 0 and (np.diff(lost) >= 0).all()

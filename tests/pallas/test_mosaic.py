@@ -20,7 +20,7 @@ class TestMosaic(kernels.KernelTests):
             (64, 16, 2),  # 2048 × 2048: 512 thread blocks for 132 multiprocessors
             (64, 44, 4),  # 2048 × 5632
             (24, 6, 1),  # 768 × 768
-            (12 * 24, 6, 3),  # twelve of them in one launch
+            (12 * 24, 6, 3),  # twelve matrices in one launch
             (256, 224, 4),  # 8192 × 28672
             (256, 7, 1),  # seven is prime
             (1, 1, 1),

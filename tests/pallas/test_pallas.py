@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright 2026 The pqt_jax Authors
-"""The choice between implementations, and what the kernels share."""
+"""The choice between implementations, and the code that the kernels share."""
 
 import re
 import subprocess
@@ -111,11 +111,11 @@ def test_pieces_cover_everything_once():
 
 @pytest.fixture(params=pallas.KERNELS)
 def lower_for_gpu(monkeypatch, request):
-    """(jitted function, arguments) → its text, lowered for an H100, and calls of a kernel in it."""
+    """A function (jitted function, arguments) → (its text for an H100, number of kernel calls)."""
     if request.param == "mosaic" and jax.__version_info__ < (0, 11):
         pytest.skip("Mosaic GPU needs jax 0.11")
     monkeypatch.setattr(pallas, "KERNELS", (request.param,))
-    monkeypatch.setattr(pallas, "_unsuited_device", lambda: None)  # as if it were a GPU, and one
+    monkeypatch.setattr(pallas, "_unsuited_device", lambda: None)  # as on one GPU
     monkeypatch.setattr(jax, "device_count", lambda: 1)
     target = {"mosaic": "mosaic_gpu", "triton": "triton"}[request.param]
 
@@ -131,26 +131,26 @@ def lower_for_gpu(monkeypatch, request):
 
 @pytest.fixture
 def count_kernels(lower_for_gpu):
-    """(jitted function, arguments) → calls of a GPU kernel in it."""
+    """A function (jitted function, arguments) → number of kernel calls."""
     return lambda *some: lower_for_gpu(*some)[1]
 
 
-def test_on_a_gpu_nothing_is_computed_of_weights_and_bits_beside_the_kernel(lower_for_gpu):
-    """Every small operation is a launch of its own, which costs as much as its matrix (LOG.md)."""
+def test_on_a_gpu_only_the_kernel_computes_with_weights_and_bits(lower_for_gpu):
+    """Each small operation is one more launch, which may cost as much as the kernel (LOG.md)."""
     like = jax.ShapeDtypeStruct
     operands = (like((64, 256), jnp.float32), like((2, 8), jnp.float32))
     key = make_key()
     sample = jax.jit(lambda w, b_i: perturb(w, b_i, key))
     text, kernels = lower_for_gpu(sample, *operands)
     assert kernels == 1
-    text = re.sub(r"custom_call .*", "", text)  # which holds the kernel
+    text = re.sub(r"custom_call .*", "", text)  # the kernel itself
     of_weights = [line for line in text.splitlines() if re.search(r"x(f32|bf16)>", line)]
     assert not [line for line in of_weights if not re.search("reshape|call|func|return", line)]
-    assert "scatter" not in text  # and the table is made at once
+    assert "scatter" not in text  # the table is made by one operation
 
 
-# Matrices have three shapes (attention, gate and up, down), each a function of its own, and for
-# each there are the forward kernel, its repetition and the backward one.
+# Matrices have three shapes (attention; gate and up; down), and a function for each. A function has
+# three kernel calls: forward, forward again under remat, and backward.
 TINY = Llama2Config(256, d_model=64, num_layers=3, num_heads=2, d_ff=96, remat=True)
 
 
@@ -164,7 +164,7 @@ def test_on_a_gpu_the_models_layers_are_sampled_by_kernels(count_kernels):
 
 
 def test_on_a_gpu_the_labs_runs_side_by_side_are_sampled_by_kernels(count_kernels):
-    """All runs of a program by one launch of each."""
+    """One launch samples the matrix of all runs of a program."""
     arm = Arm("gaussws", default(TINY), {})
     begin, step = _begin_and_step(arm.config, make_graph(arm))
     state, keys = jax.eval_shape(lambda: begin(np.full(4, 1e-3), np.arange(4)))
@@ -173,7 +173,7 @@ def test_on_a_gpu_the_labs_runs_side_by_side_are_sampled_by_kernels(count_kernel
 
 
 def test_on_a_gpu_shards_are_sampled_by_kernels_under_shard_map(count_kernels):
-    """With JAX's check of what varies between devices, also of gradients."""
+    """JAX checks what varies between devices (`check_vma`), in gradients too."""
     spec = Spec()
 
     def local(w, b_i):

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright 2026 The pqt_jax Authors
-"""Deterministic quantization, against ml_dtypes and gfloat on NumPy blocks, and plans."""
+"""Deterministic quantization against ml_dtypes and gfloat, block by block; plans."""
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ from pqt_jax.transform.perturb import perturb
 
 
 def reference(w, fmt, block, rule):
-    """Each block on its own: scale in float64, round by ml_dtypes, scale back."""
+    """Quantize each block separately: scale in float64, round by ml_dtypes, scale back."""
     out = np.empty(w.shape, np.float32)
     for i in range(0, w.shape[0], block[0]):
         for j in range(0, w.shape[1], block[1]):
@@ -39,7 +39,7 @@ def reference(w, fmt, block, rule):
 
 
 def formats_blocks_rules():
-    """Every product; quick are all formats, all blocks and all rules, one axis at a time."""
+    """All products. The quick ones vary one of format, block and rule at a time."""
     for fmt in (E4M3, E5M2, E3M2, E2M3, E2M1):
         for block in ((32, 32), (1, 32), (32, 1), (64, 16)):
             for rule in ("floor", "ceil", "exact"):
@@ -74,7 +74,7 @@ def test_what_no_rule_samples_stays():
     assert got["v"] is params["v"] and got["b"] is params["b"] and got["w"] is not params["w"]
 
 
-def test_wide_formats_are_held_in_float32():
+def test_wide_formats_are_stored_in_float32():
     w = jax.random.normal(jax.random.key(0), (40, 40))
     got = quantize({"w": w}, [Rule("w")], FloatFormat(5, 10))["w"]
     assert got.dtype == jnp.float32
@@ -178,7 +178,7 @@ def test_wrong_plans_are_refused():
         plan_mixed(params, {"w": jnp.ones((1, 1))}, [Rule("w")])
 
 
-# Facts of another implementation, gfloat 0.5.2, which rounds in float64.
+# gfloat 0.5.2 is an independent implementation, which rounds in float64.
 @pytest.mark.parametrize("name", ["ocp_e4m3", "ocp_e5m2", "ocp_e3m2", "ocp_e2m3", "ocp_e2m1"])
 @pytest.mark.parametrize("rule", ["floor", "ceil"])
 def test_gfloat_agrees_on_blocks_of_ocp(name, rule):

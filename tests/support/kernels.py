@@ -52,7 +52,7 @@ def key():
 
 @functools.cache
 def hard_matrices():
-    """A stack of matrices with blocks of everything that could go wrong; [2, 64, 128]."""
+    """A stack [2, 64, 128] with NaN, Inf, −0, zeros, denormals and large numbers in its blocks."""
     w = np.random.default_rng(0).normal(0, 0.02, (2, 64, 128)).astype(np.float32)
     w[0, 3, 5] = np.nan
     w[0, 7, 40] = np.inf
@@ -106,7 +106,7 @@ class KernelTests:
     """Inherit, and set `name`."""
 
     name: str
-    automatic = True  # whether its interpreter can be placed on Auto meshes
+    automatic = True  # whether its interpreter works on Auto meshes
 
     @pytest.fixture(autouse=True)
     def interpreting(self):
@@ -151,7 +151,7 @@ class KernelTests:
         ],
         ids=str,
     )
-    def test_backward_sums_what_the_reference_sums(self, dtype, noise):
+    def test_backward_has_the_sums_of_the_reference(self, dtype, noise):
         spec, cotangent = Spec(noise=noise), parameters((2, 64, 256), dtype)[2]
         got = launch.backward(self.name, True, spec, cotangent, WORDS, ORIGIN)
         want = reference.backward(spec, cotangent, WORDS, ORIGIN)
@@ -170,7 +170,7 @@ class KernelTests:
     @pytest.mark.parametrize(
         "shape", [(0, 32), slow((32, 0)), slow((0, 0)), slow((2, 0, 5)), (0, 32, 32)], ids=str
     )
-    def test_nothing_is_sampled_of_nothing(self, shape):
+    def test_arrays_without_elements(self, shape):
         operands = parameters(shape)
         got = sample(self.name, *operands)
         assert [x.shape for x in got] == [shape, shape, operands[1].shape]
@@ -179,7 +179,7 @@ class KernelTests:
         codes, scale = perturb_encoded(*operands[:2], key(), spec, implementation=self.name)
         assert codes.shape == shape and scale.shape == operands[1].shape
 
-    def test_a_cast_alone_is_none_of_its_work(self):
+    def test_a_cast_without_noise_is_not_supported(self):
         spec = Spec(noise="none")
         assert not pallas.is_supported(self.name, spec)[0]
         with pytest.raises(ValueError, match="noise='none' is a cast alone, which XLA does"):
@@ -254,7 +254,9 @@ class KernelTests:
     )
     def test_shards_have_the_bits_of_the_whole_and_do_not_communicate(self, kind, shape, axes):
         if kind is AxisType.Auto and not self.automatic:
-            pytest.skip("its interpreter has ordered effects, which custom_partitioning refuses")
+            pytest.skip(
+                "its interpreter has ordered effects, which custom_partitioning cannot lower"
+            )
         compiled, got = self.on_mesh(kind, shape, axes, axes)
         check(got, sample("xla", *parameters(shape)))
         assert not COLLECTIVE.findall(compiled)
@@ -277,7 +279,9 @@ class KernelTests:
     @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=str)
     def test_the_number_of_devices_changes_no_bit(self, kind, devices):
         if kind is AxisType.Auto and not self.automatic:
-            pytest.skip("its interpreter has ordered effects, which custom_partitioning refuses")
+            pytest.skip(
+                "its interpreter has ordered effects, which custom_partitioning cannot lower"
+            )
         compiled, got = self.on_mesh(kind, (256, 64), P("x", "y"), P("x", "y"), devices)
         check(got, sample("xla", *parameters((256, 64))))
         assert not COLLECTIVE.findall(compiled)
@@ -293,9 +297,11 @@ class KernelTests:
         return compiled.as_text(), jax.device_get(got)
 
     @pytest.mark.parametrize("kind", [AxisType.Auto, slow(AxisType.Explicit)], ids=str)
-    def test_shards_that_cut_blocks_are_gathered(self, kind):
+    def test_blocks_across_shards_are_gathered(self, kind):
         if kind is AxisType.Auto and not self.automatic:
-            pytest.skip("its interpreter has ordered effects, which custom_partitioning refuses")
+            pytest.skip(
+                "its interpreter has ordered effects, which custom_partitioning cannot lower"
+            )
         _, got = self.on_mesh(kind, (64, 96), P("x", "y"), P())
         check(got, sample("xla", *parameters((64, 96))))
 
@@ -311,7 +317,7 @@ class KernelTests:
         ],
         ids=lambda x: x if isinstance(x, str) else f"{x.dtype}-{x.storage}",
     )
-    def test_it_lowers_for_a_gpu_that_is_not_there(self, gpu, spec):
+    def test_it_lowers_for_a_gpu(self, gpu, spec):
         shape = jax.ShapeDtypeStruct
         device = AbstractDevice(device_kind=GPUS[gpu], num_cores=None, platform="gpu")
         mesh = AbstractMesh((1,), ("x",), axis_types=(AxisType.Auto,), abstract_device=device)

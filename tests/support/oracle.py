@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright 2026 The pqt_jax Authors
-"""The method once more, from its definitions: Python integers for the stream, NumPy for the rest.
+"""A second implementation of the method, from its definitions: Python integers and NumPy.
 
-Slow, literal, and sharing no line with the package but the tables of formats (`FloatFormat.decode`,
-which the tests of the formats check against ml_dtypes).
+It is slow and literal. It shares no code with the package, except the tables of formats
+(`FloatFormat.decode`), which the tests of formats check against ml_dtypes.
 """
 
 import functools
@@ -16,7 +16,7 @@ MASK = 0xFFFFFFFF
 
 @functools.cache
 def philox(counter, key, rounds=10):
-    """Philox4x32: four 32-bit words, of a counter of four and a key of two."""
+    """Philox4x32: four 32-bit words, from a counter of four words and a key of two."""
     (a, b, c, d), (j, k) = counter, key
     for _ in range(rounds):
         left, right = 0xD2511F53 * a, 0xCD9E8D57 * c
@@ -26,7 +26,7 @@ def philox(counter, key, rounds=10):
 
 
 def threefry(key, counter):
-    """Threefry2x32-20: two 32-bit words. JAX's `fold_in(key, n)` is that of the counter (0, n)."""
+    """Threefry2x32-20: two 32-bit words. JAX's `fold_in(key, n)` has the counter (0, n)."""
     schedule = [*key, key[0] ^ key[1] ^ 0x1BD11BDA]
     x, y = counter[0] + key[0] & MASK, counter[1] + key[1] & MASK
     for i in range(5):
@@ -39,7 +39,7 @@ def threefry(key, counter):
 
 
 def draw(key, lead, row, column):
-    """The 16-bit draw of one element: row = 32·a + 4·s + q takes draw s of row group 4·a + q."""
+    """The 16-bit draw of one element: row = 32·a + 4·s + q uses draw s of row group 4·a + q."""
     a, s, q = row // 32, row % 32 // 4, row % 4
     word = philox((column & MASK, 4 * a + q & MASK, lead & MASK, 0), key)[s // 2]
     return word >> 16 if s % 2 else word & 0xFFFF
@@ -70,13 +70,13 @@ def noise(kind, key, shape, lead=0):
 
 @functools.cache
 def grid(fmt):
-    """The finite values of a format that are not negative, by code."""
+    """The finite, non-negative values of a format, in the order of their codes."""
     values = fmt.decode(np.arange(2 ** (fmt.bits - 1)))
     return values[np.isfinite(values)]
 
 
 def round_to(x, fmt):
-    """The nearest of the format's values (float64), ties to the even code, saturating."""
+    """The nearest value of a format (float64), ties to the even code, saturating."""
     x = np.asarray(x, np.float64)
     values = grid(fmt)
     above = np.clip(np.searchsorted(values, np.abs(x)), 1, len(values) - 1)
@@ -87,7 +87,7 @@ def round_to(x, fmt):
 
 
 def scale(absmax, fmt, rule):
-    """The power of two of a block, for a normal absmax: OCP's, or the least that fits."""
+    """The scale of a block, for a normal absmax: by the rule of OCP, or the least that fits."""
     if rule == "floor":
         return 2.0 ** (math.floor(math.log2(absmax)) - math.floor(math.log2(fmt.max)))
     power = -126
@@ -122,7 +122,7 @@ def perturb(w, step, r, fmt, block, rule="ceil"):
 
 
 def bit_gradient(w, b_t, r, cotangent, block):
-    """∂L/∂b_t of the method, float64, and the sum of magnitudes that bounds its rounding."""
+    """∂L/∂b_t in float64, and the sum of magnitudes that bounds its rounding error."""
     w, b_t, g = (np.asarray(x, np.float64) for x in (w, b_t, cotangent))
     gradient, bound = np.empty(b_t.shape), np.empty(b_t.shape)
     for at, part in blocks(w.shape, block):
@@ -133,6 +133,6 @@ def bit_gradient(w, b_t, r, cotangent, block):
 
 
 def bits_of(x):
-    """The bit patterns of a float array, to tell −0 from 0 and nothing from NaN."""
+    """The bit patterns of a float array, which differ for −0 and 0 and compare equal for NaN."""
     x = np.asarray(x)
     return x.view({1: np.uint8, 2: np.uint16, 4: np.uint32}[x.dtype.itemsize])

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright 2026 The pqt_jax Authors
-"""Adam-mini against its paper's algorithm, written out in loops, and the blocks of both models."""
+"""Adam-mini against the algorithm of its paper in plain loops, and the blocks of both models."""
 
 import jax
 import jax.numpy as jnp
@@ -33,25 +33,25 @@ def reference(w, gradients, blocks):
 
 
 def flat(shape, *choices):
-    """Flat indices of what one slice for each axis takes."""
+    """Flat indices of the elements that one slice per axis selects."""
     return np.arange(np.prod(shape)).reshape(shape)[choices].ravel()
 
 
 def by_name(path, shape):
-    """The blocks of a parameter, spelled out: 16 columns are one head of the tiny models."""
-    every = slice(None)
+    """The blocks of a parameter. In the tiny models 16 columns are one head."""
+    whole_axis = slice(None)
     *_, layer, name = path.split("/")
     if name == "bias":
         return [[i] for i in range(np.prod(shape))]
     if name == "scale":
-        return np.arange(np.prod(shape)).reshape(-1, shape[-1])  # one a layer
+        return np.arange(np.prod(shape)).reshape(-1, shape[-1])  # one per layer
     if name == "embedding":
         return [flat(shape, token) for token in range(shape[0])]
     if path == "head/kernel":
-        return [flat(shape, every, token) for token in range(shape[1])]
+        return [flat(shape, whole_axis, token) for token in range(shape[1])]
     width = 16 if layer in ("q", "k") else 1
     return [
-        flat(shape, i, every, slice(j, j + width))
+        flat(shape, i, whole_axis, slice(j, j + width))
         for i in range(shape[0])
         for j in range(0, shape[2], width)
     ]
@@ -102,14 +102,14 @@ def test_blocks_of_one_are_adam():
         jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-6), x, y)
 
 
-def test_a_moment_almost_vanishes():
+def test_second_moments_take_little_memory():
     params = nnx.to_pure_dict(nnx.state(Llama2(tiny.LLAMA2, rngs=nnx.Rngs(0)), nnx.Param))
     nu = adam_mini.scale_by_adam_mini(adam_mini.model_blocks(16)).init(params).nu
 
     def size(tree):
         return sum(leaf.size for leaf in jax.tree.leaves(tree))
 
-    assert size(nu) < 0.04 * size(params)  # a thirty-second, the width
+    assert size(nu) < 0.04 * size(params)  # about 1/32, where 32 is the width
 
 
 def test_blocks_that_do_not_divide_are_named():

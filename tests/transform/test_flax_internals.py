@@ -17,7 +17,7 @@ def make_key():
 
 
 def changed(what):
-    """The message of a failure: what to look at in a new version of Flax."""
+    """The message of a failed contract."""
     return f"Flax {flax.__version__} has changed {what}; adapt pqt_jax/transform/flax_internals.py"
 
 
@@ -73,12 +73,12 @@ def test_the_raw_value_of_a_variable_is_what_it_holds():
     np.testing.assert_array_equal(variable[...], other, err_msg=message)
 
 
-def test_setting_the_raw_value_passes_the_check_of_the_trace():
+def test_setting_the_raw_value_avoids_the_check_of_the_trace_level():
     variable, message = nnx.Param(jnp.ones(2)), changed("nnx.Variable._raw_value")
 
     @jax.jit
     def double(x):
-        with pytest.raises(flax.errors.TraceContextError):  # the check that is passed
+        with pytest.raises(flax.errors.TraceContextError):  # the check that set_raw_value avoids
             variable.set_value(x)
         before = flax_internals.get_raw_value(variable)
         flax_internals.set_raw_value(variable, x)

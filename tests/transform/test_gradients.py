@@ -47,7 +47,9 @@ def test_gradients_are_those_of_the_definition_differentiated(dtype, noise):
         absmax = jax.lax.stop_gradient(padded.max(axis=(1, 3)))
         scale = absmax * 2.0 ** (1 - (2.0 + b_i * 4.3))
         noisy = w + r * jnp.kron(scale, jnp.ones((32, 32)))[:100, :70]
-        return noisy + jax.lax.stop_gradient(jnp.round(noisy) - noisy)  # any cast would do
+        return noisy + jax.lax.stop_gradient(
+            jnp.round(noisy) - noisy
+        )  # the gradient is the same for any cast
 
     want = jax.vjp(definition, w, b_i)[1](cotangent.astype(jnp.float32))
     dw, db = jax.vjp(lambda w, b_i: perturb(w, b_i, key(), spec), w, b_i)[1](cotangent)
@@ -56,7 +58,7 @@ def test_gradients_are_those_of_the_definition_differentiated(dtype, noise):
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float4_e2m1fn", "float32"])
-def test_noise_none_is_the_cast_alone_straight_through(dtype):
+def test_noise_none_is_a_straight_through_cast(dtype):
     spec = Spec(noise="none", dtype=dtype)
     w = normal(SHAPE)
     w_hat, back = jax.vjp(lambda w: perturb(w, None, None, spec), w)

@@ -28,7 +28,7 @@ class Decoder(nn.Module):
 
 
 class Tied(nn.Module):
-    """Hands its own embedding to a wrapped part."""
+    """Passes its embedding to a wrapped part."""
 
     def setup(self):
         self.embed = nn.Embed(10, 16)
@@ -53,7 +53,7 @@ def test_a_module_from_outside_stays_bare(cls, name):
     params, rngs = variables["params"], {"pqt": jax.random.key(1)}
     sampled = model.apply(variables, tokens, rngs=rngs)
     assert (sampled != model.apply(variables, tokens)).any()
-    # Without its kernel the wrapped part gives its bias alone: all that is left is bare.
+    # Without its kernel the wrapped part returns its bias only; the rest is the bare model.
     kernel = params[name]["Dense_0"]["kernel"]
     params = {**params, name: {"Dense_0": {**params[name]["Dense_0"], "kernel": kernel * 0}}}
     variables = {**variables, "params": params}

@@ -79,7 +79,7 @@ ACTIVATIONS = np.random.default_rng(2).normal(size=(2, 6, 64)).astype(np.float32
 
 
 class Holder(nn.Module):
-    """A submodule given as an attribute, and one by the name of an attribute of ours."""
+    """A submodule passed as an attribute, and one that has the name of an attribute of `PQT`."""
 
     inner: nn.Module
 
@@ -153,7 +153,7 @@ def test_without_the_rng_the_bare_model_runs_bit_for_bit(case):
     checkpoint = {k: v for k, v in variables.items() if k != "pqt"}
     want = run(bare, checkpoint, x)
     np.testing.assert_array_equal(run(wrapped, variables, x), want)
-    np.testing.assert_array_equal(run(wrapped, checkpoint, x), want)  # a bare checkpoint serves
+    np.testing.assert_array_equal(run(wrapped, checkpoint, x), want)  # a bare checkpoint works
 
 
 @cases("sequential", "holder", "attention", "tied", "partitioned")
@@ -163,12 +163,12 @@ def test_with_the_rng_it_runs_on_sampled_parameters(case):
     variables = bare.init(make_key(), x)
     transform = param_transform(rules)
     bits = transform.init(variables["params"])
-    variables = {**variables, "pqt": {"bits": bits}}  # a bare checkpoint, made ready for training
+    variables = {**variables, "pqt": {"bits": bits}}  # a bare checkpoint with new bits
     eager = run(wrapped, variables, x, rngs={"pqt": make_key()})
     assert (eager != run(wrapped, variables, x)).any()
     np.testing.assert_array_equal(eager, run(wrapped, variables, x, rngs={"pqt": make_key()}))
     assert (eager != run(wrapped, variables, x, rngs={"pqt": jax.random.key(6)})).any()
-    # The key of the stream is the key of the tree.
+    # param_transform samples the same ŵ from the key of the rng stream.
     params = transform.sample(variables["params"], bits, make_key())
     np.testing.assert_array_equal(run(bare, {**variables, "params": params}, x), eager)
 
@@ -213,7 +213,7 @@ def test_a_wrapped_block_inside_scan_and_remat():
     np.testing.assert_allclose(value, loss(variables, make_key()), rtol=1e-5)
     assert value != loss(variables, jax.random.key(6))
     assert (grads["pqt"]["h"]["dense"]["bits"]["kernel"] != 0).all()
-    # each layer has noise of its own: equal layers give unequal gradients of the bits
+    # Each layer has its own noise: equal layers give different gradients of the bits.
     assert len(np.unique(grads["pqt"]["h"]["dense"]["bits"]["kernel"])) == 12
 
 
@@ -261,7 +261,7 @@ def test_random_streams_are_those_of_the_bare_model():
     del rngs["params"]
     want = bare.apply(variables, ACTIVATIONS, rngs=rngs)
     np.testing.assert_array_equal(wrapped.apply(variables, ACTIVATIONS, rngs=rngs), want)
-    zeros = want == 0  # which units fall out does not depend on the noise either
+    zeros = want == 0  # dropout must not depend on the noise
     variables = wrapped.init({**rngs, "params": make_key()}, ACTIVATIONS)
     sampled = wrapped.apply(variables, ACTIVATIONS, rngs={**rngs, "pqt": make_key()})
     assert ((sampled == 0) == zeros).all() and (sampled != want).any()

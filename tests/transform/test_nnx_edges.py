@@ -31,7 +31,7 @@ def paths(model):
 
 
 class Stateful(nnx.Module):
-    """Has variables that are written in training, and not in evaluation."""
+    """Has variables that are written in training only."""
 
     def __init__(self):
         self.layer, rngs = layer(), nnx.Rngs(0)
@@ -93,7 +93,9 @@ def test_a_parameter_may_be_written_if_it_is_not_sampled():
     with pytest.raises(ValueError, match="layer/kernel: the call writes to a parameter that is s"):
         model(X, pqt_key=make_key())
     np.testing.assert_array_equal(model.layer.kernel[...], layer().kernel[...])
-    nnx.jit(lambda model: model(X, pqt_key=make_key()))(model)  # undone, where it cannot be told
+    nnx.jit(lambda model: model(X, pqt_key=make_key()))(
+        model
+    )  # under a trace, the write is undone without an error
     np.testing.assert_array_equal(model.layer.kernel[...], layer().kernel[...])
 
 
@@ -133,15 +135,17 @@ class Calling(nnx.Module):
 def test_a_sampled_call_within_another_on_the_same_weights_is_refused():
     outer, inner = (pqt_transform(Calling(), KERNELS) for _ in range(2))
     want = inner(X, pqt_key=make_key())
-    np.testing.assert_array_equal(outer(X, inner, pqt_key=make_key()), want)  # weights of its own
+    np.testing.assert_array_equal(
+        outer(X, inner, pqt_key=make_key()), want
+    )  # it has weights of its own
     inner.layer.kernel = outer.layer.kernel
     with pytest.raises(ValueError, match="layer/kernel holds sampled weights already"):
         outer(X, inner, pqt_key=make_key())
-    np.testing.assert_array_equal(inner(X, pqt_key=make_key()), want)  # all is back
+    np.testing.assert_array_equal(inner(X, pqt_key=make_key()), want)  # the weights are restored
 
 
 class Making(nnx.Module):
-    """Makes and sets in its call what was not there before."""
+    """Creates and sets attributes in its call."""
 
     def __init__(self):
         self.layer, self.norm, self.calls = layer(), nnx.data(None), 0
@@ -184,7 +188,7 @@ def test_after_a_sampled_call_that_fails_the_weights_are_back():
 
 
 class Transforming(nnx.Module):
-    """Transforms within the call hand parameters back to it as new arrays."""
+    """Transforms inside the call return parameters as new arrays."""
 
     def __init__(self):
         self.layer, self.dropout = layer(), nnx.Dropout(0.1, rngs=nnx.Rngs(0))

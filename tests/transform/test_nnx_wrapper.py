@@ -44,7 +44,7 @@ class Attention(nnx.Module):
 
 
 class Tied(nnx.Module):
-    """One embedding table, read at both ends."""
+    """One embedding table, used for input and output."""
 
     def __init__(self, rngs):
         self.embed = nnx.Embed(50, 64, rngs=rngs)
@@ -172,7 +172,7 @@ def test_gradients_under_jit_reach_weights_and_bits(case):
 
 
 def data(state):
-    """Leaves as plain arrays, the keys of rng streams too."""
+    """Leaves as plain arrays; keys of rng streams as their words."""
     leaves = jax.tree.leaves(state)
     return [jax.random.key_data(v) if "key" in str(v.dtype) else v for v in leaves]
 

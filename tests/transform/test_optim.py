@@ -50,7 +50,7 @@ def test_weights_and_bits_move_as_two_optimizers(layout):
     np.testing.assert_allclose(bits["h"]["kernel"], moved(0.1, 0.7), rtol=1e-5)
 
 
-def test_clipping_looks_at_the_weights_alone():
+def test_clipping_uses_the_norm_of_the_weights_only():
     params = {"params": jnp.zeros((2, 2)), "bits": jnp.zeros((1, 1))}
     tx = optim.with_bits(
         optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(1.0)), optax.sgd(1.0)
@@ -74,7 +74,7 @@ def test_decay_takes_the_bits_to_their_target():
 def test_bits_left_without_an_optimizer_are_an_error_that_says_what_to_do():
     with pytest.raises(ValueError, match=r"1 bit-widths have no optimizer.*bits/h/kernel.*bits_le"):
         optim.adamw(1e-2).init(trees("transform"))
-    optim.adamw(1e-2).init(trees("transform")["params"])  # none to forget
+    optim.adamw(1e-2).init(trees("transform")["params"])  # without bits, none is needed
 
 
 def test_bits_without_their_weights_are_an_error_that_says_what_to_do():
@@ -82,7 +82,7 @@ def test_bits_without_their_weights_are_an_error_that_says_what_to_do():
     for collection in ({"bits": bits}, {"h": {"bits": bits}, "head": {"bits": bits}}):
         with pytest.raises(ValueError, match='every leaf lies under "bits".*beside their weights'):
             optim.adamw(1e-2, bits_learning_rate=1e-2).init(collection)
-    optim.adamw(1e-2).init({"params": {"bits": bits}})  # a module of that name
+    optim.adamw(1e-2).init({"params": {"bits": bits}})  # a module called "bits"
     optim.adamw(1e-2).init({})
 
 

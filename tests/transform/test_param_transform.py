@@ -104,7 +104,7 @@ def test_a_slice_of_the_stack_gets_the_noise_of_the_whole():
     xs = (jnp.arange(3), stacked, bits)
     _, scanned = jax.lax.scan(body, 0, xs)
     np.testing.assert_array_equal(scanned, want)
-    # and the prefix makes it the noise of the full tree
+    # With the prefix, it is the noise of the full tree.
     full = param_transform([Rule("h/.*/kernel")])
     params = make_params()
     np.testing.assert_array_equal(
@@ -233,7 +233,7 @@ def test_a_key_that_cannot_serve_is_refused(key, message):
         transform.sample(params, transform.init(params), key)
 
 
-def test_a_key_used_twice_is_seen_by_the_checker_of_jax():
+def test_key_reuse_is_detected():
     transform, params = param_transform(RULES), make_params()
     bits = transform.init(params)
     with jax.debug_key_reuse(True):

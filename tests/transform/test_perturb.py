@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright 2026 The pqt_jax Authors
-"""Sampling: ŵ bit for bit and its gradients against the definition, on every path to them."""
+"""Sampling: the bits of ŵ and its gradients against the definition, also under transforms."""
 
 import math
 
@@ -19,7 +19,7 @@ FORMATS = [
     *(formats.E3M2, formats.E2M3, formats.E2M1, FloatFormat(8, 3)),
     *(FloatFormat(4, 3, "ieee"), FloatFormat(3, 4, "ieee")),
 ]
-BITS = {"target_bits": 2.0, "init_bits": 6.3}  # b_t that are no whole numbers
+BITS = {"target_bits": 2.0, "init_bits": 6.3}  # gives b_t that are not integers
 KEY = (0, 5)  # the words of jax.random.key(5)
 
 # name: shape of w, (leads, M, N) of its matrices, fields of Spec
@@ -69,13 +69,13 @@ def normal(shape, dtype=jnp.float32, seed=0):
 
 
 def widths(b_i, spec, matrices):
-    """b_t as the library has it, one matrix after the other."""
+    """b_t as the library computes it, [leads, gm, gn]."""
     b_t = bit_width.bit_width(b_i, spec.target_bits, spec.init_bits)
     return b_t.reshape(matrices[0], *b_i.shape[-2:])
 
 
 def literal(w, b_i, spec, matrices):
-    """ŵ by loops over blocks (float32)."""
+    """ŵ in float32, by loops over blocks."""
     step = np.asarray(bit_width.step_size(widths(b_i, spec, matrices)))
     r = oracle.noise(spec.noise, KEY, matrices)
     matrix = np.asarray(w, np.float32).reshape(matrices)
@@ -209,7 +209,7 @@ def test_a_block_of_zeros(dtype):
 
 def test_sign_of_zero_is_that_of_the_sum():
     w = np.full((32, 64), -0.0, np.float32)
-    w[0, 0] = 1.0  # so that the first block has noise; the second has none
+    w[0, 0] = 1.0  # the first block gets noise; the second gets none
     w_hat = perturb(w, jnp.ones((1, 2)), key(), Spec(target_bits=6, dtype="float32"))
     r = oracle.noise("gauss", KEY, (1, 32, 64))[0].astype(np.float32)
     same_bits(w_hat, w + r * np.repeat(np.float32([1 / 32, 0]), 32))
@@ -230,7 +230,7 @@ def test_sign_of_zero_is_that_of_the_sum():
         *(slow(dtype, "none") for dtype in ("bfloat16", "float32")),
     ],
 )
-def test_what_is_not_finite_stays_visible_and_in_its_block(dtype, noise):
+def test_non_finite_weights_stay_visible_and_in_their_block(dtype, noise):
     spec = Spec(dtype=dtype, noise=noise)
     w = normal((3, 100, 70))
     for i, bad in enumerate([math.nan, math.inf, -math.inf]):
@@ -240,7 +240,7 @@ def test_what_is_not_finite_stays_visible_and_in_its_block(dtype, noise):
     outside = np.ones((100, 70), bool)
     outside[32:64, 32:64] = False
     assert np.isfinite(w_hat[:, outside]).all()
-    if spec.dtype.exponent_bits < 8:  # the scale is of the whole block
+    if spec.dtype.exponent_bits < 8:  # the whole block shares one scale
         assert np.isnan(w_hat[:, ~outside]).all()
 
 
@@ -315,6 +315,6 @@ def test_blocks_larger_than_a_matrix_are_one_block_of_it():
         for s in (Spec(block=(64, 96)), Spec(block=(2**15, 2**15)))
     ]
     compiled = jax.jit(same[1]).lower(jnp.ones((1, 1))).compile()
-    assert compiled.memory_analysis().temp_size_in_bytes < 1e6  # and not four bytes times 2^30
+    assert compiled.memory_analysis().temp_size_in_bytes < 1e6  # far below four bytes times 2^30
     (one, first), (other, second) = (f(jnp.ones((1, 1))) for f in same)
     assert one == other and first == second

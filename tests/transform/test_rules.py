@@ -81,7 +81,7 @@ def test_a_dtype_that_cannot_be_sampled_is_named():
 
 
 def test_paths_whose_keys_collide_are_refused():
-    # Two ASCII strings with one CRC-32, found by search.
+    # Two ASCII strings with the same CRC-32.
     first, second = "plumless", "buckeroo"
     assert keys.path_id(first) == keys.path_id(second)
     with pytest.raises(ValueError, match="same CRC-32"):
@@ -123,7 +123,9 @@ def test_bad_options_are_refused_when_the_rule_is_made(arguments, options, messa
 
 
 def test_options_are_those_of_a_spec():
-    options = [f.name for f in dataclasses.fields(Spec) if f.name != "encoded"]  # a call's own
+    options = [
+        f.name for f in dataclasses.fields(Spec) if f.name != "encoded"
+    ]  # set by perturb_encoded
     assert list(inspect.signature(Rule).parameters) == ["pattern", *options]
     values = (3, 5, (1, 32), "uniform", "float8_e5m2", "floor", (1, 2))
     assert Rule("a", *values).spec == Spec(*values)

@@ -29,9 +29,10 @@ from aot_gpu import reason_not_to_run
 
 from pqt_jax import pallas
 from pqt_jax.models.llama2 import LLAMA2_134M
-from pqt_jax.training.config.schema import default, rules
+from pqt_jax.training.config.schema import default
+from pqt_jax.training.optimizer import make_optimizer
 from pqt_jax.training.state import abstract_state
-from pqt_jax.training.step import make_optimizer, make_train_step, parts_of
+from pqt_jax.training.step import build_train_step
 
 METHODS = ("bf16", "gaussws")
 ARCHITECTURE = 90
@@ -45,7 +46,7 @@ def compile_step(method: str) -> str:
     config.method = method
     optimizer = make_optimizer(config)
     graph, state = abstract_state(config, optimizer)
-    step: Any = make_train_step(graph, optimizer, rules(config), parts=parts_of(config))
+    step: Any = build_train_step(config, graph, optimizer)
     tokens = jax.ShapeDtypeStruct((8, 2049), jnp.int32)
     key = jax.eval_shape(lambda: jax.random.key(0))
     return compile_for(ARCHITECTURE, step.__wrapped__, (state, tokens, key))

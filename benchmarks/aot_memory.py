@@ -26,6 +26,7 @@ from pqt_jax.training import flops
 from pqt_jax.training import state as states
 from pqt_jax.training import step as steps
 from pqt_jax.training.config import schema
+from pqt_jax.training.optimizer import make_optimizer
 
 METHODS = ("bf16", "gaussws")
 LENGTH = 2048
@@ -73,14 +74,13 @@ def measure(
     config.method, config.data.length, config.data.batch = method, length, sequences * count
     config.data.loss_chunk = length // 4
     config.mesh.update(data=1, fsdp=count, tensor=1)
-    mesh = partitioning.make(**config.mesh)
+    mesh = partitioning.make_mesh(**config.mesh)
     assert mesh is not None, "two devices at least"
-    with partitioning.entered(mesh):
+    with partitioning.use_mesh(mesh):
         start = time.perf_counter()
-        optimizer = steps.make_optimizer(config)
+        optimizer = make_optimizer(config)
         graph, state = states.abstract_state(config, optimizer)
-        parts = steps.parts_of(config)
-        step = steps.make_train_step(graph, optimizer, schema.rules(config), parts=parts)
+        step = steps.build_train_step(config, graph, optimizer)
         batch = jax.ShapeDtypeStruct(
             (config.data.batch, length + 1), np.uint16, sharding=partitioning.batch_sharding(mesh)
         )

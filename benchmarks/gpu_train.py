@@ -18,9 +18,10 @@ import numpy as np
 
 from pqt_jax.models.gpt2 import GPT2_124M, GPT2Config
 from pqt_jax.models.llama2 import LLAMA2_1B, LLAMA2_134M, Llama2Config
-from pqt_jax.training.config.schema import default, rules
+from pqt_jax.training.config.schema import default
+from pqt_jax.training.optimizer import make_optimizer
 from pqt_jax.training.state import abstract_state, init_state
-from pqt_jax.training.step import make_optimizer, make_train_step, parts_of
+from pqt_jax.training.step import build_train_step
 
 METHODS = ("bf16", "gaussws", "uniform")
 
@@ -95,7 +96,7 @@ def measure(name: str, case: Case) -> dict[str, Any]:
             graph, _ = abstract_state(config, optimizer)
         else:
             graph, states[kind] = init_state(config, optimizer)
-        step = make_train_step(graph, optimizer, rules(config), parts=parts_of(config))
+        step = build_train_step(config, graph, optimizer)
         compiled[method] = step.lower(states[kind], data, key).compile()
         states[kind] = jax.block_until_ready(compiled[method](states[kind], data, key)[0])
     for _ in range(rounds):

@@ -38,7 +38,7 @@ from pqt_jax.console import format_row
 from pqt_jax.data import pipeline, source
 from pqt_jax.numerics.formats import E2M1, E3M2, E4M3
 from pqt_jax.quantization.quantize import Plan, plan_mixed, plan_uniform
-from pqt_jax.training import final_evaluation
+from pqt_jax.training import final_evaluation, named_formats
 from pqt_jax.training.config import schema
 from pqt_jax.transform import bit_state
 
@@ -115,7 +115,7 @@ def measure(workdir: Path) -> dict[str, float]:
     rules = schema.quantization_rules(run.config)
     losses = {"master": loss(weights)}
     for name, plan in plans(weights, rules, bits).items():
-        losses[name] = loss(load.weights_as(run.params, plan))
+        losses[name] = loss(named_formats.round_by_plan(run.params, plan))
     if bits:
         b_t = jax.tree.leaves(bit_state.bit_widths(run.params, rules))
         losses["mean_bits"] = float(np.concatenate([np.ravel(x) for x in b_t]).mean())

@@ -19,10 +19,10 @@ import jax
 import numpy as np
 
 from pqt_jax.training.config import command_line
-from pqt_jax.training.config.schema import rules
 from pqt_jax.training.final_evaluation import mean_loss
+from pqt_jax.training.optimizer import make_optimizer
 from pqt_jax.training.state import abstract_state
-from pqt_jax.training.step import make_optimizer, make_train_step, parts_of
+from pqt_jax.training.step import build_train_step, step_split
 
 
 def main() -> int:
@@ -37,11 +37,11 @@ def main() -> int:
         config = dataclasses.replace(config, method=method)
         optimizer = make_optimizer(config)
         graph, state = abstract_state(config, optimizer)
-        step = make_train_step(graph, optimizer, rules(config), parts=parts_of(config))
+        step = build_train_step(config, graph, optimizer)
         compiled = step.lower(state, batch, jax.random.key(0)).compile()
         methods[method] = gpu_train.memory(compiled)
     some = jax.ShapeDtypeStruct((config.log.validation_batches, *batch.shape), batch.dtype)
-    loss = mean_loss(graph, None, parts_of(config)).lower(state.params, some).compile()
+    loss = mean_loss(graph, None, step_split(config)).lower(state.params, some).compile()
     record = {**gpu.versions(), "methods": methods, "validation": gpu_train.memory(loss)}
     given.out.write_text(json.dumps(record, indent=1) + "\n")
     return 0

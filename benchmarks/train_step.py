@@ -24,9 +24,10 @@ import jax
 import numpy as np
 
 from pqt_jax.models.llama2 import Llama2Config
-from pqt_jax.training.config.schema import default, rules
+from pqt_jax.training.config.schema import default
+from pqt_jax.training.optimizer import make_optimizer
 from pqt_jax.training.state import abstract_state
-from pqt_jax.training.step import make_optimizer, make_train_step
+from pqt_jax.training.step import build_train_step
 
 MODEL = Llama2Config(4096, d_model=256, num_layers=6, num_heads=4, d_ff=704, dtype="float32")
 TINY = Llama2Config(256, d_model=32, num_layers=2, num_heads=2, d_ff=64, dtype="float32")
@@ -78,7 +79,7 @@ def memory(model: Llama2Config, batch: int, length: int) -> list[dict[str, Any]]
             config.method = method
             optimizer = make_optimizer(config)
             graph, state = abstract_state(config, optimizer)
-            step = make_train_step(graph, optimizer, rules(config))
+            step = build_train_step(config, graph, optimizer)
             lowered[method] = step.lower(state, tokens, jax.random.key(0))
         for schedule, method in itertools.product(SCHEDULES, gpu_train.METHODS):
             options = {"xla_cpu_scheduler_type": f"CPU_SCHEDULER_TYPE_{schedule}"}

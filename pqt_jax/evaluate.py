@@ -18,6 +18,7 @@ from pathlib import Path
 from pqt_jax import console, errors
 from pqt_jax.analysis import evaluation, find_tokenizer, load
 from pqt_jax.errors import InputError
+from pqt_jax.training import named_formats
 
 EXIT_CODES = errors.EXIT_CODES
 
@@ -48,7 +49,12 @@ def parser() -> console.Parser:
     positive = console.number(int, lambda n: 0 < n < 2**31, "a whole number from 1 on")
     add = result.add_argument
     add("--data", metavar="GLOB", help="text files; default: the run's own validation text")
-    add("--weights", metavar="A,B", default="all", help=f"all, or of {', '.join(load.LABELS)}")
+    add(
+        "--weights",
+        metavar="A,B",
+        default="all",
+        help=f"all, or of {', '.join(named_formats.LABELS)}",
+    )
     add("--length", type=positive, metavar="T", help="tokens per window; default: as trained")
     add("--batch", type=positive, default=16, metavar="N", help="windows at once; default: 16")
     add("--json", metavar="FILE", help="write the numbers to this file, too")
@@ -64,10 +70,10 @@ def parse(arguments: Sequence[str]) -> Namespace:
     """
     options = parser().parse_args(arguments)
     options.weights = [name.strip() for name in options.weights.split(",")]
-    unknown = [name for name in options.weights if name not in load.LABELS]
+    unknown = [name for name in options.weights if name not in named_formats.LABELS]
     if unknown and options.weights != ["all"]:
         name = next((name for name in unknown if name != "all"), "all")
-        known = ", ".join(load.LABELS)
+        known = ", ".join(named_formats.LABELS)
         raise InputError(f"--weights: {name!r}; it must be all alone, or of {known}")
     if options.workdir is None and options.data is None:
         raise InputError("--data is missing; give text files, or the --workdir of a run")

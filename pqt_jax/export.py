@@ -23,6 +23,7 @@ from pqt_jax import console, errors
 from pqt_jax.analysis import export_weights, load
 from pqt_jax.errors import InputError
 from pqt_jax.numerics import blocks, cast
+from pqt_jax.training import named_formats
 
 EXIT_CODES = errors.EXIT_CODES
 LAYOUTS = ("packed", "huggingface")
@@ -48,7 +49,7 @@ def parser() -> console.Parser:
     """The options of the command."""
     result = console.Parser(prog="python -m pqt_jax.export", description="Export trained weights.")
     load.add_model_options(result)
-    formats = ["master", *load.FORMATS, "mixed"]
+    formats = ["master", *named_formats.FORMATS, "mixed"]
     share = console.number(float, lambda x: 0 < x <= 1, "above 0 and at most 1")
     add = result.add_argument
     add("--format", choices=formats, required=True)

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 
 from pqt_jax import console, errors
 from pqt_jax.analysis import find_tokenizer, generation, load
+from pqt_jax.training import named_formats
 
 EXIT_CODES = errors.EXIT_CODES
 
@@ -48,7 +49,7 @@ def parser() -> console.Parser:
     )
     probability = console.number(float, lambda p: 0 < p <= 1, "above 0 and at most 1")
     add, default_tokens = result.add_argument, generation.DEFAULT_TOKENS
-    add("--weights", choices=list(load.LABELS), default="master", help="default: master")
+    add("--weights", choices=list(named_formats.LABELS), default="master", help="default: master")
     prompt = result.add_mutually_exclusive_group()
     prompt.add_argument("--prompt", metavar="TEXT", help="default: a line break")
     prompt.add_argument("--prompt-file", metavar="FILE", help="the prompt is the whole file")

@@ -95,7 +95,7 @@ def _run(arguments: Sequence[str], signals: Sequence[int]) -> int:
     try:
         if number := max(distributed.all_gather_int(signals[0] if signals else 0)):
             return loop.stopped("before training", number)
-        with partitioning.entered(ready.mesh):
+        with partitioning.use_mesh(ready.mesh):
             if distributed.is_first_process():
                 facts = startup_summary.gather(
                     given.config, ready.mesh, ready.text.description, given.workdir
@@ -135,8 +135,8 @@ def _prepare(given: command_line.TrainOptions) -> _Ready:
     pipeline.check_lengths(text.train, text.validation, config.data.length, config.data.batch)
     parameters = state.count_parameters(config)  # here the rules meet the parameters' paths
     state.check_memory(config, parameters)
-    mesh = partitioning.make(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
-    partitioning.check(mesh, config)
+    mesh = partitioning.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
+    validation.check_mesh(config, mesh)
     start = init_from.read(config, workdir.read_init_fingerprint(given.workdir))
     meta = workdir.make_metadata(config, text, start.fingerprint)
     return _Ready(text, mesh, [start.params].pop, meta)

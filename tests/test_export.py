@@ -19,12 +19,13 @@ from pqt_jax.errors import InputError
 from pqt_jax.interchange import huggingface
 from pqt_jax.models import Llama2
 from pqt_jax.quantization import packed_file
+from pqt_jax.training import named_formats
 from pqt_jax.transform.tree_paths import paths_and_leaves
 from support import tiny
 from support.command import refused
 from support.paths import ROOT
 
-FORMATS = [*load.FORMATS, "mixed"]
+FORMATS = [*named_formats.FORMATS, "mixed"]
 ALIKE = ("fp8_e5m2", "fp6_e2m3", "fp4_e2m1")
 SLOWER = [pytest.param(n, marks=pytest.mark.slow if n in ALIKE else ()) for n in FORMATS]
 
@@ -34,7 +35,7 @@ def run(*arguments):
 
 
 def plan_of(loaded, name, **options):
-    return load.plan_for(loaded.params, loaded.rules, name, **options)
+    return named_formats.make_plan(loaded.params, loaded.rules, name, **options)
 
 
 def read(path):
@@ -61,7 +62,7 @@ def test_what_is_packed_comes_back_as_it_was_rounded(trained_run, tmp_path, name
     assert files == ["report.json", "report.png", "report.txt", "weights.safetensors"]
     assert (tmp_path / "out/report.txt").read_text() in shown
     original, loaded = read(f"--workdir={trained_run}"), read(f"--packed={tmp_path / 'out'}")
-    rounded = load.weights_as(original.params, plan_of(original, name))
+    rounded = named_formats.round_by_plan(original.params, plan_of(original, name))
     same(loaded.params, rounded)
     assert loaded.config == original.config
     rows = json.loads((tmp_path / "out/report.json").read_text())
@@ -99,7 +100,9 @@ def test_hugging_face_gets_the_rounded_weights_as_numbers(trained_run, tmp_path)
         options += ["--scale=exact"] if own else [f"--dtype={dtype}"]
         run(f"--workdir={trained_run}", *options)
         original, loaded = read(f"--workdir={trained_run}"), read(f"--hf={out}")
-        want = paths_and_leaves(load.weights_as(original.params, plan_of(original, name, **own)))
+        want = paths_and_leaves(
+            named_formats.round_by_plan(original.params, plan_of(original, name, **own))
+        )
         for path, leaf in paths_and_leaves(loaded.params).items():
             exact = dtype == "float32" or path.startswith("h/") and path.endswith("kernel")
             rounded = np.asarray(want[path].astype(dtype).astype("float32"))
@@ -116,7 +119,7 @@ def test_options_reach_the_plan(trained_run, tmp_path):
     for name, options, arguments in cases:
         out = tmp_path / name
         run(f"--workdir={trained_run}", f"--format={name}", f"--out={out}", *arguments)
-        want = load.weights_as(original.params, plan_of(original, name, **options))
+        want = named_formats.round_by_plan(original.params, plan_of(original, name, **options))
         same(read(f"--packed={out}").params, want)
 
 
@@ -126,7 +129,7 @@ def test_a_hugging_face_model_is_packed_too(tmp_path):
     huggingface.save(tmp_path / "hf", tiny.LLAMA2, nnx.state(model), dtype="float32")
     run(f"--hf={tmp_path / 'hf'}", "--format=fp8_e4m3", f"--out={tmp_path / 'out'}")
     original, loaded = read(f"--hf={tmp_path / 'hf'}"), read(f"--packed={tmp_path / 'out'}")
-    same(loaded.params, load.weights_as(original.params, plan_of(original, "fp8_e4m3")))
+    same(loaded.params, named_formats.round_by_plan(original.params, plan_of(original, "fp8_e4m3")))
 
 
 def test_what_is_there_is_not_replaced_unasked(trained_run, tmp_path, capsys):

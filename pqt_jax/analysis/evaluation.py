@@ -18,6 +18,7 @@ from pqt_jax.analysis.load import TrainedModel
 from pqt_jax.console import format_row
 from pqt_jax.errors import InputError
 from pqt_jax.interchange import files
+from pqt_jax.training import named_formats
 from pqt_jax.transform import bit_state
 
 COLUMNS = {
@@ -83,9 +84,9 @@ def _formats(options: Namespace, model: TrainedModel) -> list[str]:
 
     Packed weights are rounded already, so that "all" of theirs is one.
     """
-    all_formats = ["master"] if options.packed else list(load.LABELS)
+    all_formats = ["master"] if options.packed else list(named_formats.LABELS)
     formats = all_formats if options.weights == ["all"] else options.weights
-    if "mixed" in formats and not bit_state.are_learned(model.params):
+    if "mixed" in formats and not bit_state.has_bits(model.params):
         if options.weights != ["all"]:
             raise InputError("--weights: 'mixed', and no bits were learned; give other formats")
         formats.remove("mixed")
@@ -100,10 +101,12 @@ def _score_formats(
     print("\n" + format_row(["weights", *COLUMNS.values()], _WIDTHS))
     results, master = {}, None
     for name in formats:
-        nats = nats_of(load.weights_in(model.run_config, model.params, model.rules, name))
+        nats = nats_of(
+            named_formats.round_to_format(model.run_config, model.params, model.rules, name)
+        )
         master = nats if master is None else master
         results[name] = score.measure_losses(nats, master, windows)
-        label = load.label(model.run_config and model.run_config.method, name)
+        label = named_formats.format_label(model.run_config and model.run_config.method, name)
         label = "as packed" if options.packed and name == "master" else label
         cells = [_format_interval(results[name][key], key == "difference") for key in COLUMNS]
         print(format_row([label, *cells], _WIDTHS), flush=True)

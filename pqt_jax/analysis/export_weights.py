@@ -21,6 +21,7 @@ from pqt_jax.interchange.png import save_png
 from pqt_jax.models import ModelConfig
 from pqt_jax.quantization import packed_file, report, report_figure, sizes
 from pqt_jax.quantization.quantize import Plan
+from pqt_jax.training import methods, named_formats
 from pqt_jax.training.run import workdir
 from pqt_jax.transform import bit_state
 from pqt_jax.transform.tree_paths import paths_and_leaves
@@ -46,7 +47,7 @@ def export(options: Namespace) -> None:
     if options.layout == "packed":
         text = write_packed(Path(options.out), model, plan, options.format, options.overwrite)
     else:
-        rounded = load.weights_as(model.params, plan)
+        rounded = named_formats.round_by_plan(model.params, plan)
         needs_float32 = any(assigned.spec.storage == np.float32 for assigned in plan.values())
         dtype: Any = options.dtype or ("float32" if needs_float32 else "bfloat16")
         huggingface.save(
@@ -57,16 +58,17 @@ def export(options: Namespace) -> None:
 
 def _make_plan(options: Namespace, model: TrainedModel) -> Plan:
     if options.format == "mixed":
-        if model.run_config is not None and model.run_config.method == "diffq":
+        refusal = model.run_config and methods.get_method(model.run_config).export_refusal
+        if refusal:
             raise InputError(
-                "--format=mixed: DiffQ's own bits are levels between a matrix's ends, which no "
-                "format holds; give another format, or --weights=mixed to pqt_jax.evaluate"
+                f"--format=mixed: {refusal}; give another format, or --weights=mixed to "
+                "pqt_jax.evaluate"
             )
         if not bit_state.collect_bits(model.params):
             raise InputError("--format=mixed: no bits were learned; give another format")
     names = ("block", "scale", "granularity", "share")
     given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
-    return load.plan_for(model.params, model.rules, options.format, **given)
+    return named_formats.make_plan(model.params, model.rules, options.format, **given)
 
 
 def write_packed(
@@ -97,7 +99,7 @@ def write_packed(
         (folder / "report.txt").write_text(text)
         content = json.dumps(report.as_json(rows), indent=2, allow_nan=False)
         (folder / "report.json").write_text(content + "\n")
-        figure = report_figure.draw_report(rows, f"{model.origin}, {load.LABELS[name]}")
+        figure = report_figure.draw_report(rows, f"{model.origin}, {named_formats.LABELS[name]}")
         save_png(figure, folder / "report.png")
     return text
 

@@ -13,6 +13,7 @@ import numpy as np
 from pqt_jax.analysis import find_tokenizer, load, sampling
 from pqt_jax.data.tokenizers import Tokenizer
 from pqt_jax.errors import InputError, system_reason
+from pqt_jax.training import named_formats
 
 DEFAULT_TOKENS = 200  # fewer if the model has no room for as many
 
@@ -32,7 +33,9 @@ def generate(options: Namespace) -> None:
     is_masked = model.run_config is not None and model.run_config.data.boundaries == "mask"
     prompt = _tokenize(text, tokenizer, is_masked)
     steps = _count_steps(options, model.config.max_length, len(prompt), tokenizer)
-    weights = load.weights_in(model.run_config, model.params, model.rules, options.weights)
+    weights = named_formats.round_to_format(
+        model.run_config, model.params, model.rules, options.weights
+    )
     for i in range(options.samples):
         tokens = sampling.generate_tokens(
             model.graph,

@@ -9,11 +9,10 @@ Nothing that is read is changed.
 
 import dataclasses
 from argparse import Namespace
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -22,36 +21,15 @@ from pqt_jax import console
 from pqt_jax.errors import InputError
 from pqt_jax.interchange import huggingface
 from pqt_jax.models import MODELS, ModelConfig, build_model
-from pqt_jax.numerics.formats import BF16, E2M1, E2M3, E3M2, E4M3, E5M2
 from pqt_jax.quantization import packed_file
-from pqt_jax.quantization.quantize import Plan, apply, plan_mixed, plan_uniform
+from pqt_jax.training import methods
 from pqt_jax.training.config import saved_config, schema, validation
 from pqt_jax.training.config.fields import from_values
 from pqt_jax.training.config.schema import Config
 from pqt_jax.training.run import checkpoint, workdir
-from pqt_jax.transform import bit_state, diffq
 from pqt_jax.transform.rules import Rule
 from pqt_jax.transform.tree_paths import map_paths, paths_and_leaves
 
-FORMATS = {
-    "bf16": BF16,
-    "fp8_e4m3": E4M3,
-    "fp8_e5m2": E5M2,
-    "fp6_e3m2": E3M2,
-    "fp6_e2m3": E2M3,
-    "fp4_e2m1": E2M1,
-}
-LABELS = {
-    "master": "master weights",
-    "bf16": "BF16",
-    "fp8_e4m3": "FP8 E4M3",
-    "fp8_e5m2": "FP8 E5M2",
-    "fp6_e3m2": "FP6 E3M2",
-    "fp6_e2m3": "FP6 E2M3",
-    "fp4_e2m1": "FP4 E2M1",
-    "mixed": "learned mixed bits",
-}
-DIFFQ_LABEL = "DiffQ's own bits"
 HF_RULES = (Rule("h/.*/kernel"),)  # what is quantized in a model that was trained elsewhere
 
 
@@ -112,7 +90,7 @@ def load_run(path: Path) -> LoadedRun:
         raise InputError(
             f"--workdir={path}: {workdir.RUN} in it is damaged or of another version: {error}"
         ) from None
-    like = nnx.eval_shape(lambda: bit_state.make_model(config, nnx.Rngs(0)))
+    like = nnx.eval_shape(lambda: methods.make_model(config, nnx.Rngs(0)))
     step, params = checkpoint.read_params(path, nnx.state(like), meta)
     return LoadedRun(config=config, graph=_structure(config.model)[0], params=params, step=step)
 
@@ -173,80 +151,6 @@ def _fill(
 
 def _structure(model: ModelConfig) -> tuple[nnx.GraphDef, nnx.State[Any, Any]]:
     return nnx.split(nnx.eval_shape(lambda: build_model(model, rngs=nnx.Rngs(0))))
-
-
-def plan_for(params: nnx.State, rules: Any, name: str, **options: Any) -> Plan:
-    """How weights are rounded to a format, or by the learned bits.
-
-    Args:
-      params: with or without `BitParam`s.
-      rules: which parameters are rounded, and by what blocks.
-      name: one of `LABELS`; nothing is rounded for "master".
-      options: of `quantize.plan_mixed` for "mixed", and of `quantize.plan_uniform` for the rest.
-
-    Raises:
-      InputError: for "mixed" where no bits were learned, or an unknown name.
-    """
-    weights = bit_state.weights(params)
-    if name not in LABELS:
-        raise InputError(f"weights {name!r}; it must be one of {', '.join(LABELS)}")
-    if name == "master":
-        return {}
-    if name != "mixed":
-        return plan_uniform(weights, rules, FORMATS[name], **options)
-    if not (bits := bit_state.collect_bits(params)):
-        raise InputError("weights 'mixed': no bits were learned here; give another format")
-    return plan_mixed(weights, bits, rules, **options)
-
-
-def weights_as(params: nnx.State, plan: Plan) -> nnx.State:
-    """The weights, rounded by a plan, in their own dtype or one that holds what they became.
-
-    Args:
-      params: with or without `BitParam`s.
-      plan: from `plan_for`.
-
-    Returns:
-      The weights alone, without bits, as the bare model takes them.
-    """
-    weights = bit_state.weights(params)
-    index = {path: assigned.index for path, assigned in plan.items()}
-
-    def round_by(weights, index):  # an argument, since it may be spread over several processes
-        return apply({path: a._replace(index=index[path]) for path, a in plan.items()}, weights)
-
-    rounded = jax.jit(round_by)(weights, index) if plan else weights
-    # To the parameters' dtype, so that one compiled model serves all; it holds every format, but
-    # products with exact scales may need float32.
-    widen = lambda q, w: q.astype(jnp.promote_types(q.dtype, w.dtype))  # noqa: E731
-    return jax.tree.map(widen, rounded, weights)
-
-
-def weights_in(
-    config: Config | None, params: nnx.State, rules: Sequence[Rule], name: str
-) -> nnx.State:
-    """The weights in a format; "mixed" of a DiffQ run is DiffQ's own quantization.
-
-    Args:
-      config: of the run; None for a model that was trained elsewhere.
-      params, rules, name: as for `plan_for`.
-
-    Returns:
-      As `weights_as`.
-
-    Raises:
-      InputError: as `plan_for`.
-    """
-    if name == "mixed" and config is not None and config.method == "diffq":
-        options = bit_state.diffq_options(config)
-        round_all = jax.jit(lambda w, logits: diffq.quantize_all(w, logits, options))
-        return round_all(bit_state.weights(params), bit_state.logits_of(params))
-    return weights_as(params, plan_for(params, rules, name))
-
-
-def label(method: str | None, name: str) -> str:
-    """What weights in a format are called, by the method that they were trained with."""
-    return DIFFQ_LABEL if (method, name) == ("diffq", "mixed") else LABELS[name]
 
 
 def add_model_options(parser: console.Parser) -> None:

@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from pqt_jax.analysis import html_page, load, plot_style, run_reader
+from pqt_jax.analysis import html_page, plot_style, run_reader
 from pqt_jax.analysis.html_page import text
 from pqt_jax.analysis.plot_style import Runs
 from pqt_jax.analysis.run_reader import RecordedRun
-from pqt_jax.training.config import schema
+from pqt_jax.training import methods, named_formats
 from pqt_jax.training.run import metrics
 
 NOTHING = "–"
@@ -35,10 +35,10 @@ def run_names(runs: Runs) -> list[str]:
 def results_table(runs: Runs) -> str:
     """A row for each run: model, training, losses, speed, and spikes and skipped steps if any."""
     summaries = [metrics.numeric_fields(run.summary or {}) for run in runs.values()]
-    formats = [n for n in load.LABELS if n == "master" or any(n in s for s in summaries)]
+    formats = [n for n in named_formats.LABELS if n == "master" or any(n in s for s in summaries)]
     kinds = [kind for kind in EVENTS if any(_count_events(run, kind) for run in runs.values())]
     head = ["run", "model", "parameters", "method", "seed", "steps", "tokens"]
-    head += [load.LABELS[name] for name in formats]
+    head += [named_formats.LABELS[name] for name in formats]
     head += ["mean b<sub>t</sub>", "tokens/s", *(EVENTS[kind] for kind in kinds)]
     rows = []
     for name, run, summary in zip(run_names(runs), runs.values(), summaries, strict=True):
@@ -92,12 +92,17 @@ def _loss(run: RecordedRun, summary: metrics.Record, name: str) -> str:
         _, values = run_reader.read_curve(run, "validation_loss")
         return f"{_format_loss(values[-1])}<small>at {steps[-1]:,}</small>" if steps else NOTHING
     method = run.fields.get("config.method")
-    if name not in summary or (name == "mixed" and schema.METHODS.get(str(method)) == "none"):
+    if name not in summary or (name == "mixed" and _learns_no_bits(method)):
         return NOTHING
     value, master = (np.nan if summary.get(n) is None else summary[n] for n in (name, "master"))
     distance = round(value - master, 4) + 0.0  # + 0.0: not -0.0000
     below = f"<small>{distance:+.4f}</small>" if np.isfinite(distance) else ""
     return _format_loss(value) + ("" if name == "master" else below)
+
+
+def _learns_no_bits(method: Any) -> bool:
+    record = methods.METHODS.get(str(method))
+    return record is not None and not record.learns_bits
 
 
 def _format_loss(value: float) -> str:

@@ -10,11 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from pqt_jax.analysis import load
 from pqt_jax.interchange import files
 from pqt_jax.lab import outcomes
 from pqt_jax.lab.sweep_config import SweepOptions
-from pqt_jax.training import sharpness
+from pqt_jax.training import named_formats, sharpness
 from pqt_jax.training.config import schema
 from pqt_jax.training.config.schema import Config
 from pqt_jax.training.loss import cross_entropy
@@ -74,7 +73,9 @@ def make_held_out_losses(
     rules = schema.quantization_rules(config)
 
     def evaluate_run(params):
-        rounded = {name: load.weights_in(config, params, rules, name) for name in FORMATS}
+        rounded = {
+            name: named_formats.round_to_format(config, params, rules, name) for name in FORMATS
+        }
 
         def evaluate_batch(batch):
             def loss(weights):

@@ -29,12 +29,12 @@ from pqt_jax.lab import outcomes, run_records
 from pqt_jax.lab.simulate import simulate
 from pqt_jax.lab.sweep_arms import Arm, RateAndSeed
 from pqt_jax.lab.sweep_config import SweepOptions
+from pqt_jax.training import methods
 from pqt_jax.training import state as states
 from pqt_jax.training import step as steps
-from pqt_jax.training.config import schema
 from pqt_jax.training.config.schema import Config
+from pqt_jax.training.optimizer import make_optimizer
 from pqt_jax.training.run import metrics
-from pqt_jax.transform import bit_state
 from pqt_jax.transform.tree_paths import BITS, map_paths
 
 Train = Callable[[Sequence[RateAndSeed], Callable[[], None]], list[metrics.Record]]
@@ -72,13 +72,13 @@ def scale_updates(optimizer: optax.GradientTransformation) -> optax.GradientTran
 
 def make_graph(arm: Arm) -> nnx.GraphDef:
     """The structure of an arm's model, with reduced operands if the arm has any."""
-    model = nnx.eval_shape(lambda: bit_state.make_model(arm.config, nnx.Rngs(0)))
+    model = nnx.eval_shape(lambda: methods.make_model(arm.config, nnx.Rngs(0)))
     return nnx.split(simulate(model, arm.rules) if arm.rules else model)[0]
 
 
 def check(arm: Arm) -> None:
     """Trace a forward pass of an arm's model, so that errors of its products are raised early."""
-    params = nnx.eval_shape(lambda: nnx.state(bit_state.make_model(arm.config, nnx.Rngs(0))))
+    params = nnx.eval_shape(lambda: nnx.state(methods.make_model(arm.config, nnx.Rngs(0))))
     tokens = jax.ShapeDtypeStruct((1, arm.config.data.length), jnp.int32)
     jax.eval_shape(lambda p, x: nnx.merge(make_graph(arm), p)(x), params, tokens)
 
@@ -158,10 +158,8 @@ def _begin_and_step(
     config: Config, graph: nnx.GraphDef
 ) -> tuple[Callable[..., Any], Callable[..., Any]]:
     """Two functions: `(rates, seeds) -> (states, keys)`, and the step of all runs."""
-    optimizer = scale_updates(steps.make_optimizer(config))
-    options = {"penalty": bit_state.make_penalty(config), "snap": bit_state.snap_step(config)}
-    options |= {"parts": steps.parts_of(config), "outside": bit_state.outside(config)}
-    step: Any = steps.make_train_step(graph, optimizer, schema.rules(config), **options)
+    optimizer = scale_updates(make_optimizer(config))
+    step: Any = steps.build_train_step(config, graph, optimizer)
     initialize = jax.jit(jax.vmap(_initializer(config, optimizer)))
 
     def begin(rates: np.ndarray, seeds: np.ndarray) -> tuple[states.TrainState, jax.Array]:
@@ -195,7 +193,7 @@ def _initializer(
     """A function (seed, factor) → the state before the first step, as in a training run."""
 
     def init(seed, factor):
-        params = nnx.state(bit_state.make_model(config, nnx.Rngs(jax.random.key(seed))))
+        params = nnx.state(methods.make_model(config, nnx.Rngs(jax.random.key(seed))))
         zero = jnp.zeros((), jnp.int32)
         opt_state: Any = optimizer.init(params)
         return states.TrainState(params, opt_state._replace(factor=factor), zero, zero, zero)

@@ -44,7 +44,7 @@ class LanguageModel(nnx.Module):
 
         Args:
           tokens: int[batch, T], T at most `max_length`.
-          segments: int[batch, T], the document that a token is of, as `document_mask.window`
+          segments: int[batch, T], the document that a token is of, as `document_mask.make_windows`
             numbers them: each is read as if it were alone; None for one in every row.
           pqt_key: the step's key (`keys.step_key`), which samples the weights; None for the bare
             model.

@@ -38,11 +38,11 @@ class Window(NamedTuple):
     counted: jax.Array | None = None
 
 
-def window(tokens: jax.Array, end: int | None) -> Window:
+def make_windows(tokens: jax.Array, end: int | None) -> Window:
     """Cut windows into what a model reads and what it is to predict.
 
     Example:
-      >>> _, _, segments, counted = window(jnp.array([[5, 6, 9, 7, 8, 9, 4]]), end=9)
+      >>> _, _, segments, counted = make_windows(jnp.array([[5, 6, 9, 7, 8, 9, 4]]), end=9)
       >>> segments.tolist(), counted.astype(int).tolist()
       ([[0, 0, 0, 1, 1, 1]], [[1, 1, 0, 1, 1, 0]])
 
@@ -58,7 +58,7 @@ def window(tokens: jax.Array, end: int | None) -> Window:
     return Window(inputs, targets, segments, ~ends)
 
 
-def count(tokens: jax.Array, end: int | None, parts: int) -> jax.Array | None:
+def count_targets(tokens: jax.Array, end: int | None, parts: int) -> jax.Array | None:
     """How many targets of all windows count, for each of so many parts on average.
 
     A mean over the parts of (sum over a part / this) is the mean over all targets that count,
@@ -66,7 +66,7 @@ def count(tokens: jax.Array, end: int | None, parts: int) -> jax.Array | None:
 
     Args:
       tokens: int[..., T + 1].
-      end: as in `window`.
+      end: as in `make_windows`.
       parts: that the windows are cut into.
 
     Returns:
@@ -77,7 +77,7 @@ def count(tokens: jax.Array, end: int | None, parts: int) -> jax.Array | None:
     return jnp.sum(tokens[..., :-1].astype(jnp.int32) != end, dtype=jnp.float32) / parts
 
 
-def mask(segments: jax.Array) -> jax.Array:
+def attention_mask(segments: jax.Array) -> jax.Array:
     """bool[B, 1, T, T]: whether a query, the third axis, and a key are of the same document."""
     return segments[:, None, :, None] == segments[:, None, None, :]
 

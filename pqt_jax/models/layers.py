@@ -54,7 +54,7 @@ class Embed(nnx.Module):
         if project:
             table = table.astype(self.dtype)
             return jnp.einsum("...d,vd->...v", x, table, preferred_element_type=jnp.float32)
-        return jnp.take(partitioning.gathered(table), x, axis=0).astype(self.dtype)
+        return jnp.take(partitioning.gather_rows(table), x, axis=0).astype(self.dtype)
 
 
 class Head(nnx.Module):
@@ -155,7 +155,7 @@ class Attention(nnx.Module):
         q, k, v = self._heads(x)
         if rope_theta is not None:
             q, k = rotary(q, rope_theta), rotary(k, rope_theta)
-        mask = None if segments is None else document_mask.mask(segments)
+        mask = None if segments is None else document_mask.attention_mask(segments)
         # Never None, with which JAX would fall back to XLA without a word: see `attention`.
         y = jax.nn.dot_product_attention(
             q, k, v, mask=mask, is_causal=True, implementation=self.attention

@@ -39,7 +39,7 @@ _MATRICES = {
 }
 
 
-def make(data: int = 0, fsdp: int = 1, tensor: int = 1) -> Mesh | None:
+def make_mesh(data: int = 0, fsdp: int = 1, tensor: int = 1) -> Mesh | None:
     """The mesh of a config.
 
     Args:
@@ -66,32 +66,12 @@ def make(data: int = 0, fsdp: int = 1, tensor: int = 1) -> Mesh | None:
     return Mesh(np.array(devices[:wanted]).reshape(shape), AXES, axis_types=(AxisType.Auto,) * 3)
 
 
-def check(mesh: Mesh | None, config: Any) -> None:
-    """Raise InputError for a batch or a model that a mesh does not divide."""
-    if mesh is None:
-        return
-    splits = math.prod(mesh.shape[name] for name in BATCH)
-    each = config.data.batch // config.data.microbatches
-    if each % splits:
-        of = " / config.data.microbatches" if config.data.microbatches > 1 else ""
-        raise InputError(
-            f"config.data.batch{of}={each}; it must be a multiple of {splits}, the devices along "
-            "config.mesh.data and config.mesh.fsdp"
-        )
-    for name in ("num_heads", "d_ff"):
-        value, tensor = getattr(config.model, name), mesh.shape["tensor"]
-        if value % tensor:
-            raise InputError(
-                f"config.mesh.tensor={tensor}; it must divide config.model.{name}={value}"
-            )
-
-
-def spec(path: str, shape: tuple[int, ...], mesh: Any) -> P:
+def partition_spec(path: str, shape: tuple[int, ...], mesh: Any) -> P:
     """How a parameter, a moment or the bits of one are split.
 
     Example:
       >>> mesh = jax.sharding.AbstractMesh((1, 4, 2), AXES)
-      >>> tuple(spec("h/attn/q/kernel", (12, 768, 768), mesh))
+      >>> tuple(partition_spec("h/attn/q/kernel", (12, 768, 768), mesh))
       (None, 'fsdp', 'tensor')
 
     Args:
@@ -110,31 +90,31 @@ def spec(path: str, shape: tuple[int, ...], mesh: Any) -> P:
     return P()
 
 
-def entered(mesh: Mesh | None) -> contextlib.AbstractContextManager[Any]:
+def use_mesh(mesh: Mesh | None) -> contextlib.AbstractContextManager[Any]:
     """A context in which `held` and `on_batch` place arrays on the mesh; None: they do nothing."""
     return contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh)
 
 
-def held(tree: Any) -> Any:
+def constrain_state(tree: Any) -> Any:
     """A state under jit, every array of it split by its path, where such a mesh is entered."""
     if (mesh := _mesh()) is None:
         return tree
-    place = lambda path, x: lax.with_sharding_constraint(x, spec(path, x.shape, mesh))  # noqa: E731
+    place = lambda path, x: lax.with_sharding_constraint(x, partition_spec(path, x.shape, mesh))  # noqa: E731
     return map_paths(place, tree)
 
 
-def places(shapes: Any) -> Any:
+def add_shardings(shapes: Any) -> Any:
     """`ShapeDtypeStruct`s of a state with the shardings that `held` gives, on the entered mesh."""
     if _mesh() is None:
         return shapes
     mesh = jax.sharding.get_mesh()
     place = lambda path, x: jax.ShapeDtypeStruct(  # noqa: E731
-        x.shape, x.dtype, sharding=NamedSharding(mesh, spec(path, x.shape, mesh))
+        x.shape, x.dtype, sharding=NamedSharding(mesh, partition_spec(path, x.shape, mesh))
     )
     return map_paths(place, shapes)
 
 
-def on_batch(x: jax.Array) -> jax.Array:
+def constrain_activations(x: jax.Array) -> jax.Array:
     """Activations [batch, …] split by the batch alone, where such a mesh is entered.
 
     Else XLA may move activations to where the weights are, which are the smaller.
@@ -145,7 +125,7 @@ def on_batch(x: jax.Array) -> jax.Array:
     return lax.with_sharding_constraint(x, P(BATCH, *[None] * (x.ndim - 1)))
 
 
-def gathered(table: jax.Array) -> jax.Array:
+def gather_rows(table: jax.Array) -> jax.Array:
     """A table of vectors [tokens, width] with whole vectors on every device, to look up in.
 
     Each device then looks up its own part of the batch. From rows in parts XLA would make the
@@ -157,7 +137,7 @@ def gathered(table: jax.Array) -> jax.Array:
     return lax.with_sharding_constraint(table, P(rows, None))
 
 
-def rows(mesh: Mesh | None, batch: int) -> Sequence[int]:
+def local_rows(mesh: Mesh | None, batch: int) -> Sequence[int]:
     """Which sequences of a batch the devices of this process hold, in order."""
     if mesh is None:
         return range(batch)
@@ -165,7 +145,7 @@ def rows(mesh: Mesh | None, batch: int) -> Sequence[int]:
     return sorted({row for at in held.values() if at for row in range(batch)[at[0]]})
 
 
-def put(own: np.ndarray, mesh: Mesh | None, batch: int | None = None) -> Any:
+def put_batch(own: np.ndarray, mesh: Mesh | None, batch: int | None = None) -> Any:
     """Tokens on their devices.
 
     Args:
@@ -179,7 +159,7 @@ def put(own: np.ndarray, mesh: Mesh | None, batch: int | None = None) -> Any:
     if mesh is None:
         return own
     batch = batch or len(own)
-    here, shape = rows(mesh, batch), (batch, *own.shape[1:])
+    here, shape = local_rows(mesh, batch), (batch, *own.shape[1:])
 
     def part(at: Any) -> np.ndarray:
         wanted = range(batch)[at[0]]
@@ -189,7 +169,7 @@ def put(own: np.ndarray, mesh: Mesh | None, batch: int | None = None) -> Any:
     return jax.make_array_from_callback(shape, batch_sharding(mesh), part)
 
 
-def put_many(batches: np.ndarray, mesh: Mesh | None) -> Any:
+def put_batches(batches: np.ndarray, mesh: Mesh | None) -> Any:
     """Batches [N, batch, T + 1], known to every process, on their devices; split if they can be."""
     if mesh is None:
         return batches
@@ -198,7 +178,7 @@ def put_many(batches: np.ndarray, mesh: Mesh | None) -> Any:
     return jax.make_array_from_callback(batches.shape, sharding, lambda at: batches[at])
 
 
-def whole(tree: Any, mesh: Mesh | None) -> Any:
+def fetch_whole(tree: Any, mesh: Mesh | None) -> Any:
     """Arrays as numpy, all of them in every process; for small ones."""
     if mesh is not None:
         tree = jax.jit(lambda x: x, out_shardings=NamedSharding(mesh, P()))(tree)

@@ -101,14 +101,14 @@ def scan(
 
     def body(x, layer):
         index, state = layer
-        return partitioning.on_batch(
+        return partitioning.constrain_activations(
             call(nnx.merge(graph, state), x, segments, key=key, lead=index)
         ), None
 
     policies = jax.checkpoint_policies
     policy = policies.nothing_saveable if remat else policies.dots_saveable
     body = jax.checkpoint(body, prevent_cse=False, policy=policy)  # a scan is barrier enough
-    return lax.scan(body, partitioning.on_batch(x), (jnp.arange(length), state))[0]
+    return lax.scan(body, partitioning.constrain_activations(x), (jnp.arange(length), state))[0]
 
 
 def check_rules(model: nnx.Module, rules: Sequence[Rule]) -> None:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright 2026 The pqt_jax Authors
-"""The table at the end of a training: the loss of the master weights, and of fewer bits.
+"""The table at the end of a run: the validation loss of the weights in each format.
 
-Every evaluation is deterministic: no noise, the same batches. Casts are block-scaled.
+Every evaluation is deterministic: the same batches, and no noise. Casts are block-scaled.
 """
 
 import math
@@ -15,42 +15,36 @@ from flax import nnx
 from jax import lax
 from jax.sharding import Mesh
 
-from pqt_jax.analysis import load
 from pqt_jax.console import format_row
 from pqt_jax.models import document_mask, partitioning
 from pqt_jax.numerics import bit_width
 from pqt_jax.numerics.mixed_formats import MIXED_FORMATS
 from pqt_jax.quantization import sizes
 from pqt_jax.quantization.quantize import Plan
-from pqt_jax.training import loss as losses
+from pqt_jax.training import named_formats
 from pqt_jax.training.config import schema
 from pqt_jax.training.config.schema import Config
-from pqt_jax.training.step import Parts
-from pqt_jax.transform import diffq
-from pqt_jax.transform.bit_state import (
-    are_learned,
-    diffq_options,
-    logits_of,
-    method_widths,
-    weights,
-)
+from pqt_jax.training.loss import model_loss, split_batch
+from pqt_jax.training.methods import METHODS, get_method
+from pqt_jax.training.step import StepSplit
+from pqt_jax.transform.bit_state import has_bits, weights
 from pqt_jax.transform.tree_paths import paths_and_leaves
 
 ROWS = ("master", "bf16", "fp8_e4m3", "fp6_e3m2", "fp4_e2m1", "mixed")
-LABELS = {name: load.LABELS[name] for name in ROWS}
+LABELS = {name: named_formats.LABELS[name] for name in ROWS}
 
 Loss = Callable[[nnx.State], float]
 
 
 def mean_loss(
-    graph: nnx.GraphDef, end: int | None = None, parts: Parts = Parts()
+    graph: nnx.GraphDef, end: int | None = None, split: StepSplit = StepSplit()
 ) -> Callable[[nnx.State, Any], jax.Array]:
-    """The loss of the bare model on fixed batches, with no more in memory than a training step has.
+    """The loss of the bare model on fixed batches, in no more memory than a training step takes.
 
     Args:
       graph: the model's structure.
-      end: as for `step.make_train_step`.
-      parts: how its steps are cut, and so are the batches here.
+      end: as for `step.build_train_step`.
+      split: how training steps are split, and so are the batches here.
 
     Returns:
       A jitted function, `(params, int[N, B, T + 1]) -> nats per token`, the mean over all targets
@@ -59,28 +53,31 @@ def mean_loss(
 
     @jax.jit
     def mean_loss(params, batches):
-        count = math.gcd(parts.microbatches, batches.shape[1])  # of a short text, it has fewer
-        cut = jax.vmap(lambda batch: losses.parts_of(batch, count))(batches)
-        cut = cut.reshape(-1, *cut.shape[2:])
-        options = {"chunk": parts.loss_chunk, "end": end}
-        options["each"] = document_mask.count(batches, end, len(cut))
+        count = math.gcd(split.microbatches, batches.shape[1])  # a short text has fewer windows
+        parts = jax.vmap(lambda batch: split_batch(batch, count))(batches)
+        parts = parts.reshape(-1, *parts.shape[2:])
+        targets = document_mask.count_targets(batches, end, len(parts))
+        options = {"chunk": split.loss_chunk, "end": end, "targets_per_part": targets}
 
         def add(total, tokens):
-            own = losses.of_model(graph, params, tokens.astype(jnp.int32), **options)
-            return total + own, None
+            return total + model_loss(graph, params, tokens.astype(jnp.int32), **options), None
 
-        total, _ = lax.scan(add, jnp.float32(0), cut)
-        return total / len(cut)
+        total, _ = lax.scan(add, jnp.float32(0), parts)
+        return total / len(parts)
 
     return mean_loss
 
 
 def make_loss(
-    graph: nnx.GraphDef, batches: Any, end: int | None = None, parts: Parts = Parts()
+    graph: nnx.GraphDef, batches: Any, end: int | None = None, split: StepSplit = StepSplit()
 ) -> Loss:
-    """`mean_loss` on some batches as a function of the parameters; compiled once, when called."""
-    mean = mean_loss(graph, end, parts)
-    return lambda params: float(mean(params, batches))
+    """`mean_loss` on given batches as a function of the parameters; compiled by the first call."""
+    mean = mean_loss(graph, end, split)
+
+    def loss(params: nnx.State) -> float:
+        return float(mean(params, batches))
+
+    return loss
 
 
 def table(
@@ -95,39 +92,41 @@ def table(
       mesh: where they are.
 
     Returns:
-      Nats per token under the keys of `LABELS`; "mean_bits", the mean b_t; "formats", from
-      `format_shares`; and "method". "mixed", "mean_bits" and "formats" are None where no bits were
-      learned, the latter two also where a bit-width is not finite. For DiffQ "mixed" is its own
-      quantization, and "size_mb", what that takes (`diffq.sizes_of`), stands for "formats".
+      Nats per token under the names in `LABELS`, and
+
+      method: its name.
+      mean_bits: the mean b_t; None where no bits were learned, or one is not finite.
+      formats: from `format_shares`; None as mean_bits is, and where the method rounds by itself.
+      size_mb: only where the method rounds by itself: megabytes of the rounded weights, or None.
+
+      "mixed" is None where no bits were learned.
     """
-    rules = schema.quantization_rules(config)
+    rules, method = schema.quantization_rules(config), get_method(config)
 
     def loss_of(name: str) -> float:
-        rounded = load.weights_in(config, params, rules, name)
+        rounded = named_formats.round_to_format(config, params, rules, name)
         return loss(nnx.merge_state(params, rounded))
 
-    learned = are_learned(params)
-    found: dict[str, Any] = {"method": config.method}
-    found |= {name: loss_of(name) if name != "mixed" or learned else None for name in ROWS}
-    found |= {"mean_bits": None, "formats": None}
-    if config.method == "diffq":
-        found["size_mb"] = None
-    if learned:
-        mean = float(bit_width.statistics(method_widths(config, params))["mean"])
-        if math.isfinite(mean):  # a bit-width that is NaN has no format
-            found["mean_bits"] = mean
-            if config.method == "diffq":
-                logits = partitioning.whole(logits_of(params), mesh)
-                held = diffq.sizes_of(weights(params), logits, diffq_options(config))
-                found["size_mb"] = sizes.total_size(held.values()).bits / diffq.MB
-            else:
-                plan = load.plan_for(params, rules, "mixed")
-                index = partitioning.whole(
-                    {path: given.index for path, given in plan.items()}, mesh
-                )
-                here = {path: given._replace(index=index[path]) for path, given in plan.items()}
-                found["formats"] = format_shares(here, params)
-    return found
+    learned = has_bits(params)
+    result: dict[str, Any] = {"method": config.method}
+    result |= {name: loss_of(name) if name != "mixed" or learned else None for name in ROWS}
+    result |= {"mean_bits": None, "formats": None}
+    if method.size_mb is not None:
+        result["size_mb"] = None
+    if not learned:
+        return result
+    mean = float(bit_width.statistics(method.bit_widths(config, params))["mean"])
+    if not math.isfinite(mean):  # a bit-width that is NaN has no format
+        return result
+    result["mean_bits"] = mean
+    if method.size_mb is not None:
+        result["size_mb"] = method.size_mb(config, params, mesh)
+    else:
+        plan = named_formats.make_plan(params, rules, "mixed")
+        index = partitioning.fetch_whole({path: a.index for path, a in plan.items()}, mesh)
+        on_host = {path: a._replace(index=index[path]) for path, a in plan.items()}
+        result["formats"] = format_shares(on_host, params)
+    return result
 
 
 def format_shares(plan: Plan, params: nnx.State) -> dict[str, float]:
@@ -144,8 +143,8 @@ def format_shares(plan: Plan, params: nnx.State) -> dict[str, float]:
     counts = [
         sizes.count_by_format(shapes[path].shape, assigned) for path, assigned in plan.items()
     ]
-    held = {fmt.name: sum(count.get(fmt.name, 0) for count in counts) for fmt in MIXED_FORMATS}
-    return {name: n / sum(held.values()) for name, n in held.items() if n}
+    totals = {fmt.name: sum(count.get(fmt.name, 0) for count in counts) for fmt in MIXED_FORMATS}
+    return {name: n / sum(totals.values()) for name, n in totals.items() if n}
 
 
 def format_table(losses: Mapping[str, Any]) -> str:
@@ -154,9 +153,12 @@ def format_table(losses: Mapping[str, Any]) -> str:
     Args:
       losses: from `table`, or from `summary.json`, where null stands for what is not a number.
     """
-    number = lambda name: math.nan if losses[name] is None else losses[name]  # noqa: E731
-    labels = {name: load.label(losses["method"], name) for name in ROWS}
-    if schema.METHODS[losses["method"]] == "none":
+
+    def number(name: str) -> float:
+        return math.nan if losses[name] is None else losses[name]
+
+    labels = {name: named_formats.format_label(losses["method"], name) for name in ROWS}
+    if not METHODS[losses["method"]].learns_bits:
         del labels["mixed"]
     elif losses.get("size_mb") is not None:
         labels["mixed"] += f" ({number('mean_bits'):.2f}: {losses['size_mb']:.4g} MB)"

@@ -21,6 +21,7 @@ from pqt_jax.models import partitioning
 from pqt_jax.training import (
     final_evaluation,
     flops,
+    methods,
     sharpness,
     startup_summary,
     step_records,
@@ -28,12 +29,11 @@ from pqt_jax.training import (
 )
 from pqt_jax.training import state as states
 from pqt_jax.training import step as steps
-from pqt_jax.training.config import schema
 from pqt_jax.training.config.schema import Config
+from pqt_jax.training.optimizer import make_optimizer, make_schedule
 from pqt_jax.training.run import bit_history, checkpoint, distributed, metrics, profiling
 from pqt_jax.training.run import workdir as workdirs
 from pqt_jax.training.run.loss_monitor import LossMonitor, SkipError
-from pqt_jax.transform import bit_state
 
 DONE = 0
 
@@ -78,7 +78,7 @@ def train(
         return DONE
 
     timer, watch = metrics.Timer(), LossMonitor(config.watch)
-    optimizer, rules = steps.make_optimizer(config), schema.rules(config)
+    optimizer, rules = make_optimizer(config), methods.make_rules(config)
     if newest is None:
         graph, state = states.init_state(config, optimizer, take_start())
     else:
@@ -92,7 +92,7 @@ def train(
     _print(startup_summary.to_go(config, start, timer.rate()))
 
     length, batch = config.data.length, config.data.batch
-    rows = partitioning.rows(mesh, batch)
+    rows = partitioning.local_rows(mesh, batch)
     batches = pipeline.train_batches(
         text.train, length=length, batch=batch, seed=config.seed, first=start, rows=rows
     )
@@ -100,22 +100,20 @@ def train(
         text.validation, length=length, batch=batch, count=log.validation_batches
     )
     end = text.end if config.data.boundaries == "mask" else None
-    validation = partitioning.put_many(validation, mesh)
+    validation = partitioning.put_batches(validation, mesh)
     validation_loss = final_evaluation.make_loss(
-        graph, validation, end=end, parts=steps.parts_of(config)
+        graph, validation, end=end, split=steps.step_split(config)
     )
     sharpness_of = jax.jit(
         lambda p, all_: sharpness.model_sharpness(graph, p, all_[0].astype("int32"), end)
     )
 
-    key, schedule = jax.random.key(config.seed), steps.make_schedule(config)
+    key, schedule = jax.random.key(config.seed), make_schedule(config)
     if number := max(distributed.all_gather_int(signals[0] if signals else 0)):
         return stopped(f"at step {start} of {config.steps}", number)
 
-    options = {"penalty": bit_state.make_penalty(config), "snap": bit_state.snap_step(config)}
-    options |= {"parts": steps.parts_of(config), "outside": bit_state.outside(config)}
-    train_step = steps.make_train_step(graph, optimizer, rules, end=end, **options)
-    like = partitioning.put(np.zeros((len(rows), length + 1), text.train.dtype), mesh, batch)
+    train_step = steps.build_train_step(config, graph, optimizer, end=end)
+    like = partitioning.put_batch(np.zeros((len(rows), length + 1), text.train.dtype), mesh, batch)
     predicted = batch * length  # tokens of a step
     waits = (log.every, log.validate_every, log.sharpness_every)
     stop_of, unseen = (
@@ -136,7 +134,8 @@ def train(
             last, stop = step == config.steps, stop_of()
             profiled(step - start)
             timer.start()
-            state, measured = train_step(state, partitioning.put(next(batches), mesh, batch), key)
+            tokens = partitioning.put_batch(next(batches), mesh, batch)
+            state, measured = train_step(state, tokens, key)
             due = due or step % log.checkpoint_every == 0
             waited = bool(last or stop or due or any(n and step % n == 0 for n in waits))
             if waited:

@@ -2,8 +2,8 @@
 # Copyright 2026 The pqt_jax Authors
 """Logits and targets → loss: cross-entropy in nats, of every token or as their mean.
 
-The mean over all windows is taken part by part, `of_model` of each and then the mean of those.
-Where targets do not all count, each part divides by what counts in one on average.
+The loss of a batch that is split is the mean of its parts' losses. Where not all targets count,
+the sum over a part is divided by the mean number of targets that count in a part.
 """
 
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from jax import lax
 from pqt_jax.models import document_mask
 
 
-def of_model(
+def model_loss(
     graph: nnx.GraphDef,
     params: nnx.State,
     tokens: jax.Array,
@@ -24,36 +24,42 @@ def of_model(
     key: jax.Array | None = None,
     chunk: int = 0,
     end: int | None = None,
-    each: jax.Array | None = None,
+    targets_per_part: jax.Array | None = None,
 ) -> jax.Array:
-    """The loss of a model on some windows, or on a part of them.
+    """The loss of a model on windows of tokens, or on one part of a batch of windows.
 
     Args:
       graph: the model's structure.
       params: its parameters.
       tokens: int[B, T + 1].
-      key: that samples the weights; None for the bare model.
-      chunk: positions whose logits are made at once; 0 for all.
-      end: as for `document_mask.window`.
-      each: of a part, how many targets count in one on average, from `document_mask.count`.
+      key: the step's key, which samples the weights; None for the bare model.
+      chunk: positions whose logits are computed at once; 0 for all.
+      end: as for `document_mask.make_windows`.
+      targets_per_part: mean number of targets that count in a part, from
+        `document_mask.count_targets`; None if these are all windows, or all targets count.
 
     Returns:
       float32 scalar, in nats per token.
     """
-    inputs, targets, of, counted = document_mask.window(tokens, end)
+    inputs, targets, segments, counted = document_mask.make_windows(tokens, end)
     model = nnx.merge(graph, params)
     if not chunk:
-        return cross_entropy(model(inputs, of, pqt_key=key), targets, counted, each)
+        return cross_entropy(
+            model(inputs, segments, pqt_key=key), targets, counted, targets_per_part
+        )
+
     # Merged again inside, since a module belongs to the trace that made it.
-    logits_of = lambda x: nnx.merge(graph, params).logits(x, pqt_key=key)  # noqa: E731
-    x = model.hidden(inputs, of, pqt_key=key)
-    return chunked_cross_entropy(logits_of, x, targets, chunk, counted, each)
+    def compute_logits(x):
+        return nnx.merge(graph, params).logits(x, pqt_key=key)
+
+    x = model.hidden(inputs, segments, pqt_key=key)
+    return chunked_cross_entropy(compute_logits, x, targets, chunk, counted, targets_per_part)
 
 
-def parts_of(tokens: jax.Array, count: int) -> jax.Array:
-    """Windows [B, T + 1] as so many parts, [count, B / count, T + 1].
+def split_batch(tokens: jax.Array, count: int) -> jax.Array:
+    """Split windows [B, T + 1] into parts, [count, B / count, T + 1].
 
-    Window i goes to part i mod count: on a mesh every device keeps its share of each part.
+    Window i goes to part i mod count, so that on a mesh no window moves to another device.
     """
     return jnp.moveaxis(tokens.reshape(-1, count, tokens.shape[1]), 1, 0)
 
@@ -74,7 +80,7 @@ def cross_entropy(
       logits: float[..., vocabulary].
       targets: int[...].
       weights: bool or float[...], how much each target counts; None for all alike.
-      total: what stands for `Σ w`, where these targets are a part of those that the mean is over.
+      total: used in place of `Σ w`, where these targets are one part of a batch; None for `Σ w`.
 
     Returns:
       float32 scalar, in nats per token; 0 where nothing counts.
@@ -86,19 +92,19 @@ def cross_entropy(
 
 
 def chunked_cross_entropy(
-    logits_of: Callable[[jax.Array], jax.Array],
+    compute_logits: Callable[[jax.Array], jax.Array],
     x: jax.Array,
     targets: jax.Array,
     chunk: int,
     weights: jax.Array | None = None,
     total: jax.Array | None = None,
 ) -> jax.Array:
-    """`cross_entropy(logits_of(x), targets, …)`, of which only a part's logits are ever in memory.
+    """`cross_entropy(compute_logits(x), targets, …)`, with one chunk's logits in memory at a time.
 
-    They are made again in the backward pass: one more product with the output projection.
+    The backward pass computes them again, which is one more product with the output projection.
 
     Args:
-      logits_of: [batch, chunk, d_model] → float[batch, chunk, vocabulary].
+      compute_logits: [batch, chunk, d_model] → float[batch, chunk, vocabulary].
       x: [batch, T, d_model].
       targets: int[batch, T].
       chunk: positions at once, a divisor of T.
@@ -117,13 +123,15 @@ def chunked_cross_entropy(
     @jax.checkpoint
     def body(so_far, part):
         x, targets, weights = part
-        return so_far + _weighted_sum(token_losses(logits_of(x), targets), weights), None
+        return so_far + _weighted_sum(token_losses(compute_logits(x), targets), weights), None
 
-    # Along the sequence: a batch that is sharded stays so.
-    cut = lambda a: jnp.moveaxis(a.reshape(a.shape[0], -1, chunk, *a.shape[2:]), 1, 0)  # noqa: E731
-    parts = jax.tree.map(cut, (x, targets, weights))
-    found, _ = lax.scan(body, jnp.zeros((), jnp.float32), parts)
-    return found / targets.size if weights is None else _ratio(found, weights, total)
+    # Split along the sequence, so that a sharded batch keeps its sharding.
+    def split(a):
+        return jnp.moveaxis(a.reshape(a.shape[0], -1, chunk, *a.shape[2:]), 1, 0)
+
+    chunks = jax.tree.map(split, (x, targets, weights))
+    loss_sum, _ = lax.scan(body, jnp.zeros((), jnp.float32), chunks)
+    return loss_sum / targets.size if weights is None else _ratio(loss_sum, weights, total)
 
 
 def token_losses(logits: jax.Array, targets: jax.Array) -> jax.Array:
@@ -145,6 +153,6 @@ def _weighted_sum(losses: jax.Array, weights: jax.Array | None) -> jax.Array:
     return jnp.sum(losses if weights is None else losses * weights.astype(jnp.float32))
 
 
-def _ratio(found: jax.Array, weights: jax.Array, total: jax.Array | None) -> jax.Array:
+def _ratio(loss_sum: jax.Array, weights: jax.Array, total: jax.Array | None) -> jax.Array:
     total = jnp.sum(weights, dtype=jnp.float32) if total is None else total
-    return found / jnp.where(total > 0, total, 1)
+    return loss_sum / jnp.where(total > 0, total, 1)

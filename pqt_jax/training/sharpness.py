@@ -101,14 +101,14 @@ def model_sharpness(
       graph: the structure of a model of `pqt_jax.models`.
       params: its parameters. Weights are used as they are, without sampling.
       tokens: int[B, T + 1], windows of T inputs and their targets.
-      end: as for `step.make_train_step`. A window whose last target does not count is left out.
+      end: as for `step.build_train_step`. A window whose last target does not count is left out.
       options: for `logit_sharpness`.
 
     Returns:
       float32 scalar, in percent; NaN if every window is left out.
     """
     model = nnx.merge(graph, params)
-    inputs, targets, documents, counted = document_mask.window(tokens, end)
+    inputs, targets, documents, counted = document_mask.make_windows(tokens, end)
     logits = model.logits(model.hidden(inputs, documents)[:, -1:])[:, 0]
     phi = logit_sharpness(logits, targets[:, -1], **options)
     return phi.mean() if counted is None else phi.mean(where=counted[:, -1])

@@ -18,11 +18,11 @@ import jax
 
 from pqt_jax.models import attention
 from pqt_jax.numerics import blocks
-from pqt_jax.training import flops
+from pqt_jax.training import flops, methods
 from pqt_jax.training import state as states
-from pqt_jax.training import step as steps
 from pqt_jax.training.config import schema
 from pqt_jax.training.config.schema import Config
+from pqt_jax.training.optimizer import make_optimizer
 from pqt_jax.transform.bit_state import weights
 from pqt_jax.transform.rules import Rule, first_match, resolve
 from pqt_jax.transform.tree_paths import paths_and_leaves
@@ -63,7 +63,7 @@ def gather(config: Config, mesh: Any, data: str, workdir: Path) -> Facts:
       data: one line of the text.
       workdir: of the run.
     """
-    _, state = states.abstract_state(config, steps.make_optimizer(config))
+    _, state = states.abstract_state(config, make_optimizer(config))
     return Facts(
         data,
         workdir,
@@ -92,7 +92,7 @@ def before(config: Config, facts: Facts) -> str:
         ("shape", _shape(config)),
         ("method", _method(config)),
         ("sampled", _sampled(config, facts.shapes)),
-        *(("rule", line) for line in summary(schema.rules(config), facts.shapes)),
+        *(("rule", line) for line in summary(methods.make_rules(config), facts.shapes)),
         ("mesh", _mesh(facts)),
         ("attention", f"{facts.attention.implementation}: {facts.attention.reason}"),
         ("step", _step(config)),
@@ -185,7 +185,7 @@ def _weights(shapes: Iterable[Any]) -> int:
 
 
 def _sampled(config: Config, shapes: Mapping[str, Any]) -> str:
-    specs = resolve(schema.rules(config), shapes)
+    specs = resolve(methods.make_rules(config), shapes)
     noisy = [shapes[path] for path, spec in specs.items() if spec.noise != "none"]
     share = 100 * _weights(noisy) / _weights(shapes.values())
     return f"{_weights(noisy):,} parameters, {share:.1f} % of all" if noisy else "nothing"

@@ -13,7 +13,7 @@ from flax import nnx
 from pqt_jax.errors import InputError
 from pqt_jax.models import build_model, partitioning
 from pqt_jax.models.stacked import check_rules
-from pqt_jax.training import flops
+from pqt_jax.training import flops, methods
 from pqt_jax.training.config.schema import Config, model_config, quantization_rules
 from pqt_jax.transform import bit_state
 from pqt_jax.transform.tree_paths import paths_and_leaves
@@ -65,21 +65,23 @@ def abstract_state(
       optimizer: what `make_optimizer` returned.
     """
     graph, init = _initializer(config, optimizer)
-    return graph, partitioning.places(jax.eval_shape(init, None))
+    return graph, partitioning.add_shardings(jax.eval_shape(init, None))
 
 
 def _initializer(
     config: Config, optimizer: optax.GradientTransformation
 ) -> tuple[nnx.GraphDef, Callable[[Any], TrainState]]:
     def build():
-        return bit_state.make_model(config, nnx.Rngs(config.seed))
+        return methods.make_model(config, nnx.Rngs(config.seed))
 
     def init(start):
         params = nnx.state(build())
         if start is not None:
             params = _replaced(params, start)
         none = jnp.zeros((), jnp.int32)
-        return partitioning.held(TrainState(params, optimizer.init(params), none, none, none))
+        return partitioning.constrain_state(
+            TrainState(params, optimizer.init(params), none, none, none)
+        )
 
     return nnx.split(nnx.eval_shape(build))[0], init
 

@@ -12,12 +12,11 @@ from pqt_jax.console import print_line
 from pqt_jax.interchange import files
 from pqt_jax.interchange.png import save_png
 from pqt_jax.models import partitioning
-from pqt_jax.training import final_evaluation
+from pqt_jax.training import final_evaluation, methods
 from pqt_jax.training.config import saved_config
 from pqt_jax.training.config.schema import Config
 from pqt_jax.training.run import distributed, metrics
 from pqt_jax.training.run import workdir as workdirs
-from pqt_jax.transform import bit_state
 
 
 def read(workdir: Path, config: Config) -> dict[str, Any] | None:
@@ -51,7 +50,7 @@ def finish(
       OutputError: if something cannot be written.
     """
     losses = final_evaluation.table(config, validation_loss, params, mesh)
-    b_t = partitioning.whole(bit_state.method_widths(config, params), mesh)
+    b_t = partitioning.fetch_whole(methods.bit_widths(config, params), mesh)
     if not distributed.is_first_process():
         return
     summary = {

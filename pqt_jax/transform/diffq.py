@@ -35,7 +35,6 @@ from jax import lax
 
 from pqt_jax.numerics import bit_width as bitwidth
 from pqt_jax.numerics import blocks, keys
-from pqt_jax.quantization.sizes import StoredSize
 from pqt_jax.transform.tree_paths import map_paths, paths_and_leaves
 
 Noise = Literal["normal", "uniform"]
@@ -199,8 +198,8 @@ def size_mb(params: Any, logits: Any, options: Options = Options()) -> jax.Array
 
         Σ_groups b · weights in the group / 2^23
 
-    What does not depend on the logits is not counted: what is beside the weights (`sizes_of` has
-    it), and parameters that are not quantized.
+    What does not depend on the logits is not counted: minima, maxima and widths
+    (`quantization.diffq_sizes` counts them), and parameters that are not quantized.
 
     Example:
       >>> params, logits = {"w": jnp.ones((1024, 1024))}, {"w": init("w", (1024, 1024))}
@@ -217,31 +216,9 @@ def size_mb(params: Any, logits: Any, options: Options = Options()) -> jax.Array
     """
     shapes, total = paths_and_leaves(params), jnp.float32(0)
     for path, leaf in paths_and_leaves(logits).items():
-        held = _weights(shapes[path].shape, leaf.shape, options.group)
-        total += jnp.sum(bit_width(leaf, options) * jnp.float32(held / MB))
+        counts = weights_per_group(shapes[path].shape, leaf.shape, options.group)
+        total += jnp.sum(bit_width(leaf, options) * jnp.float32(counts / MB))
     return total
-
-
-def sizes_of(params: Any, logits: Any, options: Options = Options()) -> dict[str, StoredSize]:
-    """What each quantized parameter takes when it is stored, in bits, by its path.
-
-    codes: each weight, in the whole bits of its group. scales: two float32 for each matrix, min and
-    max. tags: for each group, as many bits as tell its width from the others between `min_bits` and
-    `max_bits`, four for 2 to 15; half a bit per weight in groups of eight.
-
-    Example:
-      >>> sizes_of({"w": jnp.ones((16, 4))}, {"w": init("w", (16, 4))})
-      {'w': StoredSize(weights=64, codes=512, scales=64, tags=32)}
-    """
-    shapes, sizes = paths_and_leaves(params), {}
-    tag = math.ceil(math.log2(round(options.max_bits) - round(options.min_bits) + 1))
-    for path, leaf in paths_and_leaves(logits).items():
-        shape = shapes[path].shape
-        b = np.round(np.asarray(bit_width(leaf, options))).astype(np.int64)
-        codes = int((b * _weights(shape, leaf.shape, options.group)).sum())
-        matrices = math.prod(shape[:-2])
-        sizes[path] = StoredSize(math.prod(shape), codes, 64 * matrices, tag * leaf.size)
-    return sizes
 
 
 def _ends(w: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -270,8 +247,14 @@ def _spread(per_group: jax.Array, shape: tuple[int, ...], group: int) -> jax.Arr
     return lax.slice_in_dim(blocks.repeat(per_group, group, axis), 0, shape[axis], axis=axis)
 
 
-def _weights(shape: tuple[int, ...], groups: tuple[int, ...], group: int) -> np.ndarray:
-    """Weights in each group, float64: fewer in a ragged last one."""
+def weights_per_group(shape: tuple[int, ...], groups: tuple[int, ...], group: int) -> np.ndarray:
+    """The number of weights in each group, float64; fewer in a ragged last one.
+
+    Args:
+      shape: of the parameter.
+      groups: of its logits.
+      group: weights in a whole group.
+    """
     axis = _axis(shape, groups, group)
-    held = np.minimum(group, shape[axis] - group * np.arange(groups[axis], dtype=np.float64))
-    return np.broadcast_to(held.reshape(-1, *[1] * (len(shape) - 1 - axis)), groups)
+    counts = np.minimum(group, shape[axis] - group * np.arange(groups[axis], dtype=np.float64))
+    return np.broadcast_to(counts.reshape(-1, *[1] * (len(shape) - 1 - axis)), groups)

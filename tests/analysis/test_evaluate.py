@@ -9,8 +9,8 @@ import re
 import pytest
 
 from pqt_jax import evaluate
-from pqt_jax.analysis import load
 from pqt_jax.errors import InputError
+from pqt_jax.training import named_formats
 from pqt_jax.training.run import digests
 from support import tiny
 from support.command import refused
@@ -26,13 +26,13 @@ def test_all_formats_on_the_runs_own_text(trained_run, tmp_path, capsys):
     assert results["scored"] == 299 and results["length"] == 16 and results["documents"] == 1
     assert "1 document, 300 bytes, 299 scored once each (the first byte of a document" in shown
     assert results["units"] == 19 and "19 chunks of consecutive windows" in shown
-    assert list(results["weights"]) == list(load.LABELS)
+    assert list(results["weights"]) == list(named_formats.LABELS)
     summary = json.loads((trained_run / "summary.json").read_text())
     for name, row in results["weights"].items():
         loss = row["loss"]
         assert loss["low"] < loss["value"] < loss["high"]
         assert row["bits_per_byte"]["high"] == pytest.approx(loss["high"] / math.log(2))
-        assert f"{load.LABELS[name]:<20}{loss['value']:.4f} [" in shown
+        assert f"{named_formats.LABELS[name]:<20}{loss['value']:.4f} [" in shown
         if name in summary:  # of fewer windows, and without the last, partial one
             assert loss["value"] == pytest.approx(summary[name], abs=0.1)
     rows = results["weights"]

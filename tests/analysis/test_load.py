@@ -21,6 +21,7 @@ from pqt_jax.interchange import huggingface
 from pqt_jax.models import GPT2, Llama2
 from pqt_jax.quantization import packed_file
 from pqt_jax.quantization.quantize import apply, quantize
+from pqt_jax.training import methods, named_formats
 from pqt_jax.training.config import schema
 from pqt_jax.training.run import checkpoint
 from pqt_jax.transform.bit_state import collect_bits, weights
@@ -166,18 +167,20 @@ def test_weights_are_rounded_as_the_run_says(trained_run):
     rules = schema.quantization_rules(run.config)
     master = weights(run.params)
     bits = collect_bits(run.params)
-    expected = {name: quantize(master, rules, fmt) for name, fmt in load.FORMATS.items()}
-    transform = param_transform(schema.rules(run.config))
+    expected = {name: quantize(master, rules, fmt) for name, fmt in named_formats.FORMATS.items()}
+    transform = param_transform(methods.make_rules(run.config))
     expected |= {"master": master, "mixed": transform.quantize(master, bits)}
-    assert expected.keys() == load.LABELS.keys()
+    assert expected.keys() == named_formats.LABELS.keys()
     for name, tree in expected.items():
-        loaded = load.weights_as(run.params, load.plan_for(run.params, rules, name))
+        loaded = named_formats.round_by_plan(
+            run.params, named_formats.make_plan(run.params, rules, name)
+        )
         assert {leaf.dtype for leaf in jax.tree.leaves(loaded)} == {np.dtype("float32")}
         jax.tree.map(np.testing.assert_array_equal, loaded, tree)
     with pytest.raises(InputError, match="no bits were learned"):
-        load.plan_for(master, rules, "mixed")
+        named_formats.make_plan(master, rules, "mixed")
     with pytest.raises(InputError, match="'int4'; it must be one of master, bf16"):
-        load.plan_for(master, rules, "int4")
+        named_formats.make_plan(master, rules, "int4")
 
 
 def arguments(*given):
@@ -195,8 +198,8 @@ def test_a_hugging_face_folder(tmp_path):
     assert loaded.config == dataclasses.replace(config, dtype="float32")
     wanted = nnx.to_pure_dict(nnx.state(model))
     jax.tree.map(np.testing.assert_array_equal, nnx.to_pure_dict(loaded.params), wanted)
-    plan = load.plan_for(loaded.params, loaded.rules, "fp4_e2m1")
-    rounded = paths_and_leaves(load.weights_as(loaded.params, plan))
+    plan = named_formats.make_plan(loaded.params, loaded.rules, "fp4_e2m1")
+    rounded = paths_and_leaves(named_formats.round_by_plan(loaded.params, plan))
     master = paths_and_leaves(loaded.params)
     changed = {path for path, leaf in rounded.items() if (leaf != master[path]).any()}
     assert changed and all(path.startswith("h/") and path.endswith("kernel") for path in changed)
@@ -212,12 +215,12 @@ def test_products_with_exact_scales_are_not_rounded_again(tmp_path):
     """They take float32, also where the parameters are bfloat16."""
     config = dataclasses.replace(tiny.LLAMA2, param_dtype="bfloat16")
     params = nnx.state(Llama2(config, rngs=nnx.Rngs(0)))
-    plan = load.plan_for(params, [Rule("h/.*/kernel")], "fp4_e2m1", scale="exact")
+    plan = named_formats.make_plan(params, [Rule("h/.*/kernel")], "fp4_e2m1", scale="exact")
     want = apply(plan, weights(params))
     packed_file.write(
         tmp_path / packed_file.FILE, weights(params), plan, export_weights.describe_model(config)
     )
-    for loaded in (load.weights_as(params, plan), load.load_packed(tmp_path)[2]):
+    for loaded in (named_formats.round_by_plan(params, plan), load.load_packed(tmp_path)[2]):
         jax.tree.map(np.testing.assert_array_equal, loaded, want)
         kernels = {leaf.dtype for path, leaf in paths_and_leaves(loaded).items() if path in plan}
         assert kernels == {np.dtype("float32")}

@@ -13,7 +13,7 @@ import pytest
 from pqt_jax import plot
 from pqt_jax.analysis import comparison, load
 from pqt_jax.errors import InputError
-from pqt_jax.training.config import schema
+from pqt_jax.training import methods
 from pqt_jax.training.run import bit_history
 from support.command import refused
 from support.runs import make_run
@@ -82,7 +82,7 @@ def test_a_real_run_by_default_in_its_own_folder(run_copy, capsys):
     # With the record of its bits there is everything; and what was written is replaced.
     record.write_bytes(taken)
     run = load.load_run(run_copy)
-    measured = bit_history.measure(run.params, schema.rules(run.config))
+    measured = bit_history.measure(run.params, methods.make_rules(run.config))
     last = bit_history.read(record)[-1]
     assert (last.step, last.tokens, last.formats) == (8, 512, measured["formats"])
     assert plot.main([str(run_copy)]) == 0

@@ -78,7 +78,7 @@ def test_a_run_on_prepared_documents(tmp_path, prepared, monkeypatch, capsys):
 
         monkeypatch.setattr(module, name, wrapped)
 
-    spy(step, "make_train_step")
+    spy(step, "build_train_step")
     spy(final_evaluation, "make_loss")
     given = arguments(tmp_path, prepared / "json-tokens", "--config.steps=4", MASK)
     assert train.main(given) == 0

@@ -32,11 +32,11 @@ from pqt_jax.lab import (
     sweep_arms,
     sweep_table,
 )
+from pqt_jax.training import methods
 from pqt_jax.training.loss import cross_entropy
 from pqt_jax.training.run import metrics
 from pqt_jax.training.run import workdir as workdirs
 from pqt_jax.training.run.workdir import SWEEP_RESULTS, WORK_UNITS
-from pqt_jax.transform import bit_state
 from pqt_jax.transform.tree_paths import paths_and_leaves
 from support.command import refused
 from support.paths import ROOT
@@ -398,7 +398,7 @@ def test_gradients_of_kernels_vanish_in_e4m3_and_most_in_e5m2():
     config = operands.arms[0].config
     options = {"length": config.data.length, "batch": config.data.batch, "seed": 0}
     tokens = next(pipeline.train_batches(source.load("").train, **options)).astype(np.int32)
-    params = nnx.state(bit_state.make_model(config, nnx.Rngs(jax.random.key(0))))
+    params = nnx.state(methods.make_model(config, nnx.Rngs(jax.random.key(0))))
 
     def share_of_zeros(arm):
         def loss(params):

@@ -16,9 +16,9 @@ from pqt_jax import Rule
 from pqt_jax.models import GPT2, Llama2, document_mask
 from pqt_jax.training import final_evaluation
 from pqt_jax.training import state as states
-from pqt_jax.training import step as steps
-from pqt_jax.training.config import schema
 from pqt_jax.training.loss import chunked_cross_entropy, cross_entropy, token_losses
+from pqt_jax.training.optimizer import make_optimizer
+from pqt_jax.training.step import build_train_step
 from support import tiny
 
 END = 200
@@ -65,7 +65,7 @@ def alone():
 
 
 def test_windows_are_cut_at_ends():
-    inputs, targets, of, counted = document_mask.window(jnp.asarray(TOKENS), END)
+    inputs, targets, of, counted = document_mask.make_windows(jnp.asarray(TOKENS), END)
     np.testing.assert_array_equal(inputs, TOKENS[:, :-1])
     np.testing.assert_array_equal(targets, TOKENS[:, 1:])
     assert of.dtype == jnp.int32 and counted.dtype == bool
@@ -80,16 +80,17 @@ def test_windows_are_cut_at_ends():
     np.testing.assert_array_equal(of, first)
     np.testing.assert_array_equal(at, expected[1])
     np.testing.assert_array_equal(counted, expected[2])
-    same = np.asarray(document_mask.mask(of))[:, 0]
+    same = np.asarray(document_mask.attention_mask(of))[:, 0]
     np.testing.assert_array_equal(same, first[:, :, None] == first[:, None, :])
     assert (
-        float(document_mask.count(jnp.asarray(TOKENS, jnp.uint8), END, 2)) == expected[2].sum() / 2
+        float(document_mask.count_targets(jnp.asarray(TOKENS, jnp.uint8), END, 2))
+        == expected[2].sum() / 2
     )
 
 
 def test_without_an_end_every_target_counts():
-    _, _, of, counted = document_mask.window(jnp.asarray(TOKENS), None)
-    assert of is counted is document_mask.count(jnp.asarray(TOKENS), None, 2) is None
+    _, _, of, counted = document_mask.make_windows(jnp.asarray(TOKENS), None)
+    assert of is counted is document_mask.count_targets(jnp.asarray(TOKENS), None, 2) is None
 
 
 @pytest.mark.parametrize(
@@ -104,7 +105,7 @@ def test_logits_of_a_document_are_those_of_it_alone(name, sampled):
     rules = (Rule("h/.*/kernel"), Rule(".*embedding")) if sampled else ()
     model, key = build(name, rules), KEY if sampled else None
     read = jax.jit(lambda tokens, of=None: model(tokens, of, pqt_key=key))
-    inputs, _, of, _ = document_mask.window(jnp.asarray(TOKENS), END)
+    inputs, _, of, _ = document_mask.make_windows(jnp.asarray(TOKENS), END)
     packed, plain, own = (np.asarray(x) for x in (read(inputs, of), read(inputs), read(alone())))
     scale = np.abs(packed).max()
     for (i, start, tokens), expected in zip(documents(), own, strict=True):
@@ -120,7 +121,7 @@ def test_logits_of_a_document_are_those_of_it_alone(name, sampled):
 def test_no_gradient_crosses_a_boundary(name):
     model = build(name)
     graph, params = nnx.split(model)
-    inputs, _, of, _ = document_mask.window(jnp.asarray(TOKENS[:1]), END)
+    inputs, _, of, _ = document_mask.make_windows(jnp.asarray(TOKENS[:1]), END)
 
     def grown(params, of):
         # What is before the head: a tied embedding is read as one there.
@@ -141,7 +142,7 @@ def test_the_loss_is_the_mean_over_documents_tokens(name):
     losses = np.asarray(jax.jit(lambda x: token_losses(model(x[:, :-1]), x[:, 1:]))(own))
     scored = [len(tokens) - 1 for *_, tokens in documents()]
     nats = sum(row[:n].sum() for row, n in zip(losses, scored, strict=True))
-    inputs, targets, of, counted = document_mask.window(jnp.asarray(TOKENS), END)
+    inputs, targets, of, counted = document_mask.make_windows(jnp.asarray(TOKENS), END)
     assert sum(scored) == int(counted.sum()) < counted.size
     x = jax.jit(lambda x, of: model.hidden(x, of))(inputs, of)
     whole = cross_entropy(model.logits(x), targets, counted)
@@ -173,10 +174,9 @@ def setup(name="llama2", **fields):
     config = tiny.get_config(tiny.GPT2 if name == "gpt2" else tiny.LLAMA2)
     config.pqt.dtype = "float32"  # the gradient of a bfloat16 ŵ is rounded in each microbatch
     config.data.update(fields)
-    optimizer = steps.make_optimizer(config)
+    optimizer = make_optimizer(config)
     graph, state = states.init_state(config, optimizer)
-    rules, parts = schema.rules(config), steps.parts_of(config)
-    step = steps.make_train_step(graph, optimizer, rules, parts=parts, end=END)
+    step = build_train_step(config, graph, optimizer, end=END)
     return graph, jax.tree.map(np.asarray, state), step
 
 
@@ -223,7 +223,7 @@ def test_the_validation_loss_has_the_same_rule():
     graph, state, _ = setup()
     batches = np.stack([TOKENS[:2], TOKENS[2:4]]).astype(np.uint8)
     found = final_evaluation.make_loss(graph, batches, END)(state.params)
-    inputs, targets, of, counted = document_mask.window(jnp.asarray(TOKENS[:4]), END)
+    inputs, targets, of, counted = document_mask.make_windows(jnp.asarray(TOKENS[:4]), END)
     logits = nnx.merge(graph, state.params)(inputs, of)
     assert found == pytest.approx(float(cross_entropy(logits, targets, counted)), rel=2e-6)
     assert counted[:2].sum() != counted[2:].sum()
@@ -239,7 +239,7 @@ def test_both_implementations_are_given_the_mask(monkeypatch, cls, config):
         return q
 
     monkeypatch.setattr(jax.nn, "dot_product_attention", attend)
-    inputs, _, of, _ = document_mask.window(jnp.asarray(TOKENS), END)
+    inputs, _, of, _ = document_mask.make_windows(jnp.asarray(TOKENS), END)
     for name in ("xla", "cudnn"):
         own = dataclasses.replace(config, attention=name)
         model = nnx.eval_shape(lambda own=own: cls(own, rngs=nnx.Rngs(0)))
@@ -260,7 +260,7 @@ def test_no_layer_keeps_a_mask(remat):
         graph, params = nnx.split(nnx.eval_shape(lambda: Llama2(config, rngs=nnx.Rngs(0))))
 
         def loss(params, tokens):
-            inputs, targets, of, counted = document_mask.window(tokens, end)
+            inputs, targets, of, counted = document_mask.make_windows(tokens, end)
             return cross_entropy(nnx.merge(graph, params)(inputs, of), targets, counted)
 
         shape = jax.ShapeDtypeStruct((5, 17), jnp.int32)

@@ -20,10 +20,12 @@ from jax.sharding import PartitionSpec as P
 from pqt_jax import param_transform
 from pqt_jax.errors import InputError
 from pqt_jax.models import Llama2, partitioning
+from pqt_jax.training import methods
 from pqt_jax.training import state as states
-from pqt_jax.training import step as steps
-from pqt_jax.training.config import schema
+from pqt_jax.training.config import validation
+from pqt_jax.training.optimizer import make_optimizer
 from pqt_jax.training.run import checkpoint, metrics
+from pqt_jax.training.step import build_train_step
 from pqt_jax.transform.tree_paths import paths_and_leaves
 from support import tiny
 from support.command import main
@@ -45,17 +47,16 @@ MODELS = {
 
 
 def make(sizes):
-    return partitioning.make(*sizes)
+    return partitioning.make_mesh(*sizes)
 
 
 def setup(model, method="gaussws", end=None, pattern=ALL, **fields):
     config = tiny.get_config(model)
     config.method, config.data.batch, config.pqt.pattern = method, 8, pattern
     config.data.update(fields)
-    optimizer = steps.make_optimizer(config)
+    optimizer = make_optimizer(config)
     graph, state = states.init_state(config, optimizer)
-    rules, parts = schema.rules(config), steps.parts_of(config)
-    return config, state, steps.make_train_step(graph, optimizer, rules, parts=parts, end=end)
+    return config, state, build_train_step(config, graph, optimizer, end=end)
 
 
 def batch(i=0):
@@ -66,12 +67,12 @@ def batch(i=0):
 def run(name, sizes):
     """(losses and gradient norms of three steps, parameters) on a mesh."""
     mesh = make(sizes)
-    with partitioning.entered(mesh):
+    with partitioning.use_mesh(mesh):
         model, pattern = MODELS[name]
         _, state, train_step = setup(model, pattern=pattern)
         found = []
         for i in range(3):
-            state, measured = train_step(state, partitioning.put(batch(i), mesh), KEY)
+            state, measured = train_step(state, partitioning.put_batch(batch(i), mesh), KEY)
             found.append([float(measured["loss"]), float(measured["grad_norm"])])
     return np.array(found), state
 
@@ -85,13 +86,13 @@ def test_every_mesh_gives_the_losses_of_one_device(name, sizes):
     np.testing.assert_allclose(found, alone, rtol=2e-6)
     mesh = make(sizes)
     for path, leaf in paths_and_leaves(state.params).items():
-        wanted = NamedSharding(mesh, partitioning.spec(path, leaf.shape, mesh))
+        wanted = NamedSharding(mesh, partitioning.partition_spec(path, leaf.shape, mesh))
         assert leaf.sharding.is_equivalent_to(wanted, leaf.ndim), path
 
 
 def test_weights_moments_and_bits_are_split_alike():
     mesh = make((1, 4, 2))
-    with partitioning.entered(mesh):
+    with partitioning.use_mesh(mesh):
         _, state, _ = setup(dataclasses.replace(tiny.LLAMA2, **WIDE))
     leaves = jax.tree.leaves_with_path((state.params, state.opt_state))
     specs = collections.defaultdict(set)
@@ -111,15 +112,15 @@ def test_weights_have_the_same_bits_on_every_mesh(sizes):
     model = dataclasses.replace(tiny.LLAMA2, **WIDE)
     mesh = make(sizes)
     config = tiny.get_config(model)
-    rule = schema.rules(config)
+    rule = methods.make_rules(config)
     cls = Llama2
     bare = nnx.to_pure_dict(nnx.state(cls(model, rngs=nnx.Rngs(0))))
     transform = param_transform(rule)
     bits = transform.init(bare)
     expected = jax.jit(transform.sample)(bare, bits, KEY)
-    with partitioning.entered(mesh):
-        placed = jax.jit(partitioning.held)(bare)
-        found = jax.jit(transform.sample)(placed, jax.jit(partitioning.held)(bits), KEY)
+    with partitioning.use_mesh(mesh):
+        placed = jax.jit(partitioning.constrain_state)(bare)
+        found = jax.jit(transform.sample)(placed, jax.jit(partitioning.constrain_state)(bits), KEY)
     want = paths_and_leaves(expected)
     for path, leaf in paths_and_leaves(found).items():
         np.testing.assert_array_equal(leaf, want[path], err_msg=path)
@@ -129,10 +130,12 @@ def test_weights_have_the_same_bits_on_every_mesh(sizes):
 def collectives(sizes, method):
     """How often each collective of each shape is in the compiled step; combined ones apart."""
     mesh = make(sizes)
-    with partitioning.entered(mesh):
+    with partitioning.use_mesh(mesh):
         model = dataclasses.replace(tiny.LLAMA2, **WIDE, dtype="bfloat16")
         _, state, train_step = setup(model, method)
-        text = train_step.lower(state, partitioning.put(batch(), mesh), KEY).compile().as_text()
+        text = (
+            train_step.lower(state, partitioning.put_batch(batch(), mesh), KEY).compile().as_text()
+        )
     kinds = "all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter"
     found = re.findall(rf"= (\S+|\(.*?\)) ({kinds})(?:-start)?\(", text)
     parts = [(part, kind) for shape, kind in found for part in re.findall(r"\w+\[[\d,]*\]", shape)]
@@ -160,9 +163,9 @@ def test_sampling_moves_nothing_but_bits(sizes):
 @pytest.mark.slow
 def test_microbatches_and_chunks_go_with_a_mesh():
     mesh = make((2, 2, 2))
-    with partitioning.entered(mesh):
+    with partitioning.use_mesh(mesh):
         _, state, train_step = setup(tiny.LLAMA2, microbatches=2, loss_chunk=4)
-        _, measured = train_step(state, partitioning.put(batch(), mesh), KEY)
+        _, measured = train_step(state, partitioning.put_batch(batch(), mesh), KEY)
     assert float(measured["loss"]) == pytest.approx(run("llama2", (1, 1, 1))[0][0, 0], rel=2e-6)
 
 
@@ -173,9 +176,9 @@ def test_documents_are_apart_on_every_mesh(name):
     assert 0 < np.sum(batch() == 3) < batch().size / 8
     for sizes in ((1, 1, 1), (2, 2, 2)):
         mesh = make(sizes)
-        with partitioning.entered(mesh):
+        with partitioning.use_mesh(mesh):
             _, state, train_step = setup(model, end=3, microbatches=2, loss_chunk=4)
-            measured = train_step(state, partitioning.put(batch(), mesh), KEY)[1]
+            measured = train_step(state, partitioning.put_batch(batch(), mesh), KEY)[1]
             found.append([float(measured[x]) for x in ("loss", "grad_norm")])
     np.testing.assert_allclose(*found, rtol=2e-6)
     assert abs(found[0][0] - run(name, (1, 1, 1))[0][0, 0]) > 1e-3
@@ -256,8 +259,8 @@ def test_batches_that_do_not_fit_are_refused(fields, message):
     config = tiny.get_config()
     config.update_from_flattened_dict(fields)
     with pytest.raises(InputError) as caught:
-        partitioning.check(make((2, 4, 1)), config)
+        validation.check_mesh(config, make((2, 4, 1)))
     assert message in str(caught.value)
     config.data.batch, config.data.microbatches = 8, 1
     with pytest.raises(InputError, match="config.mesh.tensor=8; it must divide config.model.num_h"):
-        partitioning.check(make((1, 1, 8)), config)
+        validation.check_mesh(config, make((1, 1, 8)))

@@ -20,9 +20,10 @@ from pqt_jax.models import Llama2Config
 from pqt_jax.numerics import noise, philox
 from pqt_jax.numerics.spec import Spec
 from pqt_jax.pallas import launch
-from pqt_jax.training.config.schema import default, rules
+from pqt_jax.training.config.schema import default
+from pqt_jax.training.optimizer import make_optimizer
 from pqt_jax.training.state import init_state
-from pqt_jax.training.step import make_optimizer, make_train_step
+from pqt_jax.training.step import build_train_step
 from pqt_jax.transform.perturb import perturb
 
 W, B_I = np.ones((32, 32), np.float32), np.ones((1, 1), np.float32)
@@ -158,7 +159,7 @@ def test_on_a_gpu_the_models_layers_are_sampled_by_kernels(count_kernels):
     config = default(TINY)
     optimizer = make_optimizer(config)
     graph, state = init_state(config, optimizer)
-    step = make_train_step(graph, optimizer, rules(config))
+    step = build_train_step(config, graph, optimizer)
     batch = jax.ShapeDtypeStruct((2, 33), jnp.int32)
     assert count_kernels(step, state, batch, jax.eval_shape(lambda: jax.random.key(0))) == 3 * 3
 

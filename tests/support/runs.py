@@ -6,7 +6,7 @@ import json
 
 import numpy as np
 
-from pqt_jax.analysis import load
+from pqt_jax.training import named_formats
 from pqt_jax.training.config import saved_config
 from pqt_jax.training.run import bit_history
 from support import tiny
@@ -48,7 +48,7 @@ def make_run(folder, *, steps=200, done=200, bits=True, nan_from=None, **fields)
         measured = {"layers": layers, "formats": shares}
         bit_history.append(folder / "bits.jsonl", step, 64 * step, measured)
     if done == steps:
-        summary = {name: 1.0 + i / 100 for i, name in enumerate(load.LABELS)}
+        summary = {name: 1.0 + i / 100 for i, name in enumerate(named_formats.LABELS)}
         summary |= {"method": config.method, "mean_bits": 4.0, "tokens_per_s": 1234.5}
         (folder / "summary.json").write_text(json.dumps(summary))
     return folder

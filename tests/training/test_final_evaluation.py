@@ -8,19 +8,18 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from pqt_jax.analysis import load
 from pqt_jax.quantization.quantize import quantize
-from pqt_jax.training import final_evaluation, step
+from pqt_jax.training import final_evaluation, methods, named_formats, step
 from pqt_jax.training import state as states
-from pqt_jax.training.config import schema
 from pqt_jax.training.loss import cross_entropy
+from pqt_jax.training.optimizer import make_optimizer
 from pqt_jax.transform import bit_state
 from support import tiny
 
 
 def test_evaluation_rounds_what_the_rules_name():
     config = tiny.get_config()
-    graph, state = states.init_state(config, step.make_optimizer(config))
+    graph, state = states.init_state(config, make_optimizer(config))
     batches = np.stack([np.arange(4 * 17).reshape(4, 17) * i % 101 for i in (3, 4)])
     loss = final_evaluation.make_loss(graph, batches)
     losses = final_evaluation.table(config, loss, state.params)
@@ -32,7 +31,7 @@ def test_evaluation_rounds_what_the_rules_name():
         return sum(parts) / 2
 
     assert losses["master"] == pytest.approx(float(by_hand(state.params)), rel=1e-6)
-    rounded = quantize(bit_state.weights(state.params), schema.rules(config), "float4_e2m1fn")
+    rounded = quantize(bit_state.weights(state.params), methods.make_rules(config), "float4_e2m1fn")
     rounded = nnx.merge_state(state.params, rounded)
     assert losses["fp4_e2m1"] == pytest.approx(float(by_hand(rounded)), rel=1e-6)
     names = ["master", "bf16", "fp8_e4m3", "fp6_e3m2", "fp4_e2m1", "mixed"]
@@ -53,7 +52,7 @@ def test_no_distance_is_minus_zero():
 def test_format_shares_count_weights():
     config = tiny.get_config()
     config.model.d_ff, config.pqt.block, config.pqt.target_bits = 96, (64, 64), 2.0
-    _, state = states.init_state(config, step.make_optimizer(config))
+    _, state = states.init_state(config, make_optimizer(config))
     params = nnx.to_pure_dict(state.params)
     bits = params["h"]["pqt_bits"]["mlp"]["down"]
     # down is 96 × 32: a block of 64 rows, sent to E2M1 in both layers, and one of 32.
@@ -61,7 +60,7 @@ def test_format_shares_count_weights():
     nnx.replace_by_pure_dict(state.params, params)
     share = 2 * 64 * 32 / (2 * (4 * 32 * 32 + 3 * 32 * 96))
     found = final_evaluation.format_shares(
-        load.plan_for(state.params, schema.rules(config), "mixed"), state.params
+        named_formats.make_plan(state.params, methods.make_rules(config), "mixed"), state.params
     )
     assert found == pytest.approx({"E2M1": share, "E4M7": 1 - share})
 
@@ -69,7 +68,7 @@ def test_format_shares_count_weights():
 def test_validation_is_cut_as_training_is():
     config = tiny.get_config()
     config.model.vocab_size = 4096  # so that logits are most of it
-    graph, state = states.init_state(config, step.make_optimizer(config))
+    graph, state = states.init_state(config, make_optimizer(config))
     batches = jnp.asarray(np.random.default_rng(0).integers(0, 99, (3, 8, 33)))
 
     def measured(end, parts):
@@ -80,10 +79,12 @@ def test_validation_is_cut_as_training_is():
         return float(compiled(state.params, batches)), memory
 
     for end in (None, 7):
-        whole, much = measured(end, step.Parts())
-        for parts in (step.Parts(4), step.Parts(loss_chunk=8)):
+        whole, much = measured(end, step.StepSplit())
+        for parts in (step.StepSplit(microbatches=4), step.StepSplit(loss_chunk=8)):
             cut, little = measured(end, parts)
             assert cut == pytest.approx(whole, rel=1e-6) and little < 0.5 * much, parts
-    few = final_evaluation.make_loss(graph, batches[:, :6], None, step.Parts(4))(state.params)
+    few = final_evaluation.make_loss(graph, batches[:, :6], None, step.StepSplit(microbatches=4))(
+        state.params
+    )
     want = final_evaluation.make_loss(graph, batches[:, :6])(state.params)
     assert few == pytest.approx(want, rel=1e-6)

@@ -14,7 +14,7 @@ from pqt_jax.models.gpt2 import GPT2_124M
 from pqt_jax.models.llama2 import LLAMA2_1B, LLAMA2_134M
 from pqt_jax.training import flops as costs
 from pqt_jax.training import state as states
-from pqt_jax.training import step
+from pqt_jax.training.optimizer import make_optimizer
 from pqt_jax.transform import bit_state
 from support import tiny
 
@@ -78,8 +78,8 @@ def test_bytes_are_those_of_the_arrays(name):
     config = tiny.get_config()
     config.optimizer.name = name
     config.mesh = {"data": 1, "fsdp": 4, "tensor": 2}
-    with partitioning.entered(partitioning.make(**config.mesh)):
-        optimizer = step.make_optimizer(config)
+    with partitioning.use_mesh(partitioning.make_mesh(**config.mesh)):
+        optimizer = make_optimizer(config)
         _, abstract = states.abstract_state(config, optimizer)
         _, real = states.init_state(config, optimizer)
         bits = bit_state.collect_bits(real.params)
@@ -95,6 +95,6 @@ def test_bytes_are_those_of_the_arrays(name):
 
 def test_bytes_without_a_mesh_are_the_whole():
     config = tiny.get_config()
-    _, state = states.abstract_state(config, step.make_optimizer(config))
+    _, state = states.abstract_state(config, make_optimizer(config))
     assert costs.held(state).weights == 4 * states.count_parameters(config)
     assert costs.device_memory(jax.devices()[0]) > 1e8

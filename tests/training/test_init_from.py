@@ -13,9 +13,10 @@ from flax import nnx
 from pqt_jax.data import pipeline, source
 from pqt_jax.errors import InputError
 from pqt_jax.interchange import huggingface
-from pqt_jax.training import init_from, step
+from pqt_jax.training import init_from
 from pqt_jax.training import state as states
 from pqt_jax.training.loss import cross_entropy
+from pqt_jax.training.optimizer import make_optimizer
 from pqt_jax.training.run import metrics
 from pqt_jax.transform import bit_state
 from pqt_jax.transform.tree_paths import paths_and_leaves
@@ -65,7 +66,7 @@ def test_weights_are_those_of_the_folder_and_bits_are_new(tmp_path, param_dtype)
     _, model = export(tmp_path)
     config = config_for(tiny.LLAMA2, tmp_path)
     config.model.param_dtype = param_dtype
-    optimizer = step.make_optimizer(config)
+    optimizer = make_optimizer(config)
     _, state = states.init_state(config, optimizer, init_from.read(config).params)
     expected = flat(nnx.state(model))
     found = flat(state.params)

@@ -134,7 +134,7 @@ def test_the_sharpness_of_a_model_is_that_of_its_last_logits():
     # Token 7 ends a document. The first token of the next document has no target that counts.
     tokens[:, 3] = 7
     tokens[1, 7] = 7
-    inputs, targets, documents, _ = document_mask.window(jnp.asarray(tokens), 7)
+    inputs, targets, documents, _ = document_mask.make_windows(jnp.asarray(tokens), 7)
     each = logit_sharpness(last_logits(params, inputs, documents), targets[:, -1])
     np.testing.assert_allclose(measure(tokens, end=7), np.delete(each, 1).mean(), rtol=1e-5)
 

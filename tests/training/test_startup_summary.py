@@ -21,8 +21,8 @@ from support.paths import ROOT
 
 
 def gathered(config):
-    mesh = partitioning.make(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
-    with partitioning.entered(mesh):
+    mesh = partitioning.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
+    with partitioning.use_mesh(mesh):
         return startup_summary.gather(config, mesh, "a text of 10 bytes", pathlib.Path("runs/x"))
 
 

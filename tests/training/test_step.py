@@ -16,11 +16,14 @@ from flax import nnx
 from pqt_jax import param_transform
 from pqt_jax.models import build_model
 from pqt_jax.numerics import bit_width, keys
+from pqt_jax.training import methods
 from pqt_jax.training import state as states
-from pqt_jax.training import step as steps
 from pqt_jax.training.config import schema
-from pqt_jax.training.config.schema import METHODS, model_config
+from pqt_jax.training.config.schema import model_config
 from pqt_jax.training.loss import cross_entropy
+from pqt_jax.training.methods import METHODS
+from pqt_jax.training.optimizer import make_optimizer, make_schedule
+from pqt_jax.training.step import build_train_step
 from pqt_jax.transform import bit_state
 from pqt_jax.transform.nnx_wrapper import BitParam
 from pqt_jax.transform.tree_paths import map_paths, paths_and_leaves
@@ -29,7 +32,7 @@ from support.paths import GOLDEN
 
 GOLDEN_STEP = GOLDEN / "train_step.json"
 KEY = jax.random.key(7)
-INSIDE = [name for name, noise in METHODS.items() if noise]  # those that the model samples by
+INSIDE = [name for name, method in METHODS.items() if method.make_sampler is None]
 FIRST = [pytest.param(n, marks=() if n == "gaussws" else pytest.mark.slow) for n in INSIDE]
 
 
@@ -42,11 +45,10 @@ def setup(method="gaussws", **fields):
     for name, value in fields.items():
         section, _, name = name.partition("__")
         config[section][name] = value
-    optimizer = steps.make_optimizer(config)
+    optimizer = make_optimizer(config)
     graph, state = states.init_state(config, optimizer)
     state = jax.tree.map(np.asarray, state)
-    rules, parts = schema.rules(config), steps.parts_of(config)
-    return config, graph, state, steps.make_train_step(graph, optimizer, rules, parts=parts)
+    return config, graph, state, build_train_step(config, graph, optimizer)
 
 
 def batch(i=0):
@@ -83,7 +85,7 @@ def test_weights_of_a_step_are_those_of_its_key(method):
     """Loss and gradient norm are those of the bare model under whole-tree samples."""
     config, _, state, train_step = setup(method)
     bare, params = nnx.split(build_model(model_config(config), rngs=nnx.Rngs(config.seed)))
-    transform = param_transform(schema.rules(config))
+    transform = param_transform(methods.make_rules(config))
     bits = transform.init(params)
     tokens = jnp.asarray(batch(), jnp.int32)
 
@@ -102,18 +104,18 @@ def test_weights_of_a_step_are_those_of_its_key(method):
         norm = np.sqrt(sum(float(jnp.sum(g**2)) for g in jax.tree.leaves(gradient)))
         assert float(measured["loss"]) == pytest.approx(float(expected), rel=1e-6)
         assert float(measured["grad_norm"]) == pytest.approx(norm, rel=1e-4)
-        if METHODS[method] != "none":
+        if METHODS[method].learns_bits:
             assert [float(measured[f"bits_{n}"]) for n in ("mean", "min", "max")] == [6.0] * 3
         losses.add(float(expected))
     # Every method sees other weights than the masters; without noise it sees the same each time.
-    assert len(losses) == (2 if METHODS[method] == "none" else 3)
+    assert len(losses) == (3 if METHODS[method].learns_bits else 2)
 
 
 @pytest.mark.parametrize("method", FIRST)
 def test_every_method_learns(method):
     measured = run(60, method)
     assert measured[0]["loss"] > 4.5 and measured[-1]["loss"] < 1.5
-    if METHODS[method] == "none":
+    if not METHODS[method].learns_bits:
         assert measured[0].keys() == {"loss", "grad_norm", "skipped", "in_a_row"}
     else:
         assert measured[0]["bits_mean"] == 6.0 and measured[-1]["bits_mean"] < 5.95
@@ -121,7 +123,7 @@ def test_every_method_learns(method):
 
 def test_bit_widths_are_found_by_parameter_path():
     config, _, state, _ = setup()
-    b_t = bit_state.bit_widths(state.params, schema.rules(config))
+    b_t = bit_state.bit_widths(state.params, methods.make_rules(config))
     assert b_t["h"]["attn"]["q"]["kernel"].shape == (2, 1, 1)
     assert b_t["h"]["mlp"]["down"]["kernel"].shape == (2, 2, 1)
     assert float(bit_width.statistics(b_t)["min"]) == 6.0
@@ -132,7 +134,7 @@ def test_the_optimizer_knows_weights_from_bits():
     """One step of zero gradient moves weights and bits by their own decay alone."""
     config = tiny.get_config()
     config.optimizer.warmup_steps = 0
-    optimizer = steps.make_optimizer(config)
+    optimizer = make_optimizer(config)
     _, state = states.init_state(config, optimizer)
     zeros = jax.tree.map(jnp.zeros_like, state.params)
     updates, _ = jax.jit(optimizer.update)(zeros, state.opt_state, state.params)
@@ -197,10 +199,9 @@ def test_chunks_of_the_loss_and_microbatches_take_less_memory():
         config = tiny.get_config(model)
         config.data.batch, config.data.length = 8, 512
         config.data.update(fields)
-        optimizer = steps.make_optimizer(config)
+        optimizer = make_optimizer(config)
         graph, state = states.init_state(config, optimizer)
-        rules, parts = schema.rules(config), steps.parts_of(config)
-        step = steps.make_train_step(graph, optimizer, rules, parts=parts)
+        step = build_train_step(config, graph, optimizer)
         shape = jax.ShapeDtypeStruct((8, 513), jnp.int32)
         return step.lower(state, shape, KEY).compile().memory_analysis().temp_size_in_bytes
 
@@ -217,7 +218,7 @@ def test_schedules_warm_up_and_fall_to_the_last_rate(schedule):
     config.optimizer.schedule, config.optimizer.warmup_steps = schedule, 9
     config.steps = 49
     top, last = config.optimizer.learning_rate, config.optimizer.final_learning_rate
-    rate = steps.make_schedule(config)
+    rate = make_schedule(config)
     found = [float(rate(step)) for step in (0, 5, 9, 19, 29, 49)]
     half = (top + last) / 2
     at_19 = {"linear": top - (top - last) / 4}.get(
@@ -245,8 +246,8 @@ def test_names_of_kernels_mean_what_they_say():
     for name, layers in expected.items():
         config = tiny.get_config()
         config.pqt.pattern = name
-        _, state = states.init_state(config, steps.make_optimizer(config))
-        (rule,) = schema.rules(config)
+        _, state = states.init_state(config, make_optimizer(config))
+        (rule,) = methods.make_rules(config)
         found = {
             path for path in paths_and_leaves(state.params) if re.fullmatch(rule.pattern, path)
         }
@@ -302,16 +303,17 @@ def test_a_step_that_is_not_finite_changes_nothing_but_counts():
 
 
 @pytest.mark.slow
-def test_a_bit_width_that_is_not_finite_is_skipped_too():
+def test_a_bit_width_that_is_not_finite_is_skipped_too(monkeypatch):
     """Its weights and loss may still be finite for one step, its gradient is not."""
     config, graph, state, _ = setup()
-    optimizer = steps.make_optimizer(config)
 
     def penalty(params):
         b_i = jax.tree.leaves(nnx.filter_state(params, BitParam))[0]
         return jnp.sum(jnp.sqrt(b_i - b_i))  # 0, of infinite slope
 
-    train_step = steps.make_train_step(graph, optimizer, schema.rules(config), penalty=penalty)
+    method = dataclasses.replace(methods.get_method(config), make_penalty=lambda config: penalty)
+    monkeypatch.setitem(methods.METHODS, config.method, method)
+    train_step = build_train_step(config, graph)
     state, measured = train_step(state, batch(), KEY)
     assert np.isfinite(measured["loss"]) and measured["skipped"] == 1
 
@@ -319,10 +321,9 @@ def test_a_bit_width_that_is_not_finite_is_skipped_too():
 @pytest.mark.slow
 def test_bits_snap_at_the_same_update_after_skipped_steps():
     config, graph, state, _ = setup(pqt__snap_at=0.05)
-    snap = bit_state.snap_step(config)
+    snap = methods.snap_step(config)
     assert snap == 3
-    optimizer, rules = steps.make_optimizer(config), schema.rules(config)
-    train_step = steps.make_train_step(graph, optimizer, rules, snap=snap)
+    train_step = build_train_step(config, graph)
     bad = batch()
     bad[0, 3] = UNKNOWN
     state, means = spoiled(state), []

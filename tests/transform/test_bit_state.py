@@ -10,9 +10,9 @@ from flax import nnx
 
 from pqt_jax.numerics import bit_width
 from pqt_jax.quantization import quantize, sizes
+from pqt_jax.training import methods, step
 from pqt_jax.training import state as states
-from pqt_jax.training import step
-from pqt_jax.training.config import schema
+from pqt_jax.training.optimizer import make_optimizer
 from pqt_jax.transform import bit_state
 from pqt_jax.transform.tree_paths import paths_and_leaves
 from support import tiny
@@ -28,14 +28,12 @@ def setup(**pqt):
     config = tiny.get_config()
     for name, value in pqt.items():
         config.pqt[name] = value
-    optimizer, rules = step.make_optimizer(config), schema.rules(config)
-    graph, state = states.init_state(config, optimizer)
-    options = {"penalty": bit_state.make_penalty(config), "snap": bit_state.snap_step(config)}
-    return config, state, step.make_train_step(graph, optimizer, rules, **options)
+    graph, state = states.init_state(config, make_optimizer(config))
+    return config, state, step.build_train_step(config, graph)
 
 
 def b_t_of(config, params):
-    return bit_state.bit_widths(params, schema.rules(config))
+    return bit_state.bit_widths(params, methods.make_rules(config))
 
 
 @pytest.mark.slow
@@ -65,11 +63,11 @@ def test_a_penalty_is_added_to_the_loss_and_moves_bits_alone(name, first):
 
 def test_size_is_that_of_blocks_of_whole_formats():
     config, state, _ = setup(penalty="size", penalty_weight=1.0, target_bits=4.0, init_bits=9.0)
-    penalty = bit_state.make_penalty(config)
+    penalty = methods.get_method(config).make_penalty(config)
     plan = quantize.plan_mixed(
         bit_state.weights(state.params),
         bit_state.collect_bits(state.params),
-        schema.rules(config),
+        methods.make_rules(config),
     )
     total = sizes.total_size(sizes.parameter_sizes(plan, bit_state.weights(state.params)).values())
     assert float(penalty(state.params)) == total.codes / total.weights == 12.0
@@ -78,12 +76,15 @@ def test_size_is_that_of_blocks_of_whole_formats():
 def test_methods_without_bits_have_no_penalty_and_no_snap():
     config = tiny.get_config()
     config.method, config.pqt.penalty, config.pqt.snap_at = "bf16", "layer", 0.5
-    assert bit_state.make_penalty(config) is None and bit_state.snap_step(config) is None
+    assert (
+        methods.get_method(config).make_penalty(config) is None
+        and methods.snap_step(config) is None
+    )
 
 
 def test_bits_snap_once_and_stay():
     config, state, train_step = setup(snap_at=0.1)  # after 6 of 60 steps
-    assert bit_state.snap_step(config) == 6
+    assert methods.snap_step(config) == 6
     seen = []
     for i in range(10):
         state, measured = train_step(state, batch(i % 3), KEY)

@@ -16,11 +16,13 @@ from jax.sharding import NamedSharding
 from pqt_jax import BitParam, evaluate, export, generate
 from pqt_jax.models import Llama2, partitioning
 from pqt_jax.numerics import keys
+from pqt_jax.quantization.diffq_sizes import diffq_sizes
+from pqt_jax.training import methods
 from pqt_jax.training import state as states
-from pqt_jax.training import step as steps
-from pqt_jax.training.config import schema
 from pqt_jax.training.loss import cross_entropy
+from pqt_jax.training.optimizer import make_optimizer
 from pqt_jax.training.run import metrics
+from pqt_jax.training.step import build_train_step
 from pqt_jax.transform import bit_state, diffq
 from pqt_jax.transform.tree_paths import map_paths, paths_and_leaves
 from support import tiny
@@ -177,14 +179,14 @@ def test_sizes_count_each_weight_once():
     s = 1 / (1 + math.exp(-logit("b", (18, 2))))  # a ragged group of three
     want = 3 * 13 * s * (1 - s) / 2**23
     assert float(gradient["b"][2, 2]) == pytest.approx(want, rel=1e-5)
-    sizes = diffq.sizes_of(params, logits)
+    sizes = diffq_sizes(params, logits)
     for path, shape in shapes.items():
         assert sizes[path].weights == math.prod(shape)
         assert sizes[path].codes == sum(round(width(x)) for x in each[path])
         assert sizes[path].scales == 64 * (3 if path == "c" else 1)
         assert sizes[path].tags == 4 * logits[path].size
     narrow = diffq.Options(min_bits=2.0, max_bits=4.0, init_bits=3.0)
-    assert diffq.sizes_of(params, logits, narrow)["a"].tags == 2 * logits["a"].size
+    assert diffq_sizes(params, logits, narrow)["a"].tags == 2 * logits["a"].size
 
 
 def test_logits_of_another_shape_are_named():
@@ -212,14 +214,9 @@ def setup(model=tiny.LLAMA2, **fields):
     config = tiny.get_config(model)
     config.method = "diffq"
     config.update_from_flattened_dict({name.replace("__", "."): x for name, x in fields.items()})
-    optimizer = steps.make_optimizer(config)
+    optimizer = make_optimizer(config)
     graph, state = states.init_state(config, optimizer)
-    options = {
-        "penalty": bit_state.make_penalty(config),
-        "outside": bit_state.outside(config),
-    }
-    options["parts"] = steps.parts_of(config)
-    return config, graph, state, steps.make_train_step(graph, optimizer, [], **options)
+    return config, graph, state, build_train_step(config, graph, optimizer)
 
 
 def batch(i=0, rows=4):
@@ -240,7 +237,7 @@ def test_a_step_is_that_of_the_bare_model_under_sampled_weights(chunk, dtype):
     for path, leaf in paths_and_leaves(of_seed).items():
         np.testing.assert_allclose(paths_and_leaves(params)[path], leaf, rtol=1e-6, atol=1e-8)
     state = jax.tree.map(jnp.copy, state)  # a step donates what it is given
-    tokens, logits = jnp.asarray(batch(), jnp.int32), bit_state.logits_of(state.params)
+    tokens, logits = jnp.asarray(batch(), jnp.int32), bit_state.collect_logits(state.params)
 
     def loss(params):
         hats = diffq.sample(params, logits, keys.step_key(KEY, 0))
@@ -266,9 +263,9 @@ def test_logits_move_by_an_adam_of_their_own():
     """
     fields = {"diffq__learning_rate": 0.25, "diffq__penalty": 1e5}
     _, _, state, train_step = setup(**fields, optimizer__clip_norm=1e-6)
-    before = paths_and_leaves(jax.device_get(bit_state.logits_of(state.params)))
+    before = paths_and_leaves(jax.device_get(bit_state.collect_logits(state.params)))
     after, _ = train_step(state, batch(), KEY)
-    for path, leaf in paths_and_leaves(bit_state.logits_of(after.params)).items():
+    for path, leaf in paths_and_leaves(bit_state.collect_logits(after.params)).items():
         assert leaf.shape == (2, before[path].shape[1], before[path].shape[2])
         np.testing.assert_allclose(leaf, before[path] - 0.25, rtol=1e-5)
 
@@ -298,7 +295,7 @@ def test_noise_of_a_microbatch_is_that_of_its_key():
     expected = []
     for part in range(2):
         key = jax.random.fold_in(keys.step_key(KEY, 0), part)
-        weights = bit_state.outside(config).sample(state.params, key)
+        weights = methods.get_method(config).make_sampler(config)(state.params, key)
         tokens = jnp.asarray(batch()[part::2], jnp.int32)
         logits = jax.jit(lambda w, x: nnx.merge(graph, w)(x))(weights, tokens[:, :-1])
         expected.append(cross_entropy(logits, tokens[:, 1:]))
@@ -308,9 +305,9 @@ def test_noise_of_a_microbatch_is_that_of_its_key():
 def test_logits_are_no_bits_of_blocks():
     config, _, state, _ = setup(pqt__pattern="h/mlp/down/kernel|embed/embedding")
     assert bit_state.collect_bits(state.params) == {}
-    assert bit_state.bit_widths(state.params, schema.rules(config)) == {}
-    assert bit_state.are_learned(state.params)
-    found = paths_and_leaves(bit_state.logits_of(state.params))
+    assert bit_state.bit_widths(state.params, methods.make_rules(config)) == {}
+    assert bit_state.has_bits(state.params)
+    found = paths_and_leaves(bit_state.collect_logits(state.params))
     shapes = {path: leaf.shape for path, leaf in found.items()}
     assert shapes == {"h/mlp/down/kernel": (2, 8, 32), "embed/embedding": (256, 4)}
     assert not jax.tree.leaves(nnx.filter_state(bit_state.weights(state.params), BitParam))
@@ -323,25 +320,25 @@ WIDE = dataclasses.replace(tiny.LLAMA2, d_model=64, num_heads=4, d_ff=128, vocab
 @pytest.mark.parametrize("sizes", SIZES, ids=str)
 def test_a_mesh_changes_neither_noise_nor_training(sizes):
     fields = {"data__batch": 8, "pqt__pattern": "h/.*/kernel|embed/embedding", "model__d_ff": 96}
-    mesh = partitioning.make(*sizes)
+    mesh = partitioning.make_mesh(*sizes)
     found = {}
     for name, on in (("alone", None), ("mesh", mesh)):
-        with partitioning.entered(on):
+        with partitioning.use_mesh(on):
             config, _, state, train_step = setup(WIDE, **fields)
-            sample = jax.jit(bit_state.outside(config).sample)
+            sample = jax.jit(methods.get_method(config).make_sampler(config))
             # A step of 1: what is left is R alone, and w of 0 or 1.
             one = lambda path, x: jnp.zeros_like(x).at[..., 0, 0].set(1) if x.ndim > 1 else x  # noqa: E731
             hats = paths_and_leaves(sample(map_paths(one, state.params), KEY))
             w_hats = paths_and_leaves(sample(state.params, KEY))
-            places = paths_and_leaves(bit_state.logits_of(state.params))
+            places = paths_and_leaves(bit_state.collect_logits(state.params))
             measured = []
             for i in range(3):
-                state, values = train_step(state, partitioning.put(batch(i, 8), on), KEY)
+                state, values = train_step(state, partitioning.put_batch(batch(i, 8), on), KEY)
                 measured.append([float(values[n]) for n in ("loss", "grad_norm", "bits_min")])
         found[name] = jax.device_get((hats, w_hats)), measured
         if on is not None:
             for path, leaf in places.items():
-                wanted = NamedSharding(mesh, partitioning.spec(path, leaf.shape, mesh))
+                wanted = NamedSharding(mesh, partitioning.partition_spec(path, leaf.shape, mesh))
                 assert leaf.sharding.is_equivalent_to(wanted, leaf.ndim), path
     for alone, split in zip(found["alone"][0], found["mesh"][0], strict=True):
         for path, leaf in alone.items():
@@ -352,7 +349,7 @@ def test_a_mesh_changes_neither_noise_nor_training(sizes):
 def split_alike(path, shape):
     mesh = jax.sharding.AbstractMesh((1, 4, 2), partitioning.AXES)
     groups = diffq.init(path, shape).shape
-    return partitioning.spec(path, shape, mesh) == partitioning.spec(
+    return partitioning.partition_spec(path, shape, mesh) == partitioning.partition_spec(
         f"pqt_bits/{path}", groups, mesh
     )
 

@@ -23,8 +23,13 @@ from pqt_jax.transform import diffq
 from pqt_jax.transform.rules import Rule
 
 PENALTIES = ("none", "layer", "average", "size")
-# Method → noise of its rules; None where it samples outside the model and needs no rules.
-METHODS = {"bf16": "none", "gaussws": "gauss", "uniform": "uniform", "ste": "none", "diffq": None}
+METHODS = {  # what `training.methods` implements, with the words of `--help`
+    "bf16": "cast alone",
+    "gaussws": "rounded normal noise",
+    "uniform": "noise U(-1/2, 1/2)",
+    "ste": "rounding to `pqt.dtype` with straight-through gradients",
+    "diffq": "DiffQ as published",
+}
 OPTIMIZERS, SCHEDULES = ("adamw", "adam_mini"), ("cosine", "linear")
 KERNELS = {  # short names for patterns in config.pqt.pattern
     "all": "h/.*/kernel",
@@ -227,8 +232,7 @@ class RunConfig:
 
     method: str = setting(
         "gaussws",
-        "bf16: cast alone; gaussws: rounded normal noise; uniform: noise U(-1/2, 1/2); ste: "
-        "rounding to `pqt.dtype` with straight-through gradients; diffq: DiffQ as published.",
+        "; ".join(f"{name}: {words}" for name, words in METHODS.items()) + ".",
         choices=tuple(METHODS),
     )
     seed: int = setting(
@@ -281,21 +285,14 @@ def model_config(config: Config) -> ModelConfig:
     return MODELS[options.pop("name")].config_class(**options)
 
 
-def rules(config: Config) -> list[Rule]:
-    """The rules of the method. Those of bf16 and ste cast without noise, and learn no bits."""
-    if METHODS[config.method] is None:
-        return []
-    cast = {"dtype": "bfloat16"} if config.method == "bf16" else {}
-    return _rules(config, noise=METHODS[config.method], **cast)
-
-
 def quantization_rules(config: Config) -> list[Rule]:
     """The rules that say what is quantized at the end: the same for every method."""
-    return _rules(config, noise="gauss")
+    return sampling_rules(config, noise="gauss")
 
 
-def _rules(config: Config, **special: Any) -> list[Rule]:
+def sampling_rules(config: Config, **changes: Any) -> list[Rule]:
+    """The rules in the section `config.pqt`, with the options of `Rule` that a method changes."""
     pqt = config.pqt
     options: dict[str, Any] = {"target_bits": pqt.target_bits, "init_bits": pqt.init_bits}
-    options |= {"block": pqt.block, "dtype": pqt.dtype, **special}
+    options |= {"block": pqt.block, "dtype": pqt.dtype, **changes}
     return [Rule(KERNELS.get(pqt.pattern, pqt.pattern), **options)]

@@ -10,14 +10,15 @@ import os
 from typing import Any, NoReturn
 
 import jax
+from jax.sharding import Mesh
 
 from pqt_jax.errors import InputError
-from pqt_jax.models import attention, get_spec
-from pqt_jax.numerics.formats import BF16, as_format
+from pqt_jax.models import attention, get_spec, partitioning
 from pqt_jax.training.config import schema
 from pqt_jax.training.config.field_values import as_float32
 from pqt_jax.training.config.fields import check_ranges
 from pqt_jax.training.config.schema import Config
+from pqt_jax.training.methods import get_method
 
 
 def check(config: Config) -> None:
@@ -32,6 +33,7 @@ def check(config: Config) -> None:
     _check_model(config)
     _check_pqt(config)
     _check_diffq(config)
+    _check_method(config)
 
 
 def check_devices(config: Config) -> None:
@@ -54,6 +56,34 @@ def check_devices(config: Config) -> None:
             f"config.data.length={config.data.length}; with cuDNN's attention and "
             "config.data.boundaries='mask' it must be even, or config.model.attention xla"
         )
+
+
+def check_mesh(config: Config, mesh: Mesh | None) -> None:
+    """Check that the mesh divides the batch and the model.
+
+    Args:
+      config: of the run.
+      mesh: of its devices; None for one device.
+
+    Raises:
+      InputError: if it does not; the message names the field.
+    """
+    if mesh is None:
+        return
+    splits = math.prod(mesh.shape[name] for name in partitioning.BATCH)
+    sequences = config.data.batch // config.data.microbatches
+    if sequences % splits:
+        of = " / config.data.microbatches" if config.data.microbatches > 1 else ""
+        raise InputError(
+            f"config.data.batch{of}={sequences}; it must be a multiple of {splits}, the devices "
+            "along config.mesh.data and config.mesh.fsdp"
+        )
+    for name in ("num_heads", "d_ff"):
+        value, tensor = getattr(config.model, name), mesh.shape["tensor"]
+        if value % tensor:
+            raise InputError(
+                f"config.mesh.tensor={tensor}; it must divide config.model.{name}={value}"
+            )
 
 
 def _refuse(name: str, value: Any, wanted: str) -> NoReturn:
@@ -123,25 +153,18 @@ def _check_pqt(config: Config) -> None:
             f"{pqt.init_bits}: bits that do not move cannot snap"
         )
         _refuse("pqt.snap_at", pqt.snap_at, wanted)
-    if config.method == "ste" and as_format(pqt.dtype) == BF16:
-        wanted = "a format to round to with config.method='ste', such as float6_e3m2fn"
-        _refuse("pqt.dtype", pqt.dtype, wanted)
 
 
 def _check_diffq(config: Config) -> None:
-    options, pqt = config.diffq, config.pqt
+    options = config.diffq
     if not options.min_bits < options.init_bits < options.max_bits:
         wanted = (
             f"between config.diffq.min_bits={options.min_bits} and "
             f"config.diffq.max_bits={options.max_bits}"
         )
         _refuse("diffq.init_bits", options.init_bits, wanted)
-    if config.method != "diffq":
-        return
-    method = "with config.method='diffq'"
-    if pqt.penalty != "none":
-        _refuse("pqt.penalty", pqt.penalty, f"none {method}, which has config.diffq.penalty")
-    if pqt.snap_at != 1:
-        _refuse("pqt.snap_at", pqt.snap_at, f"1 {method}, whose bits are not those of formats")
-    if pqt.dtype != "bfloat16":
-        _refuse("pqt.dtype", pqt.dtype, f"bfloat16 {method}, which casts nothing")
+
+
+def _check_method(config: Config) -> None:
+    if conflict := get_method(config).find_conflict(config):
+        _refuse(*conflict)

@@ -73,7 +73,7 @@ def reduce_bit_widths(params: nnx.State, rules: Sequence[Rule]) -> dict[str, Any
         index = jnp.where(jnp.isnan(b_t), len(MIXED_FORMATS), format_index(b_t))
         own = [jnp.where(index == i, held, np.uint32(0)) for i in range(len(MIXED_FORMATS) + 1)]
         counts.append(jnp.sum(jnp.stack(own, -1), axis=(1, 2), dtype=jnp.uint32))
-    return partitioning.held(
+    return partitioning.constrain_state(
         {"layers": layers, "counts": jnp.concatenate(counts)} if layers else {}
     )
 

@@ -11,7 +11,7 @@ losses. For losses that are normally distributed 1.4826 · MAD is their standard
 it nor the median is moved by the spikes themselves. The second term keeps a loss that hardly moves
 from making a spike of a hundredth.
 
-A step is *skipped* if its loss or gradient was not finite: `step.make_train_step` leaves weights
+A step is *skipped* if its loss or gradient was not finite: `step.build_train_step` leaves weights
 and optimizer as they were. After `config.watch.skips` in a row, training ends.
 """
 

@@ -13,12 +13,11 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from pqt_jax.analysis import load
 from pqt_jax.models import partitioning
-from pqt_jax.training import final_evaluation
+from pqt_jax.training import final_evaluation, methods, named_formats
 from pqt_jax.training import state as states
-from pqt_jax.training import step as steps
 from pqt_jax.training.config import schema
+from pqt_jax.training.optimizer import make_optimizer
 from pqt_jax.training.run import bit_history, metrics
 from pqt_jax.transform import bit_state
 from pqt_jax.transform.nnx_wrapper import BitParam
@@ -33,7 +32,7 @@ def make_params(model=RAGGED, **pqt):
     """Parameters of which every block has a bit-width of its own, and the rules."""
     config = tiny.get_config(model)
     config.pqt.update(pqt)
-    _, state = states.init_state(config, steps.make_optimizer(config))
+    _, state = states.init_state(config, make_optimizer(config))
     rng = np.random.default_rng(0)
     draw = lambda x: jnp.asarray(rng.uniform(-1.5, 3, x.shape), jnp.float32)  # noqa: E731
     bits = jax.tree.map(draw, nnx.filter_state(state.params, BitParam))
@@ -42,7 +41,7 @@ def make_params(model=RAGGED, **pqt):
 
 def test_layers_and_formats_are_those_of_every_block():
     config, params = make_params()
-    rules = schema.rules(config)
+    rules = methods.make_rules(config)
     found = bit_history.measure(params, rules)
     b_t = paths_and_leaves(bit_state.bit_widths(params, rules))
     assert list(found["layers"]) == list(b_t) and len(b_t) == 7
@@ -51,20 +50,20 @@ def test_layers_and_formats_are_those_of_every_block():
         assert len(means) == 3
         np.testing.assert_allclose(means, by_hand, rtol=1e-6)
     # Exactly the shares of the table at the end, though that counts on the host.
-    plan = load.plan_for(params, schema.quantization_rules(config), "mixed")
+    plan = named_formats.make_plan(params, schema.quantization_rules(config), "mixed")
     assert found["formats"] == final_evaluation.format_shares(plan, params)
     assert len(found["formats"]) == 5
 
 
 def test_a_bit_width_that_is_nan_has_no_format_and_spoils_its_layer_alone():
     config, params = make_params(tiny.LLAMA2)  # matrices of 1·1 or 1·2 blocks
-    whole = bit_history.measure(params, schema.rules(config))
+    whole = bit_history.measure(params, methods.make_rules(config))
 
     def spoil(path, leaf):
         return leaf.at[1].set(jnp.nan) if re.search(f"{BITS}/(.*/)?q/kernel$", path) else leaf
 
     params = map_paths(spoil, params)
-    found = bit_history.measure(params, schema.rules(config))
+    found = bit_history.measure(params, methods.make_rules(config))
     first, second = found["layers"].pop("h/attn/q/kernel")
     assert first == whole["layers"].pop("h/attn/q/kernel")[0] and np.isnan(second)
     assert found["layers"] == whole["layers"]
@@ -75,11 +74,11 @@ def test_a_bit_width_that_is_nan_has_no_format_and_spoils_its_layer_alone():
 def test_every_mesh_measures_the_same_and_hands_out_whole_results():
     wide = dataclasses.replace(tiny.LLAMA2, d_model=256, num_heads=8, d_ff=512)
     config, params = make_params(wide)
-    rules = tuple(schema.rules(config))
+    rules = tuple(methods.make_rules(config))
     alone = bit_history.measure(params, rules)
-    mesh = partitioning.make(data=1, fsdp=4, tensor=2)
-    with partitioning.entered(mesh):
-        placed = jax.jit(partitioning.held)(params)
+    mesh = partitioning.make_mesh(data=1, fsdp=4, tensor=2)
+    with partitioning.use_mesh(mesh):
+        placed = jax.jit(partitioning.constrain_state)(params)
         reduced = jax.jit(bit_history.reduce_bit_widths, static_argnums=1)(placed, rules)
         found = bit_history.measure(placed, rules)
     assert not any(leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(placed)[:1])
@@ -94,7 +93,7 @@ def test_records_come_back(tmp_path):
     path = tmp_path / "bits.jsonl"
     assert bit_history.read(path) == []
     config, params = make_params()
-    measured = bit_history.measure(params, schema.rules(config))
+    measured = bit_history.measure(params, methods.make_rules(config))
     measured["layers"]["h/attn/q/kernel"][1] = float("nan")
     for step in (4, 8):
         bit_history.append(path, step, 64 * step, measured)
@@ -111,8 +110,8 @@ def test_records_come_back(tmp_path):
 def test_methods_without_bits_write_nothing(tmp_path):
     config = tiny.get_config()
     config.method = "bf16"
-    _, state = states.init_state(config, steps.make_optimizer(config))
-    measured = bit_history.measure(state.params, schema.rules(config))
+    _, state = states.init_state(config, make_optimizer(config))
+    measured = bit_history.measure(state.params, methods.make_rules(config))
     assert measured == {}
     bit_history.append(tmp_path / "bits.jsonl", 1, 64, measured)
     assert metrics.truncate(tmp_path / "bits.jsonl", 1) == 0

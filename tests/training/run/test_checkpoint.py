@@ -24,7 +24,7 @@ from pqt_jax.data.source import Text
 from pqt_jax.errors import InputError, OutputError
 from pqt_jax.models import partitioning
 from pqt_jax.training import state as states
-from pqt_jax.training import step as steps
+from pqt_jax.training.optimizer import make_optimizer
 from pqt_jax.training.run import checkpoint, digests, orbax_errors, workdir
 from support import tiny
 
@@ -39,7 +39,7 @@ META = meta_of(tiny.get_config())
 
 
 def fresh(config):
-    return states.init_state(config, steps.make_optimizer(config))[1]
+    return states.init_state(config, make_optimizer(config))[1]
 
 
 @contextlib.contextmanager
@@ -89,7 +89,9 @@ def test_digests_are_of_values_and_places_and_the_same_on_every_mesh():
     (whole,) = digests.array_digests([x]).values()
     for split in (dict(data=2, fsdp=2, tensor=2), dict(data=8, fsdp=1, tensor=1)):
         axes = jax.sharding.PartitionSpec(None, ("fsdp", "data"), "tensor")
-        placed = jax.device_put(x, jax.sharding.NamedSharding(partitioning.make(**split), axes))
+        placed = jax.device_put(
+            x, jax.sharding.NamedSharding(partitioning.make_mesh(**split), axes)
+        )
         assert list(digests.array_digests([placed]).values()) == [whole]
     others = [x.copy() for _ in range(40)]
     rng = np.random.default_rng(1)

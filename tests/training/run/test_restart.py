@@ -220,7 +220,7 @@ def test_a_signal_during_preparation_ends_the_run_in_order(tmp_path, capsys, mon
         assert main(tmp_path) == 128 + signal.SIGTERM
     out = capsys.readouterr().out
     assert "stopped at step 0 of 60" in out and "ready" not in out
-    monkeypatch.setattr(steps, "make_train_step", interrupt(steps.make_train_step))
+    monkeypatch.setattr(steps, "build_train_step", interrupt(steps.build_train_step))
     assert main(tmp_path) == 128 + signal.SIGTERM
     assert "stopped at step 1 of 60" in capsys.readouterr().out
     assert (tmp_path / "run" / "checkpoints" / "1").is_dir()

@@ -1,0 +1,45 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright 2026 The pqt_jax Authors
+"""Bits that weights take when DiffQ has rounded them.
+
+bits of a parameter = codes + scales + tags
+
+codes    each weight, in the whole bits of its group
+scales   two float32 for each matrix, its minimum and maximum
+tags     for each group, the bits that tell its width from the others between `min_bits` and
+         `max_bits`: four for 2 to 15, half a bit per weight in groups of eight
+"""
+
+import math
+from typing import Any
+
+import numpy as np
+
+from pqt_jax.quantization.sizes import StoredSize
+from pqt_jax.transform.diffq import Options, bit_width, weights_per_group
+from pqt_jax.transform.tree_paths import paths_and_leaves
+
+
+def diffq_sizes(params: Any, logits: Any, options: Options = Options()) -> dict[str, StoredSize]:
+    """The stored size of each quantized parameter, by its path.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from pqt_jax.transform import diffq
+      >>> diffq_sizes({"w": jnp.ones((16, 4))}, {"w": diffq.init("w", (16, 4))})
+      {'w': StoredSize(weights=64, codes=512, scales=64, tags=32)}
+
+    Args:
+      params: pytree of arrays, or of their shapes.
+      logits: nested by the paths of the parameters.
+      options: of the method.
+    """
+    shapes, sizes = paths_and_leaves(params), {}
+    tag = math.ceil(math.log2(round(options.max_bits) - round(options.min_bits) + 1))
+    for path, leaf in paths_and_leaves(logits).items():
+        shape = shapes[path].shape
+        b = np.round(np.asarray(bit_width(leaf, options))).astype(np.int64)
+        codes = int((b * weights_per_group(shape, leaf.shape, options.group)).sum())
+        matrices = math.prod(shape[:-2])
+        sizes[path] = StoredSize(math.prod(shape), codes, 64 * matrices, tag * leaf.size)
+    return sizes

@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright 2026 The pqt_jax Authors
+"""The methods in which the wrapped model samples its own weights, block by block.
+
+bf16       the cast to bfloat16 alone
+gaussws    rounded normal noise, learned bit-widths
+uniform    noise U(−½, ½), learned bit-widths
+ste        rounding to `pqt.dtype`, gradients straight through
+"""
+
+import functools
+from typing import Any
+
+import jax.numpy as jnp
+from flax import nnx
+
+from pqt_jax.models import build_model
+from pqt_jax.numerics import bit_width
+from pqt_jax.numerics.formats import BF16, as_format
+from pqt_jax.quantization import sizes
+from pqt_jax.training.config import schema
+from pqt_jax.training.config.schema import Config
+from pqt_jax.training.methods.method import BitsOptimizer, Conflict, Method, Penalty, Schedule
+from pqt_jax.transform import bit_state
+from pqt_jax.transform.rules import resolve
+from pqt_jax.transform.tree_paths import paths_and_leaves
+
+
+def _make_method(name: str, noise: str, cast: dict[str, Any] | None = None) -> Method:
+    """The record of one method; `cast` holds options of its rules in place of the config's."""
+    make_rules = functools.partial(schema.sampling_rules, noise=noise, **(cast or {}))
+
+    def make_model(config: Config, rngs: nnx.Rngs) -> nnx.Module:
+        return build_model(schema.model_config(config), make_rules(config), rngs=rngs)
+
+    def bit_widths(config: Config, params: nnx.State) -> dict[str, Any]:
+        return bit_state.bit_widths(params, make_rules(config))
+
+    learns_bits = noise != "none"
+    return Method(
+        name=name,
+        learns_bits=learns_bits,
+        make_rules=make_rules,
+        make_model=make_model,
+        bit_widths=bit_widths,
+        make_penalty=functools.partial(_make_penalty, bit_widths if learns_bits else None),
+        make_bits_optimizer=_make_bits_optimizer,
+        find_conflict=_find_ste_conflict if name == "ste" else _find_no_conflict,
+    )
+
+
+def _make_penalty(bit_widths: Any, config: Config) -> Penalty | None:
+    """What `config.pqt.penalty` adds to the loss, apart from the decay of the bit-widths.
+
+        layer      Σ_layers mean_B |b_t − b_target|       `bit_width.layer_loss`
+        average    (mean_B b_t − average_bits)²           `bit_width.average_loss`
+        size       mean bits of a stored weight           `sizes.mean_bits`
+
+    Args:
+      bit_widths: as in `Method`; None where no bits are learned.
+      config: of the run.
+
+    Returns:
+      `params -> float32 scalar`, times `penalty_weight`; None without a penalty.
+    """
+    pqt = config.pqt
+    if bit_widths is None or pqt.penalty == "none":
+        return None
+
+    def penalty(params):
+        b_t = bit_widths(config, params)
+        if pqt.penalty == "layer":
+            return pqt.penalty_weight * bit_width.layer_loss(b_t, pqt.target_bits)
+        if pqt.penalty == "average":
+            return pqt.penalty_weight * bit_width.average_loss(b_t, pqt.average_bits)
+        b_t, shapes = paths_and_leaves(b_t), paths_and_leaves(bit_state.weights(params))
+        specs = resolve(schema.quantization_rules(config), shapes)
+        counts = {path: sizes.weights_per_block(shapes[path].shape, specs[path]) for path in b_t}
+        return pqt.penalty_weight * sizes.mean_bits(b_t, counts)
+
+    return penalty
+
+
+def _make_bits_optimizer(config: Config, schedule: Schedule, snap: int | None) -> BitsOptimizer:
+    """The bits follow the weights' schedule at a rate of their own, until they snap and stay."""
+    ratio = config.pqt.learning_rate / config.optimizer.learning_rate
+
+    def learning_rate(step):
+        rate = ratio * schedule(step)
+        return rate if snap is None else jnp.where(step >= snap, 0.0, rate)
+
+    return BitsOptimizer(learning_rate, config.pqt.weight_decay)
+
+
+def _find_no_conflict(config: Config) -> Conflict | None:
+    return None
+
+
+def _find_ste_conflict(config: Config) -> Conflict | None:
+    if as_format(config.pqt.dtype) != BF16:
+        return None
+    wanted = "a format to round to with config.method='ste', such as float6_e3m2fn"
+    return Conflict("pqt.dtype", config.pqt.dtype, wanted)
+
+
+METHODS = (
+    _make_method("bf16", "none", {"dtype": "bfloat16"}),
+    _make_method("gaussws", "gauss"),
+    _make_method("uniform", "uniform"),
+    _make_method("ste", "none"),
+)

@@ -13,7 +13,7 @@ from matplotlib.ticker import MaxNLocator
 from pqt_jax.analysis import plot_style, run_reader
 from pqt_jax.analysis.plot_style import Runs, run_style
 from pqt_jax.analysis.run_reader import RecordedRun
-from pqt_jax.models.stacked import short_kernel_name
+from pqt_jax.models.decoder import short_kernel_name
 from pqt_jax.training.run.run_plots import leave_empty, smooth, style_axes
 
 B_T = "mean bit-width $b_t$ (bits)"

@@ -72,7 +72,7 @@ def scan(blocks: Any, x: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
     """Decode by stacked blocks one after the other, each with its own slice of the cache.
 
     Args:
-      blocks: what `stacked.stack` returned.
+      blocks: from `decoder.stack_blocks`.
       x: [batch, T, d_model], of the tokens from position `cache.length` on.
       cache: of the tokens before them.
 

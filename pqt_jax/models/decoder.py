@@ -1,30 +1,40 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright 2026 The pqt_jax Authors
-"""What language models share: tokens → embedded → blocks → logits, as windows or behind a cache."""
+"""Decoders: tokens → embedding → blocks, in one scan over the layers → logits.
 
+Parameters of the blocks, which have the path `h`, have a leading axis for the layer. ŵ is made
+inside the scan, for one layer at a time.
+"""
+
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax import lax
 
 from pqt_jax.models import cache as caches
-from pqt_jax.models import layers, stacked
+from pqt_jax.models import layers, partitioning
 from pqt_jax.models.cache import Cache
 from pqt_jax.models.document_mask import positions
+from pqt_jax.transform.model import pqt_transform
+from pqt_jax.transform.rules import Rule, first_match, resolve
+from pqt_jax.transform.tree_paths import BITS, paths_and_leaves
 
 
 class LanguageModel(nnx.Module):
     """A decoder made of stacked blocks.
 
-    A subclass sets in its `__init__`, each part wrapped by `stacked.sampled` or `stacked.stack`:
+    A subclass sets these attributes in its `__init__`, parts wrapped by `wrap_part` and blocks made
+    by `stack_blocks`:
 
     Attributes:
       config: its shape, with `max_length`, `num_layers`, `kv_heads`, `remat`, `tie_embeddings`.
       embed: `layers.Embed`.
-      h: the blocks, called as `stacked.scan` and `cache.scan` do.
-      norm: before the head.
-      head: `layers.Head`; none with tied embeddings.
+      h: the blocks; each maps (x, segments) to x, and has `decode(x, cache)`.
+      norm: the norm before the head.
+      head: `layers.Head`; absent with tied embeddings.
     """
 
     config: Any
@@ -44,8 +54,8 @@ class LanguageModel(nnx.Module):
 
         Args:
           tokens: int[batch, T], T at most `max_length`.
-          segments: int[batch, T], the document that a token is of, as `document_mask.make_windows`
-            numbers them: each is read as if it were alone; None for one in every row.
+          segments: int[batch, T], each token's document, from `document_mask.make_windows`.
+            Documents do not attend to each other. None for one document in every row.
           pqt_key: the step's key (`keys.step_key`), which samples the weights; None for the bare
             model.
 
@@ -57,15 +67,15 @@ class LanguageModel(nnx.Module):
     def embedded(
         self, tokens: jax.Array, at: jax.Array, *, pqt_key: jax.Array | None = None
     ) -> jax.Array:
-        """What the first block is given, [batch, T, d_model].
+        """The input of the first block, [batch, T, d_model].
 
         Args:
           tokens: int[batch, T].
           at: int[T] or int[batch, T], their positions in their documents.
           pqt_key: as in a call.
         """
-        del at  # rotary positions are the attention's
-        return stacked.call(self.embed, tokens, key=pqt_key)
+        del at  # with rotary positions, the attention uses them
+        return call_part(self.embed, tokens, key=pqt_key)
 
     def hidden(
         self,
@@ -74,35 +84,35 @@ class LanguageModel(nnx.Module):
         *,
         pqt_key: jax.Array | None = None,
     ) -> jax.Array:
-        """What the last block returns, [batch, T, d_model], of which `logits` makes logits."""
+        """The output of the last block, [batch, T, d_model], which `logits` takes."""
         config = self.config
         layers.check_length(tokens, config)
         at = jnp.arange(tokens.shape[1]) if segments is None else positions(segments)
         x = self.embedded(tokens, at, pqt_key=pqt_key)
         options = {"length": config.num_layers, "remat": config.remat}
-        return stacked.scan(self.h, x, pqt_key, segments, **options)
+        return scan_blocks(self.h, x, pqt_key, segments, **options)
 
     def logits(self, x: jax.Array, *, pqt_key: jax.Array | None = None) -> jax.Array:
-        """float32[batch, T, vocab_size] of what `hidden` returns, or of a part of its T."""
+        """float32[batch, T, vocab_size] from the output of `hidden`, or from part of its T."""
         x = self.norm(x)
         if self.config.tie_embeddings:
-            return stacked.call(self.embed, x, project=True, key=pqt_key)
-        return stacked.call(self.head, x, key=pqt_key)
+            return call_part(self.embed, x, project=True, key=pqt_key)
+        return call_part(self.head, x, key=pqt_key)
 
     def init_cache(self, batch: int, capacity: int | None = None) -> Cache:
         """An empty cache for `decode`; capacity in tokens, None for `max_length`."""
         return caches.init(self.config, batch, capacity)
 
     def decode(self, tokens: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
-        """Logits of the bare model for tokens that go on from those in a cache.
+        """Logits of the bare model for tokens that follow those in a cache.
 
         Args:
-          tokens: int[batch, T], any T that the cache has room for.
-          cache: from `init_cache`, or from the call before.
+          tokens: int[batch, T].
+          cache: from `init_cache`, or from the previous call.
 
         Returns:
-          (float32[batch, T, vocab_size], the cache with T more tokens). Where jit hides that they
-          do not fit, the logits are NaN.
+          (float32[batch, T, vocab_size], the cache with T more tokens). Under jit, where the length
+          is not known, the logits of tokens that do not fit are NaN.
 
         Raises:
           ValueError: if they do not fit.
@@ -111,3 +121,113 @@ class LanguageModel(nnx.Module):
         x = self.embedded(tokens, cache.length + jnp.arange(tokens.shape[1]))
         x, cache = caches.scan(self.h, x, cache)
         return caches.spoil_overflow(self.logits(x), cache), cache
+
+
+def scan_blocks(
+    blocks: Any,
+    x: jax.Array,
+    key: jax.Array | None,
+    segments: jax.Array | None = None,
+    *,
+    length: int,
+    remat: bool,
+) -> jax.Array:
+    """Call stacked blocks one after the other, each with its own slice of the parameters.
+
+    ŵ is made inside the loop, for one layer at a time, and again in the backward pass. With `remat`
+    the backward pass recomputes whole blocks; without, it keeps the results of matrix products.
+
+    Args:
+      blocks: from `stack_blocks`.
+      x: [batch, T, d_model].
+      key: the step's key, or None for the bare blocks.
+      segments: int[batch, T] for every block, or None; see `Attention`.
+      length: number of blocks.
+      remat: recompute whole blocks in the backward pass.
+
+    Returns:
+      [batch, T, d_model].
+    """
+    graph, state = nnx.split(blocks)
+
+    def body(x, layer):
+        index, state = layer
+        return partitioning.constrain_activations(
+            call_part(nnx.merge(graph, state), x, segments, key=key, lead=index)
+        ), None
+
+    policies = jax.checkpoint_policies
+    policy = policies.nothing_saveable if remat else policies.dots_saveable
+    body = jax.checkpoint(body, prevent_cse=False, policy=policy)  # the scan is a barrier
+    return lax.scan(body, partitioning.constrain_activations(x), (jnp.arange(length), state))[0]
+
+
+def wrap_part(module: Any, rules: Sequence[Rule], path: str) -> Any:
+    """Wrap a part of a model with the rules that sample something in it.
+
+    Args:
+      module: the bare part.
+      rules: rules on the paths of the whole model.
+      path: of the part in the model.
+
+    Returns:
+      The part, wrapped, or as it was if no rule samples anything in it.
+    """
+    shapes = paths_and_leaves(nnx.state(module, nnx.Param), path)
+    matrices = {first_match(rules, name) for name, leaf in shapes.items() if leaf.ndim >= 2}
+    matching = [rule for rule in rules if rule in matrices]
+    if not any(rule.spec for rule in matching):
+        return module
+    return pqt_transform(module, matching, prefix=path)
+
+
+def stack_blocks(
+    make: Callable[..., Any], length: int, rules: Sequence[Rule], rngs: nnx.Rngs
+) -> Any:
+    """`length` blocks as one module whose parameters have a leading axis, wrapped for sampling.
+
+    Args:
+      make: (layer index, rngs) → block; the index is traced.
+      length: number of blocks.
+      rules: rules on the paths of the whole model, in which the blocks have the path `h`.
+      rngs: randomness of the initial values.
+    """
+
+    def block(index, rngs):
+        return wrap_part(make(index, rngs), rules, "h")
+
+    return nnx.vmap(block)(jnp.arange(length), rngs.split(length))
+
+
+def call_part(module: Any, *args: Any, key: jax.Array | None, lead: Any = 0, **options: Any) -> Any:
+    """Call a part of a model; its weights are sampled if it is wrapped and `key` is not None."""
+    if key is not None and hasattr(module, BITS):
+        return module(*args, pqt_key=key, pqt_lead=lead, **options)
+    return module(*args, **options)
+
+
+def check_rules(model: nnx.Module, rules: Sequence[Rule]) -> None:
+    """Raise ValueError for a rule that samples nothing in the whole model, or stacked vectors.
+
+    A stack of vectors has two axes, as a matrix has. In the scan, where ŵ is made, they are single
+    vectors, which are never sampled.
+    """
+    shapes = paths_and_leaves(nnx.state(model, nnx.Param))
+    for path, leaf in shapes.items():
+        rule = first_match(rules, path)
+        if path.startswith("h/") and len(leaf.shape) < 3 and rule is not None and rule.spec:
+            raise ValueError(
+                f"{rule} matches {path!r}, a stack of vectors, which are never sampled; match "
+                "matrices alone, as 'h/.*/kernel' does"
+            )
+    resolve(rules, shapes)
+
+
+def short_kernel_name(path: str) -> str:
+    """The name of a kernel in tables and pictures.
+
+    Example:
+      >>> short_kernel_name("h/attn/q/kernel")
+      'attn/q'
+    """
+    return path.removeprefix("h/").removesuffix("/kernel")

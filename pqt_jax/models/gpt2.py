@@ -20,7 +20,7 @@ from typing import ClassVar, get_args
 import jax
 from flax import nnx
 
-from pqt_jax.models import layers, stacked
+from pqt_jax.models import decoder, layers
 from pqt_jax.models.attention import Attend, resolved
 from pqt_jax.models.cache import Cache
 from pqt_jax.models.decoder import LanguageModel
@@ -141,22 +141,22 @@ class GPT2(LanguageModel):
         layers.check_heads(config, even=False)
         d, vocab, init = config.d_model, config.vocab_size, layers.normal(0.02)
         embed = layers.Embed(vocab, d, init, config, rngs=rngs)
-        self.embed = stacked.sampled(embed, rules, "embed")
+        self.embed = decoder.wrap_part(embed, rules, "embed")
         pos = layers.Embed(config.max_length, d, init, config, rngs=rngs)
-        self.pos = stacked.sampled(pos, rules, "pos")
+        self.pos = decoder.wrap_part(pos, rules, "pos")
         own = resolved(config)
         make = lambda _, rngs: Block(own, rngs=rngs)  # noqa: E731
-        self.h = stacked.stack(make, config.num_layers, rules, rngs)
+        self.h = decoder.stack_blocks(make, config.num_layers, rules, rngs)
         self.norm = norm(config, rngs)
         if not config.tie_embeddings:
             head = layers.Head(d, vocab, init, config, rngs=rngs)
-            self.head = stacked.sampled(head, rules, "head")
+            self.head = decoder.wrap_part(head, rules, "head")
         self.config = config
-        stacked.check_rules(self, rules)
+        decoder.check_rules(self, rules)
 
     def embedded(
         self, tokens: jax.Array, at: jax.Array, *, pqt_key: jax.Array | None = None
     ) -> jax.Array:
         """Those of the tokens and of their positions."""
-        x = stacked.call(self.embed, tokens, key=pqt_key)
-        return x + stacked.call(self.pos, at, key=pqt_key)
+        x = decoder.call_part(self.embed, tokens, key=pqt_key)
+        return x + decoder.call_part(self.pos, at, key=pqt_key)

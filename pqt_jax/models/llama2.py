@@ -19,7 +19,7 @@ from typing import ClassVar, get_args
 import jax
 from flax import nnx
 
-from pqt_jax.models import layers, stacked
+from pqt_jax.models import decoder, layers
 from pqt_jax.models.attention import Attend, resolved
 from pqt_jax.models.cache import Cache
 from pqt_jax.models.decoder import LanguageModel
@@ -154,13 +154,13 @@ class Llama2(LanguageModel):
             )
         d, vocab = config.d_model, config.vocab_size
         embed = layers.Embed(vocab, d, layers.normal(1.0), config, rngs=rngs)
-        self.embed = stacked.sampled(embed, rules, "embed")
+        self.embed = decoder.wrap_part(embed, rules, "embed")
         own = resolved(config)
         make = lambda index, rngs: Block(own, index, rngs=rngs)  # noqa: E731
-        self.h = stacked.stack(make, config.num_layers, rules, rngs)
+        self.h = decoder.stack_blocks(make, config.num_layers, rules, rngs)
         self.norm = norm(config, rngs)
         if not config.tie_embeddings:
             head = layers.Head(d, vocab, layers.truncated_normal(d**-0.5, 3.0), config, rngs=rngs)
-            self.head = stacked.sampled(head, rules, "head")
+            self.head = decoder.wrap_part(head, rules, "head")
         self.config = config
-        stacked.check_rules(self, rules)
+        decoder.check_rules(self, rules)

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from pqt_jax.models.stacked import short_kernel_name
+from pqt_jax.models.decoder import short_kernel_name
 from pqt_jax.quantization.report import MatrixReport, count_formats, total_size
 
 _COLORS = ("#b3452f", "#d9822b", "#2f6db3", "#5fa55a", "#8a8a8a", "#7a5ca8", "#444444")

@@ -12,7 +12,7 @@ from flax import nnx
 
 from pqt_jax.errors import InputError
 from pqt_jax.models import build_model, partitioning
-from pqt_jax.models.stacked import check_rules
+from pqt_jax.models.decoder import check_rules
 from pqt_jax.training import flops, methods
 from pqt_jax.training.config.schema import Config, model_config, quantization_rules
 from pqt_jax.transform import bit_state

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from pqt_jax.models.stacked import short_kernel_name
+from pqt_jax.models.decoder import short_kernel_name
 from pqt_jax.transform.tree_paths import paths_and_leaves
 
 BLUE, ORANGE, GREY = "#2f6db3", "#d9822b", "#8a8a8a"

@@ -16,6 +16,7 @@ import re
 from pathlib import Path
 
 import pqt_jax
+from pqt_jax.lab.sweep_config import SweepFileConfig
 from pqt_jax.training.config import field_table
 
 COMMANDS = (
@@ -54,8 +55,9 @@ def write_all(folder: Path) -> None:
 
 
 def fields() -> str:
-    """The table of configuration fields."""
-    return field_table.markdown()
+    """The tables of configuration fields: those of a training run, then those of a sweep."""
+    sweep = field_table.markdown(SweepFileConfig, ("simulate", "sweep"))
+    return f"{field_table.markdown()}\n{sweep}"
 
 
 def commands() -> str:

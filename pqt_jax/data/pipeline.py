@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright 2026 The pqt_jax Authors
-"""Tokens → batches: windows of a fixed length, shuffled, repeated, batched, and resumable.
+"""Tokens → batches: windows of a fixed length, shuffled, repeated and batched.
 
-Window i holds tokens `i·T … i·T + T`: T inputs, and the same shifted by one as targets.
+Window i holds the tokens `i·T … i·T + T`: T inputs, and the same tokens shifted by one as targets.
 
-The position in the data is the number of the step, so that a resumed run sees the batches that an
-uninterrupted one would have seen, on however many processes.
+The batch of a step depends only on the number of the step. A resumed run therefore reads the same
+batches as a run without interruption, on any number of processes.
 """
 
 from collections.abc import Iterator, Sequence
@@ -26,7 +26,7 @@ class Windows:
       (2, [4, 5, 6, 7, 8])
 
     Args:
-      tokens: an array, or what gives slices of one.
+      tokens: an array, or an object whose slices are arrays.
       length: T, the number of inputs in a window.
     """
 
@@ -44,7 +44,7 @@ class Windows:
 
 
 def check_lengths(train: Tokens, validation: Tokens, length: int, batch: int) -> None:
-    """Raise InputError if a part of the text has no whole window, or training no whole batch."""
+    """Raise InputError if a text has no whole window, or the training text no whole batch."""
     for name, tokens, batches in (("training", train, batch), ("validation", validation, 1)):
         windows = len(Windows(tokens, length))
         if windows < 1:
@@ -60,19 +60,19 @@ def check_lengths(train: Tokens, validation: Tokens, length: int, batch: int) ->
 
 
 class _Rows:
-    """Random access to batches, of which only some rows are read.
+    """Random access to some rows of every batch.
 
     Args:
-      windows: what the rows are, in the order of training.
-      batch: rows of a whole batch.
-      rows: those wanted.
+      windows: the rows of all batches, in the order of training.
+      batch: number of rows in a whole batch.
+      rows: indices of the rows to read.
     """
 
     def __init__(self, windows: grain.MapDataset, batch: int, rows: Sequence[int]):
         self.windows, self.batch, self.rows = windows, batch, rows
 
     def __len__(self) -> int:
-        """Number of batches: of all epochs."""
+        """Number of batches in all epochs."""
         return len(self.windows) // self.batch
 
     def __getitem__(self, index: int) -> np.ndarray:
@@ -90,23 +90,23 @@ def train_batches(
     first: int = 0,
     rows: Sequence[int] | None = None,
 ) -> Iterator[np.ndarray]:
-    """An endless iterator over shuffled batches; every epoch has an order of its own.
+    """An endless iterator over shuffled batches; every epoch has another order.
 
-    The order is that of whole batches, whichever process reads which rows of them.
+    The order of batches does not depend on which process reads which rows.
 
     Args:
       tokens: of the training text.
       length: T.
       batch: sequences in a batch.
       seed: of the shuffle. Grain adds the epoch to it, so the second epoch of seed 0 has the order
-        of the first of seed 1.
-      first: number of the batch to begin with: the position in the data is the step alone.
-      rows: those of the batch that are wanted here; None for all.
+        of the first epoch of seed 1.
+      first: number of the batch to begin with.
+      rows: indices of the rows that this process reads; None for all.
 
     Returns:
       A Grain iterator of [rows, T + 1].
     """
-    # One reading thread and no worker processes: this is faster than a training step needs by far.
+    # One thread without worker processes already reads far faster than a training step needs.
     options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=16)
     windows = grain.MapDataset.source(Windows(tokens, length)).shuffle(seed=seed).repeat()
     batches = _Rows(windows, batch, range(batch) if rows is None else rows)
@@ -120,10 +120,10 @@ def validation_batches(tokens: Tokens, *, length: int, batch: int, count: int) -
       tokens: of the validation text.
       length: T.
       batch: sequences in a batch.
-      count: number of batches wanted.
+      count: number of batches.
 
     Returns:
-      [batches, batch, T + 1]; fewer or smaller batches where the text has too few windows.
+      [count, batch, T + 1]; fewer or smaller batches if the text has too few windows.
     """
     windows = Windows(tokens, length)
     batch = min(batch, len(windows))

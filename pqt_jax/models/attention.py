@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright 2026 The pqt_jax Authors
-"""Which implementation of attention a model has, and why: chosen once, before it is built.
+"""The choice between cuDNN's and XLA's attention, made once before a model is built.
 
-    config.attention    taken
-    "auto"              cuDNN's where it can work, else XLA's
+    config.attention    implementation
+    "auto"              cuDNN's if it supports the model and the devices, else XLA's
     "xla"               XLA's
     "cudnn"             cuDNN's, or an error with the reason
 
-JAX chooses nothing: left to itself it falls back to XLA's without a word.
+The choice is not left to JAX, which would fall back to XLA's without a message.
 """
 
 import dataclasses
@@ -24,11 +24,11 @@ _AMPERE, _HOPPER = (8, 0), (9, 0)
 
 
 class Choice(NamedTuple):
-    """An implementation and what it was taken for.
+    """An implementation and the reason for it.
 
     Attributes:
-      implementation: "xla" or "cudnn", as `jax.nn.dot_product_attention` takes them.
-      reason: for people.
+      implementation: "xla" or "cudnn", for `jax.nn.dot_product_attention`.
+      reason: one phrase, to be printed.
     """
 
     implementation: Implementation
@@ -45,13 +45,13 @@ def choose(model: Any, devices: Sequence[Any]) -> Choice:
 
     Args:
       model: a GPT2Config or a Llama2Config.
-      devices: that it runs on, of one process or of many.
+      devices: all devices that the model runs on, in one process or several.
 
     Returns:
-      A `Choice`. Two calls with the same arguments return the same.
+      A `Choice`, which depends on nothing but the arguments.
 
     Raises:
-      InputError: if it has to be cuDNN's, and cannot.
+      InputError: if the config demands cuDNN, and cuDNN does not support the model or the devices.
     """
     if model.attention == "xla":
         return Choice("xla", "the config says so")
@@ -69,7 +69,7 @@ def choose(model: Any, devices: Sequence[Any]) -> Choice:
 
 
 def resolved(model: Any) -> Any:
-    """The configuration with "auto" replaced by what it stands for on the devices of JAX."""
+    """The configuration with "auto" replaced by the choice for the devices of JAX."""
     if model.attention != "auto":
         return model
     return dataclasses.replace(model, attention=choose(model, jax.devices()).implementation)
@@ -80,7 +80,7 @@ def _head_width(model: Any) -> int:
 
 
 def _obstacle(model: Any, devices: Sequence[Any]) -> str | None:
-    """Why cuDNN's attention cannot do it; None where it can."""
+    """Why cuDNN's attention cannot be used; None if it can."""
     if any(device.platform != "gpu" for device in devices):
         return "cudnn needs a GPU, and JAX finds none"
     capability, kind = min((_capability(device), device.device_kind) for device in devices)
@@ -88,7 +88,7 @@ def _obstacle(model: Any, devices: Sequence[Any]) -> str | None:
         return f"cudnn needs an NVIDIA GPU of compute capability 8.0, and there is {kind}"
     if model.dtype not in ("bfloat16", "float16"):
         return f"cudnn needs config.model.dtype=bfloat16 or float16, and it is {model.dtype}"
-    # Wider heads work on Hopper and newer; whether they are faster there is for the user to say.
+    # Hopper and newer support wider heads. They may be slower there, so "auto" does not use them.
     widest = 256 if model.attention == "cudnn" and capability >= _HOPPER else 128
     if (width := _head_width(model)) % 8 or width > widest:
         return (
@@ -99,6 +99,6 @@ def _obstacle(model: Any, devices: Sequence[Any]) -> str | None:
 
 
 def _capability(device: Any) -> tuple[int, ...]:
-    """(8, 0) of "8.0"; () where there is no such number, as of GPUs of others."""
+    """The compute capability, (8, 0) for "8.0"; () if there is none, as on GPUs of other makers."""
     parts = str(getattr(device, "compute_capability", "")).split(".")
     return tuple(map(int, parts)) if all(part.isdecimal() for part in parts) else ()

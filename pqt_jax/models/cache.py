@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright 2026 The pqt_jax Authors
-"""Keys and values of the tokens that a model has read, so that the next ones are read alone.
+"""The key-value cache of a model: keys and values of the tokens that it has read.
 
     cache = model.init_cache(batch)
     logits, cache = model.decode(prompt, cache)      any number of tokens at once,
     logits, cache = model.decode(token, cache)       or one
 
-It is the bare model that decodes, with whatever weights it holds. All rows are of one length.
+Decoding uses the model's weights as they are, without sampling. All rows have the same length.
 """
 
 from typing import Any, NamedTuple
@@ -19,11 +19,11 @@ from jax.core import Tracer
 
 
 class Cache(NamedTuple):
-    """What attention has to know of the tokens read so far.
+    """Keys and values of the tokens read so far.
 
     Attributes:
-      keys: [layers, batch, capacity, kv_heads, head_width], in the model's dtype, turned already
-        where positions are rotary; what is beyond `length` is never looked at.
+      keys: [layers, batch, capacity, kv_heads, head_width], in the model's dtype. With rotary
+        positions the rotation has been applied. Entries beyond `length` are never read.
       values: the same shape.
       length: int32 scalar, the number of tokens read.
     """
@@ -39,13 +39,13 @@ def init(config: Any, batch: int, capacity: int | None) -> Cache:
     Args:
       config: of the model.
       batch: number of rows.
-      capacity: tokens that it can hold; None for `config.max_length`.
+      capacity: the number of tokens that fit; None for `config.max_length`.
 
     Returns:
       A cache of length 0.
 
     Raises:
-      ValueError: for a capacity the model has no positions for.
+      ValueError: if the capacity is not positive or exceeds `config.max_length`.
     """
     capacity = int(config.max_length if capacity is None else capacity)
     if not 0 < capacity <= config.max_length:
@@ -57,7 +57,10 @@ def init(config: Any, batch: int, capacity: int | None) -> Cache:
 
 
 def check_room(tokens: jax.Array, cache: Cache) -> None:
-    """Raise ValueError if tokens do not fit into a cache, as far as that is known when tracing."""
+    """Raise ValueError if tokens do not fit into a cache.
+
+    Inside `jax.jit` the number of cached tokens is not known; it then counts as 0.
+    """
     batch, capacity = cache.keys.shape[1:3]
     length = 0 if isinstance(cache.length, Tracer) else int(cache.length)
     if tokens.shape[0] != batch:
@@ -69,15 +72,15 @@ def check_room(tokens: jax.Array, cache: Cache) -> None:
 
 
 def scan(blocks: Any, x: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
-    """Decode by stacked blocks one after the other, each with its own slice of the cache.
+    """Decode with stacked blocks, one after the other; each has its own slice of the cache.
 
     Args:
       blocks: from `decoder.stack_blocks`.
-      x: [batch, T, d_model], of the tokens from position `cache.length` on.
+      x: [batch, T, d_model], the embedded tokens from position `cache.length` on.
       cache: of the tokens before them.
 
     Returns:
-      ([batch, T, d_model], the cache with T more tokens).
+      The output, [batch, T, d_model], and the cache with T more tokens.
     """
     graph, state = nnx.split(blocks)
 
@@ -92,8 +95,9 @@ def scan(blocks: Any, x: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
 
 
 def spoil_overflow(logits: jax.Array, cache: Cache) -> jax.Array:
-    """NaN for the logits if the cache, after them, is beyond its capacity: better than wrong.
+    """Replace the logits by NaN if the cache has overflowed.
 
-    `check_room` refuses that where the length is known; inside `jax.jit` it is not.
+    `check_room` refuses an overflow where the length is known. Inside `jax.jit` it is not known,
+    and NaN shows the error where wrong logits would hide it.
     """
     return jnp.where(cache.length <= cache.keys.shape[2], logits, jnp.nan)

@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright 2026 The pqt_jax Authors
-"""Documents in windows of tokens: which token is of which, who sees whom, and what is predicted.
+"""Documents in windows of tokens: segments, positions, and which targets count.
 
-    tokens      a b E c d E e       E ends a document, and belongs to it
-    segments    0 0 0 1 1 1         of the inputs; a token sees those before it in its segment
+    tokens      a b E c d E e       E ends a document and belongs to it
+    segments    0 0 0 1 1 1         document number of each input; attention stays within it
     positions   0 1 2 0 1 2         the first document may have begun before the window
     targets     b E c d E e
-    counted     1 1 0 1 1 0         behind E stands another document, which it says nothing about
+    counted     1 1 0 1 1 0         the target after E starts another document and does not count
 
-All of it is made under jit from the window itself, so that batches stay [B, T + 1]. With `end=None`
-there are no segments: windows run on across documents, and every target counts.
+Everything is computed under jit from the window, so batches stay [B, T + 1]. With `end=None` there
+are no segments: attention crosses documents, and every target counts.
 
 Source: Krell et al., "Efficient Sequence Packing without Cross-contamination", arXiv 2107.02027
 (2021).
@@ -23,13 +23,14 @@ from jax import lax
 
 
 class Window(NamedTuple):
-    """Windows as a model and a loss take them.
+    """Windows of tokens, split into the arrays that a model and a loss need.
 
     Attributes:
       inputs: int[B, T].
-      targets: int[B, T], the token behind each input.
-      segments: int32[B, T], the number of the document in its window that an input is of; or None.
-      counted: bool[B, T], whether a target is of the same document; or None, for all.
+      targets: int[B, T], the token after each input.
+      segments: int32[B, T], the number of each input's document within its window; None for windows
+        that are not split into documents.
+      counted: bool[B, T], whether a target belongs to the document of its input; None if all count.
     """
 
     inputs: jax.Array
@@ -39,7 +40,7 @@ class Window(NamedTuple):
 
 
 def make_windows(tokens: jax.Array, end: int | None) -> Window:
-    """Cut windows into what a model reads and what it is to predict.
+    """Split windows into inputs, targets, segments and the mask of targets that count.
 
     Example:
       >>> _, _, segments, counted = make_windows(jnp.array([[5, 6, 9, 7, 8, 9, 4]]), end=9)
@@ -48,7 +49,7 @@ def make_windows(tokens: jax.Array, end: int | None) -> Window:
 
     Args:
       tokens: int[B, T + 1], of a dtype that holds `end`.
-      end: the token that ends a document; None for windows that run on across documents.
+      end: the token that ends a document; None to treat a window as one document.
     """
     inputs, targets = tokens[:, :-1], tokens[:, 1:]
     if end is None:
@@ -59,18 +60,19 @@ def make_windows(tokens: jax.Array, end: int | None) -> Window:
 
 
 def count_targets(tokens: jax.Array, end: int | None, parts: int) -> jax.Array | None:
-    """How many targets of all windows count, for each of so many parts on average.
+    """The number of targets that count, divided by the number of parts of a split batch.
 
-    A mean over the parts of (sum over a part / this) is the mean over all targets that count,
-    however few of them a part has.
+    Let a batch be split into parts, and divide the sum of losses of each part by this number. The
+    mean of these quotients over the parts is the mean loss over all targets that count, even if the
+    parts have different numbers of them.
 
     Args:
       tokens: int[..., T + 1].
       end: as in `make_windows`.
-      parts: that the windows are cut into.
+      parts: number of parts.
 
     Returns:
-      float32 scalar; None where all count.
+      float32 scalar; None if all targets count.
     """
     if end is None:
         return None
@@ -78,12 +80,12 @@ def count_targets(tokens: jax.Array, end: int | None, parts: int) -> jax.Array |
 
 
 def attention_mask(segments: jax.Array) -> jax.Array:
-    """bool[B, 1, T, T]: whether a query, the third axis, and a key are of the same document."""
+    """bool[B, 1, T, T]: whether a query (third axis) and a key (last axis) share a document."""
     return segments[:, None, :, None] == segments[:, None, None, :]
 
 
 def positions(segments: jax.Array) -> jax.Array:
-    """Positions of tokens in their documents, as far as these are in the window.
+    """Positions of tokens, counted from the start of their document or of the window.
 
     Example:
       >>> positions(jnp.array([[0, 0, 0, 1, 1, 2]])).tolist()

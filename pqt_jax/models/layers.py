@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright 2026 The pqt_jax Authors
-"""What the two models share: linear layers, the embedding and attention.
+"""The layers of both models: linear layers, the embedding and attention.
 
-Kernels are [in, out]. Parameters are kept in `param_dtype` and cast where they are used, so the
-shapes and paths below are also those of checkpoints and of rules:
+Kernels are [in, out]. Parameters are stored in `param_dtype` and cast where they are used.
+Checkpoints and rules use these paths:
 
     embed/embedding   h/attn/{q,k,v,out}/kernel   h/mlp/{gate,up,down}/kernel   head/kernel
 
-where everything under `h` has a leading axis that numbers the layers (`stacked`).
+Parameters under `h` have a leading axis over the layers (`decoder`).
 """
 
 from collections.abc import Callable, Sequence
@@ -25,7 +25,7 @@ Initializer = Callable[[jax.Array, Sequence[int], Any], jax.Array]
 
 
 def normal(std: float | jax.Array) -> Initializer:
-    """An initializer N(0, std²); std may be traced, so that it can depend on the layer."""
+    """An initializer N(0, std²). `std` may be a traced value, for example of the layer's index."""
     return lambda key, shape, dtype=jnp.float32: std * jax.random.normal(key, shape, dtype)
 
 
@@ -39,9 +39,9 @@ def truncated_normal(std: float, cut: float) -> Initializer:
 
 
 class Embed(nnx.Module):
-    """A table of vectors, read by token; the same table can serve as the output projection.
+    """A table with one vector per token; the same table can serve as the output projection.
 
-    Rows are taken before they are cast: the gradient then adds up in the parameter's own dtype.
+    Rows are looked up before they are cast, so gradients are summed in the parameter's dtype.
     """
 
     def __init__(self, size: int, width: int, init: Initializer, config: Any, *, rngs: nnx.Rngs):
@@ -63,7 +63,7 @@ class Head(nnx.Module):
     def __init__(self, width: int, size: int, init: Initializer, config: Any, *, rngs: nnx.Rngs):
         self.kernel = nnx.Param(init(rngs.params(), (width, size), config.param_dtype))
         self.dtype = config.dtype
-        self.dot_general = lax.dot_general  # as in `nnx.Linear`, for who puts another there
+        self.dot_general = lax.dot_general  # can be replaced, as in `nnx.Linear`
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Logits, accumulated in float32."""
@@ -74,7 +74,7 @@ class Head(nnx.Module):
 def linear(
     width: int, out: int, init: Initializer, config: Any, *, bias: bool = False, rngs: nnx.Rngs
 ) -> nnx.Linear:
-    """A linear layer with the dtypes of the config, without bias unless asked."""
+    """A linear layer with the dtypes of the config; without a bias by default."""
     return nnx.Linear(
         width,
         out,
@@ -89,8 +89,8 @@ def linear(
 def rotary(x: jax.Array, theta: float, positions: jax.Array | None = None) -> jax.Array:
     """Rotary position embedding of queries or keys.
 
-    Component i turns with component i + dim/2, the order of Hugging Face checkpoints (the original
-    one pairs neighbours; the two differ by a permutation of the columns of q and k).
+    Component i is rotated together with component i + dim/2, as in Hugging Face checkpoints. The
+    paper pairs neighbours instead; the two differ by a permutation of the columns of q and k.
 
     Args:
       x: [batch, T, heads, dim], dim even.
@@ -116,9 +116,9 @@ def rotary(x: jax.Array, theta: float, positions: jax.Array | None = None) -> ja
 class Attention(nnx.Module):
     """Causal self-attention with separate q, k, v kernels.
 
-    Separate, also for GPT-2, whose original fuses them: an export concatenates three kernels where
-    an import would have to cut one, and an optimizer that treats q and k by head but v by row (as
-    Adam-mini does) can tell them apart by their paths.
+    The original GPT-2 has one fused kernel. Separate kernels have their own paths, so an optimizer
+    can treat q and k by head but v by row, as Adam-mini does. An export concatenates the kernels,
+    and an import splits the fused one.
     """
 
     def __init__(
@@ -146,17 +146,18 @@ class Attention(nnx.Module):
         *,
         rope_theta: float | None = None,
     ) -> jax.Array:
-        """[batch, T, d_model] → the same; softmax in float32.
+        """Attention over [batch, T, d_model], with the same shape; softmax in float32.
 
-        With segments, int[batch, T], tokens see those of their own alone. Rotary positions go on
-        through all of them: only distances count, and these are the same. cuDNN takes the mask
-        as a bias that it reads, [batch, 1, T, T] in the dtype of x, one layer's at a time.
+        With segments, int[batch, T], a token attends only to its own segment. Rotary positions
+        count from the start of the window even so: only differences of positions matter, and
+        within a segment they are the same. cuDNN reads the mask as a bias, [batch, 1, T, T] in the
+        dtype of x, which exists for one layer at a time.
         """
         q, k, v = self._heads(x)
         if rope_theta is not None:
             q, k = rotary(q, rope_theta), rotary(k, rope_theta)
         mask = None if segments is None else document_mask.attention_mask(segments)
-        # Never None, with which JAX would fall back to XLA without a word: see `attention`.
+        # The implementation is never None: JAX would then fall back to XLA without a message.
         y = jax.nn.dot_product_attention(
             q, k, v, mask=mask, is_causal=True, implementation=self.attention
         )
@@ -165,10 +166,10 @@ class Attention(nnx.Module):
     def decode(
         self, x: jax.Array, cache: Cache, *, rope_theta: float | None = None
     ) -> tuple[jax.Array, Cache]:
-        """The same for positions `cache.length` and on, which see the cached ones before them.
+        """Attention of new tokens, from position `cache.length` on, to cached and new ones.
 
-        By XLA whatever `config.attention` says: cuDNN's causal mask takes whole sequences, and here
-        are few queries, often one, on a cache that is partly empty.
+        It always uses XLA: cuDNN's causal mask needs whole sequences, but here few queries, often
+        one, attend to a cache that is partly empty.
 
         Args:
           x: [batch, T, d_model].

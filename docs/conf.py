@@ -19,7 +19,6 @@ version = release = pqt_jax.__version__
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "docstrings"]
 exclude_patterns = ["build_tools", "generated/*.inc.md"]
-smartquotes = False  # two hyphens are those of an option
 html_theme = "furo"
 html_title = "pqt_jax"
 html_show_sourcelink = False

@@ -74,7 +74,7 @@ def _command(name: str) -> str:
     lines = [f"## `python -m pqt_jax.{name}`", "", parser.description or "", ""]
     lines += ["```text", usage, "```", "", "| option | meaning |", "|---|---|"]
     lines += [_option(parser, action) for action in parser._actions]
-    lines += ["", parser.epilog or "", "", "| exit code | meaning |", "|---|---|"]
+    lines += ["", _mark_options(parser.epilog or ""), "", "| exit code | meaning |", "|---|---|"]
     lines += [f"| {code} | {_cell(text)} |" for code, text in module.EXIT_CODES.items()] + [""]
     return "\n".join(lines)
 
@@ -86,7 +86,12 @@ def _option(parser: argparse.ArgumentParser, action: argparse.Action) -> str:
     texts += [f"one of {', '.join(map(str, action.choices))}"] if action.choices else []
     texts += ["required"] if action.required else []
     shown, text = f"{names} {value}".strip(), "; ".join(texts)
-    return f"| `{_cell(shown)}` | {_cell(text)} |"
+    return f"| `{_cell(shown)}` | {_mark_options(_cell(text))} |"
+
+
+def _mark_options(text: str) -> str:
+    """The text with its options as code, where two hyphens stay two hyphens."""
+    return re.sub(r"(--[\w.=-]*\w)", r"`\1`", text)
 
 
 def _cell(text: str) -> str:

@@ -35,6 +35,7 @@ from pqt_jax.training.run import distributed, trackers, workdir
 from pqt_jax.training.run.distributed import ProcessError
 from pqt_jax.training.run.loss_monitor import SkipError
 from pqt_jax.training.run.signals import collect_signals
+from pqt_jax.training.run_context import RunContext
 
 EXIT_CODES = {
     0: "finished",
@@ -94,7 +95,7 @@ def _run(arguments: Sequence[str], signals: Sequence[int]) -> int:
     lock = _claimed(given, ready.meta)
     try:
         if number := max(distributed.all_gather_int(signals[0] if signals else 0)):
-            return loop.stopped("before training", number)
+            return loop.report_stop("before training", number)
         with partitioning.use_mesh(ready.mesh):
             if distributed.is_first_process():
                 facts = startup_summary.gather(
@@ -103,14 +104,16 @@ def _run(arguments: Sequence[str], signals: Sequence[int]) -> int:
                 print_line(saved_config.describe(given.config))
                 print_line(startup_summary.before(given.config, facts))
             return loop.train(
-                given.config,
-                given.workdir,
-                ready.text,
-                ready.meta,
-                mesh=ready.mesh,
-                signals=signals,
-                take_start=ready.take_start,
-                profile=given.profile,
+                RunContext(
+                    config=given.config,
+                    workdir=given.workdir,
+                    text=ready.text,
+                    meta=ready.meta,
+                    mesh=ready.mesh,
+                    signals=signals,
+                    take_start=ready.take_start,
+                    profile=given.profile,
+                )
             )
     finally:
         if lock is not None:

@@ -1,187 +1,131 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright 2026 The pqt_jax Authors
-"""The loop: the newest checkpoint, or new weights → steps (log, validate, save) → the end.
+"""The loop: newest checkpoint or new weights → steps (log, validate, save) → final table.
 
-With several processes each runs this loop, on the same steps; the first of them prints and writes
-files, checkpoints apart, of which each writes its own part.
+With several processes, each runs this loop on the same steps. The first one prints and writes
+files; of a checkpoint, each writes its own shards.
 """
 
-from collections import deque
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, NoReturn
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
 
-from pqt_jax.console import print_line
-from pqt_jax.data import pipeline, source
+from pqt_jax.data import pipeline
 from pqt_jax.models import partitioning
-from pqt_jax.training import (
-    final_evaluation,
-    flops,
-    methods,
-    sharpness,
-    startup_summary,
-    step_records,
-    summary,
-)
-from pqt_jax.training import state as states
-from pqt_jax.training import step as steps
-from pqt_jax.training.config.schema import Config
-from pqt_jax.training.optimizer import make_optimizer, make_schedule
-from pqt_jax.training.run import bit_history, checkpoint, distributed, metrics, profiling
-from pqt_jax.training.run import workdir as workdirs
-from pqt_jax.training.run.loss_monitor import LossMonitor, SkipError
+from pqt_jax.training import final_evaluation, flops, startup_summary, step, step_records, summary
+from pqt_jax.training.cadence import Cadence
+from pqt_jax.training.measurements import Measurements
+from pqt_jax.training.run import checkpoint, distributed, profiling
+from pqt_jax.training.run import workdir as run_folder
+from pqt_jax.training.run.loss_monitor import SkipError
+from pqt_jax.training.run_context import RunContext, StartPoint, print_in_first, restore_or_init
+from pqt_jax.training.state import TrainState
 
 DONE = 0
 
 
-def train(
-    config: Config,
-    workdir: Path,
-    text: source.Text,
-    meta: workdirs.Meta,
-    *,
-    mesh: Mesh | None = None,
-    signals: Sequence[int] = (),
-    take_start: Callable[[], Any] = lambda: None,
-    profile: bool = False,
-) -> int:
-    """Train from the newest checkpoint, or from the start, to the end.
-
-    Args:
-      config: checked and locked.
-      workdir: claimed for this run.
-      text: its training and validation tokens.
-      meta: from `workdir.make_metadata`; saved with every checkpoint.
-      mesh: that is entered; None for one device.
-      signals: from `signals.collect_signals`; looked at before compilation and at every step.
-      take_start: called for a new run: the weights before the first step; None for new ones.
-      profile: whether to write a trace of a few steps to `workdir/profile`.
-
-    Returns:
-      The exit code.
+def train(run: RunContext) -> int:
+    """Train from the newest checkpoint, or from new weights, to the end; return the exit code.
 
     Raises:
-      InputError: if there are checkpoints and none can be read, or another run's is the newest.
+      InputError: if there are checkpoints and none can be read, or the newest is another run's.
       OutputError: if something cannot be written.
       SkipError: if too many steps in a row were skipped.
     """
-    log = config.log
-    manager = checkpoint.open_manager(workdir, log.keep, log.keep_every)
-    newest, finished = manager.latest_step(), summary.read(workdir, config)
-    if newest == config.steps and finished is not None:
-        _print(f"finished: all {config.steps} steps are done\n")
-        _print(final_evaluation.format_table(finished))
+    config, log = run.config, run.config.log
+    manager = checkpoint.open_manager(run.workdir, log.keep, log.keep_every)
+    if _is_finished(run, manager):
         return DONE
-
-    timer, watch = metrics.Timer(), LossMonitor(config.watch)
-    optimizer, rules = make_optimizer(config), methods.make_rules(config)
-    if newest is None:
-        graph, state = states.init_state(config, optimizer, take_start())
-    else:
-        graph, like = states.abstract_state(config, optimizer)
-        newest, state, saved = checkpoint.restore_newest(manager, like, meta)
-        timer, watch = metrics.Timer(**saved["time"]), LossMonitor(config.watch, saved["losses"])
-        _print(f"resumed from step {newest} of {config.steps}")
-        if changed := workdirs.changed_versions(saved, meta):
-            _print(f"resumed under {changed}, so results may differ in the last digits")
-    start = int(state.step)
-    _print(startup_summary.to_go(config, start, timer.rate()))
-
-    length, batch = config.data.length, config.data.batch
-    rows = partitioning.local_rows(mesh, batch)
-    batches = pipeline.train_batches(
-        text.train, length=length, batch=batch, seed=config.seed, first=start, rows=rows
-    )
-    validation = pipeline.validation_batches(
-        text.validation, length=length, batch=batch, count=log.validation_batches
-    )
-    end = text.end if config.data.boundaries == "mask" else None
-    validation = partitioning.put_batches(validation, mesh)
-    validation_loss = final_evaluation.make_loss(
-        graph, validation, end=end, split=steps.step_split(config)
-    )
-    sharpness_of = jax.jit(
-        lambda p, all_: sharpness.model_sharpness(graph, p, all_[0].astype("int32"), end)
-    )
-
-    key, schedule = jax.random.key(config.seed), make_schedule(config)
-    if number := max(distributed.all_gather_int(signals[0] if signals else 0)):
-        return stopped(f"at step {start} of {config.steps}", number)
-
-    train_step = steps.build_train_step(config, graph, optimizer, end=end)
-    like = partitioning.put_batch(np.zeros((len(rows), length + 1), text.train.dtype), mesh, batch)
-    predicted = batch * length  # tokens of a step
-    waits = (log.every, log.validate_every, log.sharpness_every)
-    stop_of, unseen = (
-        distributed.make_stop_signal(signals, mesh),
-        deque[tuple[int, steps.Metrics]](),
-    )
-    due = False  # a checkpoint, put off by steps that were skipped
-    folder = workdir / workdirs.PROFILE if profile else None
+    start = restore_or_init(run, manager)
+    train_state, monitor, first = start.train_state, start.monitor, int(start.train_state.step)
+    batches, measurements = _train_batches(run, first), Measurements(run, start)
+    if signal := max(distributed.all_gather_int(run.signals[0] if run.signals else 0)):
+        return report_stop(f"at step {first} of {config.steps}", signal)
+    read_signal, due = distributed.make_stop_signal(run.signals, run.mesh), Cadence(config)
+    key, trace_folder = jax.random.key(config.seed), run.workdir / run_folder.PROFILE
     with (
-        step_records.opened(config, workdir, start) as (advance, record),
-        profiling.trace_steps(folder, config.steps - start) as profiled,
+        step_records.open_loggers(config, run.workdir, first) as (advance, record),
+        profiling.trace_steps(trace_folder if run.profile else None, config.steps - first) as trace,
     ):
-        train_step = train_step.lower(state, like, key).compile()
-        limit = flops.device_memory(jax.local_devices()[0])
-        _print(startup_summary.compiled(train_step.memory_analysis(), limit))
-        _print(f"ready after {timer.seconds():.0f} s")
-        for step in range(start + 1, config.steps + 1):
-            last, stop = step == config.steps, stop_of()
-            profiled(step - start)
-            timer.start()
-            tokens = partitioning.put_batch(next(batches), mesh, batch)
-            state, measured = train_step(state, tokens, key)
-            due = due or step % log.checkpoint_every == 0
-            waited = bool(last or stop or due or any(n and step % n == 0 for n in waits))
-            if waited:
-                jax.block_until_ready(state)  # else the next step is prepared while this one runs
-            unseen.append((step, measured))
-            while len(unseen) > (not waited):
-                seen = unseen.popleft()
-                if entry := step_records.of_watch(watch, *seen):
-                    record(entry)
-                if watch.in_a_row >= config.watch.skips:
-                    checkpoint.close(manager)
-                    raise SkipError(watch.in_a_row, seen[0], manager.latest_step())
-            timer.stop(predicted)  # not before: what was read of the step before is waited for
-            if last or step % log.every == 0:
-                rate = float(schedule(step - 1 - watch.skipped + bool(watch.in_a_row)))
-                record(step_records.of_step(config, step, mesh, timer, rate, measured))
-            if last or step % log.validate_every == 0:
-                record({"step": step, "validation_loss": validation_loss(state.params)})
-                learned = bit_history.measure(state.params, rules)
-                if distributed.is_first_process():
-                    bit_history.append(
-                        workdir / workdirs.BIT_HISTORY, step, step * predicted, learned
-                    )
-            if log.sharpness_every and (last or step % log.sharpness_every == 0):
-                record({"step": step, "sharpness": float(sharpness_of(state.params, validation))})
-            # Not among skipped steps: what made them so may be in the weights already.
-            if last or stop or due and not watch.in_a_row:
-                due = False
-                more = {"time": timer.state(), "losses": watch.state()}
-                checkpoint.save(manager, step, state, {**meta, **more})
+        train_step = _compile_step(run, start, key)
+        for number in range(first + 1, config.steps + 1):
+            signal = read_signal()
+            due.begin_step(number, stop=bool(signal))
+            trace(number - first)
+            start.timer.start()
+            train_state, measured = train_step(train_state, next(batches), key)
+            if due.wait:
+                jax.block_until_ready(train_state)  # or the next step is prepared meanwhile
+            if last_skipped := measurements.check_loss(number, measured, due.wait, record):
+                _give_up(manager, monitor.in_a_row, last_skipped)
+            measurements.record_due(number, train_state.params, measured, due, record)
+            if due.take_save(monitor.in_a_row):
+                _save(run, start, manager, number, train_state)
             checkpoint.check(manager)
-            advance(step)
-            if stop and not last:
+            advance(number)
+            if signal and not due.last:
                 checkpoint.close(manager)
-                return stopped(f"at step {step} of {config.steps}", stop)
+                return report_stop(f"at step {number} of {config.steps}", signal)
     checkpoint.close(manager)
-    summary.finish(config, workdir, state.params, validation_loss, timer, mesh)
+    summary.finish(run, train_state.params, measurements.validation_loss, start.timer)
     return DONE
 
 
-def stopped(when: str, number: int) -> int:
-    """Say that a signal ended the run, and how; the exit code."""
-    _print(f"stopped {when}; run the command again to go on")
-    return 128 + number
+def report_stop(when: str, signal: int) -> int:
+    """Print that a signal ended the run, and return the exit code."""
+    print_in_first(f"stopped {when}; run the command again to go on")
+    return 128 + signal
 
 
-def _print(text: str) -> None:
-    if distributed.is_first_process():
-        print_line(text)
+def _save(
+    run: RunContext, start: StartPoint, manager: Any, number: int, train_state: TrainState
+) -> None:
+    """Save a checkpoint after a step, with the time and the losses that a resumed run needs."""
+    progress = {"time": start.timer.state(), "losses": start.monitor.state()}
+    checkpoint.save(manager, number, train_state, {**run.meta, **progress})
+
+
+def _give_up(manager: Any, count: int, last_skipped: int) -> NoReturn:
+    """End a run in which so many steps in a row were skipped."""
+    checkpoint.close(manager)
+    raise SkipError(count, last_skipped, manager.latest_step())
+
+
+def _is_finished(run: RunContext, manager: Any) -> bool:
+    """Whether all steps are done and summed up; if so, print the final table."""
+    config, finished = run.config, summary.read(run.workdir, run.config)
+    if manager.latest_step() != config.steps or finished is None:
+        return False
+    print_in_first(f"finished: all {config.steps} steps are done\n")
+    print_in_first(final_evaluation.format_table(finished))
+    return True
+
+
+def _train_batches(run: RunContext, first: int) -> Iterator[Any]:
+    """The batches from step `first` + 1 on, each on its devices."""
+    config, data = run.config, run.config.data
+    batches = pipeline.train_batches(
+        run.text.train,
+        length=data.length,
+        batch=data.batch,
+        seed=config.seed,
+        first=first,
+        rows=partitioning.local_rows(run.mesh, data.batch),
+    )
+    return (partitioning.put_batch(tokens, run.mesh, data.batch) for tokens in batches)
+
+
+def _compile_step(run: RunContext, start: StartPoint, key: jax.Array) -> Any:
+    """The compiled training step; prints what it takes on each device."""
+    data = run.config.data
+    train_step: Any = step.build_train_step(run.config, start.graph, start.optimizer, end=run.end)
+    rows = len(partitioning.local_rows(run.mesh, data.batch))
+    tokens = np.zeros((rows, data.length + 1), run.text.train.dtype)
+    tokens = partitioning.put_batch(tokens, run.mesh, data.batch)
+    compiled = train_step.lower(start.train_state, tokens, key).compile()
+    limit = flops.device_memory(jax.local_devices()[0])
+    print_in_first(startup_summary.compiled(compiled.memory_analysis(), limit))
+    print_in_first(f"ready after {start.timer.seconds():.0f} s")
+    return compiled

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright 2026 The pqt_jax Authors
-"""What a run says while it goes: records → `metrics.jsonl`, the bar or lines, other sinks.
+"""Records of a run → `metrics.jsonl`, the progress bar or lines, and trackers.
 
-All of it by the first process; the others hold records and write none.
+Only the first process writes; in the others every record is discarded.
 """
 
 import contextlib
@@ -24,18 +24,18 @@ from pqt_jax.training.step import Metrics
 
 
 @contextlib.contextmanager
-def opened(
+def open_loggers(
     config: Config, workdir: Path, start: int
 ) -> Iterator[tuple[Callable[[int], None], Callable[[Record], None]]]:
-    """Open all that records go to, without those beyond a step, which will be made again.
+    """Open everything that records are written to, and drop records of steps that will be repeated.
 
     Args:
       config: of the run.
       workdir: of the run.
-      start: the last step that is not made again.
+      start: the last step that is not repeated.
 
     Yields:
-      `(advance, record)`: call `advance(step)` after each step, and `record(record)` as it may be.
+      `(advance, record)`: call `advance(step)` after each step, and `record(entry)` for a record.
     """
     if not distributed.is_first_process():
         yield (lambda step: None), (lambda record: None)
@@ -57,7 +57,7 @@ def opened(
             yield advance, record
 
 
-def of_step(
+def step_record(
     config: Config,
     step: int,
     mesh: Mesh | None,
@@ -71,7 +71,7 @@ def of_step(
       config: of the run.
       step: its number.
       mesh: of the run.
-      timer: whose lap since the last such record is taken.
+      timer: its lap since the previous record gives the speed.
       learning_rate: of the weights.
       measured: what the step returned.
     """
@@ -94,9 +94,9 @@ def of_step(
     }
 
 
-def of_watch(watch: LossMonitor, step: int, measured: Metrics) -> Record | None:
-    """The record of a step that was skipped, or a spike, and a line on stderr; else None."""
-    entry = watch.add_step(
+def check_step(monitor: LossMonitor, step: int, measured: Metrics) -> Record | None:
+    """The record of a skipped step or a spike, with a line on stderr; None for other steps."""
+    entry = monitor.add_step(
         step, *(measured[name].item() for name in ("loss", "skipped", "in_a_row"))
     )
     if entry and distributed.is_first_process():

@@ -6,8 +6,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-from jax.sharding import Mesh
-
 from pqt_jax.console import print_line
 from pqt_jax.interchange import files
 from pqt_jax.interchange.png import save_png
@@ -16,13 +14,14 @@ from pqt_jax.training import final_evaluation, methods
 from pqt_jax.training.config import saved_config
 from pqt_jax.training.config.schema import Config
 from pqt_jax.training.run import distributed, metrics
-from pqt_jax.training.run import workdir as workdirs
+from pqt_jax.training.run import workdir as run_folder
+from pqt_jax.training.run_context import RunContext
 
 
 def read(workdir: Path, config: Config) -> dict[str, Any] | None:
-    """The summary of a finished run; None if it is missing, another's, or cannot be used."""
+    """The summary of a finished run; None if it is missing, damaged, or of another config."""
     try:
-        summary = json.loads((workdir / workdirs.SUMMARY).read_text())
+        summary = json.loads((workdir / run_folder.SUMMARY).read_text())
         final_evaluation.format_table(summary)
         return summary if summary["config"] == saved_config.digest(config) else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
@@ -30,25 +29,20 @@ def read(workdir: Path, config: Config) -> dict[str, Any] | None:
 
 
 def finish(
-    config: Config,
-    workdir: Path,
-    params: Any,
-    validation_loss: final_evaluation.Loss,
-    timer: metrics.Timer,
-    mesh: Mesh | None = None,
+    run: RunContext, params: Any, validation_loss: final_evaluation.Loss, timer: metrics.Timer
 ) -> None:
     """Write the summary and the pictures of a trained model, and print the table.
 
     Args:
-      config, workdir: of the run.
+      run: the run.
       params: its trained parameters.
       validation_loss: from `final_evaluation.make_loss`.
-      timer: of the run.
-      mesh: where the parameters are.
+      timer: with the time of all steps.
 
     Raises:
       OutputError: if something cannot be written.
     """
+    config, workdir, mesh = run.config, run.workdir, run.mesh
     losses = final_evaluation.table(config, validation_loss, params, mesh)
     b_t = partitioning.fetch_whole(methods.bit_widths(config, params), mesh)
     if not distributed.is_first_process():
@@ -62,13 +56,13 @@ def finish(
     }
     from pqt_jax.training.run import run_plots  # here, since matplotlib is slow to import
 
-    records = metrics.read(workdir / workdirs.METRICS)
+    records = metrics.read(workdir / run_folder.METRICS)
     title = f"{config.model.name}, {config.method}, seed {config.seed}"
-    save_png(run_plots.draw_losses(records, title), workdir / workdirs.LOSS)
+    save_png(run_plots.draw_losses(records, title), workdir / run_folder.LOSS)
     if b_t:
-        save_png(run_plots.draw_bits(records, b_t, title), workdir / workdirs.BITS)
-    # Last, for it is what says that the run is finished.
+        save_png(run_plots.draw_bits(records, b_t, title), workdir / run_folder.BITS)
+    # Written last: a run with this file is finished.
     content = json.dumps(files.replace_nonfinite(summary), indent=2)
-    files.write(workdir / workdirs.SUMMARY, content + "\n")
+    files.write(workdir / run_folder.SUMMARY, content + "\n")
     print_line(f"\n{final_evaluation.format_table(losses)}\n")
     print_line(f"{timer.seconds():.0f} s in all; see {workdir}")

@@ -35,13 +35,13 @@ def test_bf16_and_gpt2_run_to_the_end_in_process(tmp_path, capsys):
 
 @pytest.mark.slow
 def test_the_rate_counts_the_wait_for_the_step_before(tmp_path, monkeypatch):
-    of_watch = step_records.of_watch
+    check_step = step_records.check_step
 
     def late(*arguments):  # as on a GPU, where a step ends long after its dispatch
         time.sleep(0.05)
-        return of_watch(*arguments)
+        return check_step(*arguments)
 
-    monkeypatch.setattr(step_records, "of_watch", late)
+    monkeypatch.setattr(step_records, "check_step", late)
     assert main(tmp_path, "--config.steps=8", "--config.log.every=4") == 0
     logged = [r for r in metrics.read(tmp_path / "run" / "metrics.jsonl") if "loss" in r]
     tokens = logged[1]["tokens"] - logged[0]["tokens"]

@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright 2026 The pqt_jax Authors
+"""When a run logs, validates, measures sharpness and saves checkpoints."""
+
+from pqt_jax.training.config.schema import Config
+
+
+class Cadence:
+    """What is due after a step, by `config.log`; everything is due after the last one.
+
+    Example:
+      >>> from pqt_jax.models import Llama2Config
+      >>> from pqt_jax.training.config import default
+      >>> cadence = Cadence(default(Llama2Config(256, 64, 2, 4, 128)))  # 1000 steps, log.every=10
+      >>> cadence.begin_step(20, stop=False)
+      >>> cadence.log, cadence.validate, cadence.last
+      (True, False, False)
+
+    Attributes:
+      last: whether the step is the last one.
+      log, validate, sharpness: whether that is due.
+      wait: whether the host waits for the step, since something may be due that reads its results.
+    """
+
+    def __init__(self, config: Config):
+        self._config = config
+        self._stop = False
+        self._save_is_due = False  # also from an earlier step, if the steps since were skipped
+
+    def begin_step(self, step: int, stop: bool) -> None:
+        """Go to a step.
+
+        Args:
+          step: its number, from 1 on.
+          stop: whether the run ends after it, which makes a checkpoint due.
+        """
+        log, self._stop = self._config.log, stop
+        self.last = step == self._config.steps
+        self.log = self.last or step % log.every == 0
+        self.validate = self.last or step % log.validate_every == 0
+        every = log.sharpness_every
+        self.sharpness = every > 0 and (self.last or step % every == 0)
+        self._save_is_due |= step % log.checkpoint_every == 0
+        due = self.log or self.validate or self.sharpness or self._save_is_due
+        self.wait = self.last or stop or due
+
+    def take_save(self, skipped_in_a_row: int) -> bool:
+        """Whether to save a checkpoint now; if so, it is no longer due.
+
+        Among skipped steps only the end of the run saves: the weights may be what makes them so.
+        """
+        save = self.last or self._stop or (self._save_is_due and not skipped_in_a_row)
+        self._save_is_due &= not save
+        return save

@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright 2026 The pqt_jax Authors
+"""What is fixed during a run, and the state from which it starts or resumes."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import optax
+from flax import nnx
+from jax.sharding import Mesh
+
+from pqt_jax.console import print_line
+from pqt_jax.data import source
+from pqt_jax.training import startup_summary, state
+from pqt_jax.training.config.schema import Config
+from pqt_jax.training.optimizer import make_optimizer
+from pqt_jax.training.run import checkpoint, distributed, metrics
+from pqt_jax.training.run import workdir as run_folder
+from pqt_jax.training.run.loss_monitor import LossMonitor
+
+
+def _make_new_weights() -> None:
+    return None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunContext:
+    """What is fixed during a run.
+
+    Attributes:
+      config: checked.
+      workdir: claimed for this run.
+      text: training and validation tokens.
+      meta: from `workdir.make_metadata`; saved with every checkpoint.
+      mesh: the active device mesh, or None for one device.
+      signals: from `signals.collect_signals`; read before compilation and at every step.
+      take_start: called for a new run; returns the weights before the first step, or None for
+        new ones.
+      profile: whether to write a trace of a few steps to `workdir/profile`.
+    """
+
+    config: Config
+    workdir: Path
+    text: source.Text
+    meta: run_folder.Meta
+    mesh: Mesh | None = None
+    signals: Sequence[int] = ()
+    take_start: Callable[[], Any] = _make_new_weights
+    profile: bool = False
+
+    @property
+    def step_tokens(self) -> int:
+        """Tokens in a step."""
+        return self.config.data.batch * self.config.data.length
+
+    @property
+    def end(self) -> int | None:
+        """The token that ends a document; None if sequences run on over the ends."""
+        return self.text.end if self.config.data.boundaries == "mask" else None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StartPoint:
+    """Where a run starts or resumes.
+
+    Attributes:
+      graph: the model's structure.
+      optimizer: of weights and bits together.
+      train_state: after the newest checkpoint's step, or before the first step.
+      timer, monitor: with the time and the losses of the steps before.
+    """
+
+    graph: nnx.GraphDef
+    optimizer: optax.GradientTransformation
+    train_state: state.TrainState
+    timer: metrics.Timer
+    monitor: LossMonitor
+
+
+def restore_or_init(run: RunContext, manager: Any) -> StartPoint:
+    """Restore the newest checkpoint, or make the state of a new run, and print which.
+
+    Args:
+      run: the run.
+      manager: of its checkpoints.
+
+    Raises:
+      InputError: if there are checkpoints and none can be read, or the newest is another run's.
+    """
+    config, optimizer = run.config, make_optimizer(run.config)
+    timer, monitor = metrics.Timer(), LossMonitor(config.watch)
+    if manager.latest_step() is None:
+        graph, train_state = state.init_state(config, optimizer, run.take_start())
+    else:
+        graph, like = state.abstract_state(config, optimizer)
+        newest, train_state, saved = checkpoint.restore_newest(manager, like, run.meta)
+        timer = metrics.Timer(**saved["time"])
+        monitor = LossMonitor(config.watch, saved["losses"])
+        print_in_first(f"resumed from step {newest} of {config.steps}")
+        if changed := run_folder.changed_versions(saved, run.meta):
+            print_in_first(f"resumed under {changed}, so results may differ in the last digits")
+    print_in_first(startup_summary.to_go(config, int(train_state.step), timer.rate()))
+    return StartPoint(
+        graph=graph, optimizer=optimizer, train_state=train_state, timer=timer, monitor=monitor
+    )
+
+
+def print_in_first(text: str) -> None:
+    """Print a line in the first process; the others print nothing."""
+    if distributed.is_first_process():
+        print_line(text)

@@ -11,6 +11,7 @@ Docstrings are written for readers of the source. They differ from reStructuredT
 Sections such as `Args:` and `Example:` are left to napoleon, doctests to docutils.
 """
 
+import itertools
 import re
 
 SECTION = re.compile(
@@ -59,7 +60,7 @@ def convert(lines: list[str]) -> list[str]:
       >>> convert(["Maximum of |w| as in `absmax`.", "", "    y = |w|"])
       ['Maximum of \\\\|w\\\\| as in ``absmax``.', '', '.. code-block:: text', '', '    y = |w|']
     """
-    joined = _join_code(lines)
+    joined = _join_code(_indent_tables(lines))
     result: list[str] = []
     section = literal = doctest = False
     for line in joined:
@@ -76,6 +77,21 @@ def convert(lines: list[str]) -> list[str]:
             literal = True
             result += [".. code-block:: text", ""]
         result.append(line if literal or doctest else _escape(line))
+    return result
+
+
+def _indent_tables(lines: list[str]) -> list[str]:
+    """Lines where a table of words and meanings is indented, as other listings are.
+
+    Such a paragraph begins at the margin, and lines inside it are indented.
+    """
+    result: list[str] = []
+    for is_blank, group in itertools.groupby(lines, lambda line: not line.strip()):
+        paragraph = list(group)
+        first = paragraph[0]
+        is_text = is_blank or first[0] == " " or _LIST_ITEM.match(first) or SECTION.match(first)
+        is_table = not is_text and any(line.startswith("  ") for line in paragraph)
+        result += [f"    {line}" for line in paragraph] if is_table else paragraph
     return result
 
 

@@ -67,6 +67,7 @@ def test_docstrings_become_restructured_text():
     assert formula[2:5] == [".. code-block:: text", "", "    y = |w|"]
     assert formula[-1] == "  w: b_i."
     assert convert(["Example:", "  >>> a_ | b_"]) == ["Example:", "  >>> a_ | b_"]
+    assert convert(["codes  of", "       weights"])[-2:] == ["    codes  of", "           weights"]
     assert convert(["See `a", "b`, *c."]) == [r"See \ ``a b``\ , \*c."]
 
 

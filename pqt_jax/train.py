@@ -30,7 +30,7 @@ from pqt_jax.models import partitioning
 from pqt_jax.training import init_from, loop, startup_summary, state
 from pqt_jax.training.config import command_line, saved_config, validation
 from pqt_jax.training.config.fields import flatten
-from pqt_jax.training.config.schema import Config
+from pqt_jax.training.config.schema import RunConfig
 from pqt_jax.training.run import distributed, trackers, workdir
 from pqt_jax.training.run.distributed import ProcessError
 from pqt_jax.training.run.loss_monitor import SkipError
@@ -171,7 +171,7 @@ def _check_one_run(first: workdir.Meta, run: workdir.Meta) -> None:
             )
 
 
-def _text(config: Config) -> source.Text:
+def _text(config: RunConfig) -> source.Text:
     data = config.data
     if data.tokens:
         text = tokens.load(data.tokens, config.model.vocab_size)

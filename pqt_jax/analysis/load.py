@@ -25,7 +25,7 @@ from pqt_jax.quantization import packed_file
 from pqt_jax.training import methods
 from pqt_jax.training.config import saved_config, schema, validation
 from pqt_jax.training.config.fields import from_values
-from pqt_jax.training.config.schema import Config
+from pqt_jax.training.config.schema import RunConfig
 from pqt_jax.training.run import checkpoint, workdir
 from pqt_jax.transform.rules import Rule
 from pqt_jax.transform.tree_paths import map_paths, paths_and_leaves
@@ -45,7 +45,7 @@ class LoadedRun:
       step: the step of the checkpoint.
     """
 
-    config: Config
+    config: RunConfig
     graph: nnx.GraphDef
     params: nnx.State
     step: int
@@ -68,7 +68,7 @@ class TrainedModel:
     params: nnx.State
     rules: tuple[Rule, ...]
     origin: str
-    run_config: Config | None
+    run_config: RunConfig | None
 
 
 def load_run(path: Path) -> LoadedRun:
@@ -82,7 +82,7 @@ def load_run(path: Path) -> LoadedRun:
     """
     meta = workdir.read_metadata(path)
     try:
-        config = from_values(Config, saved_config.completed(meta["config"]))
+        config = from_values(RunConfig, saved_config.completed(meta["config"]))
         model = dataclasses.replace(config.model, attention="auto")
         config = dataclasses.replace(config, model=model)
         validation.check(config)

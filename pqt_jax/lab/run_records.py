@@ -15,7 +15,7 @@ from pqt_jax.lab import outcomes
 from pqt_jax.lab.sweep_config import SweepOptions
 from pqt_jax.training import named_formats, sharpness
 from pqt_jax.training.config import schema
-from pqt_jax.training.config.schema import Config
+from pqt_jax.training.config.schema import RunConfig
 from pqt_jax.training.loss import cross_entropy
 from pqt_jax.training.run import metrics
 from pqt_jax.transform import bit_state
@@ -58,7 +58,7 @@ def make_sharpness(
 
 
 def make_held_out_losses(
-    config: Config, graph: nnx.GraphDef, batches: jax.Array
+    config: RunConfig, graph: nnx.GraphDef, batches: jax.Array
 ) -> Callable[[Any], dict[str, jax.Array]]:
     """The evaluation of weights in each of `FORMATS`, for many runs at once.
 
@@ -93,7 +93,7 @@ def make_record(
     steps: Sequence[StepMetrics],
     results: dict[str, Any],
     unigram_loss: float,
-    config: Config,
+    config: RunConfig,
     options: SweepOptions,
 ) -> metrics.Record:
     """The record of one run, without the fields that name the run.

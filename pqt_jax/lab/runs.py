@@ -32,7 +32,7 @@ from pqt_jax.lab.sweep_config import SweepOptions
 from pqt_jax.training import methods
 from pqt_jax.training import state as states
 from pqt_jax.training import step as steps
-from pqt_jax.training.config.schema import Config
+from pqt_jax.training.config.schema import RunConfig
 from pqt_jax.training.optimizer import make_optimizer
 from pqt_jax.training.run import metrics
 from pqt_jax.transform.tree_paths import BITS, map_paths
@@ -155,7 +155,7 @@ def _select_run(tree: Any, i: int) -> Any:
 
 
 def _begin_and_step(
-    config: Config, graph: nnx.GraphDef
+    config: RunConfig, graph: nnx.GraphDef
 ) -> tuple[Callable[..., Any], Callable[..., Any]]:
     """Two functions: `(rates, seeds) -> (states, keys)`, and the step of all runs."""
     optimizer = scale_updates(make_optimizer(config))
@@ -169,7 +169,7 @@ def _begin_and_step(
     return begin, jax.jit(jax.vmap(step.__wrapped__), donate_argnums=0)
 
 
-def _train_batches(config: Config, text: Text, seeds: np.ndarray) -> Iterator[np.ndarray]:
+def _train_batches(config: RunConfig, text: Text, seeds: np.ndarray) -> Iterator[np.ndarray]:
     """For each step the tokens of all runs, [runs, B, T + 1]. Equal seeds have equal tokens."""
     distinct, run_to_seed = np.unique(seeds, return_inverse=True)
     options: dict[str, Any] = {"length": config.data.length, "batch": config.data.batch}
@@ -180,7 +180,7 @@ def _train_batches(config: Config, text: Text, seeds: np.ndarray) -> Iterator[np
         yield np.stack([next(stream) for stream in streams])[run_to_seed]
 
 
-def _held_out_batches(config: Config, text: Text) -> Any:
+def _held_out_batches(config: RunConfig, text: Text) -> Any:
     data, count = config.data, config.log.validation_batches
     return pipeline.validation_batches(
         text.validation, length=data.length, batch=data.batch, count=count
@@ -188,7 +188,7 @@ def _held_out_batches(config: Config, text: Text) -> Any:
 
 
 def _initializer(
-    config: Config, optimizer: optax.GradientTransformation
+    config: RunConfig, optimizer: optax.GradientTransformation
 ) -> Callable[[Any, Any], states.TrainState]:
     """A function (seed, factor) → the state before the first step, as in a training run."""
 

@@ -2,7 +2,7 @@
 # Copyright 2026 The pqt_jax Authors
 """When a run logs, validates, measures sharpness and saves checkpoints."""
 
-from pqt_jax.training.config.schema import Config
+from pqt_jax.training.config.schema import RunConfig
 
 
 class Cadence:
@@ -22,7 +22,7 @@ class Cadence:
       wait: whether the host waits for the step, since something may be due that reads its results.
     """
 
-    def __init__(self, config: Config):
+    def __init__(self, config: RunConfig):
         self._config = config
         self._stop = False
         self._save_is_due = False  # also from an earlier step, if the steps since were skipped

@@ -23,7 +23,7 @@ from pqt_jax.quantization import sizes
 from pqt_jax.quantization.quantize import Plan
 from pqt_jax.training import named_formats
 from pqt_jax.training.config import schema
-from pqt_jax.training.config.schema import Config
+from pqt_jax.training.config.schema import RunConfig
 from pqt_jax.training.loss import model_loss, split_batch
 from pqt_jax.training.methods import METHODS, get_method
 from pqt_jax.training.step import StepSplit
@@ -81,7 +81,7 @@ def make_loss(
 
 
 def table(
-    config: Config, loss: Loss, params: nnx.State, mesh: Mesh | None = None
+    config: RunConfig, loss: Loss, params: nnx.State, mesh: Mesh | None = None
 ) -> dict[str, Any]:
     """The validation loss of the weights in each format.
 

@@ -12,7 +12,7 @@ import numpy as np
 from pqt_jax.errors import InputError
 from pqt_jax.interchange import huggingface
 from pqt_jax.models import ModelConfig, get_spec
-from pqt_jax.training.config.schema import Config, model_config
+from pqt_jax.training.config.schema import RunConfig, model_config
 from pqt_jax.transform.tree_paths import paths_and_leaves
 
 _HOW = {"dtype", "param_dtype", "attention", "remat"}  # to compute, which is the run's own choice
@@ -30,7 +30,7 @@ class Start(NamedTuple):
     fingerprint: str = ""
 
 
-def read(config: Config, known: str = "") -> Start:
+def read(config: RunConfig, known: str = "") -> Start:
     """The weights that `config.init_from` names.
 
     A GPT2 of Hugging Face always has biases. Where the run's has none, zeros are dropped.
@@ -60,7 +60,7 @@ def read(config: Config, known: str = "") -> Start:
     return Start(huggingface.nest_by_path(leaves), _fingerprint(leaves))
 
 
-def _check_same(config: Config, here: ModelConfig, there: ModelConfig) -> None:
+def _check_same(config: RunConfig, here: ModelConfig, there: ModelConfig) -> None:
     """Raise InputError, naming the first field that differs, unless both are one model."""
     pairs = [("name", here.name, there.name)]
     if here.name == there.name:

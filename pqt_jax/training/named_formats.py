@@ -15,7 +15,7 @@ from flax import nnx
 from pqt_jax.errors import InputError
 from pqt_jax.numerics.formats import BF16, E2M1, E2M3, E3M2, E4M3, E5M2
 from pqt_jax.quantization.quantize import Plan, apply, plan_mixed, plan_uniform
-from pqt_jax.training.config.schema import Config
+from pqt_jax.training.config.schema import RunConfig
 from pqt_jax.training.methods import METHODS, get_method
 from pqt_jax.transform import bit_state
 from pqt_jax.transform.rules import Rule
@@ -90,7 +90,7 @@ def round_by_plan(params: nnx.State, plan: Plan) -> nnx.State:
 
 
 def round_to_format(
-    config: Config | None, params: nnx.State, rules: Sequence[Rule], name: str
+    config: RunConfig | None, params: nnx.State, rules: Sequence[Rule], name: str
 ) -> nnx.State:
     """The weights in a format. A method may round "mixed" in its own way.
 

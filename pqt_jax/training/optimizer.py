@@ -6,14 +6,14 @@ import functools
 
 import optax
 
-from pqt_jax.training.config.schema import Config
+from pqt_jax.training.config.schema import RunConfig
 from pqt_jax.training.methods import get_method, snap_step
 from pqt_jax.training.methods.method import Schedule
 from pqt_jax.transform import optim
 from pqt_jax.transform.adam_mini import model_blocks
 
 
-def make_schedule(config: Config) -> Schedule:
+def make_schedule(config: RunConfig) -> Schedule:
     """Step → learning rate: a linear warm-up, then a cosine or a line to the final rate."""
     opt = config.optimizer
     first = opt.learning_rate / (opt.warmup_steps + 1)  # not 0, so that the first step counts
@@ -29,7 +29,7 @@ def make_schedule(config: Config) -> Schedule:
     )
 
 
-def make_optimizer(config: Config) -> optax.GradientTransformation:
+def make_optimizer(config: RunConfig) -> optax.GradientTransformation:
     """The optimizer of weights and bit-widths, which are groups with rates of their own.
 
     The method says how its bit-widths are treated (`Method.make_bits_optimizer`).

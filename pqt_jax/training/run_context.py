@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from pqt_jax.console import print_line
 from pqt_jax.data import source
 from pqt_jax.training import startup_summary, state
-from pqt_jax.training.config.schema import Config
+from pqt_jax.training.config.schema import RunConfig
 from pqt_jax.training.optimizer import make_optimizer
 from pqt_jax.training.run import checkpoint, distributed, metrics
 from pqt_jax.training.run import workdir as run_folder
@@ -41,7 +41,7 @@ class RunContext:
       profile: whether to write a trace of a few steps to `workdir/profile`.
     """
 
-    config: Config
+    config: RunConfig
     workdir: Path
     text: source.Text
     meta: run_folder.Meta

@@ -21,7 +21,7 @@ from pqt_jax.numerics import blocks
 from pqt_jax.training import flops, methods
 from pqt_jax.training import state as states
 from pqt_jax.training.config import schema
-from pqt_jax.training.config.schema import Config
+from pqt_jax.training.config.schema import RunConfig
 from pqt_jax.training.optimizer import make_optimizer
 from pqt_jax.transform.bit_state import weights
 from pqt_jax.transform.rules import Rule, first_match, resolve
@@ -54,7 +54,7 @@ class Facts(NamedTuple):
     attention: attention.Choice
 
 
-def gather(config: Config, mesh: Any, data: str, workdir: Path) -> Facts:
+def gather(config: RunConfig, mesh: Any, data: str, workdir: Path) -> Facts:
     """Facts of a run, its mesh being entered; no array is made.
 
     Args:
@@ -76,7 +76,7 @@ def gather(config: Config, mesh: Any, data: str, workdir: Path) -> Facts:
     )
 
 
-def before(config: Config, facts: Facts) -> str:
+def before(config: RunConfig, facts: Facts) -> str:
     """The page before compilation.
 
     Args:
@@ -102,7 +102,7 @@ def before(config: Config, facts: Facts) -> str:
     return "\n".join([*(_row(name, value) for name, value in rows), last])
 
 
-def to_go(config: Config, step: int, rate: float) -> str:
+def to_go(config: RunConfig, step: int, rate: float) -> str:
     """The line of what is left.
 
     Example:
@@ -184,14 +184,14 @@ def _weights(shapes: Iterable[Any]) -> int:
     return sum(x.size for x in shapes)
 
 
-def _sampled(config: Config, shapes: Mapping[str, Any]) -> str:
+def _sampled(config: RunConfig, shapes: Mapping[str, Any]) -> str:
     specs = resolve(methods.make_rules(config), shapes)
     noisy = [shapes[path] for path, spec in specs.items() if spec.noise != "none"]
     share = 100 * _weights(noisy) / _weights(shapes.values())
     return f"{_weights(noisy):,} parameters, {share:.1f} % of all" if noisy else "nothing"
 
 
-def _shape(config: Config) -> str:
+def _shape(config: RunConfig) -> str:
     model = schema.model_config(config)
     kv = getattr(model, "num_kv_heads", 0)
     heads = _count(model.num_heads, "head") + (f" ({kv} of keys and values)" if kv else "")
@@ -201,7 +201,7 @@ def _shape(config: Config) -> str:
     )
 
 
-def _method(config: Config) -> str:
+def _method(config: RunConfig) -> str:
     computes = f"computes in {config.model.dtype}, parameters in {config.model.param_dtype}"
     return f"{config.method}, {config.optimizer.name}; {computes}"
 
@@ -211,7 +211,7 @@ def _mesh(facts: Facts) -> str:
     return f"{axes}, {_count(facts.processes, 'process')}, {facts.device_kind}"
 
 
-def _step(config: Config) -> str:
+def _step(config: RunConfig) -> str:
     data, parts = config.data, config.data.microbatches
     cut = f", in {parts} microbatches" if parts > 1 else ""
     return f"{data.batch * data.length:,} tokens, {data.batch:,} sequences of {data.length:,}{cut}"

@@ -14,7 +14,7 @@ from pqt_jax.errors import InputError
 from pqt_jax.models import build_model, partitioning
 from pqt_jax.models.decoder import check_rules
 from pqt_jax.training import flops, methods
-from pqt_jax.training.config.schema import Config, model_config, quantization_rules
+from pqt_jax.training.config.schema import RunConfig, model_config, quantization_rules
 from pqt_jax.transform import bit_state
 from pqt_jax.transform.tree_paths import paths_and_leaves
 
@@ -39,7 +39,7 @@ class TrainState(NamedTuple):
 
 
 def init_state(
-    config: Config, optimizer: optax.GradientTransformation, start: Any = None
+    config: RunConfig, optimizer: optax.GradientTransformation, start: Any = None
 ) -> tuple[nnx.GraphDef, TrainState]:
     """The model's structure and the state before the first step.
 
@@ -56,7 +56,7 @@ def init_state(
 
 
 def abstract_state(
-    config: Config, optimizer: optax.GradientTransformation
+    config: RunConfig, optimizer: optax.GradientTransformation
 ) -> tuple[nnx.GraphDef, TrainState]:
     """What `init_state` would return, as shapes, dtypes and places: to compile without the memory.
 
@@ -69,7 +69,7 @@ def abstract_state(
 
 
 def _initializer(
-    config: Config, optimizer: optax.GradientTransformation
+    config: RunConfig, optimizer: optax.GradientTransformation
 ) -> tuple[nnx.GraphDef, Callable[[Any], TrainState]]:
     def build():
         return methods.make_model(config, nnx.Rngs(config.seed))
@@ -95,7 +95,7 @@ def _replaced(params: nnx.State, start: Any) -> nnx.State:
     return nnx.merge_state(params, jax.tree.unflatten(tree, same))
 
 
-def count_parameters(config: Config) -> int:
+def count_parameters(config: RunConfig) -> int:
     """Number of weights, found without computing any; the rules are checked against their paths.
 
     Raises:
@@ -109,7 +109,7 @@ def count_parameters(config: Config) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(shapes, nnx.Param)))
 
 
-def check_memory(config: Config, parameters: int) -> None:
+def check_memory(config: RunConfig, parameters: int) -> None:
     """Raise InputError if weights, gradients and the optimizer's two moments cannot fit."""
     shards = config.mesh.fsdp * config.mesh.tensor
     needed = 4 * parameters * jnp.dtype(config.model.param_dtype).itemsize / shards

@@ -19,7 +19,7 @@ from flax import nnx
 from pqt_jax.models import document_mask, partitioning
 from pqt_jax.numerics import bit_width, keys
 from pqt_jax.training import methods
-from pqt_jax.training.config.schema import Config
+from pqt_jax.training.config.schema import RunConfig
 from pqt_jax.training.loss import model_loss, split_batch
 from pqt_jax.training.optimizer import make_optimizer
 from pqt_jax.training.state import TrainState
@@ -49,7 +49,7 @@ class StepSplit:
     loss_chunk: int = 0
 
 
-def step_split(config: Config) -> StepSplit:
+def step_split(config: RunConfig) -> StepSplit:
     """Step-splitting options read from the run config."""
     data = config.data
     return StepSplit(
@@ -60,7 +60,7 @@ def step_split(config: Config) -> StepSplit:
 
 
 def build_train_step(
-    config: Config,
+    config: RunConfig,
     graph: nnx.GraphDef,
     optimizer: optax.GradientTransformation | None = None,
     *,

@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from pqt_jax.console import print_error
 from pqt_jax.training import flops as costs
 from pqt_jax.training.config import schema
-from pqt_jax.training.config.schema import Config
+from pqt_jax.training.config.schema import RunConfig
 from pqt_jax.training.run import distributed, metrics, trackers
 from pqt_jax.training.run import workdir as workdirs
 from pqt_jax.training.run.loss_monitor import LossMonitor
@@ -25,7 +25,7 @@ from pqt_jax.training.step import Metrics
 
 @contextlib.contextmanager
 def open_loggers(
-    config: Config, workdir: Path, start: int
+    config: RunConfig, workdir: Path, start: int
 ) -> Iterator[tuple[Callable[[int], None], Callable[[Record], None]]]:
     """Open everything that records are written to, and drop records of steps that will be repeated.
 
@@ -58,7 +58,7 @@ def open_loggers(
 
 
 def step_record(
-    config: Config,
+    config: RunConfig,
     step: int,
     mesh: Mesh | None,
     timer: Timer,

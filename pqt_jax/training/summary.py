@@ -12,13 +12,13 @@ from pqt_jax.interchange.png import save_png
 from pqt_jax.models import partitioning
 from pqt_jax.training import final_evaluation, methods
 from pqt_jax.training.config import saved_config
-from pqt_jax.training.config.schema import Config
+from pqt_jax.training.config.schema import RunConfig
 from pqt_jax.training.run import distributed, metrics
 from pqt_jax.training.run import workdir as run_folder
 from pqt_jax.training.run_context import RunContext
 
 
-def read(workdir: Path, config: Config) -> dict[str, Any] | None:
+def read(workdir: Path, config: RunConfig) -> dict[str, Any] | None:
     """The summary of a finished run; None if it is missing, damaged, or of another config."""
     try:
         summary = json.loads((workdir / run_folder.SUMMARY).read_text())

@@ -8,21 +8,21 @@ from typing import Any
 
 from pqt_jax.models import MODELS
 from pqt_jax.training.config.fields import flatten, to_dict
-from pqt_jax.training.config.schema import MAY_CHANGE, Config, default
+from pqt_jax.training.config.schema import MAY_CHANGE, RunConfig, default
 
 
-def as_json(config: Config) -> str:
+def as_json(config: RunConfig) -> str:
     """The configuration as JSON, with its fields sorted by name."""
     return json.dumps(to_dict(config), indent=2)
 
 
-def digest(config: Config) -> str:
+def digest(config: RunConfig) -> str:
     """Twelve hexadecimal digits that stand for the configuration without `MAY_CHANGE`."""
     relevant = {k: v for k, v in flatten(config) if not k.startswith(MAY_CHANGE)}
     return hashlib.sha256(json.dumps(relevant, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def describe(config: Config) -> str:
+def describe(config: RunConfig) -> str:
     """Every field with its value, one a line, as it would be given on the command line."""
     return "\n".join(f"config.{name}={value}" for name, value in flatten(config))
 

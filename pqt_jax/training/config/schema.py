@@ -260,9 +260,6 @@ class RunConfig:
         return to_dict(self)
 
 
-Config = RunConfig
-
-
 def default(model: ModelConfig) -> Any:
     """Every field with its default, as a ConfigDict; a config file changes what it needs.
 
@@ -277,7 +274,7 @@ def default(model: ModelConfig) -> Any:
     return to_config_dict(RunConfig(model=model))
 
 
-def model_config(config: Config) -> ModelConfig:
+def model_config(config: RunConfig) -> ModelConfig:
     """The model's own configuration; a ConfigDict has it as a section like the others."""
     if not isinstance(config.model, ConfigDict):
         return config.model
@@ -285,12 +282,12 @@ def model_config(config: Config) -> ModelConfig:
     return MODELS[options.pop("name")].config_class(**options)
 
 
-def quantization_rules(config: Config) -> list[Rule]:
+def quantization_rules(config: RunConfig) -> list[Rule]:
     """The rules that say what is quantized at the end: the same for every method."""
     return sampling_rules(config, noise="gauss")
 
 
-def sampling_rules(config: Config, **changes: Any) -> list[Rule]:
+def sampling_rules(config: RunConfig, **changes: Any) -> list[Rule]:
     """The rules in the section `config.pqt`, with the options of `Rule` that a method changes."""
     pqt = config.pqt
     options: dict[str, Any] = {"target_bits": pqt.target_bits, "init_bits": pqt.init_bits}

@@ -17,11 +17,11 @@ from pqt_jax.models import attention, get_spec, partitioning
 from pqt_jax.training.config import schema
 from pqt_jax.training.config.field_values import as_float32
 from pqt_jax.training.config.fields import check_ranges
-from pqt_jax.training.config.schema import Config
+from pqt_jax.training.config.schema import RunConfig
 from pqt_jax.training.methods import get_method
 
 
-def check(config: Config) -> None:
+def check(config: RunConfig) -> None:
     """Check the range of every field, then the rules between fields.
 
     Raises:
@@ -36,7 +36,7 @@ def check(config: Config) -> None:
     _check_method(config)
 
 
-def check_devices(config: Config) -> None:
+def check_devices(config: RunConfig) -> None:
     """Check what depends on the devices; apart from `check`, since it starts JAX.
 
     Raises:
@@ -58,7 +58,7 @@ def check_devices(config: Config) -> None:
         )
 
 
-def check_mesh(config: Config, mesh: Mesh | None) -> None:
+def check_mesh(config: RunConfig, mesh: Mesh | None) -> None:
     """Check that the mesh divides the batch and the model.
 
     Args:
@@ -90,7 +90,7 @@ def _refuse(name: str, value: Any, wanted: str) -> NoReturn:
     raise InputError(f"config.{name}={value!r}; it must be {wanted}")
 
 
-def _check_schedule(config: Config) -> None:
+def _check_schedule(config: RunConfig) -> None:
     opt = config.optimizer
     if opt.warmup_steps >= config.steps:
         wanted = f"less than config.steps={config.steps}"
@@ -106,7 +106,7 @@ def _check_schedule(config: Config) -> None:
             _refuse(name, rate, wanted)
 
 
-def _check_data(config: Config) -> None:
+def _check_data(config: RunConfig) -> None:
     data, model = config.data, config.model
     if data.files and data.tokens:
         raise InputError(
@@ -128,7 +128,7 @@ def _check_data(config: Config) -> None:
         _refuse("data.end_token", data.end_token, wanted)
 
 
-def _check_model(config: Config) -> None:
+def _check_model(config: RunConfig) -> None:
     model = config.model
     width, rest = divmod(model.d_model, model.num_heads)
     if rest:
@@ -142,7 +142,7 @@ def _check_model(config: Config) -> None:
         _refuse("model.num_kv_heads", model.kv_heads, wanted)
 
 
-def _check_pqt(config: Config) -> None:
+def _check_pqt(config: RunConfig) -> None:
     pqt = config.pqt
     if pqt.target_bits > pqt.init_bits:
         wanted = f"at most config.pqt.init_bits={pqt.init_bits}"
@@ -155,7 +155,7 @@ def _check_pqt(config: Config) -> None:
         _refuse("pqt.snap_at", pqt.snap_at, wanted)
 
 
-def _check_diffq(config: Config) -> None:
+def _check_diffq(config: RunConfig) -> None:
     options = config.diffq
     if not options.min_bits < options.init_bits < options.max_bits:
         wanted = (
@@ -165,6 +165,6 @@ def _check_diffq(config: Config) -> None:
         _refuse("diffq.init_bits", options.init_bits, wanted)
 
 
-def _check_method(config: Config) -> None:
+def _check_method(config: RunConfig) -> None:
     if conflict := get_method(config).find_conflict(config):
         _refuse(*conflict)

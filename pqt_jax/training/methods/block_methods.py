@@ -19,7 +19,7 @@ from pqt_jax.numerics import bit_width
 from pqt_jax.numerics.formats import BF16, as_format
 from pqt_jax.quantization import sizes
 from pqt_jax.training.config import schema
-from pqt_jax.training.config.schema import Config
+from pqt_jax.training.config.schema import RunConfig
 from pqt_jax.training.methods.method import BitsOptimizer, Conflict, Method, Penalty, Schedule
 from pqt_jax.transform import bit_state
 from pqt_jax.transform.rules import resolve
@@ -30,10 +30,10 @@ def _make_method(name: str, noise: str, cast: dict[str, Any] | None = None) -> M
     """The record of one method; `cast` holds options of its rules in place of the config's."""
     make_rules = functools.partial(schema.sampling_rules, noise=noise, **(cast or {}))
 
-    def make_model(config: Config, rngs: nnx.Rngs) -> nnx.Module:
+    def make_model(config: RunConfig, rngs: nnx.Rngs) -> nnx.Module:
         return build_model(schema.model_config(config), make_rules(config), rngs=rngs)
 
-    def bit_widths(config: Config, params: nnx.State) -> dict[str, Any]:
+    def bit_widths(config: RunConfig, params: nnx.State) -> dict[str, Any]:
         return bit_state.bit_widths(params, make_rules(config))
 
     learns_bits = noise != "none"
@@ -49,7 +49,7 @@ def _make_method(name: str, noise: str, cast: dict[str, Any] | None = None) -> M
     )
 
 
-def _make_penalty(bit_widths: Any, config: Config) -> Penalty | None:
+def _make_penalty(bit_widths: Any, config: RunConfig) -> Penalty | None:
     """What `config.pqt.penalty` adds to the loss, apart from the decay of the bit-widths.
 
         layer      Σ_layers mean_B |b_t − b_target|       `bit_width.layer_loss`
@@ -81,7 +81,7 @@ def _make_penalty(bit_widths: Any, config: Config) -> Penalty | None:
     return penalty
 
 
-def _make_bits_optimizer(config: Config, schedule: Schedule, snap: int | None) -> BitsOptimizer:
+def _make_bits_optimizer(config: RunConfig, schedule: Schedule, snap: int | None) -> BitsOptimizer:
     """The bits follow the weights' schedule at a rate of their own, until they snap and stay."""
     ratio = config.pqt.learning_rate / config.optimizer.learning_rate
 
@@ -92,11 +92,11 @@ def _make_bits_optimizer(config: Config, schedule: Schedule, snap: int | None) -
     return BitsOptimizer(learning_rate, config.pqt.weight_decay)
 
 
-def _find_no_conflict(config: Config) -> Conflict | None:
+def _find_no_conflict(config: RunConfig) -> Conflict | None:
     return None
 
 
-def _find_ste_conflict(config: Config) -> Conflict | None:
+def _find_ste_conflict(config: RunConfig) -> Conflict | None:
     if as_format(config.pqt.dtype) != BF16:
         return None
     wanted = "a format to round to with config.method='ste', such as float6_e3m2fn"

@@ -15,7 +15,7 @@ from pqt_jax.models import build_model, partitioning
 from pqt_jax.quantization import sizes
 from pqt_jax.quantization.diffq_sizes import diffq_sizes
 from pqt_jax.training.config import schema
-from pqt_jax.training.config.schema import Config
+from pqt_jax.training.config.schema import RunConfig
 from pqt_jax.training.methods.method import (
     BitsOptimizer,
     Conflict,
@@ -31,16 +31,16 @@ from pqt_jax.transform.rules import Rule
 from pqt_jax.transform.tree_paths import BITS, map_paths, paths_and_leaves
 
 
-def make_options(config: Config) -> diffq.Options:
+def make_options(config: RunConfig) -> diffq.Options:
     """The options of `transform.diffq` in the section `config.diffq`."""
     return diffq.Options(**{name: getattr(config.diffq, name) for name in diffq.Options._fields})
 
 
-def _make_rules(config: Config) -> list[Rule]:
+def _make_rules(config: RunConfig) -> list[Rule]:
     return []
 
 
-def _make_model(config: Config, rngs: nnx.Rngs) -> nnx.Module:
+def _make_model(config: RunConfig, rngs: nnx.Rngs) -> nnx.Module:
     """The bare model, with the logits of every quantized parameter."""
     model = build_model(schema.model_config(config), rngs=rngs)
     params, options = nnx.state(model, nnx.Param), make_options(config)
@@ -54,7 +54,7 @@ def _make_model(config: Config, rngs: nnx.Rngs) -> nnx.Module:
     return model
 
 
-def _make_sampler(config: Config) -> Sampler:
+def _make_sampler(config: RunConfig) -> Sampler:
     options, dtype = make_options(config), config.model.dtype
 
     def sample(params, key):
@@ -64,12 +64,12 @@ def _make_sampler(config: Config) -> Sampler:
     return sample
 
 
-def _bit_widths(config: Config, params: nnx.State) -> dict[str, Any]:
+def _bit_widths(config: RunConfig, params: nnx.State) -> dict[str, Any]:
     options = make_options(config)
     return jax.tree.map(lambda leaf: diffq.bit_width(leaf, options), collect_logits(params))
 
 
-def _make_penalty(config: Config) -> Penalty | None:
+def _make_penalty(config: RunConfig) -> Penalty | None:
     """`config.diffq.penalty` times the megabytes of the quantized weights; None for 0."""
     factor, options = config.diffq.penalty, make_options(config)
 
@@ -79,12 +79,12 @@ def _make_penalty(config: Config) -> Penalty | None:
     return penalty if factor else None
 
 
-def _make_bits_optimizer(config: Config, schedule: Schedule, snap: int | None) -> BitsOptimizer:
+def _make_bits_optimizer(config: RunConfig, schedule: Schedule, snap: int | None) -> BitsOptimizer:
     """The logits have an Adam of their own: a constant rate, and no decay."""
     return BitsOptimizer(config.diffq.learning_rate, 0.0)
 
 
-def _find_conflict(config: Config) -> Conflict | None:
+def _find_conflict(config: RunConfig) -> Conflict | None:
     pqt, method = config.pqt, "with config.method='diffq'"
     if pqt.penalty != "none":
         wanted = f"none {method}, which has config.diffq.penalty"
@@ -97,13 +97,13 @@ def _find_conflict(config: Config) -> Conflict | None:
     return None
 
 
-def _round_weights(config: Config, params: nnx.State) -> nnx.State:
+def _round_weights(config: RunConfig, params: nnx.State) -> nnx.State:
     options = make_options(config)
     round_all = jax.jit(lambda w, logits: diffq.quantize_all(w, logits, options))
     return round_all(weights(params), collect_logits(params))
 
 
-def _size_mb(config: Config, params: nnx.State, mesh: Mesh | None) -> float:
+def _size_mb(config: RunConfig, params: nnx.State, mesh: Mesh | None) -> float:
     logits = partitioning.fetch_whole(collect_logits(params), mesh)
     stored = diffq_sizes(weights(params), logits, make_options(config))
     return sizes.total_size(stored.values()).bits / diffq.MB

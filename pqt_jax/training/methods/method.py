@@ -10,7 +10,7 @@ import jax
 from flax import nnx
 from jax.sharding import Mesh
 
-from pqt_jax.training.config.schema import Config
+from pqt_jax.training.config.schema import RunConfig
 from pqt_jax.transform.rules import Rule
 
 Sampler = Callable[[nnx.State, jax.Array], nnx.State]  # (parameters, step's key) → ŵ
@@ -71,14 +71,14 @@ class Method:
 
     name: str
     learns_bits: bool
-    make_rules: Callable[[Config], list[Rule]]
-    make_model: Callable[[Config, nnx.Rngs], nnx.Module]
-    make_sampler: Callable[[Config], Sampler] | None = None
-    bit_widths: Callable[[Config, nnx.State], dict[str, Any]]
-    make_penalty: Callable[[Config], Penalty | None]
-    make_bits_optimizer: Callable[[Config, Schedule, int | None], BitsOptimizer]
-    find_conflict: Callable[[Config], Conflict | None]
-    round_weights: Callable[[Config, nnx.State], nnx.State] | None = None
-    size_mb: Callable[[Config, nnx.State, Mesh | None], float] | None = None
+    make_rules: Callable[[RunConfig], list[Rule]]
+    make_model: Callable[[RunConfig, nnx.Rngs], nnx.Module]
+    make_sampler: Callable[[RunConfig], Sampler] | None = None
+    bit_widths: Callable[[RunConfig, nnx.State], dict[str, Any]]
+    make_penalty: Callable[[RunConfig], Penalty | None]
+    make_bits_optimizer: Callable[[RunConfig, Schedule, int | None], BitsOptimizer]
+    find_conflict: Callable[[RunConfig], Conflict | None]
+    round_weights: Callable[[RunConfig, nnx.State], nnx.State] | None = None
+    size_mb: Callable[[RunConfig, nnx.State, Mesh | None], float] | None = None
     mixed_label: str | None = None
     export_refusal: str | None = None

@@ -24,7 +24,7 @@ import jax
 from pqt_jax.console import print_error
 from pqt_jax.errors import InputError, OutputError
 from pqt_jax.interchange import files
-from pqt_jax.training.config.schema import Config, LogConfig
+from pqt_jax.training.config.schema import LogConfig, RunConfig
 
 TENSORBOARD, WANDB_ID = "tensorboard", "wandb.id"
 _PACKAGES = {"tensorboard": "tensorboardX", "wandb": "wandb"}  # by field of config.log
@@ -61,7 +61,7 @@ def check_config(log: LogConfig) -> None:
         )
 
 
-def start(config: Config, workdir: Path, step: int) -> list[Tracker]:
+def start(config: RunConfig, workdir: Path, step: int) -> list[Tracker]:
     """Open what the config asks for, on the first process; the others have none.
 
     Args:
@@ -142,7 +142,7 @@ def _tensorboard(folder: Path, step: int) -> Tracker:
     return Tracker("TensorBoard", send, writer.close)
 
 
-def _wandb(config: Config, workdir: Path) -> Tracker:
+def _wandb(config: RunConfig, workdir: Path) -> Tracker:
     import wandb
 
     name = workdir / WANDB_ID

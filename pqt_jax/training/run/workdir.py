@@ -30,7 +30,7 @@ from pqt_jax.errors import InputError, OutputError, system_reason
 from pqt_jax.interchange import files
 from pqt_jax.numerics import philox
 from pqt_jax.training.config import saved_config
-from pqt_jax.training.config.schema import Config
+from pqt_jax.training.config.schema import RunConfig
 from pqt_jax.training.run import metrics
 
 RUN, LOCK, METRICS, SUMMARY = "run.json", "run.lock", "metrics.jsonl", "summary.json"
@@ -52,7 +52,7 @@ _PACKAGES = ("pqt_jax", "jax", "flax", "optax", "grain", "orbax-checkpoint")
 Meta = dict[str, Any]
 
 
-def make_metadata(config: Config, text: Text, init_fingerprint: str = "") -> Meta:
+def make_metadata(config: RunConfig, text: Text, init_fingerprint: str = "") -> Meta:
     """The metadata of a run: what must be the same to go on, and the versions that it used.
 
     Args:

@@ -49,7 +49,7 @@ def main(folder: Path, steps: int = 40) -> Path:
         f"--config.init_from={folder}/start",
         f"--config.steps={steps}",
         "--config.data.length=64",
-        "--config.optimizer.warmup_steps=4",
+        "--config.optimizer.warmup_steps=2",
         "--config.log.validation_batches=4",
         *shape,
         *text,

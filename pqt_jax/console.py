@@ -59,9 +59,7 @@ def run(command: Callable[[Sequence[str]], None], arguments: Sequence[str] | Non
     """
     code = _run(command, sys.argv[1:] if arguments is None else arguments)
     if code == INTERRUPTED and arguments is None:
-        with contextlib.suppress(OSError):
-            sys.stdout.flush()
-        os._exit(code)
+        exit_now(code)
     return code
 
 
@@ -86,6 +84,19 @@ def _run(command: Callable[[Sequence[str]], None], arguments: Sequence[str]) -> 
         failure = OutputError("standard output", error)
         print_error(f"error: {failure}")
         return failure.exit_code
+
+
+def exit_now(code: int, *, flush: bool = True) -> NoReturn:
+    """End the process without the steps of Python's own exit, in which it may hang or crash.
+
+    Args:
+      code: exit code.
+      flush: write what stdout has buffered. False in a thread, for which stdout may be locked.
+    """
+    if flush:
+        with contextlib.suppress(OSError):
+            sys.stdout.flush()
+    os._exit(code)
 
 
 def _prints() -> bool:

@@ -45,6 +45,11 @@ class OutputError(RuntimeError):
         )
 
 
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an error of JAX says that the memory of a device does not suffice."""
+    return str(error).startswith("RESOURCE_EXHAUSTED")
+
+
 def system_reason(error: OSError, remedy: str) -> str:
     """Why a path cannot be used, and what to do: the remedy, or what helps a path too long."""
     if error.errno == errno.ENAMETOOLONG:

@@ -23,7 +23,7 @@ import jax
 from jax.sharding import Mesh
 
 from pqt_jax import console, errors
-from pqt_jax.console import escape_output, print_error, print_line
+from pqt_jax.console import escape_output, exit_now, print_error, print_line
 from pqt_jax.data import boundaries, pipeline, source, tokens
 from pqt_jax.errors import InputError, OutputError
 from pqt_jax.models import partitioning
@@ -34,6 +34,7 @@ from pqt_jax.training.config.schema import RunConfig
 from pqt_jax.training.run import distributed, trackers, workdir
 from pqt_jax.training.run.distributed import ProcessError
 from pqt_jax.training.run.loss_monitor import SkipError
+from pqt_jax.training.run.orbax_errors import quiet_orbax
 from pqt_jax.training.run.signals import collect_signals
 from pqt_jax.training.run_context import RunContext
 
@@ -64,14 +65,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
       The exit code.
     """
     escape_output()  # names may hold any byte
-    with collect_signals() as signals:
+    with collect_signals() as signals, quiet_orbax():
         try:
             return _run(sys.argv[1:] if arguments is None else arguments, signals)
         except (InputError, OutputError, ProcessError, SkipError) as error:
             print_error(f"error: {error}")
             return distributed.exit_process(error.exit_code)
         except Exception as error:
-            if str(error).startswith("RESOURCE_EXHAUSTED"):
+            if errors.is_out_of_memory(error):
                 print_error(f"error: memory does not suffice: {error}; {_MEMORY}")
                 return distributed.exit_process(OutputError.exit_code)
             if not distributed.is_distributed():
@@ -81,7 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 return distributed.exit_process(1)
             # The others are waited for at exit, and one of them is gone.
             print_error(f"error: another process was lost; start all of them again ({error})")
-            os._exit(distributed.LOST)
+            exit_now(distributed.LOST)
 
 
 def _run(arguments: Sequence[str], signals: Sequence[int]) -> int:

@@ -228,6 +228,7 @@ def _put_aside(folder: Path) -> Path | None:
         raise OutputError(folder, error) from None
 
 
+@orbax_errors.quiet_orbax()
 def read_params(run: Path, like: Any, meta: Meta) -> tuple[int, Any]:
     """Read the parameters of the newest step that can be read, and change nothing.
 

@@ -16,7 +16,6 @@ ended waits forever. What only one process notices is therefore sent to all of t
 
 import os
 import socket
-import sys
 import threading
 import time
 import warnings
@@ -29,8 +28,8 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from pqt_jax.console import print_line
-from pqt_jax.errors import InputError, OutputError
+from pqt_jax.console import exit_now, print_line
+from pqt_jax.errors import InputError, OutputError, is_out_of_memory
 from pqt_jax.training.run.signals import default_signal_handling
 
 T = TypeVar("T")
@@ -133,8 +132,9 @@ def is_distributed() -> bool:
 
 def is_lost_process(error: Exception) -> bool:
     """Whether an error of JAX is that another process is gone, and not one of this one alone."""
-    own = ("RESOURCE_EXHAUSTED", "INVALID_ARGUMENT", "UNIMPLEMENTED")
-    return isinstance(error, jax.errors.JaxRuntimeError) and not str(error).startswith(own)
+    if not isinstance(error, jax.errors.JaxRuntimeError) or is_out_of_memory(error):
+        return False
+    return not str(error).startswith(("INVALID_ARGUMENT", "UNIMPLEMENTED"))
 
 
 def exit_process(code: int) -> int:
@@ -154,13 +154,18 @@ def exit_process(code: int) -> int:
     together = threading.Thread(target=jax.distributed.shutdown, daemon=True)
     together.start()
     together.join(_LEAVING)
-    sys.stdout.flush()
-    os._exit(code)
+    exit_now(code)
 
 
 def is_first_process() -> bool:
     """Whether this process is the one that writes files and prints."""
     return jax.process_index() == 0
+
+
+def print_on_first_process(text: str) -> None:
+    """Print text on stdout, in the first process alone."""
+    if is_first_process():
+        print_line(text)
 
 
 def all_gather_int(code: int) -> list[int]:

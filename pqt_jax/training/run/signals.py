@@ -17,6 +17,8 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from pqt_jax.console import exit_now
+
 NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _NOTED = b"stopping after this step; another signal ends the run at once, without a checkpoint\n"
 _SHOW_CURSOR = b"\r\n\x1b[?25h"  # which a bar hides
@@ -87,7 +89,7 @@ def _end_at_the_first(reader: int) -> None:
         if written[0] in NUMBERS:
             with contextlib.suppress(OSError):
                 os.write(2, (_SHOW_CURSOR if os.isatty(2) else b"") + b"interrupted\n")
-            os._exit(128 + written[0])
+            exit_now(128 + written[0], flush=False)
 
 
 def _end_at_the_second(reader: int) -> None:
@@ -95,6 +97,6 @@ def _end_at_the_second(reader: int) -> None:
     while written := os.read(reader, 1):
         seen += written[0] in NUMBERS
         if seen == 2:
-            os._exit(128 + written[0])
+            exit_now(128 + written[0], flush=False)
         with contextlib.suppress(OSError):
             os.write(2, _NOTED)

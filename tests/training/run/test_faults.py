@@ -2,7 +2,7 @@
 # Copyright 2026 The pqt_jax Authors
 """What can go wrong in a run of weeks, in real processes: nothing is lost, and one line says it.
 
-Of several processes, and of one that is killed among them: `test_processes`.
+Of several processes, and of one that is killed among them: `test_distributed`.
 """
 
 import os
@@ -19,6 +19,7 @@ from support import tiny
 from support.command import end, main, saved_leaves, start, timeless, wait_for
 
 pytestmark = pytest.mark.slow
+KILLS = 6
 SAVING = ("--config.log.checkpoint_every=1", "--config.log.validate_every=50")
 
 
@@ -30,12 +31,12 @@ def text(tmp_path):
 def test_kills_at_random_points_of_saves_lose_nothing(tmp_path, text):
     """Every step is saved, so that kills fall into saves; the end is that of a run left alone."""
     rng, killed, broken = random.Random(0), 0, tmp_path / "broken"
-    given = [text, "--config.steps=150", *SAVING]
+    given = [text, "--config.steps=60", *SAVING]
     end(start(f"--workdir={tmp_path / 'whole'}", *given))
     partial = 0
     while True:
         process = start(f"--workdir={broken}", *given)
-        if killed == 22:
+        if killed == KILLS:
             out, err = end(process)
             break
         for _ in range(rng.randint(2, 4)):  # a save is waited for by the next
@@ -50,9 +51,9 @@ def test_kills_at_random_points_of_saves_lose_nothing(tmp_path, text):
         killed += 1
         partial += any("tmp" in p.name for p in (broken / "checkpoints").iterdir())
     assert "resumed from step" in out and err == ""
-    assert partial >= 5  # kills that found a save half done
+    assert partial  # some kill found a save half done
     (step, leaves), (other_step, other) = saved_leaves(broken), saved_leaves(tmp_path / "whole")
-    assert step == other_step == 150 and leaves.keys() == other.keys()
+    assert step == other_step == 60 and leaves.keys() == other.keys()
     for path, leaf in leaves.items():
         np.testing.assert_array_equal(leaf, other[path], err_msg=path)
     found, wanted = (

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright 2026 The pqt_jax Authors
-"""What every command does at its two ends: parse arguments, print lines, end with an exit code."""
+"""What all commands share: parsing arguments, printing lines, and ending with an exit code."""
 
 import argparse
 import codecs
@@ -16,7 +16,7 @@ from pqt_jax.errors import INTERRUPTED, UNREAD, InputError, OutputError
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are `InputError`s; options are given by their whole names."""
+    """An argument parser that raises `InputError` and accepts no abbreviated options."""
 
     def __init__(self, **options: Any):
         super().__init__(allow_abbrev=False, **options)
@@ -27,11 +27,16 @@ class Parser(argparse.ArgumentParser):
 
 
 def number(kind: type, good: Callable[[Any], bool], wanted: str) -> Callable[[str], Any]:
-    """For `add_argument(type=…)`: a number within a range, or an error that says what is wanted.
+    """Make a function for `add_argument(type=…)` that reads a number within a range.
 
     Example:
       >>> number(int, lambda n: n > 0, "a whole number from 1 on")("12")
       12
+
+    Args:
+      kind: int or float.
+      good: whether a number is in the range.
+      wanted: the range in words, for the error message.
     """
 
     def read(text: str) -> Any:
@@ -100,7 +105,7 @@ def exit_now(code: int, *, flush: bool = True) -> NoReturn:
 
 
 def _prints() -> bool:
-    """Whether stdout takes anything: what failed may be buffered still, or not be buffered."""
+    """Whether stdout can be written; text of a failed print may still be in its buffer."""
     try:
         print(flush=True)
     except OSError:
@@ -109,9 +114,9 @@ def _prints() -> bool:
 
 
 def print_error(message: str) -> None:
-    """Print one line on stderr, whatever characters are in it; what is long is cut.
+    """Print one line on stderr, with unprintable characters escaped and long text shortened.
 
-    Where stderr cannot be written, there is nobody to tell, and what was to be said is dropped.
+    If stderr cannot be written, the line is dropped.
     """
     line = re.sub(r"\S{400,}", lambda word: shorten(word[0], 200), escaped(message))
     with contextlib.suppress(OSError):
@@ -119,21 +124,21 @@ def print_error(message: str) -> None:
 
 
 def print_line(text: str) -> None:
-    """Print on stdout; where nobody reads it any more, go on without it, and say so once."""
+    """Print text on stdout; if it cannot be written, warn once on stderr and print no more."""
     try:
         print(text, flush=True)
     except OSError as error:
-        # What is buffered would fail again, at exit at the latest.
+        # The buffered text would fail again, at exit at the latest.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         reason = (error.strerror or str(error)).lower()
         print_error(f"warning: standard output cannot be written ({reason}); going on without it")
 
 
 class LenientStream:
-    """A stream that may go away, as a terminal does: what cannot be written is dropped then.
+    """A stream whose write errors are ignored, such as those of a terminal that was closed.
 
     Args:
-      stream: what it writes to.
+      stream: the stream to write to.
     """
 
     def __init__(self, stream: Any):
@@ -143,13 +148,13 @@ class LenientStream:
         return getattr(self._stream, name)
 
     def write(self, text: str) -> int:
-        """As of a stream."""
+        """Write text, or drop it."""
         with contextlib.suppress(OSError):
             self._stream.write(text)
         return len(text)
 
     def flush(self) -> None:
-        """As of a stream."""
+        """Flush the stream, if it can be written."""
         with contextlib.suppress(OSError):
             self._stream.flush()
 
@@ -174,7 +179,7 @@ def format_row(cells: Sequence[str], widths: Sequence[int]) -> str:
 
 
 def shorten(text: str, length: int) -> str:
-    """The text, without its middle if it is longer.
+    """The text, with its middle replaced by "…" if it is longer than `length`.
 
     Example:
       >>> shorten("a" + 5000 * "x" + "b", 10)
@@ -185,7 +190,7 @@ def shorten(text: str, length: int) -> str:
 
 
 def escape_output() -> None:
-    """Let stdout and stderr show, by escapes, what they cannot encode."""
+    """Let stdout and stderr print backslash escapes for characters that they cannot encode."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors=_HANDLER)
@@ -202,9 +207,9 @@ codecs.register_error(_HANDLER, _escape)
 
 
 def escaped(text: str) -> str:
-    """The text with what cannot be printed, line breaks included, as backslash escapes.
+    """The text with unprintable characters, line breaks included, as backslash escapes.
 
-    A byte of a file name that is no text, which Python holds as a surrogate, is itself: \\xff.
+    A byte of a file name that is not UTF-8, which Python represents by a surrogate, becomes \\xff.
 
     Example:
       >>> print(escaped("two\\nlines"))

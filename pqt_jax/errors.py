@@ -19,17 +19,17 @@ EXIT_CODES = {
 
 
 class InputError(ValueError):
-    """Something the user gave cannot be used; the message says what, and what would be right."""
+    """An argument, config field or file cannot be used; the message says what would be right."""
 
     exit_code = 2
 
 
 class OutputError(RuntimeError):
-    """Something cannot be written, through no fault of the input.
+    """A file or folder cannot be written, although the input is valid.
 
     Args:
-      path: of the file or folder, or a name of what is written to.
-      error: the system's, or its text.
+      path: of the file or folder, or a name such as "standard output".
+      error: the error of the operating system, or its text.
     """
 
     exit_code = 1
@@ -51,7 +51,12 @@ def is_out_of_memory(error: Exception) -> bool:
 
 
 def system_reason(error: OSError, remedy: str) -> str:
-    """Why a path cannot be used, and what to do: the remedy, or what helps a path too long."""
+    """The reason of a system error and what to do about it.
+
+    Args:
+      error: raised for a path.
+      remedy: what the user can do, unless the path is too long.
+    """
     if error.errno == errno.ENAMETOOLONG:
         remedy = "give a shorter path"
     return f"{error.strerror}; {remedy}"

@@ -45,7 +45,7 @@ def open_loggers(
         if broken := metrics.truncate(old, start):
             lines = "1 broken line was" if broken == 1 else f"{broken} broken lines were"
             print_error(f"{old}: {lines} dropped")
-    with trackers.opened() as others:
+    with trackers.close_at_end() as others:
         others += trackers.start(config, workdir, start)
         with metrics.progress(start, config.steps) as (advance, report):
 

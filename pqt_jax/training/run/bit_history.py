@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright 2026 The pqt_jax Authors
-"""How bit-widths and formats change in training: `bits.jsonl`, one record at each validation.
+"""Bit-widths and formats over training: `bits.jsonl`, one record at each validation.
 
     {"step": 400, "tokens": 819200, "formats": {"E4M3": 0.25, "E4M7": 0.75},
      "layers": {"h/attn/q/kernel": [5.71, 5.64]}}
 
-`layers` is the mean b_t of each matrix of a parameter, `formats` the share of the sampled weights
-that each format would carry (`quantize.format_index`). A b_t that is NaN makes its layer's mean
-null and has no format: what the shares lack to 1 is of such blocks.
+`layers` is the mean b_t of each matrix of a parameter. `formats` is the share of the sampled
+weights that would be stored in each format (`mixed_formats.format_index`). A b_t that is NaN makes
+the mean of its layer null, and its block has no format, so the shares then sum to less than 1.
 """
 
 import functools
@@ -30,16 +30,17 @@ from pqt_jax.transform.rules import Rule, first_match
 from pqt_jax.transform.tree_paths import paths_and_leaves
 
 Measured = Mapping[str, Any]
+_COLUMNS = len(MIXED_FORMATS) + 1
 
 
 class BitRecord(NamedTuple):
     """One record.
 
     Attributes:
-      step: after which it was taken.
-      tokens: trained on by then; None where the record does not say.
-      layers: path → float64[L], mean b_t of each layer in bits; NaN where one is NaN.
-      formats: name → share of the weights, from the narrowest on.
+      step: number of steps taken when it was measured.
+      tokens: number of tokens trained on by then; None if the record lacks it.
+      layers: path → float64[L], mean b_t of each layer in bits; NaN if any b_t of it is NaN.
+      formats: name → share of the weights, narrowest format first.
     """
 
     step: int
@@ -49,30 +50,30 @@ class BitRecord(NamedTuple):
 
 
 def reduce_bit_widths(params: nnx.State, rules: Sequence[Rule]) -> dict[str, Any]:
-    """What a record is made of, on the devices; a few numbers for each matrix, and no more.
+    """Reduce the bit-widths to a few numbers for each matrix, on the devices.
 
     Args:
       params: weights and `BitParam`s, on any mesh.
-      rules: those that the model was made with.
+      rules: of the model.
 
     Returns:
       "layers": path → float32[L], mean b_t over the blocks of each of L stacked matrices.
-      "counts": uint32[matrices, formats + 1], the weights of each matrix that go to each format of
-      `MIXED_FORMATS`, last those that go to none. Replicated where a mesh is entered. Empty where
-      no bits are learned.
+      "counts": uint32[matrices, formats + 1], the number of weights of each matrix in each format
+      of `MIXED_FORMATS`; the last column counts those with none. Replicated over an active mesh.
+      Empty if no bit-widths are learned.
     """
     shapes = paths_and_leaves(bit_state.weights(params))
     layers, counts = {}, []
     for path, b_t in paths_and_leaves(bit_state.bit_widths(params, rules)).items():
         rule = first_match(rules, path)
-        assert rule is not None and rule.spec is not None  # it has bits
-        held = sizes.weights_per_block(shapes[path].shape, rule.spec)
-        held = held.reshape(-1, *held.shape[-2:])[0].astype(np.uint32)  # the same in every layer
-        b_t = b_t.reshape(-1, *held.shape)
+        assert rule is not None and rule.spec is not None  # since it has bit-widths
+        weights = sizes.weights_per_block(shapes[path].shape, rule.spec)
+        weights = weights.reshape(-1, *weights.shape[-2:])[0].astype(np.uint32)  # of one layer
+        b_t = b_t.reshape(-1, *weights.shape)
         layers[path] = jnp.mean(b_t, axis=(1, 2))
         index = jnp.where(jnp.isnan(b_t), len(MIXED_FORMATS), format_index(b_t))
-        own = [jnp.where(index == i, held, np.uint32(0)) for i in range(len(MIXED_FORMATS) + 1)]
-        counts.append(jnp.sum(jnp.stack(own, -1), axis=(1, 2), dtype=jnp.uint32))
+        by_format = [jnp.where(index == i, weights, np.uint32(0)) for i in range(_COLUMNS)]
+        counts.append(jnp.sum(jnp.stack(by_format, -1), axis=(1, 2), dtype=jnp.uint32))
     return partitioning.constrain_state(
         {"layers": layers, "counts": jnp.concatenate(counts)} if layers else {}
     )
@@ -82,29 +83,30 @@ _reduce = functools.partial(jax.jit, static_argnums=1)(reduce_bit_widths)
 
 
 def measure(params: nnx.State, rules: Sequence[Rule]) -> Measured:
-    """`layers` and `formats` of a record, on the host; compiled once for each model.
+    """Measure `layers` and `formats` of a record; compiled once for each model.
 
-    With several processes every one of them calls this, and has the same numbers.
+    With several processes all of them must call this. All get the same numbers.
 
     Args:
       params, rules: as for `reduce_bit_widths`.
 
     Returns:
-      Nothing but floats in lists and dicts; empty where no bits are learned.
+      Python floats in lists and dicts; empty if no bit-widths are learned.
     """
-    found = jax.device_get(_reduce(params, tuple(rules)))
-    if not found:
+    reduced = jax.device_get(_reduce(params, tuple(rules)))
+    if not reduced:
         return {}
-    counts = found["counts"].sum(axis=0, dtype=np.int64)
-    shares = zip(MIXED_FORMATS, (counts / counts.sum()).tolist(), strict=False)  # none is the last
+    counts = reduced["counts"].sum(axis=0, dtype=np.int64)
+    # Not strict: the last column is of weights without a format.
+    shares = zip(MIXED_FORMATS, (counts / counts.sum()).tolist(), strict=False)
     return {
-        "layers": {path: mean.tolist() for path, mean in found["layers"].items()},
+        "layers": {path: mean.tolist() for path, mean in reduced["layers"].items()},
         "formats": {fmt.name: share for fmt, share in shares if share},
     }
 
 
 def append(path: Path, step: int, tokens: int, measured: Measured) -> None:
-    """Append a record as one line by one write; nothing where no bits are learned.
+    """Append a record as one line, by one write; nothing if no bit-widths are learned.
 
     Example:
       >>> import tempfile
@@ -115,8 +117,8 @@ def append(path: Path, step: int, tokens: int, measured: Measured) -> None:
 
     Args:
       path: of `bits.jsonl`.
-      step: after which the bits are as they are.
-      tokens: trained on by then.
+      step: number of steps taken.
+      tokens: number of tokens trained on by then.
       measured: from `measure`.
 
     Raises:
@@ -128,12 +130,13 @@ def append(path: Path, step: int, tokens: int, measured: Measured) -> None:
 
 
 def read(path: Path) -> list[BitRecord]:
-    """The records of a file, in order; what is torn or no record of bits, or no file, is nothing.
+    """Read the records of a file, in order; empty if there is no file.
 
-    `metrics.truncate` drops those that a resumed run will write again.
+    Incomplete lines and other records are skipped. `metrics.truncate` drops the records that a
+    resumed run will write again.
     """
-    found = map(_parse, metrics.read_records(path))
-    return [record for record in found if record is not None]
+    records = map(_parse, metrics.read_records(path))
+    return [record for record in records if record is not None]
 
 
 def _parse(record: metrics.Record) -> BitRecord | None:

@@ -33,35 +33,35 @@ from pqt_jax.training.run.workdir import Meta
 
 
 def open_manager(run: Path, keep: int = 2, keep_every: int = 0) -> ocp.CheckpointManager:
-    """The checkpoints of a run's directory.
+    """Open the checkpoints of a run's folder.
 
     Args:
-      run: the directory.
-      keep: how many of the newest are kept.
-      keep_every: those of multiples of so many steps are kept for good; 0: none.
+      run: the folder.
+      keep: number of newest checkpoints that are kept.
+      keep_every: checkpoints at multiples of this step number are kept forever; 0 for none.
 
     Raises:
-      OutputError: if their folder cannot be made.
+      OutputError: if the folder of checkpoints cannot be made.
     """
     options = ocp.CheckpointManagerOptions(
         max_to_keep=keep, keep_period=keep_every or None, cleanup_tmp_directories=True
     )
     folder = (run / workdir.CHECKPOINTS).absolute()
-    return _written(folder, ocp.CheckpointManager, folder, options=options)
+    return _call(folder, ocp.CheckpointManager, folder, options=options)
 
 
 def save(manager: ocp.CheckpointManager, step: int, state: Any, meta: Mapping[str, Any]) -> None:
-    """Begin to save one step; its arrays may be given away when this returns.
+    """Begin to save one step; its arrays may be donated as soon as this returns.
 
     Args:
       manager: from `open_manager`.
-      step: must be beyond the newest saved one.
+      step: must be larger than the newest saved one.
       state: NamedTuple of pytrees of arrays.
       meta: anything JSON can hold.
 
     Raises:
-      OutputError: if it, or the one before, cannot be written.
-      RuntimeError: if Orbax declines to save; it says so by a return value alone.
+      OutputError: if this checkpoint or the one before it cannot be written.
+      RuntimeError: if Orbax declines to save, which it reports by a return value alone.
     """
     tree = state._asdict()
     whole = {**meta, "step": step, "digests": digests.array_digests(tree)}
@@ -69,7 +69,7 @@ def save(manager: ocp.CheckpointManager, step: int, state: Any, meta: Mapping[st
         state=ocp.args.StandardSave(tree),
         meta=ocp.args.JsonSave({**whole, "digest": digests.json_digest(whole)}),
     )
-    if not _written(Path(manager.directory), manager.save, step, args=items):
+    if not _call(Path(manager.directory), manager.save, step, args=items):
         newest = manager.latest_step()
         raise RuntimeError(f"checkpoint of step {step} was not saved; the newest is {newest}")
 
@@ -77,23 +77,23 @@ def save(manager: ocp.CheckpointManager, step: int, state: Any, meta: Mapping[st
 def check(manager: ocp.CheckpointManager) -> None:
     """Raise OutputError if a save has failed in the background."""
     if not manager.is_saving_in_progress():
-        # Not `check_for_errors`: Orbax's own thread calls it, and what it raises is raised once.
-        _written(Path(manager.directory), manager.wait_until_finished)
+        # Not `check_for_errors`: an error is raised once, and a thread of Orbax calls that as well.
+        _call(Path(manager.directory), manager.wait_until_finished)
 
 
 def close(manager: ocp.CheckpointManager) -> None:
-    """Wait until all is written.
+    """Wait until all checkpoints are written, and close the manager.
 
     Raises:
-      OutputError: if it cannot be.
+      OutputError: if one cannot be written.
     """
     try:
-        _written(Path(manager.directory), manager.wait_until_finished)
+        _call(Path(manager.directory), manager.wait_until_finished)
     finally:
         orbax_errors.call_orbax(manager.close)
 
 
-def _written(path: Path, function: Callable[..., Any], *args: Any, **options: Any) -> Any:
+def _call(path: Path, function: Callable[..., Any], *args: Any, **options: Any) -> Any:
     try:
         return orbax_errors.call_orbax(function, *args, **options)
     except orbax_errors.OrbaxError as error:
@@ -105,49 +105,49 @@ def restore(manager: ocp.CheckpointManager, step: int, like: Any, meta: Meta) ->
 
     Args:
       manager: from `open_manager`.
-      step: a saved one.
-      like: state of the shapes, dtypes and placement wanted, NamedTuple of pytrees.
+      step: number of a saved step.
+      like: NamedTuple of pytrees with the shapes, dtypes and shardings to restore to.
       meta: of this run.
 
     Returns:
       (state, saved metadata).
 
     Raises:
-      DamagedError: if it is not what was saved.
+      DamagedError: if the values are not those that were saved.
       InputError: if another run saved it.
     """
-    _written(Path(manager.directory), manager.wait_until_finished)
-    found: Any = None
+    _call(Path(manager.directory), manager.wait_until_finished)
+    restored: Any = None
     reason = ""
     try:
-        found = _read(_folder(manager, step), like._asdict(), meta)
+        restored = _read(_folder(manager, step), like._asdict(), meta)
     except DamagedError as error:
         reason = str(error)
     damaged = distributed.all_gather_int(bool(reason))
     if any(damaged):
         raise DamagedError(reason or f"process {damaged.index(1)} cannot read it")
-    state, saved = found
+    state, saved = restored
     _check_digests(state, saved)
     return type(like)(**state), saved
 
 
 def _read(folder: Path, like: Any, meta: Meta) -> tuple[Any, Meta]:
-    """(what a step holds under the names of a tree, its metadata), read by this process alone."""
-    wanted = _placed(like)
-    only = ocp.args.PyTreeRestore(
-        item=wanted,
-        restore_args=ocp.checkpoint_utils.construct_restore_args(wanted),
-        partial_restore=True,  # whoever wants weights does not wait for the moments
+    """Read (the named parts of a step's state, its metadata) in this process alone."""
+    target = _add_shardings(like)
+    arguments = ocp.args.PyTreeRestore(
+        item=target,
+        restore_args=ocp.checkpoint_utils.construct_restore_args(target),
+        partial_restore=True,  # reading weights does not read the optimizer state
     )
-    me = jax.process_index()
-    alone = ocp.options.MultiprocessingOptions(primary_host=me, active_processes={me})
-    reader = functools.partial(ocp.Checkpointer, multiprocessing_options=alone)
+    index = jax.process_index()
+    options = ocp.options.MultiprocessingOptions(primary_host=index, active_processes={index})
+    reader = functools.partial(ocp.Checkpointer, multiprocessing_options=options)
     try:
         with reader(ocp.JsonCheckpointHandler()) as read:
             saved = orbax_errors.call_orbax(read.restore, folder / "meta")
         _check_meta(saved, meta, folder)
         with reader(ocp.PyTreeCheckpointHandler()) as read:
-            return orbax_errors.call_orbax(read.restore, folder / "state", args=only), saved
+            return orbax_errors.call_orbax(read.restore, folder / "state", args=arguments), saved
     except orbax_errors.OrbaxError as error:
         raise DamagedError(str(error)) from None
 
@@ -170,11 +170,11 @@ def _check_digests(tree: Any, saved: Meta) -> None:
 
 
 class DamagedError(Exception):
-    """A checkpoint is not what was saved; the message says where."""
+    """A checkpoint differs from what was saved; the message says where."""
 
 
 def restore_newest(manager: ocp.CheckpointManager, like: Any, meta: Meta) -> tuple[int, Any, Meta]:
-    """Restore the newest step that can be read, and put those beyond it, which cannot, aside.
+    """Restore the newest step that can be read; move newer, damaged ones to `damaged/`.
 
     Args:
       manager: from `open_manager`, with at least one saved step.
@@ -184,8 +184,8 @@ def restore_newest(manager: ocp.CheckpointManager, like: Any, meta: Meta) -> tup
       (step, state, saved metadata).
 
     Raises:
-      InputError: if no step can be read, or another run saved it; nothing is moved then.
-      OutputError: if a damaged step cannot be put aside.
+      InputError: if no step can be read, or another run saved it. Nothing is moved then.
+      OutputError: if a damaged step cannot be moved.
     """
     damaged: dict[int, str] = {}
     for step in sorted(manager.all_steps(), reverse=True):
@@ -195,49 +195,50 @@ def restore_newest(manager: ocp.CheckpointManager, like: Any, meta: Meta) -> tup
             damaged[step] = str(error)
             continue
         for other, reason in damaged.items():
-            aside = distributed.run_in_all(functools.partial(_put_aside, _folder(manager, other)))
-            if aside:
+            moved_to = distributed.run_in_all(
+                functools.partial(_move_to_damaged, _folder(manager, other))
+            )
+            if moved_to:
                 print_error(
-                    f"checkpoint of step {other} cannot be read ({reason}) and is put aside, in "
-                    f"{aside}; going on from step {step}"
+                    f"checkpoint of step {other} cannot be read ({reason}) and was moved to "
+                    f"{moved_to}; resuming from step {step}"
                 )
         if damaged:
             manager.reload()
         return step, state, saved
-    every = "; ".join(f"step {step}: {reason}" for step, reason in damaged.items())
+    reasons = "; ".join(f"step {step}: {reason}" for step, reason in damaged.items())
     raise InputError(
-        f"no checkpoint in {manager.directory} can be read ({every}); "
+        f"no checkpoint in {manager.directory} can be read ({reasons}); "
         "put a copy back, or give a new --workdir"
     )
 
 
-def _put_aside(folder: Path) -> Path | None:
-    """Move a step out of the way, by the first process; else its number could not be saved again.
+def _move_to_damaged(folder: Path) -> Path | None:
+    """Move a damaged step away, in the first process, so that its number can be saved again.
 
-    It is not deleted: what failed may have been the reading.
+    It is not deleted, since the failure may have been one of reading alone.
     """
     if not distributed.is_first_process():
         return None
-    beside = folder.parent.parent / workdir.DAMAGED
+    damaged = folder.parent.parent / workdir.DAMAGED
     try:
-        beside.mkdir(exist_ok=True)
-        names = (beside / f"{folder.name}{f'-{i}' if i else ''}" for i in itertools.count())
-        aside = next(path for path in names if not path.exists())
-        return folder.rename(aside)
+        damaged.mkdir(exist_ok=True)
+        targets = (damaged / f"{folder.name}{f'-{i}' if i else ''}" for i in itertools.count())
+        return folder.rename(next(path for path in targets if not path.exists()))
     except OSError as error:
         raise OutputError(folder, error) from None
 
 
 @orbax_errors.quiet_orbax()
 def read_params(run: Path, like: Any, meta: Meta) -> tuple[int, Any]:
-    """Read the parameters of the newest step that can be read, and change nothing.
+    """Read the parameters of the newest step that can be read, without changing the folder.
 
-    It takes no lock, so a trainer may be at work: a step that it deletes meanwhile gives way to the
-    one that it has saved.
+    No lock is taken, so a trainer may be running. If it deletes a step while this reads it, the
+    newer step that it has saved is read instead.
 
     Args:
-      run: the directory of a run.
-      like: parameters of the shapes and dtypes wanted.
+      run: the folder of a run.
+      like: parameters with the shapes and dtypes to restore to.
       meta: of the run.
 
     Returns:
@@ -248,24 +249,23 @@ def read_params(run: Path, like: Any, meta: Meta) -> tuple[int, Any]:
     """
     folder = (run / workdir.CHECKPOINTS).absolute()
     damaged: dict[int, str] = {}
-    while left := set(_saved_steps(folder)) - damaged.keys():
-        step = max(left)
+    while steps := _saved_steps(folder) - damaged.keys():
+        step = max(steps)
         try:
-            found, saved = _read(folder / str(step), {"params": like}, meta)
-            _check_digests(found, saved)
+            restored, saved = _read(folder / str(step), {"params": like}, meta)
+            _check_digests(restored, saved)
         except DamagedError as error:
             damaged[step] = str(error)
             continue
-        there = _saved_steps(folder)
-        for other in sorted(damaged.keys() & there, reverse=True):
+        for other in sorted(damaged.keys() & _saved_steps(folder), reverse=True):
             print_error(
                 f"checkpoint of step {other} is damaged ({damaged[other]}); reading step {step}"
             )
-        return step, found["params"]
+        return step, restored["params"]
     if not damaged:
         raise InputError(f"--workdir={run} holds no checkpoint; train first, or give another")
-    every = "; ".join(f"step {step}: {reason}" for step, reason in damaged.items())
-    raise InputError(f"no checkpoint in {folder} can be read ({every}); put a copy back")
+    reasons = "; ".join(f"step {step}: {reason}" for step, reason in damaged.items())
+    raise InputError(f"no checkpoint in {folder} can be read ({reasons}); put a copy back")
 
 
 def _saved_steps(folder: Path) -> set[int]:
@@ -275,10 +275,15 @@ def _saved_steps(folder: Path) -> set[int]:
         return set()
 
 
-def _placed(like: Any) -> Any:
+def _add_shardings(like: Any) -> Any:
+    """Abstract arrays like those of a tree, on the first local device if they have no sharding."""
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    where = lambda x: getattr(x, "sharding", None) or device  # noqa: E731
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where(x)), like)
+
+    def add_sharding(x: Any) -> jax.ShapeDtypeStruct:
+        sharding = getattr(x, "sharding", None) or device
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+
+    return jax.tree.map(add_sharding, like)
 
 
 def _folder(manager: ocp.CheckpointManager, step: int) -> Path:

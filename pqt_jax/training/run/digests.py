@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright 2026 The pqt_jax Authors
-"""A digest of every array of a state, by which damage to a checkpoint is found and named.
+"""A digest of each array of a state, by which damage to a checkpoint is detected.
 
-    Σ_i mix(word_i, i) mod 2³², twice, over the elements' bits and their index in the whole array
+    Σ_i mix(word_i, i) mod 2³², for two seeds, over the bits word_i of element i of the whole array
 
-It is computed where the array is: on any mesh it is the same, since sums of integers are, and no
-array is gathered for it. What one CPU holds NumPy sums, and nothing is compiled. It finds damage,
-not malice: it is no cryptographic hash.
+It is computed on the devices of the array, and no array is gathered. A sum of integers does not
+depend on its order, so the digest is the same on any mesh. Arrays on one CPU are summed by NumPy,
+without compilation. The digest detects damage, not forgery: it is not a cryptographic hash.
 """
 
 import hashlib
@@ -20,21 +20,21 @@ from jax import lax
 
 _SEEDS = (0x9E3779B9, 0x7F4A7C15)
 _WORDS = {1: np.uint8, 2: np.uint16, 4: np.uint32}
-_PIECE = 2**18  # elements that NumPy takes at a time, within a cache
+_CHUNK = 2**18  # number of elements that NumPy sums at a time, to stay in the cache
 
 
 def array_digests(tree: Any) -> dict[str, str]:
-    """The digest of every array of a tree.
+    """Compute the digest of each array of a tree.
 
     Example:
       >>> array_digests({"a": np.arange(3)})
       {"['a']": '06ee268d8337cb6e'}
 
     Args:
-      tree: of arrays of at most 32 bits an element.
+      tree: arrays of at most 32 bits per element.
 
     Returns:
-      path → sixteen hexadecimal digits.
+      path → 16 hexadecimal digits.
     """
     pairs = jax.tree_util.tree_leaves_with_path(tree)
     leaves = [leaf for _, leaf in pairs]
@@ -44,7 +44,7 @@ def array_digests(tree: Any) -> dict[str, str]:
 
 
 def json_digest(value: Any) -> str:
-    """The SHA-256 of something that JSON holds, however its fields are ordered."""
+    """The SHA-256 of a value as JSON, whatever the order of its fields."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
@@ -76,9 +76,9 @@ def _sums_on_host(leaves: list[Any]) -> list[list[int]]:
         )  # as JAX has it
         words = words.view(_WORDS[words.dtype.itemsize])
         totals = [0, 0]
-        for start in range(0, words.size, _PIECE):
-            piece = words[start : start + _PIECE].astype(np.uint32)
-            index = np.arange(start, start + piece.size).astype(np.uint32)  # which wraps
+        for start in range(0, words.size, _CHUNK):
+            piece = words[start : start + _CHUNK].astype(np.uint32)
+            index = np.arange(start, start + piece.size).astype(np.uint32)  # modulo 2³²
             for i, seed in enumerate(_SEEDS):
                 mixed = _mix(piece ^ _mix(index + np.uint32(seed)))
                 totals[i] += int(mixed.sum(dtype=np.uint64))
@@ -87,7 +87,7 @@ def _sums_on_host(leaves: list[Any]) -> list[list[int]]:
 
 
 def _mix(x: Any) -> Any:
-    """A bijection of words after which every bit depends on every bit."""
+    """A bijection of 32-bit words in which each output bit depends on all input bits."""
     for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
         x = (x ^ (x >> np.uint32(shift))) * np.uint32(factor)
     return x ^ (x >> np.uint32(16))

@@ -36,14 +36,14 @@ T = TypeVar("T")
 
 LOST = 4  # exit code
 VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
-_WAIT = "PQT_JAX_WAIT"  # seconds to wait for the others, at the start and for a sign of life
-_PATIENCE = 300  # JAX's own, at the start
-_LEAVING = 5  # seconds that a process waits for others to end, too
+_WAIT = "PQT_JAX_WAIT"  # seconds to wait for the others at the start, and for their heartbeats
+_DEFAULT_WAIT = 300  # seconds, the default of JAX
+_SHUTDOWN_WAIT = 5  # seconds in which all processes may end together
 _GIVE = f"set {', '.join(VARIABLES)}, or start by srun, mpirun, or on a TPU or Kubernetes cluster"
 
 
 class ProcessError(RuntimeError):
-    """Another process cannot be reached, was lost, or failed, so that this one cannot go on."""
+    """Another process cannot be reached, was lost or failed, so this one cannot continue."""
 
     def __init__(self, message: str, exit_code: int = LOST):
         super().__init__(message)
@@ -51,31 +51,32 @@ class ProcessError(RuntimeError):
 
 
 def initialize() -> None:
-    """Become one of several processes. Before anything else of JAX.
+    """Connect this process with the others of the run, before any other use of JAX.
 
-    `JAX_COORDINATOR_ADDRESS` (host:port of process 0), `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID` say
-    which one; without them JAX looks for Slurm, Open MPI, Kubernetes and Cloud TPUs.
+    The environment variables `JAX_COORDINATOR_ADDRESS` (host:port of process 0),
+    `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID` describe the processes. Without them JAX asks Slurm,
+    Open MPI, Kubernetes or Cloud TPUs.
 
     Raises:
-      InputError: if the environment does not say it.
+      InputError: if the environment does not describe the processes.
       ProcessError: if the others cannot be reached in time.
     """
     address, count, index, wait = _environment()
     waits: Any = {}
     if wait:
         waits = {"initialization_timeout": wait, "heartbeat_timeout_seconds": wait}
-    patience = wait or _PATIENCE
-    jax.config.update("jax_enable_preemption_service", False)  # signals are ours
-    said = threading.Timer(
-        5, print_line, [f"waiting for the other processes, {patience} s at most"]
+    seconds = wait or _DEFAULT_WAIT
+    jax.config.update("jax_enable_preemption_service", False)  # `signals` handles SIGTERM
+    notice = threading.Timer(
+        5, print_line, [f"waiting for the other processes, {seconds} s at most"]
     )
-    said.daemon = True
-    said.start()
+    notice.daemon = True
+    notice.start()
     try:
         with warnings.catch_warnings(), default_signal_handling():
-            warnings.simplefilter("ignore")  # of clusters that it looks for in vain
+            warnings.simplefilter("ignore")  # about clusters that JAX does not find
             if address and index:
-                _reach(address, patience)
+                _wait_for_listener(address, seconds)
             jax.distributed.initialize(address, count, index, **waits)
     except ValueError:
         raise InputError(f"--distributed: no other process can be found; {_GIVE}") from None
@@ -84,11 +85,11 @@ def initialize() -> None:
     except RuntimeError as error:
         raise ProcessError(f"--distributed: {str(error).splitlines()[0]}") from None
     finally:
-        said.cancel()
+        notice.cancel()
 
 
 def _environment() -> tuple[str | None, int | None, int | None, int | None]:
-    """Address, number of processes, index of this one, seconds to wait; None for what is unsaid."""
+    """Read (address, number of processes, index, seconds to wait), each None if not set."""
     values = [os.environ.get(name, "") for name in VARIABLES]
     if any(values) and not all(values):
         name = VARIABLES[values.index("")]
@@ -107,10 +108,10 @@ def _environment() -> tuple[str | None, int | None, int | None, int | None]:
     return address or None, count, index, int(wait) if wait else None
 
 
-def _reach(address: str, patience: int) -> None:
-    """Wait until process 0 listens: JAX would end the process where it does not, by an abort."""
+def _wait_for_listener(address: str, seconds: int) -> None:
+    """Wait until process 0 listens. JAX itself would abort this process if it never does."""
     host, _, port = address.rpartition(":")
-    end = time.monotonic() + patience
+    end = time.monotonic() + seconds
     while True:
         try:
             socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
@@ -120,7 +121,7 @@ def _reach(address: str, patience: int) -> None:
                 why = error.strerror or str(error)
                 raise ProcessError(
                     f"--distributed: process 0 does not answer at {VARIABLES[0]}={address} "
-                    f"({why}); start it there, or mend the address"
+                    f"({why}); start it there, or correct the address"
                 ) from None
             time.sleep(0.2)
 
@@ -131,34 +132,34 @@ def is_distributed() -> bool:
 
 
 def is_lost_process(error: Exception) -> bool:
-    """Whether an error of JAX is that another process is gone, and not one of this one alone."""
+    """Whether an error of JAX was caused by the loss of another process."""
     if not isinstance(error, jax.errors.JaxRuntimeError) or is_out_of_memory(error):
         return False
     return not str(error).startswith(("INVALID_ARGUMENT", "UNIMPLEMENTED"))
 
 
 def exit_process(code: int) -> int:
-    """End this process, after what ended its run was said.
+    """End this process after its error was printed.
 
-    JAX waits for the others at exit, for minutes. Where all of them end, they do so together;
-    otherwise this one ends alone, and that is what the others notice.
+    At exit JAX waits minutes for the other processes. If all of them end, they end together. If
+    not, this one ends alone, which the others notice as a lost process.
 
     Args:
       code: the exit code.
 
     Returns:
-      It, where this is the only process.
+      The exit code, if this is the only process.
     """
     if not is_distributed():
         return code
-    together = threading.Thread(target=jax.distributed.shutdown, daemon=True)
-    together.start()
-    together.join(_LEAVING)
+    shutdown = threading.Thread(target=jax.distributed.shutdown, daemon=True)
+    shutdown.start()
+    shutdown.join(_SHUTDOWN_WAIT)
     exit_now(code)
 
 
 def is_first_process() -> bool:
-    """Whether this process is the one that writes files and prints."""
+    """Whether this is the process that prints and writes files."""
     return jax.process_index() == 0
 
 
@@ -169,14 +170,14 @@ def print_on_first_process(text: str) -> None:
 
 
 def all_gather_int(code: int) -> list[int]:
-    """What every process says, in their order; a call that all of them must make."""
+    """Gather a number from each process, in order of their index. All processes must call this."""
     if jax.process_count() == 1:
         return [code]
     return np.ravel(multihost_utils.process_allgather(np.int32(code))).tolist()
 
 
 def broadcast_from_first(text: str) -> str:
-    """What the first process says, in every process; a call that all of them must make."""
+    """Send a text from the first process to all, and return it. All processes must call this."""
     if jax.process_count() == 1:
         return text
     content = np.frombuffer(text.encode(), np.uint8)
@@ -189,17 +190,17 @@ def broadcast_from_first(text: str) -> str:
 
 
 def run_in_all(function: Callable[[], T]) -> T:
-    """Call a function in every process; where it fails in one, none goes on.
+    """Call a function in every process; if it fails in one, this raises in all.
 
     Args:
       function: may raise InputError or OutputError.
 
     Returns:
-      What it returns here.
+      The result of the function in this process.
 
     Raises:
-      InputError, OutputError: as the function did here.
-      ProcessError: if it did in another process, with that one's exit code.
+      InputError, OutputError: raised by the function in this process.
+      ProcessError: if the function raised in another process; with the exit code of that error.
     """
     failure: InputError | OutputError | None = None
     result: Any = None
@@ -219,29 +220,31 @@ def run_in_all(function: Callable[[], T]) -> T:
 
 
 def make_stop_signal(signals: Sequence[int], mesh: Mesh | None) -> Callable[[], int]:
-    """The signal after which all processes stop at the same step.
+    """Make a function that tells all processes to stop after the same step.
 
     Args:
-      signals: that this process has received so far, from `signals.collect_signals`.
+      signals: the signals that this process has received so far, from `signals.collect_signals`.
       mesh: of all devices of all processes; None for one process.
 
     Returns:
-      A function that each of them calls once a step: 0, or the number of a signal. With several
-      processes it is one that any of them had received at the step before: the steps at hand need
-      not wait for it.
+      A function that each process calls once a step. It returns 0, or the number of a signal. With
+      several processes that is a signal that one of them had received by the step before, so that
+      no step waits for the exchange.
     """
-    own = lambda: signals[0] if signals else 0  # noqa: E731
+
+    def first_signal() -> int:
+        return signals[0] if signals else 0
+
     if jax.process_count() == 1 or mesh is None:
-        return own
-    each, whole = NamedSharding(mesh, P(mesh.axis_names)), NamedSharding(mesh, P())
-    largest = jax.jit(lambda codes: codes.max(), out_shardings=whole)
-    told: list[jax.Array] = []
+        return first_signal
+    sharded, replicated = NamedSharding(mesh, P(mesh.axis_names)), NamedSharding(mesh, P())
+    take_largest = jax.jit(lambda codes: codes.max(), out_shardings=replicated)
+    pending: list[jax.Array] = []
 
-    def agreed() -> int:
-        code = np.int32(own())
-        shape = (mesh.size,)
-        codes = jax.make_array_from_callback(shape, each, lambda _: np.full(1, code))
-        told.append(largest(codes))
-        return int(told.pop(0)) if len(told) > 1 else 0
+    def agreed_signal() -> int:
+        code = np.int32(first_signal())
+        codes = jax.make_array_from_callback((mesh.size,), sharded, lambda _: np.full(1, code))
+        pending.append(take_largest(codes))
+        return int(pending.pop(0)) if len(pending) > 1 else 0
 
-    return agreed
+    return agreed_signal

@@ -1,18 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright 2026 The pqt_jax Authors
-"""Watching a run: losses, step by step → records of spikes and of skipped steps, or an end.
+"""Detects loss spikes and skipped steps while a run trains, and ends it after too many skips.
 
-A step is a *spike* if its loss stands out from those before it,
+A step is a *spike* if its loss stands out from the losses before it:
 
     score = (loss − median) / max(1.4826 · MAD, 0.01 · |median|)  >  config.watch.spike_score
 
-where median and MAD (median absolute deviation) are those of the last `config.watch.window` finite
-losses. For losses that are normally distributed 1.4826 · MAD is their standard deviation; neither
-it nor the median is moved by the spikes themselves. The second term keeps a loss that hardly moves
-from making a spike of a hundredth.
+Median and MAD (median absolute deviation) are taken over the last `config.watch.window` finite
+losses. For normally distributed losses 1.4826 · MAD is the standard deviation. Unlike mean and
+standard deviation, median and MAD hardly change when there are spikes among the losses. The term
+0.01 · |median| prevents that a change of 1 % counts as a spike when the loss is nearly constant.
 
-A step is *skipped* if its loss or gradient was not finite: `step.build_train_step` leaves weights
-and optimizer as they were. After `config.watch.skips` in a row, training ends.
+A step is *skipped* if its loss or gradient is not finite: the train step then leaves weights and
+optimizer state unchanged. Training ends after `config.watch.skips` consecutive skipped steps.
 """
 
 import math
@@ -25,15 +25,15 @@ import numpy as np
 from pqt_jax.training.run.metrics import Record
 
 SKIPPED_TOO_OFTEN = 3  # exit code
-_FEWEST = 8  # losses before which nothing is called a spike
+_MIN_LOSSES = 8  # with fewer, no step is a spike
 
 
 class SkipError(RuntimeError):
-    """Loss or gradient was not finite in too many steps in a row.
+    """Loss or gradient was not finite in too many consecutive steps.
 
     Args:
-      count: of them.
-      step: the last one.
+      count: number of these steps.
+      step: the last of them.
       newest: step of the newest checkpoint; None for none.
     """
 
@@ -47,54 +47,55 @@ class SkipError(RuntimeError):
         )
 
 
-def spike_score(before: Sequence[float], loss: float) -> float:
-    """How far a loss stands out from those before it, in their standard deviations.
+def spike_score(previous: Sequence[float], loss: float) -> float:
+    """How far a loss is above the losses before it, in their standard deviations.
 
     Example:
       >>> round(spike_score([3.1, 3.0, 3.2, 3.1, 2.9, 3.0, 3.1, 3.0], 4.0), 1)
       12.8
 
     Args:
-      before: finite losses of the steps before, in nats per token.
+      previous: finite losses of earlier steps, in nats per token.
       loss: of the step.
 
     Returns:
-      The score above; NaN with fewer than eight losses before, or where the loss is not finite.
+      The score; NaN with fewer than eight earlier losses, or if the loss is not finite.
     """
-    if len(before) < _FEWEST or not math.isfinite(loss):
+    if len(previous) < _MIN_LOSSES or not math.isfinite(loss):
         return math.nan
-    median = float(np.median(before))
-    spread = 1.4826 * float(np.median(np.abs(np.asarray(before) - median)))
+    median = float(np.median(previous))
+    spread = 1.4826 * float(np.median(np.abs(np.asarray(previous) - median)))
     return (loss - median) / max(spread, 0.01 * abs(median), 1e-30)
 
 
 class LossMonitor:
-    """Sees every step once, in order.
+    """Checks each step of a run, in order.
 
     Args:
       options: `config.watch`.
-      before: the losses of the last steps, as `state` gave them.
+      recent_losses: the losses of the last steps, from `state`, when a run is resumed.
 
     Attributes:
-      skipped, in_a_row: steps that were skipped, in all and at the end.
+      skipped: number of skipped steps so far.
+      in_a_row: number of skipped steps up to the last step, without a break.
     """
 
-    def __init__(self, options: Any, before: Iterable[float] = ()):
+    def __init__(self, options: Any, recent_losses: Iterable[float] = ()):
         self.spike_score = options.spike_score
-        self.losses: deque[float] = deque(before, maxlen=options.window)
+        self.losses: deque[float] = deque(recent_losses, maxlen=options.window)
         self.skipped = self.in_a_row = 0
 
     def add_step(self, step: int, loss: float, skipped: int, in_a_row: int) -> Record | None:
-        """Look at a step.
+        """Check one step.
 
         Args:
-          step: its number.
+          step: number of the step.
           loss: in nats per token.
-          skipped, in_a_row: what the step says of itself and those before it.
+          skipped, in_a_row: the counts after this step, from the train step.
 
         Returns:
-          A record if it was skipped, `{"step", "skipped", "in_a_row"}`, or a spike,
-          `{"step", "spike", "spike_loss"}`; else None.
+          The record `{"step", "skipped", "in_a_row"}` of a skipped step, the record `{"step",
+          "spike", "spike_loss"}` of a spike, or None.
         """
         self.skipped, self.in_a_row = skipped, in_a_row
         if in_a_row:
@@ -106,5 +107,5 @@ class LossMonitor:
         return None
 
     def state(self) -> list[float]:
-        """What a later part of the run needs to go on: the losses of the last steps."""
+        """The losses of the last steps, with which a resumed run continues."""
         return list(self.losses)

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright 2026 The pqt_jax Authors
-"""What a run reports: `metrics.jsonl`, a progress bar on a terminal, plain lines elsewhere."""
+"""Metrics of a run: the file `metrics.jsonl`, and a progress bar or plain lines on stdout."""
 
 import contextlib
 import json
@@ -24,7 +24,7 @@ Report = Callable[[Record], None]
 
 
 def append(path: Path, record: Mapping[str, Any]) -> None:
-    """Append one record as one line by one write, so that a kill leaves whole lines.
+    """Append a record as one line by one write, so that a kill leaves only complete lines.
 
     Example:
       >>> import tempfile
@@ -37,17 +37,17 @@ def append(path: Path, record: Mapping[str, Any]) -> None:
 
 
 def read(path: Path) -> list[Record]:
-    """The records of a file, in order; what is broken or no number, or no file, is nothing."""
+    """Read the numeric fields of the records of a file, in order; empty if there is no file."""
     return [numeric_fields(record) for record in read_records(path)]
 
 
 def read_records(path: Path) -> list[Record]:
-    """The lines of a file that are JSON of a step, in order, whatever else is in them."""
+    """Read the lines of a file that are JSON objects with a step, in order; others are skipped."""
     return [record for line in _lines(path) if (record := _parse(line)) is not None]
 
 
 def numeric_fields(record: Mapping[str, Any]) -> Record:
-    """The fields of a record that are a number, or null for one that was not finite."""
+    """The fields of a record that are numbers, or null for numbers that were not finite."""
     return {name: value for name, value in record.items() if value is None or _is_number(value)}
 
 
@@ -72,14 +72,14 @@ def _is_number(value: Any) -> bool:
 
 
 def truncate(path: Path, step: int) -> int:
-    """Drop the records beyond a step, which a resumed run will write again, and broken lines.
+    """Drop the records after a step, which a resumed run will write again, and broken lines.
 
     Args:
-      path: of metrics, or of any file with a JSON record of a step on each line.
-      step: the last to keep.
+      path: of any file with the JSON record of a step on each line.
+      step: the last step to keep.
 
     Returns:
-      How many lines were broken.
+      The number of broken lines.
     """
     if not path.exists():
         return 0
@@ -90,7 +90,7 @@ def truncate(path: Path, step: int) -> int:
 
 
 def format_line(record: Mapping[str, Any]) -> str:
-    """One parseable line, `name=value` for each field that has a value.
+    """Format a record as one line, `name=value` for each field that is not None.
 
     Example:
       >>> format_line({"step": 10, "loss": 2.345678, "lr": 0.001, "bits_mean": None})
@@ -106,15 +106,15 @@ def format_line(record: Mapping[str, Any]) -> str:
 
 @contextlib.contextmanager
 def progress(start: int, total: int) -> Iterator[tuple[Callable[[int], None], Report]]:
-    """Show how training goes.
+    """Show the progress of training.
 
     Args:
-      start: steps already taken.
-      total: steps in all.
+      start: number of steps already taken.
+      total: number of steps of the run.
 
     Yields:
       `(advance, report)`: call `advance(step)` after each step and `report(record)` with each
-      record of metrics. On a terminal they move a bar; elsewhere records become plain lines.
+      record. On a terminal they update a progress bar; elsewhere each record is printed as a line.
     """
     if sys.stdout is None or not sys.stdout.isatty():
         yield (lambda step: None), (lambda record: print_line(format_line(record)))
@@ -126,9 +126,9 @@ def progress(start: int, total: int) -> Iterator[tuple[Callable[[int], None], Re
     )
     numbers = TextColumn("{task.fields[shown]}", table_column=Column(no_wrap=True))
     left = TimeRemainingColumn(compact=True, table_column=Column(no_wrap=True))
-    wide = console.width >= 60  # else the bar gives way to the loss
+    wide = console.width >= 60  # in a narrow terminal the loss is shown instead of the bar
     columns = (*counter, BarColumn(bar_width=None), numbers, left) if wide else (*counter, numbers)
-    taken = 2 * digits + (30 if wide else 7)  # by all but the text, the bar being eight wide
+    taken = 2 * digits + (30 if wide else 7)  # columns of all but the text, with a bar of eight
     last: Record = {}
     with Progress(*columns, console=console) as bar:
         task = bar.add_task("train", total=total, completed=start, shown="")
@@ -144,55 +144,57 @@ def progress(start: int, total: int) -> Iterator[tuple[Callable[[int], None], Re
                 if last.get(name) is not None
             ]
             while text and len("  ".join(text)) > console.width - taken:
-                text.pop()  # the last is the least important
+                text.pop()  # the least important
             bar.update(task, completed=record["step"], shown="  ".join(text))
 
         yield (lambda step: bar.update(task, completed=step)), report
 
 
 def peak_memory(devices: Sequence[Any]) -> dict[str, float]:
-    """The most memory that was ever in use, in GB of 10⁹ bytes, as a field of a record.
+    """The peak memory so far in GB (10⁹ bytes), as a field of a record.
 
     Args:
       devices: of this process.
 
     Returns:
-      `device_peak_gb`, of the fullest device; where devices do not say, as CPUs, `process_peak_gb`,
-      what the operating system counts for this process.
+      `device_peak_gb`, the largest of all devices. Devices without this count, such as CPUs, give
+      `process_peak_gb`, the peak memory of this process by the operating system.
     """
     stats = [device.memory_stats() or {} for device in devices]
-    if all("peak_bytes_in_use" in own for own in stats):
-        return {"device_peak_gb": round(max(s["peak_bytes_in_use"] for s in stats) / 1e9, 3)}
+    if all("peak_bytes_in_use" in stat for stat in stats):
+        return {"device_peak_gb": round(max(stat["peak_bytes_in_use"] for stat in stats) / 1e9, 3)}
     unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss, in bytes
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return {"process_peak_gb": round(peak * unit / 1e9, 3)}
 
 
 class Timer:
-    """Seconds of the whole run and tokens per second of its steps, over all its parts.
+    """Measures the duration of a run and its tokens per second, across resumes.
+
+    The parameter names are keys in saved checkpoints.
 
     Args:
-      before: seconds that earlier parts of the run took.
-      stepping: seconds of those in steps, and so without compilation, validation and saving.
-      tokens: that those steps predicted.
+      before: seconds that the run took before it was resumed.
+      stepping: seconds of these that were spent in steps: not compiling, validating or saving.
+      tokens: number of tokens predicted in these steps.
     """
 
     def __init__(self, before: float = 0.0, stepping: float = 0.0, tokens: int = 0):
         self.began, self.before = time.perf_counter(), before
         self.stepping, self.tokens = stepping, tokens
-        self.lapped = self.part = (stepping, tokens)
+        self.lap_start = self.resumed_at = (stepping, tokens)
 
     def start(self) -> None:
-        """A step begins."""
+        """Mark the begin of a step."""
         self.started = time.perf_counter()
 
     def stop(self, tokens: int) -> None:
-        """It ends, having predicted so many tokens."""
+        """Mark the end of a step in which so many tokens were predicted."""
         self.stepping += time.perf_counter() - self.started
         self.tokens += tokens
 
     def seconds(self) -> float:
-        """Seconds since the run began, pauses between its parts left out."""
+        """Seconds that the run has taken, without the time between a stop and a resume."""
         return self.before + time.perf_counter() - self.began
 
     def rate(self) -> float:
@@ -201,15 +203,15 @@ class Timer:
 
     def lap(self) -> float:
         """Tokens per second since the last call."""
-        seconds, tokens = self.lapped
-        self.lapped = (self.stepping, self.tokens)
+        seconds, tokens = self.lap_start
+        self.lap_start = (self.stepping, self.tokens)
         return (self.tokens - tokens) / (self.stepping - seconds)
 
     def hours(self, tokens: int) -> float:
-        """Hours that so many tokens take at the rate of this part of the run, in steps alone."""
-        seconds, before = self.part
+        """Hours that so many tokens take in steps, at the rate since the run was resumed."""
+        seconds, before = self.resumed_at
         return tokens * (self.stepping - seconds) / (self.tokens - before) / 3600
 
     def state(self) -> dict[str, float]:
-        """What a later part needs to go on counting: arguments of a new timer."""
+        """The arguments of a new `Timer` with which a resumed run continues."""
         return {"before": self.seconds(), "stepping": self.stepping, "tokens": self.tokens}

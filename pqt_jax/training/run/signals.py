@@ -1,13 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright 2026 The pqt_jax Authors
-"""Signals to a run: the first is noted, for it to end in order; the second ends it at once.
+"""SIGINT, SIGTERM and SIGHUP during a run.
 
-They are SIGINT, SIGTERM and SIGHUP. SIGHUP is what a lost terminal sends; where it is ignored, as
-under nohup, it stays so. What has nothing to save is ended by the first.
+    collect_signals            the first asks the run to stop after a step; the second ends it
+    exit_on_signal             the first ends the process: for commands that have nothing to save
+    default_signal_handling    signals do what they do by default
 
-Python's own handlers run only between its instructions, and compilation takes seconds. A thread
-therefore reads what the C handler writes to a pipe, and says that the first has been noted, or ends
-the process, wherever it is.
+A closed terminal sends SIGHUP. If SIGHUP is ignored, as under nohup, it stays ignored.
+
+Python runs its signal handlers only between two of its own instructions, and compilation takes
+seconds. The handler in C therefore writes the signal's number to a pipe, and a thread reads it. The
+thread prints that the run will stop, or ends the process, whatever the main thread is doing.
 """
 
 import contextlib
@@ -20,39 +23,39 @@ from typing import Any
 from pqt_jax.console import exit_now
 
 NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-_NOTED = b"stopping after this step; another signal ends the run at once, without a checkpoint\n"
-_SHOW_CURSOR = b"\r\n\x1b[?25h"  # which a bar hides
+_STOPPING = b"stopping after this step; another signal ends the run at once, without a checkpoint\n"
+_SHOW_CURSOR = b"\r\n\x1b[?25h"  # a progress bar hides it
 
 
 @contextlib.contextmanager
 def collect_signals() -> Iterator[list[int]]:
-    """A list that signals add their numbers to. For the main thread."""
+    """Yield a list to which the signals received are appended. For the main thread."""
     received: list[int] = []
-    with _heard(lambda number, _: received.append(number), _end_at_the_second):
+    with _handle_signals(lambda number, _: received.append(number), _end_at_the_second):
         yield received
 
 
 @contextlib.contextmanager
 def exit_on_signal() -> Iterator[None]:
-    """Signals end the process with one line and 128 + their number; for what has nothing to save.
+    """End the process with one line and exit code 128 + number at the first signal.
 
-    KeyboardInterrupt does it less well: Python drops it where it comes in a callback of its own,
-    and jaxlib of jax 0.10 may crash at exit where it came while compiling.
+    KeyboardInterrupt is less reliable: Python drops it inside some callbacks, and jaxlib of jax
+    0.10 may crash at exit if it was raised during compilation.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    with _heard(lambda *_: None, _end_at_the_first):
+    with _handle_signals(lambda *_: None, _end_at_the_first):
         yield
 
 
 @contextlib.contextmanager
 def default_signal_handling() -> Iterator[None]:
-    """Signals end the process as they do by default, also one that waits outside Python."""
+    """Let signals end the process as they do by default, also while it waits outside Python."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: signal.signal(number, signal.SIG_DFL) for number in _not_ignored()}
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in _unignored_signals()}
     try:
         yield
     finally:
@@ -60,16 +63,18 @@ def default_signal_handling() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _not_ignored() -> list[signal.Signals]:
+def _unignored_signals() -> list[signal.Signals]:
     return [n for n in NUMBERS if signal.getsignal(n) != signal.SIG_IGN]
 
 
 @contextlib.contextmanager
-def _heard(handler: Callable[[int, Any], None], listen: Callable[[int], None]) -> Iterator[None]:
-    """Signals call a handler, and a thread listens to the pipe that their numbers go to."""
+def _handle_signals(
+    handler: Callable[[int, Any], None], listen: Callable[[int], None]
+) -> Iterator[None]:
+    """Install a signal handler, and run `listen` in a thread on the pipe with the numbers."""
     reader, writer = os.pipe()
     os.set_blocking(writer, False)  # a handler must not wait
-    before = {number: signal.signal(number, handler) for number in _not_ignored()}
+    before = {number: signal.signal(number, handler) for number in _unignored_signals()}
     wakeup = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     thread = threading.Thread(target=listen, args=(reader,), daemon=True)
     thread.start()
@@ -99,4 +104,4 @@ def _end_at_the_second(reader: int) -> None:
         if seen == 2:
             exit_now(128 + written[0], flush=False)
         with contextlib.suppress(OSError):
-            os.write(2, _NOTED)
+            os.write(2, _STOPPING)

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright 2026 The pqt_jax Authors
-"""Where else records of metrics go: TensorBoard and Weights & Biases, if they are asked for.
+"""Experiment trackers: records of metrics also go to TensorBoard and Weights & Biases.
 
     config.log.tensorboard=true    WORKDIR/tensorboard
-    config.log.wandb=PROJECT       a run of that project; WORKDIR/wandb.id holds its ID
+    config.log.wandb=PROJECT       a run of that project; its ID is in WORKDIR/wandb.id
 
-A resumed run goes on in both where it was. TensorBoard hides the steps that are made again; W&B
-keeps the first of them, which are the same. What fails before training is an error, and what fails
-later is said once and not used any more: `metrics.jsonl` has it all.
+Both are off by default. A resumed run continues its records. Steps that are repeated have the same
+values: TensorBoard shows the new ones, W&B keeps the old ones. A failure before training is an
+error. A tracker that fails later is dropped with a warning, since `metrics.jsonl` has all records.
 """
 
 import contextlib
@@ -19,24 +19,23 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
-
 from pqt_jax.console import print_error
 from pqt_jax.errors import InputError, OutputError
 from pqt_jax.interchange import files
 from pqt_jax.training.config.schema import LogConfig, RunConfig
+from pqt_jax.training.run import distributed
 
 TENSORBOARD, WANDB_ID = "tensorboard", "wandb.id"
 _PACKAGES = {"tensorboard": "tensorboardX", "wandb": "wandb"}  # by field of config.log
 
 
 class Tracker(NamedTuple):
-    """Something that takes records.
+    """A destination of records.
 
     Attributes:
-      name: for people.
-      send: takes a step and the values that the record has, by name.
-      close: sees to it that all is written.
+      name: in messages.
+      send: takes a step and the values of the record by name.
+      close: writes what is buffered.
     """
 
     name: str
@@ -45,7 +44,7 @@ class Tracker(NamedTuple):
 
 
 def check_config(log: LogConfig) -> None:
-    """Raise InputError if `config.log` asks for what is not installed."""
+    """Raise InputError if `config.log` has a tracker that is not installed, or a wrong project."""
     for field, package in _PACKAGES.items():
         value = getattr(log, field)
         if value and importlib.util.find_spec(package) is None:
@@ -62,62 +61,66 @@ def check_config(log: LogConfig) -> None:
 
 
 def start(config: RunConfig, workdir: Path, step: int) -> list[Tracker]:
-    """Open what the config asks for, on the first process; the others have none.
+    """Open the trackers of a config in the first process; the other processes have none.
 
     Args:
       config: of the run.
       workdir: of the run.
-      step: the last one that is not made again.
+      step: the last step that will not be repeated.
 
     Returns:
-      What `send` takes, to be put into the list of `opened`.
+      The trackers, for `send` and `close_at_end`.
 
     Raises:
-      InputError: if W&B refuses.
-      OutputError: if nothing can be written.
+      InputError: if W&B refuses the run.
+      OutputError: if the files of TensorBoard cannot be written.
     """
-    if jax.process_index():
+    if not distributed.is_first_process():
         return []
-    sinks = []
+    trackers = []
     if config.log.tensorboard:
-        sinks.append(_tensorboard(workdir / TENSORBOARD, step))
+        trackers.append(_tensorboard(workdir / TENSORBOARD, step))
     if config.log.wandb:
-        sinks.append(_wandb(config, workdir))
-    return sinks
+        trackers.append(_wandb(config, workdir))
+    return trackers
 
 
-def send(sinks: list[Tracker], record: Mapping[str, Any]) -> None:
-    """Send a record to all; one that fails is said and dropped from the list."""
+def send(trackers: list[Tracker], record: Mapping[str, Any]) -> None:
+    """Send a record to all trackers; warn of one that fails, and remove it from the list."""
     values = {name: x for name, x in record.items() if x is not None and name != "step"}
-    for sink in list(sinks):
-        _tried(sinks, sink, lambda sink=sink: sink.send(record["step"], values))
+    for tracker in list(trackers):
+        _call_or_remove(
+            trackers, tracker, lambda tracker=tracker: tracker.send(record["step"], values)
+        )
 
 
 @contextlib.contextmanager
-def opened() -> Iterator[list[Tracker]]:
-    """A list for what `start` returns, all of which is closed at the end."""
-    sinks: list[Tracker] = []
+def close_at_end() -> Iterator[list[Tracker]]:
+    """Yield an empty list for the trackers of `start`; they are closed when the body ends."""
+    trackers: list[Tracker] = []
     try:
-        yield sinks
+        yield trackers
     finally:
-        for sink in list(sinks):
-            _tried(sinks, sink, sink.close)
+        for tracker in list(trackers):
+            _call_or_remove(trackers, tracker, tracker.close)
 
 
-def _tried(sinks: list[Tracker], sink: Tracker, function: Callable[[], None]) -> None:
+def _call_or_remove(
+    trackers: list[Tracker], tracker: Tracker, function: Callable[[], None]
+) -> None:
     try:
         function()
-    except Exception as error:  # the run is worth more, whatever it is
+    except Exception as error:  # a tracker must not end the run
         reason = textwrap.shorten(f"{type(error).__name__}: {error}", 200)
-        print_error(f"warning: {sink.name} failed ({reason}); the run goes on without it")
-        sinks.remove(sink)
+        print_error(f"warning: {tracker.name} failed ({reason}); training continues without it")
+        trackers.remove(tracker)
         with contextlib.suppress(Exception):
-            sink.close()
+            tracker.close()
 
 
 def _tensorboard(folder: Path, step: int) -> Tracker:
-    # Not its SummaryWriter, whose thread fails in silence and then blocks the run at its queue.
-    # Classes that protobuf makes at run time.
+    # Not SummaryWriter: its thread fails silently, and then its full queue blocks the run.
+    # Protobuf makes these classes at run time.
     from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore
     from tensorboardX.proto.summary_pb2 import Summary  # pyright: ignore
     from tensorboardX.record_writer import RecordWriter
@@ -132,10 +135,10 @@ def _tensorboard(folder: Path, step: int) -> Tracker:
 
     try:
         folder.mkdir(exist_ok=True)
-        # Read in the order of their names.
+        # TensorBoard reads files in the order of their names.
         writer = RecordWriter(str(folder / f"events.out.tfevents.{time.time():.0f}.{step:010d}"))
         write(file_version="brain.Event:2")
-        # Readers then forget what they have read of this step and those after it.
+        # After this event readers discard what they have read of this step and later ones.
         write(step=step + 1, session_log=SessionLog(status=SessionLog.START))
     except OSError as error:
         raise OutputError(folder, error) from None
@@ -159,15 +162,15 @@ def _wandb(config: RunConfig, workdir: Path) -> Tracker:
             config=config.to_dict(),
             settings=settings,
         )
-    except Exception as error:  # no key, no network, or no name of a project
+    except Exception as error:  # such as a missing key, no network, or a wrong project name
         reason = textwrap.shorten(str(error), 300)
         raise InputError(
-            f"config.log.wandb={config.log.wandb!r}; W&B cannot be used: {reason}; mend that, or "
+            f"config.log.wandb={config.log.wandb!r}; W&B cannot be used: {reason}; fix that, or "
             "set WANDB_MODE=offline"
         ) from None
 
     def send(step: int, values: dict[str, float]) -> None:
-        if step >= run.step:  # else it has the step from before the run was resumed
+        if step >= run.step:  # otherwise W&B has the step from before the resume
             run.log(values, step=step)
 
     return Tracker("W&B", send, run.finish)

@@ -166,8 +166,8 @@ def test_a_damaged_step_gives_way_to_the_one_before(tmp_path, capsys):
         jax.tree.map(np.testing.assert_array_equal, found, marked)
         err = capsys.readouterr().err
         assert re.fullmatch(
-            r"checkpoint of step 2 cannot be read \(.+\) and is put aside, in "
-            rf"{re.escape(str(tmp_path))}/damaged/2; going on from step 1\n",
+            r"checkpoint of step 2 cannot be read \(.+\) and was moved to "
+            rf"{re.escape(str(tmp_path))}/damaged/2; resuming from step 1\n",
             err,
         )
         checkpoint.save(manager, 2, state, {**META, "saved": 3})
@@ -317,7 +317,7 @@ def test_a_copy_of_another_step_is_not_taken_for_it(tmp_path, capsys):
 
 
 def test_a_step_whose_reading_fails_is_kept_aside(tmp_path, monkeypatch, capsys):
-    """Twice; what is put aside can be put back."""
+    """Twice; the second copy gets a name of its own."""
     state, folder = fresh(tiny.get_config()), tmp_path / "checkpoints"
     read = checkpoint._read
 

@@ -94,8 +94,8 @@ def test_a_damaged_newest_checkpoint_gives_way_and_its_step_is_saved_again(run_c
     given = [f"--workdir={run_copy}", f"--config.data.files={text}", "--config.steps=8"]
     out, err = end(start(*given))
     assert re.fullmatch(
-        r"checkpoint of step 8 cannot be read \(.+\) and is put aside, in .*/damaged/8; "
-        r"going on from step 4\n",
+        r"checkpoint of step 8 cannot be read \(.+\) and was moved to .*/damaged/8; "
+        r"resuming from step 4\n",
         err,
     )
     assert "resumed from step 4 of 8" in out

@@ -85,7 +85,7 @@ def test_damaged_files_of_a_finished_run_are_made_again(tmp_path, capsys):
     out, err = capsys.readouterr()
     damaged, dropped = err.splitlines()
     assert damaged.startswith("checkpoint of step 8 cannot be read (")
-    assert damaged.endswith(f" and is put aside, in {run / 'damaged' / '8'}; going on from step 4")
+    assert damaged.endswith(f" and was moved to {run / 'damaged' / '8'}; resuming from step 4")
     assert dropped == f"{records}: 1 broken line was dropped"
     assert "resumed from step 4 of 8" in out
     assert [r["step"] for r in metrics.read(records) if "loss" in r] == list(range(1, 9))

@@ -142,7 +142,7 @@ def test_what_fails_before_training_is_one_line(tmp_path, monkeypatch, capfd):
     monkeypatch.setenv("WANDB_MODE", "offline")
     config = tiny.get_config()
     config.log.wandb = "a/b"
-    with pytest.raises(InputError, match="config.log.wandb='a/b'; W&B cannot be used: .*; mend"):
+    with pytest.raises(InputError, match="config.log.wandb='a/b'; W&B cannot be used: .*; fix"):
         trackers.start(config, tmp_path, 0)
     config.log.wandb, config.log.tensorboard = "", True
     (tmp_path / "tensorboard").write_text("")
@@ -151,7 +151,7 @@ def test_what_fails_before_training_is_one_line(tmp_path, monkeypatch, capfd):
     assert capfd.readouterr() == ("", "")
 
 
-def test_a_sink_that_fails_is_said_once_and_dropped(capsys):
+def test_a_tracker_that_fails_is_named_once_and_removed(capsys):
     sent = []
 
     def fail(step, values):
@@ -162,11 +162,11 @@ def test_a_sink_that_fails_is_said_once_and_dropped(capsys):
     for step in (1, 2):
         trackers.send(some, {"step": step, "loss": 1.5, "bits_mean": None})
     assert sent == [(1, {"loss": 1.5}), (2, {"loss": 1.5})] and some == [good]
-    with trackers.opened() as more:
+    with trackers.close_at_end() as more:
         more += [good, trackers.Tracker("W&B", fail, lambda: fail(0, {}))]
     err = capsys.readouterr().err.splitlines()
     assert err[0].startswith("warning: TensorBoard failed (OSError: [Errno 28] No space left on")
-    assert err[0].endswith("); the run goes on without it") and len(err) == 2
+    assert err[0].endswith("); training continues without it") and len(err) == 2
 
 
 def test_a_disk_that_fills_up_does_not_end_the_run(tmp_path, capsys):

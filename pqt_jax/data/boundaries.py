@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright 2026 The pqt_jax Authors
-"""Where documents end: the token that says so, named by the data or by the user, and checked.
+"""The token that ends a document, from the data or from the config.
 
-A folder of `data.prepare` has it in its index. For .bin files and text files it is
-`config.data.end_token`; text files are bytes, joined without any between them, so there only a byte
-of their own can end a document.
+A folder written by `data.prepare` has the token in its index. For .bin files and text files it is
+`config.data.end_token`. The bytes of text files are joined without a separator, so in them only a
+byte of the text itself, such as a line break, can end a document.
 """
 
 import numpy as np
@@ -12,19 +12,23 @@ import numpy as np
 from pqt_jax.data.source import Text, Tokens
 from pqt_jax.errors import InputError
 
-_CHUNK = 1 << 24  # tokens looked at at once
+_CHUNK = 1 << 24  # number of tokens searched at a time
 
 
 def set_end_token(text: Text, given: int, *, needed: bool) -> Text:
-    """The text with the token that ends its documents, if one is known.
+    """Set the token that ends the documents of a text, if one is known.
 
     Args:
       text: from `tokens.load` or `source.load`.
-      given: `config.data.end_token`; below 0 for what the text itself says.
-      needed: whether it has to be known, and the training text to hold it.
+      given: `config.data.end_token`; negative for the token in the index of the data.
+      needed: whether the token must be known, and must occur in the training text.
+
+    Returns:
+      The text with the token as `end`.
 
     Raises:
-      InputError: if the text says another, or if it is needed and is not known, or is nowhere.
+      InputError: if the index has another token, or if the token is needed and is unknown or does
+        not occur.
     """
     end = text.end if given < 0 else given
     if text.end is not None and end != text.end:
@@ -38,7 +42,7 @@ def set_end_token(text: Text, given: int, *, needed: bool) -> Text:
             "that does, as config.data.end_token=50256 for GPT-2's, or in config.data.tokens a "
             "folder that pqt_jax.data.prepare made"
         )
-    if needed and end is not None and not _holds(text.train, end):
+    if needed and end is not None and not _contains(text.train, end):
         raise InputError(
             f"config.data.end_token={end}: the training text has no such token; give the one that "
             "ends its documents"
@@ -46,6 +50,6 @@ def set_end_token(text: Text, given: int, *, needed: bool) -> Text:
     return text._replace(end=end)
 
 
-def _holds(tokens: Tokens, token: int) -> bool:
+def _contains(tokens: Tokens, token: int) -> bool:
     starts = range(0, len(tokens), _CHUNK)
     return any(np.any(tokens[start : start + _CHUNK] == token) for start in starts)

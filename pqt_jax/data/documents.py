@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright 2026 The pqt_jax Authors
-"""Files as others ship them → documents, one after the other, whatever their size.
+"""Data files of common formats → documents, read one at a time.
 
-*.jsonl, *.json (.gz)        one object a line, as C4 has them; the field is the text
-*.parquet                    the column is the text
-*.array_record               a record is a text
-anything else (.gz)          a file is a text
+*.jsonl, *.json (.gz)        a document is one field of the object on each line, as in C4
+*.parquet                    a document is a value of one column
+*.array_record               a document is a record
+any other file (.gz)         a document is the whole file
 """
 
 import gzip
@@ -21,17 +21,17 @@ FIELD = "text"
 
 
 def read_documents(path: Path, field: str = FIELD) -> Iterator[bytes]:
-    """The documents of a file, in order; empty ones among them.
+    """Read the documents of a file, in order, including empty ones.
 
     Args:
-      path: of the file; its name tells what it is.
-      field: of a JSON object, or column of a Parquet file, that holds the text.
+      path: of the file. Its suffix decides the format.
+      field: the field of JSON objects, or the column of a Parquet file, with the text.
 
     Yields:
-      UTF-8 text, or, of a plain file, whatever bytes it has.
+      UTF-8 text; for a plain file its bytes, unchecked.
 
     Raises:
-      InputError: naming file and line, for what cannot be read.
+      InputError: naming file and line, if the file cannot be read.
     """
     suffixes = path.suffixes[-2:]
     kind = path.suffix if path.suffix != ".gz" else (suffixes[0] if len(suffixes) == 2 else "")
@@ -50,7 +50,9 @@ def read_documents(path: Path, field: str = FIELD) -> Iterator[bytes]:
             f"--input: {path} needs the package {error.name}; pip install 'pqt_jax[data]'"
         ) from None
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise InputError(f"--input: {path} is no whole gzip file: {error}; leave it out") from None
+        raise InputError(
+            f"--input: {path} is not a complete gzip file: {error}; leave it out"
+        ) from None
     except OSError as error:
         why = system_reason(error, "leave it out") if error.strerror else f"{error}; leave it out"
         raise InputError(f"--input: {path} cannot be read: {why}") from None
@@ -67,18 +69,18 @@ def _json_lines(path: Path, field: str) -> Iterator[bytes]:
                 continue
             where = f"--input: {path}, line {number}"
             try:
-                found = json.loads(line)
+                record = json.loads(line)
             except (ValueError, RecursionError) as error:
-                raise InputError(f"{where} is no JSON: {error}; mend it") from None
-            if not isinstance(found, dict) or not isinstance(found.get(field), str):
-                names = ", ".join(found) if isinstance(found, dict) else type(found).__name__
-                if isinstance(found, dict) and field in found:
-                    names = f"{field}: {type(found[field]).__name__}"
+                raise InputError(f"{where} is not JSON: {error}; fix it") from None
+            if not isinstance(record, dict) or not isinstance(record.get(field), str):
+                names = ", ".join(record) if isinstance(record, dict) else type(record).__name__
+                if isinstance(record, dict) and field in record:
+                    names = f"{field}: {type(record[field]).__name__}"
                 raise InputError(
                     f"{where} has no text {field!r} (there is {names:.200}); give --field"
                 )
-            # A lone surrogate, which JSON can spell and UTF-8 cannot, becomes a question mark.
-            yield found[field].encode(errors="replace")
+            # A lone surrogate is valid in JSON but not in UTF-8: it becomes a question mark.
+            yield record[field].encode(errors="replace")
 
 
 def _parquet(path: Path, field: str) -> Iterator[bytes]:
@@ -101,7 +103,7 @@ def _parquet(path: Path, field: str) -> Iterator[bytes]:
                 yield (text or "").encode()
     except pyarrow.ArrowException as error:
         reason = " ".join(str(error).split())
-        raise InputError(f"--input: {path} is no whole Parquet file: {reason:.200}") from None
+        raise InputError(f"--input: {path} is not a complete Parquet file: {reason:.200}") from None
 
 
 def _array_record(path: Path) -> Iterator[bytes]:
@@ -113,8 +115,10 @@ def _array_record(path: Path) -> Iterator[bytes]:
         reader = array_record_module.ArrayRecordReader(str(path))
         for _ in range(reader.num_records()):
             yield reader.read()
-        if not reader.ok():  # a torn one has no records, and nothing is raised
-            raise ValueError("it does not end as one does")
+        if not reader.ok():  # a truncated file has no records and raises no error
+            raise ValueError("its end is missing")
     except (ValueError, IndexError, RuntimeError) as error:
         reason = " ".join(str(error).split())
-        raise InputError(f"--input: {path} is no whole ArrayRecord file: {reason:.200}") from None
+        raise InputError(
+            f"--input: {path} is not a complete ArrayRecord file: {reason:.200}"
+        ) from None

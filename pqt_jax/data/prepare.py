@@ -5,9 +5,9 @@
     files → documents → tokens, by many processes → train-00000.bin …, validation-00000.bin …
                                                   → index.json: counts and digests
 
-Every document ends with the tokenizer's end token. Which are held out depends on their text alone,
-so copies of one stay together. The files written do not depend on the number of processes. The
-folder is written whole or not at all.
+Each document ends with the end token of the tokenizer. A document is for training or validation by
+its text alone, so copies of it are in the same split. The files do not depend on the number of
+processes. The folder is written atomically.
 
 Exit codes: `errors.EXIT_CODES`.
 """
@@ -36,11 +36,11 @@ from pqt_jax.errors import InputError
 from pqt_jax.interchange.folders import atomic_folder, check_destination
 
 EXIT_CODES = errors.EXIT_CODES
-_BATCH = 1 << 20  # bytes of text that a process gets at once
+_BATCH = 1 << 20  # bytes of text that a process tokenizes at a time
 
 
 class Batch(NamedTuple):
-    """Documents for one process: their text, and the file that they are from."""
+    """Documents of one file that one process tokenizes."""
 
     texts: list[bytes]
     path: Path
@@ -90,39 +90,41 @@ def _run(arguments: Sequence[str]) -> None:
     paths = sorted(paths)
     with atomic_folder(given.out, None) as folder:
         writers = {
-            part: shards.ShardWriter(folder, part, tokenizer.dtype, given.shard)
-            for part in tokens.SPLITS
+            split: shards.ShardWriter(folder, split, tokenizer.dtype, given.shard)
+            for split in tokens.SPLITS
         }
-        for part, text, found in _tokenized(given, tokenizer, paths):
-            writers[part].add(found, tokenizer.end, len(text))
-        index = _index(given, tokenizer, folder) | {p: writers[p].close() for p in tokens.SPLITS}
-        for part in tokens.SPLITS:
-            if not index[part]["documents"]:
+        for split, text, encoded in _tokenize(given, tokenizer, paths):
+            writers[split].add(encoded, tokenizer.end, len(text))
+        index = _make_index(given, tokenizer, folder) | {
+            p: writers[p].close() for p in tokens.SPLITS
+        }
+        for split in tokens.SPLITS:
+            if not index[split]["documents"]:
                 raise InputError(
-                    f"--validation={given.validation}: of the documents none is for {part}; "
+                    f"--validation={given.validation}: of the documents none is for {split}; "
                     "give more of them, or another share"
                 )
         (folder / tokens.INDEX).write_text(json.dumps(index, indent=2) + "\n")
-    for part in tokens.SPLITS:
-        has = index[part]
+    for split in tokens.SPLITS:
+        has = index[split]
         print(
-            f"{part}: {has['documents']:,} documents, {has['bytes']:,} bytes, {has['tokens']:,} "
+            f"{split}: {has['documents']:,} documents, {has['bytes']:,} bytes, {has['tokens']:,} "
             f"tokens in {len(has['shards'])} files"
         )
     print(f"written: {given.out}; train with --config.data.tokens={given.out}")
 
 
 def is_validation(text: bytes, share: float) -> bool:
-    """Whether a document is for validation, by the SHA-256 of its text."""
+    """Whether a document belongs to the validation split, by the SHA-256 of its text."""
     return int.from_bytes(hashlib.sha256(text).digest()[:8]) < share * 2**64
 
 
-def _tokenized(
+def _tokenize(
     given: Namespace, tokenizer: tokenizers.Tokenizer, paths: Sequence[Path]
 ) -> Iterator[tuple[str, bytes, np.ndarray]]:
-    """(part, text, tokens) of every document, in order, some batches ahead."""
+    """Yield (split, text, tokens) of each document, in order; processes work some batches ahead."""
     options = {"end": given.end, "pattern": given.pattern}
-    context = multiprocessing.get_context("spawn")  # a fork of JAX's threads could hang
+    context = multiprocessing.get_context("spawn")  # a forked process with JAX's threads could hang
     waiting: collections.deque[tuple[Batch, futures.Future]] = collections.deque()
     with (
         _progress(paths) as advance,
@@ -131,38 +133,38 @@ def _tokenized(
         ) as pool,
     ):
         try:
-            for batch in _batches(paths, given.field):
+            for batch in _make_batches(paths, given.field):
                 waiting.append((batch, pool.submit(_encode, batch.texts)))
                 if len(waiting) > 2 * given.processes:
-                    yield from _parts(*waiting.popleft(), given.validation, advance)
+                    yield from _split_batch(*waiting.popleft(), given.validation, advance)
             while waiting:
-                yield from _parts(*waiting.popleft(), given.validation, advance)
+                yield from _split_batch(*waiting.popleft(), given.validation, advance)
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
 
 
-def _parts(
+def _split_batch(
     batch: Batch, future: futures.Future, share: float, advance: Any
 ) -> Iterator[tuple[str, bytes, np.ndarray]]:
     try:
-        every = future.result()
+        documents_tokens = future.result()
     except UnicodeDecodeError as error:
         raise InputError(
-            f"--input: {batch.path} holds bytes that are no UTF-8 ({error.reason}); leave it out, "
+            f"--input: {batch.path} has bytes that are not UTF-8 ({error.reason}); leave it out, "
             "or give --tokenizer=bytes"
         ) from None
     except futures.process.BrokenProcessPool:
         raise InputError(
-            f"--input: {batch.path}: a process was killed, as where memory is short; give fewer "
-            "--processes"
+            f"--input: {batch.path}: a process was killed, perhaps for lack of memory; give "
+            "fewer --processes"
         ) from None
-    for text, found in zip(batch.texts, every, strict=True):
-        yield "validation" if is_validation(text, share) else "train", text, found
+    for text, encoded in zip(batch.texts, documents_tokens, strict=True):
+        yield "validation" if is_validation(text, share) else "train", text, encoded
     advance(batch)
 
 
-def _batches(paths: Sequence[Path], field: str) -> Iterator[Batch]:
+def _make_batches(paths: Sequence[Path], field: str) -> Iterator[Batch]:
     for path in paths:
         batch, size = Batch([], path), 0
         for text in documents.read_documents(path, field):
@@ -180,9 +182,9 @@ _encoder: tokenizers.Tokenizer
 
 
 def _initialize(path: str, options: dict[str, str]) -> None:
-    """Load the tokenizer into a process, once."""
+    """Load the tokenizer in a new process."""
     global _encoder
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are many enough
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # this process is one of several
     _encoder = tokenizers.load(path, **options)
 
 
@@ -190,8 +192,8 @@ def _encode(texts: Sequence[bytes]) -> list[np.ndarray]:
     return [np.asarray(_encoder.encode(text), _encoder.dtype) for text in texts]
 
 
-def _index(given: Namespace, tokenizer: tokenizers.Tokenizer, folder: Path) -> dict[str, Any]:
-    """What the index says beside its parts; the tokenizer's file is kept beside it."""
+def _make_index(given: Namespace, tokenizer: tokenizers.Tokenizer, folder: Path) -> dict[str, Any]:
+    """The fields of the index except the splits; copies the tokenizer's file to the folder."""
     about = {"name": tokenizer.name, "fingerprint": tokenizer.fingerprint}
     if given.tokenizer != "bytes":
         shutil.copyfile(given.tokenizer, folder / tokenizer.name)
@@ -206,7 +208,7 @@ def _index(given: Namespace, tokenizer: tokenizers.Tokenizer, folder: Path) -> d
 
 @contextlib.contextmanager
 def _progress(paths: Sequence[Path]) -> Iterator[Callable[[Batch], None]]:
-    """A bar of files on a terminal; nothing elsewhere. Yields what is called after each batch."""
+    """Show a progress bar on a terminal. Yields a function to call after each batch."""
     columns = (TextColumn("files"), MofNCompleteColumn(), BarColumn(bar_width=None))
     more = (TextColumn("{task.fields[shown]}"), TimeRemainingColumn(compact=True))
     order, size = {path: i for i, path in enumerate(paths)}, 0

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright 2026 The pqt_jax Authors
-"""Where text comes from: files → a training and a validation array of bytes, with a fingerprint.
+"""Text files → a training and a validation array of bytes, with a fingerprint.
 
-Without files of the user's own, the text is the Python source of the running interpreter's standard
-library, about ten megabytes that are on every machine. It differs between interpreters: losses on
-it compare only under the same fingerprint.
+By default the text is the Python source of the standard library of the running interpreter: about
+ten megabytes that every machine has. It differs between versions of Python, so losses on it are
+comparable only if the fingerprints are equal.
 """
 
 import glob
@@ -23,15 +23,15 @@ from pqt_jax.errors import InputError, system_reason
 _FIELD = "config.data.files"
 _GIVE = "give a text file, or a glob such as 'books/**/*.txt'"
 
-VALIDATION_ONE_IN = 20  # one file in twenty is for validation; of a single file, its last twentieth
+VALIDATION_ONE_IN = 20  # one file in 20 is for validation; of a single file, its last 1/20
 
-# Tests and bundled packages are most of the volume and vary by distribution; the others hold code
-# that was written to be odd.
+# Tests and bundled packages are most of the volume and depend on the distribution. The others
+# contain unusual code on purpose.
 _SKIPPED = {"test", "tests", "idlelib", "lib2to3", "site-packages", "dist-packages", "__pycache__"}
 
 
 class Tokens(Protocol):
-    """Many tokens: an array, or what gives slices of it."""
+    """Tokens that can be sliced: an array, or `tokens.Stream`."""
 
     @property
     def dtype(self) -> np.dtype:
@@ -51,12 +51,12 @@ class Text(NamedTuple):
     """The text of a run.
 
     Attributes:
-      train: the training tokens, one document after the other: uint8[n], each a byte, or
+      train: the training tokens, documents concatenated: uint8[n] with one byte each, or a
         `tokens.Stream`.
-      validation: the held-out ones.
+      validation: the validation tokens.
       fingerprint: SHA-256 over names, sizes and contents of all files, in hexadecimal.
-      description: one line for people.
-      end: the token that ends a document, if one is known; see `boundaries.set_end_token`.
+      description: one line for the summary of a run.
+      end: the token that ends a document, or None if it is unknown; see `boundaries.set_end_token`.
     """
 
     train: Tokens
@@ -70,14 +70,14 @@ def load(files: str = "") -> Text:
     """Read the text.
 
     Args:
-      files: a glob pattern (`**` descends into folders), or "" for the standard library.
+      files: a glob pattern (`**` matches nested folders), or "" for the standard library.
 
     Returns:
-      The text, split: one file in twenty is held out, chosen by the SHA-256 of its name; of a
-      single file, the last 5 % of its bytes.
+      The text. One file in twenty is for validation, chosen by the SHA-256 of its name; of a single
+      file, the last 5 % of its bytes.
 
     Raises:
-      InputError: if nothing matches, or a file is unreadable or empty.
+      InputError: if no file matches, or a file is unreadable or empty.
     """
     root, paths = match_files(files) if files else _standard_library()
     contents = _contents(root, paths)
@@ -86,39 +86,39 @@ def load(files: str = "") -> Text:
     digest = _fingerprint(contents)
     description = (
         f"{sum(map(len, arrays)):,} bytes in {len(contents)} file{'s' * (len(contents) > 1)} under "
-        f"{root}, {len(arrays[1]):,} of them held out, fingerprint {digest[:12]}"
+        f"{root}, {len(arrays[1]):,} of them for validation, fingerprint {digest[:12]}"
     )
     return Text(arrays[0], arrays[1], digest, description)
 
 
 def read_validation_files(files: str = "") -> tuple[dict[str, bytes], str]:
-    """The validation text of `load`, file by file.
+    """Read the validation text of `load` as separate files.
 
     Args:
       files: as for `load`.
 
     Returns:
-      (content by name, the fingerprint that `load` gives).
+      (content by name, the fingerprint that `load` returns).
 
     Raises:
-      InputError: as `load` does.
+      InputError: like `load`.
     """
     contents = _contents(*(match_files(files) if files else _standard_library()))
     return _split(contents)[1], _fingerprint(contents)
 
 
 def read_files(pattern: str, argument: str) -> dict[str, bytes]:
-    """All files that a glob matches.
+    """Read all files that a glob matches.
 
     Args:
-      pattern: `**` descends into folders.
-      argument: what the pattern is called in an error.
+      pattern: a glob; `**` matches nested folders.
+      argument: the name of the argument, for messages.
 
     Returns:
       Content by name, sorted by name.
 
     Raises:
-      InputError: if nothing matches, or a file is unreadable or empty.
+      InputError: if no file matches, or a file is unreadable or empty.
     """
     return _contents(*match_files(pattern, argument), argument)
 
@@ -139,23 +139,26 @@ def _standard_library() -> tuple[Path, list[Path]]:
 
 
 def match_files(pattern: str, argument: str = _FIELD, give: str = _GIVE) -> tuple[Path, list[Path]]:
-    """The files that a glob matches, and the folder that holds them all.
+    """Find the files that a glob matches.
 
     Args:
-      pattern: `**` descends into folders.
-      argument: what the pattern is called in an error.
-      give: what would be right, in one.
+      pattern: a glob; `**` matches nested folders.
+      argument: the name of the argument, for messages.
+      give: what to give instead, for messages.
+
+    Returns:
+      (the innermost folder that contains all files, the files).
 
     Raises:
-      InputError: if nothing matches.
+      InputError: if no file matches.
     """
     expanded = os.path.expanduser(pattern)
     try:
-        literal = os.path.isfile(expanded)  # also where its name reads as a pattern
-        found = [expanded] if literal else glob.glob(expanded, recursive=True)
-        paths = [Path(name) for name in found if not os.path.isdir(name)]
-        missing = f"matches {'only folders' if found else 'no file'}; {give}"
-        if not found and not glob.has_magic(pattern):
+        is_file = os.path.isfile(expanded)  # its name may contain the characters of a pattern
+        matches = [expanded] if is_file else glob.glob(expanded, recursive=True)
+        paths = [Path(name) for name in matches if not os.path.isdir(name)]
+        missing = f"matches {'only folders' if matches else 'no file'}; {give}"
+        if not matches and not glob.has_magic(pattern):
             os.stat(expanded)
     except FileNotFoundError:
         paths, missing = [], f"does not exist; {give}"
@@ -183,18 +186,18 @@ def _fingerprint(contents: dict[str, bytes]) -> str:
 
 
 def _split(contents: dict[str, bytes]) -> tuple[dict[str, bytes], dict[str, bytes]]:
-    """Training and validation."""
+    """Split contents by name into training and validation."""
     if len(contents) == 1:
         ((name, content),) = contents.items()
-        cut = len(content) - len(content) // VALIDATION_ONE_IN
-        return {name: content[:cut]}, {name: content[cut:]}
-    chosen = _held_out(list(contents))
+        split = len(content) - len(content) // VALIDATION_ONE_IN
+        return {name: content[:split]}, {name: content[split:]}
+    chosen = _choose_validation(list(contents))
     train = {name: content for name, content in contents.items() if name not in chosen}
     return train, {name: contents[name] for name in sorted(chosen)}
 
 
-def _held_out(names: Sequence[str]) -> set[str]:
-    """Names for validation, by their hashes: another file added moves none of the others."""
+def _choose_validation(names: Sequence[str]) -> set[str]:
+    """Choose names for validation by their hashes, so that adding a file moves no other."""
     order = {name: int.from_bytes(hashlib.sha256(os.fsencode(name)).digest()[:8]) for name in names}
     chosen = {name for name in names if order[name] % VALIDATION_ONE_IN == 0}
     if not chosen or len(chosen) == len(names):

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright 2026 The pqt_jax Authors
-"""Tokenizers, from files at hand: bytes of text ↔ tokens.
+"""Tokenizers from local files: bytes of text ↔ tokens.
 
-    bytes               a token is a byte, 256 ends a document; needs no file
+    bytes               each byte is a token, and 256 ends a document; needs no file
     *.json              Hugging Face's tokenizers
     *.model             SentencePiece
     *.tiktoken          byte-pair ranks of tiktoken
 
-Their packages are the extra `data`.
+The packages that read them are installed by the extra `data`.
 """
 
 import hashlib
@@ -25,17 +25,17 @@ END_TOKENS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>")  # tried in t
 
 
 class Tokenizer(NamedTuple):
-    """How text becomes tokens.
+    """Conversion between text and tokens.
 
     Attributes:
       name: "bytes", or the name of its file.
-      vocab_size: tokens are below it.
-      end: the token that ends a document; None where none is known.
-      fingerprint: SHA-256 of what decides about the tokens.
-      encode: UTF-8 text → tokens, none of which stands for more than that text; UnicodeDecodeError
-        for what is no text.
-      decode: tokens → bytes of text; of a character that is not whole its own (bytes, *.tiktoken),
-        or those of U+FFFD.
+      vocab_size: every token is smaller.
+      end: the token that ends a document, or None if it is unknown.
+      fingerprint: SHA-256 of the file and the options.
+      encode: UTF-8 text → tokens, without special tokens. Raises UnicodeDecodeError for bytes that
+        are not UTF-8.
+      decode: tokens → bytes of text. Of an incomplete character, its bytes (bytes, *.tiktoken) or
+        those of U+FFFD.
     """
 
     name: str
@@ -47,21 +47,23 @@ class Tokenizer(NamedTuple):
 
     @property
     def dtype(self) -> np.dtype:
-        """The smaller of uint16 and uint32 that holds every token."""
+        """uint16 if every token fits, else uint32."""
         return np.dtype(np.uint16 if self.vocab_size <= 2**16 else np.uint32)
 
 
 def count_first_token_bytes(tokenizer: Tokenizer, tokens: Sequence[int]) -> float:
-    """Bytes of text that the first of some tokens stands for.
+    """Count the bytes of text that the first token of a document represents.
 
-    Of a character that several tokens make together, each stands for an equal share.
+    If several tokens form one character, each represents an equal share of its bytes.
 
     Args:
-      tokenizer: that made them.
-      tokens: of a whole document, at least one.
+      tokenizer: that made the tokens.
+      tokens: of a document; at least one.
     """
     count, text = 0, _REPLACEMENT
-    while text.endswith(_REPLACEMENT) and count < min(len(tokens), 4):  # UTF-8 takes four at most
+    while text.endswith(_REPLACEMENT) and count < min(
+        len(tokens), 4
+    ):  # a character has four bytes at most
         count += 1
         text = tokenizer.decode(tokens[:count])
     return len(text) / count
@@ -77,13 +79,12 @@ def load(path: str, *, end: str = "", pattern: str = "") -> Tokenizer:
 
     Args:
       path: "bytes", or a file that ends in .json, .model or .tiktoken.
-      end: the token that ends a document; "" for what its file says, or the first of `END_TOKENS`.
-      pattern: of a tiktoken file, the regular expression that cuts text before pairs are merged; ""
-        for GPT-2's.
+      end: the token that ends a document; "" for the one in the file, or the first of `END_TOKENS`.
+      pattern: for a tiktoken file, the regular expression that splits text before pairs are merged;
+        "" for that of GPT-2.
 
     Raises:
-      InputError: for a file that cannot be used, a package that is missing, or an `end` that is no
-        token.
+      InputError: if the file cannot be used, a package is missing, or `end` is not a token.
     """
     if path == "bytes":
         if end or pattern:
@@ -110,29 +111,34 @@ def load(path: str, *, end: str = "", pattern: str = "") -> Tokenizer:
         ) from None
     except InputError as error:
         raise InputError(f"--tokenizer={path}: {error}") from None
-    except Exception as error:  # each package raises its own
+    except Exception as error:  # each package has its own exceptions
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise InputError(f"--tokenizer={path} is no whole tokenizer: {reason:.200}") from None
+        raise InputError(f"--tokenizer={path} is not a valid tokenizer: {reason:.200}") from None
     return Tokenizer(os.path.basename(path), vocab_size, end_token, digest, encode, decode)
 
 
-Loaded = tuple[int, int | None, Callable[[bytes], Any], Callable[[Sequence[int]], bytes]]
+_Parts = tuple[int, int | None, Callable[[bytes], Any], Callable[[Sequence[int]], bytes]]
 
 
 def _bytes() -> Tokenizer:
     digest = hashlib.sha256(b"bytes").hexdigest()
-    encode = lambda text: np.frombuffer(text, np.uint8)  # noqa: E731
-    decode = lambda tokens: bytes(t for t in tokens if t < 256)  # noqa: E731
+
+    def encode(text: bytes) -> np.ndarray:
+        return np.frombuffer(text, np.uint8)
+
+    def decode(tokens: Sequence[int]) -> bytes:
+        return bytes(token for token in tokens if token < 256)
+
     return Tokenizer("bytes", 257, 256, digest, encode, decode)
 
 
-def _hugging_face(path: str, content: bytes, end: str, _: str) -> Loaded:
+def _hugging_face(path: str, content: bytes, end: str, _: str) -> _Parts:
     import tokenizers  # a heavy package that few runs need
 
     model = tokenizers.Tokenizer.from_str(content.decode())
     model.no_padding()
     model.no_truncation()
-    model.encode_special_tokens = True  # what a text spells is text
+    model.encode_special_tokens = True  # a special token spelled in a text is text
 
     def encode(text: bytes) -> list[int]:
         return model.encode(text.decode(), add_special_tokens=False).ids
@@ -140,33 +146,37 @@ def _hugging_face(path: str, content: bytes, end: str, _: str) -> Loaded:
     def decode(tokens: Sequence[int]) -> bytes:
         return model.decode([int(t) for t in tokens]).encode()
 
-    # Ids need not be dense: added tokens may lie beyond the others.
+    # There may be gaps between the IDs of added tokens and the others.
     size = max(model.get_vocab(with_added_tokens=True).values()) + 1
-    return size, _end(end, model.token_to_id), encode, decode
+    return size, _find_end(end, model.token_to_id), encode, decode
 
 
-def _sentencepiece(path: str, content: bytes, end: str, _: str) -> Loaded:
+def _sentencepiece(path: str, content: bytes, end: str, _: str) -> _Parts:
     import sentencepiece
 
     model = sentencepiece.SentencePieceProcessor(model_proto=content)
 
     def find(token: str) -> int | None:
-        found = model.piece_to_id(token)
-        return None if found == model.unk_id() else found
+        piece = model.piece_to_id(token)
+        return None if piece == model.unk_id() else piece
 
-    own = model.eos_id()
-    last = own if not end and own >= 0 else _end(end, find)
-    encode = lambda text: model.encode(text.decode())  # noqa: E731
-    decode = lambda tokens: model.decode([int(t) for t in tokens]).encode()  # noqa: E731
-    return model.vocab_size(), last, encode, decode
+    def encode(text: bytes) -> list[int]:
+        return model.encode(text.decode())
+
+    def decode(tokens: Sequence[int]) -> bytes:
+        return model.decode([int(t) for t in tokens]).encode()
+
+    file_end = model.eos_id()
+    end_token = file_end if not end and file_end >= 0 else _find_end(end, find)
+    return model.vocab_size(), end_token, encode, decode
 
 
-def _tiktoken(path: str, content: bytes, end: str, pattern: str) -> Loaded:
+def _tiktoken(path: str, content: bytes, end: str, pattern: str) -> _Parts:
     import tiktoken
     import tiktoken.load
     from tiktoken_ext.openai_public import r50k_pat_str
 
-    os.environ.setdefault("TIKTOKEN_CACHE_DIR", "")  # nothing is fetched, and nothing kept
+    os.environ.setdefault("TIKTOKEN_CACHE_DIR", "")  # nothing is downloaded or cached
     ranks = tiktoken.load.load_tiktoken_bpe(path)
     if not ranks:
         raise InputError("it holds no ranks")
@@ -175,16 +185,21 @@ def _tiktoken(path: str, content: bytes, end: str, pattern: str) -> Loaded:
     model = tiktoken.Encoding(
         "file", pat_str=pattern or r50k_pat_str, mergeable_ranks=ranks, special_tokens={name: last}
     )
-    encode = lambda text: model.encode_ordinary(text.decode())  # noqa: E731
-    decode = lambda tokens: model.decode_bytes([int(t) for t in tokens])  # noqa: E731
+
+    def encode(text: bytes) -> list[int]:
+        return model.encode_ordinary(text.decode())
+
+    def decode(tokens: Sequence[int]) -> bytes:
+        return model.decode_bytes([int(t) for t in tokens])
+
     return last + 1, last, encode, decode
 
 
-def _end(given: str, find: Callable[[str], int | None]) -> int | None:
+def _find_end(given: str, find: Callable[[str], int | None]) -> int | None:
     for token in (given,) if given else END_TOKENS:
-        found = find(token)
-        if found is not None:
-            return found
+        token_id = find(token)
+        if token_id is not None:
+            return token_id
     if given:
         raise InputError(f"it has no token {given!r}; give another --end")
     return None

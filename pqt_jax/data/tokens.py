@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright 2026 The pqt_jax Authors
-"""Files of tokens → a training and a validation stream, mapped into memory and checked.
+"""Token files → a training and a validation stream, memory-mapped and checked.
 
-    DIR with index.json     what `data.prepare` writes; the index has counts and digests
-    GLOB of *.bin           nanoGPT's (tokens alone, uint16) and llm.c's (a header says which)
+    DIR with index.json     written by `data.prepare`; the index has counts and digests
+    GLOB of *.bin           files of nanoGPT (uint16 tokens) or llm.c (a header, then tokens)
 
-Whatever is torn, empty, changed or out of the vocabulary is found here, before anything compiles.
+Files that are truncated, empty or changed, and tokens outside the vocabulary, are refused here,
+before compilation.
 """
 
 import hashlib
@@ -24,13 +25,13 @@ VERSION = 1
 SPLITS = ("train", "validation")
 _FIELD = "config.data.tokens"
 _GIVE = "give a folder that pqt_jax.data.prepare made, or a glob of .bin files"
-_HEADER = 1024  # bytes, of llm.c: int32 magic, version, count of tokens, zeros
-_MAGIC = {(20240520, 1): np.uint16, (20240801, 7): np.uint32}  # of GPT-2's and Llama 3's
-_CHUNK = 1 << 24  # tokens looked at at once
+_HEADER = 1024  # bytes of an llm.c header: int32 magic, version, number of tokens, zeros
+_MAGIC = {(20240520, 1): np.uint16, (20240801, 7): np.uint32}  # GPT-2 and Llama 3
+_CHUNK = 1 << 24  # number of tokens checked at a time
 
 
 class Stream:
-    """Arrays one after the other as one, of which slices are read.
+    """The concatenation of arrays, read in slices.
 
     Example:
       >>> stream = Stream([np.arange(3, dtype=np.uint16), np.arange(3, 8, dtype=np.uint16)])
@@ -38,28 +39,28 @@ class Stream:
       (8, [1, 2, 3, 4])
 
     Args:
-      parts: arrays of one dtype; may be memory maps.
+      arrays: of one dtype; may be memory maps.
     """
 
-    def __init__(self, parts: Sequence[np.ndarray]):
-        self.parts = list(parts)
-        self.ends = np.cumsum([len(part) for part in self.parts])
-        self.dtype = self.parts[0].dtype
+    def __init__(self, arrays: Sequence[np.ndarray]):
+        self.arrays = list(arrays)
+        self.ends = np.cumsum([len(array) for array in self.arrays])
+        self.dtype = self.arrays[0].dtype
 
     def __len__(self) -> int:
         """Number of tokens."""
         return int(self.ends[-1])
 
     def __getitem__(self, at: slice) -> np.ndarray:
-        """Tokens `start:stop`, copied where they lie in several parts."""
+        """Tokens `start:stop`; a copy if they are in several arrays."""
         start, stop, _ = at.indices(len(self))
-        first, found = int(np.searchsorted(self.ends, start, side="right")), []
-        for part, end in zip(self.parts[first:], self.ends[first:], strict=True):
-            begin = int(end) - len(part)
+        first, slices = int(np.searchsorted(self.ends, start, side="right")), []
+        for array, end in zip(self.arrays[first:], self.ends[first:], strict=True):
+            begin = int(end) - len(array)
             if begin >= stop:
                 break
-            found.append(part[max(start - begin, 0) : stop - begin])
-        return found[0] if len(found) == 1 else np.concatenate(found or [self.parts[0][:0]])
+            slices.append(array[max(start - begin, 0) : stop - begin])
+        return slices[0] if len(slices) == 1 else np.concatenate(slices or [self.arrays[0][:0]])
 
 
 class Shard(NamedTuple):
@@ -67,10 +68,10 @@ class Shard(NamedTuple):
 
     Attributes:
       path: of the file.
-      offset: bytes before the first token.
-      count: of tokens.
-      dtype: of tokens.
-      digest: SHA-256 of the file, where it is known.
+      offset: number of bytes before the first token.
+      count: number of tokens.
+      dtype: of the tokens.
+      digest: SHA-256 of the file; "" if it is unknown.
     """
 
     path: Path
@@ -80,18 +81,18 @@ class Shard(NamedTuple):
     digest: str = ""
 
     def tokens(self) -> np.ndarray:
-        """They, mapped into memory."""
+        """Map the tokens into memory."""
         return np.memmap(self.path, self.dtype, "r", self.offset, (self.count,))
 
 
 class Index(NamedTuple):
-    """What `index.json` says.
+    """The content of `index.json`.
 
     Attributes:
-      vocab_size: tokens are below it.
-      end: the token behind each document.
-      tokenizer: name, and what `tokenizers.load` was given.
-      shards: those of each of `SPLITS`.
+      vocab_size: every token is smaller.
+      end: the token after each document.
+      tokenizer: the name of its file, and the options given to `tokenizers.load`.
+      shards: the shards of each of `SPLITS`.
     """
 
     vocab_size: int
@@ -101,34 +102,34 @@ class Index(NamedTuple):
 
 
 def load(path: str, vocab_size: int) -> Text:
-    """Open files of tokens.
+    """Open token files.
 
     Args:
-      path: folder that `data.prepare` made, or a glob of .bin files, of which those with "val" in
-        their name are for validation; where none is, the last twentieth of all tokens.
-      vocab_size: of the model; every token has to be below it.
+      path: a folder written by `data.prepare`, or a glob of .bin files. Files with "val" in their
+        name are for validation; if there are none, the last twentieth of all tokens is.
+      vocab_size: of the model; every token must be smaller.
 
     Returns:
       The streams, with a fingerprint of contents and order.
 
     Raises:
-      InputError: naming the file, for anything that cannot be trained on.
+      InputError: naming the file, if it cannot be used for training.
     """
     folder = Path(path)
     try:
         if folder.is_dir():
-            return _prepared(folder, vocab_size)
-        return _binary(path, vocab_size)
+            return _load_prepared(folder, vocab_size)
+        return _load_binary(path, vocab_size)
     except OSError as error:
         why = system_reason(error, "give files of tokens")
         raise InputError(f"{_FIELD}={path!r}: {error.filename} cannot be read: {why}") from None
 
 
 def read_index(folder: Path) -> Index:
-    """The index of a prepared folder.
+    """Read the index of a prepared folder.
 
     Raises:
-      InputError: if there is none, or it is of another version.
+      InputError: if there is no index, or it is damaged or has another version.
     """
     path = folder / INDEX
     if not path.exists():
@@ -139,18 +140,20 @@ def read_index(folder: Path) -> Index:
             return _parse(folder, index)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise InputError(f"{path} is damaged; put a copy back, or prepare the data again") from None
-    raise InputError(f"{path} is of version {version!r}, and this reads {VERSION}; prepare again")
+    raise InputError(
+        f"{path} is of version {version!r}, and version {VERSION} is read; prepare again"
+    )
 
 
 def _parse(folder: Path, index: dict[str, Any]) -> Index:
     dtype, tokenizer = np.dtype(index["dtype"]), index["tokenizer"]
     about = {name: str(tokenizer[name]) for name in ("name", "end", "pattern")}
     shards = {
-        part: [
+        split: [
             Shard(folder / shard["file"], 0, int(shard["tokens"]), dtype, str(shard["sha256"]))
-            for shard in index[part]["shards"]
+            for shard in index[split]["shards"]
         ]
-        for part in SPLITS
+        for split in SPLITS
     }
     size, end = int(index["vocab_size"]), int(index["end"])
     if not 0 <= end < size:
@@ -158,7 +161,7 @@ def _parse(folder: Path, index: dict[str, Any]) -> Index:
     return Index(size, end, about, shards)
 
 
-def _prepared(folder: Path, vocab_size: int) -> Text:
+def _load_prepared(folder: Path, vocab_size: int) -> Text:
     index = read_index(folder)
     if index.vocab_size > vocab_size:
         raise InputError(
@@ -166,19 +169,19 @@ def _prepared(folder: Path, vocab_size: int) -> Text:
             f"config.model.vocab_size={vocab_size} must be at least that"
         )
     digest, streams = hashlib.sha256(), []
-    for part, shards in index.shards.items():
+    for split, shards in index.shards.items():
         for shard in shards:
             _check_size(shard)
             _check_digest(shard)
-            digest.update(f"{part} {shard.count} {shard.digest}\n".encode())
+            digest.update(f"{split} {shard.count} {shard.digest}\n".encode())
         streams.append(Stream([shard.tokens() for shard in shards]))
     where = f"{folder}, tokenizer {index.tokenizer['name']}"
-    return _text(streams, digest.hexdigest(), where, index.end)
+    return _make_text(streams, digest.hexdigest(), where, index.end)
 
 
-def _binary(pattern: str, vocab_size: int) -> Text:
+def _load_binary(pattern: str, vocab_size: int) -> Text:
     root, paths = match_files(pattern, _FIELD, _GIVE)
-    shards = {path: _shard(path) for path in sorted(paths)}
+    shards = {path: _read_shard(path) for path in sorted(paths)}
     if len(kinds := {shard.dtype for shard in shards.values()}) > 1:
         raise InputError(f"{_FIELD}={pattern!r} has files of {' and of '.join(map(str, kinds))}")
     digest = hashlib.sha256()
@@ -192,32 +195,32 @@ def _binary(pattern: str, vocab_size: int) -> Text:
                     f"{_FIELD}: {path} holds token {worst} at {where}; it must be below "
                     f"config.model.vocab_size={vocab_size}"
                 )
-    held = [shard.tokens() for path, shard in shards.items() if "val" in path.name]
-    rest = [shard.tokens() for path, shard in shards.items() if "val" not in path.name]
-    if not rest:
+    validation = [shard.tokens() for path, shard in shards.items() if "val" in path.name]
+    train = [shard.tokens() for path, shard in shards.items() if "val" not in path.name]
+    if not train:
         raise InputError(
             f"{_FIELD}={pattern!r} matches validation files alone; give training files"
         )
-    if not held:  # the end, as of a single text file
-        every = Stream(rest)
-        cut = len(every) - len(every) // VALIDATION_ONE_IN
-        ends = [int(end) for end in every.ends]
-        rest = [p[: max(0, cut - e + len(p))] for p, e in zip(every.parts, ends, strict=True)]
-        held = [p[max(0, cut - e + len(p)) :] for p, e in zip(every.parts, ends, strict=True)]
-    return _text([Stream(rest), Stream(held)], digest.hexdigest(), str(root))
+    if not validation:  # the last tokens, as for a single text file
+        stream = Stream(train)
+        split = len(stream) - len(stream) // VALIDATION_ONE_IN
+        pairs = list(zip(train, map(int, stream.ends), strict=True))
+        train = [array[: max(0, split - end + len(array))] for array, end in pairs]
+        validation = [array[max(0, split - end + len(array)) :] for array, end in pairs]
+    return _make_text([Stream(train), Stream(validation)], digest.hexdigest(), str(root))
 
 
-def _text(streams: Sequence[Stream], digest: str, where: str, end: int | None = None) -> Text:
+def _make_text(streams: Sequence[Stream], digest: str, where: str, end: int | None = None) -> Text:
     train, validation = streams
     description = (
-        f"{len(train) + len(validation):,} tokens under {where}, {len(validation):,} of them held "
-        f"out, fingerprint {digest[:12]}"
+        f"{len(train) + len(validation):,} tokens under {where}, {len(validation):,} of them for "
+        f"validation, fingerprint {digest[:12]}"
     )
     return Text(train, validation, digest, description, end)
 
 
-def _shard(path: Path) -> Shard:
-    """A .bin file by its header, or without one."""
+def _read_shard(path: Path) -> Shard:
+    """Read the size and dtype of a .bin file, from its header if it has one."""
     head = np.fromfile(path, np.int32, 3)
     known = _MAGIC.get((int(head[0]), int(head[1]))) if len(head) == 3 else None
     if known is None:
@@ -237,8 +240,8 @@ def _check_size(shard: Shard) -> None:
         raise InputError(f"{_FIELD}: {shard.path} is empty; leave it out")
     if found != wanted:
         raise InputError(
-            f"{_FIELD}: {shard.path} has {found:,} bytes and must have {wanted:,}; it is torn, put "
-            "a copy back"
+            f"{_FIELD}: {shard.path} has {found:,} bytes and must have {wanted:,}; it is "
+            "incomplete, put a copy back"
         )
 
 

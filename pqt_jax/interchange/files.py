@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright 2026 The pqt_jax Authors
-"""Files written so that a kill or a full disk leaves them whole: the old one, or the new."""
+"""Files written atomically: after a kill or on a full disk the old or the new file is complete."""
 
 import contextlib
 import math
@@ -12,7 +12,7 @@ from pqt_jax.errors import OutputError
 
 
 def append(path: Path, line: str) -> None:
-    """Append to a file, by one write.
+    """Append a line to a file, by one write.
 
     Raises:
       OutputError: if it cannot be written.
@@ -25,7 +25,7 @@ def append(path: Path, line: str) -> None:
 
 
 def write(path: Path, content: str | bytes) -> None:
-    """Write a file whole or not at all.
+    """Write a file atomically: it is replaced when the new content is complete.
 
     Raises:
       OutputError: if it cannot be written.

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright 2026 The pqt_jax Authors
-"""Folders written so that a kill or a full disk leaves them whole: the old one, or the new.
+"""Folders written atomically: after a kill or on a full disk the old or the new one is complete.
 
-    .name.12ab34cd.part      being written by a process that holds its lock, or left by a dead one
-    .name.12ab34cd.old       replaced; put back where a process died between the two renames
+    .name.12ab34cd.part      being written by a process that has locked it, or left by a killed one
+    .name.12ab34cd.old       replaced; restored if a process was killed between the two renames
 
-What dead writers left is removed by the next writer of the same folder. A folder is replaced only
-where every name in it is one that this package gives.
+The next writer of a folder removes what killed writers have left. A folder is replaced only if each
+file in it has a name that the same command writes.
 """
 
 import contextlib
@@ -30,7 +30,7 @@ Overwrite = bool | re.Pattern[str] | None
 
 @contextlib.contextmanager
 def atomic_folder(out: str | os.PathLike[str], overwrite: Overwrite = False) -> Iterator[Path]:
-    """A temporary folder that becomes `out` where the body ends well, and vanishes elsewhere.
+    """Yield a temporary folder that becomes `out` if the body succeeds, and is removed if not.
 
     Example:
       >>> import tempfile
@@ -43,42 +43,42 @@ def atomic_folder(out: str | os.PathLike[str], overwrite: Overwrite = False) -> 
       ['config.json']
 
     Args:
-      out: the folder to be. Its parents are made; a link to a folder is followed.
-      overwrite: replace what is there, once the new folder is whole; only if an export may have
-        written it, or, of a pattern, if every name in it matches. None is False for callers that
-        offer no choice.
+      out: the folder to write. Its parents are created; a link to a folder is followed.
+      overwrite: whether to replace an existing folder when the new one is complete. With True each
+        file in it must have a name that an export writes; with a pattern, a name that matches.
+        None means False, for commands that have no such option.
 
     Yields:
-      The temporary folder, beside `out`. An OSError of the body counts as a failure to write it.
+      The temporary folder, in the parent of `out`. An OSError of the body becomes an OutputError.
 
     Raises:
-      InputError: if `out` is no folder, or holds something that may not be replaced.
-      OutputError: if the system refuses to write.
+      InputError: if `out` is not a folder, or contains files that may not be replaced.
+      OutputError: if it cannot be written.
     """
     given, out = Path(out), check_destination(out, overwrite)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        temporary, descriptor = _begin(given, out, overwrite)
+        temporary, descriptor = _create_temporary(given, out, overwrite)
     except OSError as error:
         raise OutputError(given, error) from None
     try:
         yield temporary
         _sync(temporary)
-        _finish(given, temporary, out, overwrite)
+        _replace(given, temporary, out, overwrite)
     except OSError as error:
         raise OutputError(given, error) from None
-    except OutputError as error:  # of a file in the temporary folder, a name that helps nobody
+    except OutputError as error:  # it names a file in the temporary folder
         raise OutputError(given, error.error) from None
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)  # gone already where all went well
+        shutil.rmtree(temporary, ignore_errors=True)  # already renamed after success
         os.close(descriptor)
 
 
 def check_destination(out: str | os.PathLike[str], overwrite: Overwrite = False) -> Path:
-    """Raise what `atomic_folder` would for what is there now, before any work is done for it.
+    """Raise what `atomic_folder` would raise now, before the work for its content is done.
 
     Returns:
-      The folder without links in its path.
+      The path of the folder with all links resolved.
     """
     given = Path(out)
     try:
@@ -103,28 +103,28 @@ def _check(given: Path, out: Path, overwrite: Overwrite) -> None:
     if entries and not overwrite:
         or_ask = "" if overwrite is None else ", or ask to overwrite"
         raise InputError(f"{given} exists and holds {entries[0].name}; give another folder{or_ask}")
-    ours = overwrite if isinstance(overwrite, re.Pattern) else _WRITTEN
-    foreign = [path.name for path in entries if path.is_dir() or not ours.fullmatch(path.name)]
-    if foreign:  # somebody's home, or their thesis
+    known = overwrite if isinstance(overwrite, re.Pattern) else _WRITTEN
+    foreign = [path.name for path in entries if path.is_dir() or not known.fullmatch(path.name)]
+    if foreign:  # never delete files of the user
         raise InputError(
             f"{given} holds {foreign[0]}, which no such command writes, so it is not "
             "overwritten; give another folder"
         )
 
 
-def _begin(given: Path, out: Path, overwrite: Overwrite) -> tuple[Path, int]:
-    """(new temporary folder, descriptor that locks it); what dead writers left is removed."""
+def _create_temporary(given: Path, out: Path, overwrite: Overwrite) -> tuple[Path, int]:
+    """Create (temporary folder, descriptor that locks it) and remove what killed writers left."""
     with _locked(out.parent):
-        _clean(out)
-        _check(given, out, overwrite)  # again: an old folder may have been put back
+        _remove_leftovers(out)
+        _check(given, out, overwrite)  # again: an old folder may have been restored
         temporary = out.with_name(f".{out.name}.{secrets.token_hex(4)}{_PART}")
         temporary.mkdir()
         return temporary, _lock(temporary, fcntl.LOCK_EX)
 
 
-def _finish(given: Path, temporary: Path, out: Path, overwrite: Overwrite) -> None:
+def _replace(given: Path, temporary: Path, out: Path, overwrite: Overwrite) -> None:
     with _locked(out.parent):
-        _check(given, out, overwrite)  # again: another process may have written it since
+        _check(given, out, overwrite)  # again: another process may have written it
         old = temporary.with_suffix(_OLD)
         if replaced := out.is_dir() and any(out.iterdir()):
             out.rename(old)
@@ -138,8 +138,8 @@ def _finish(given: Path, temporary: Path, out: Path, overwrite: Overwrite) -> No
         shutil.rmtree(old, ignore_errors=True)
 
 
-def _clean(out: Path) -> None:
-    """Remove, or put back, what writers of `out` that are dead have left beside it."""
+def _remove_leftovers(out: Path) -> None:
+    """Remove or restore the folders that killed writers of `out` have left."""
     name = re.compile(re.escape(f".{out.name}.") + f"[0-9a-f]{{8}}({_PART}|{_OLD})")
     for path in out.parent.iterdir():
         if not name.fullmatch(path.name):
@@ -147,14 +147,14 @@ def _clean(out: Path) -> None:
         if path.suffix == _OLD and not out.exists():
             path.rename(out)
             continue
-        with contextlib.suppress(BlockingIOError):  # its writer lives
+        with contextlib.suppress(BlockingIOError):  # its writer is running
             os.close(_lock(path, fcntl.LOCK_EX | fcntl.LOCK_NB))
             shutil.rmtree(path, ignore_errors=True)
 
 
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Nobody else begins or finishes a folder in this one; held for moments."""
+    """Lock a folder for the moments in which a folder inside it is created or renamed."""
     descriptor = _lock(folder, fcntl.LOCK_EX)
     try:
         yield
@@ -173,7 +173,7 @@ def _lock(folder: Path, operation: int) -> int:
 
 
 def _sync(folder: Path) -> None:
-    """Have everything in a folder on the disk before its name is."""
+    """Write all content of a folder to the disk, before the folder gets its final name."""
     for path in folder.rglob("*"):
         _sync_one(path)
     _sync_one(folder)

@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright 2026 The pqt_jax Authors
-"""GPT2 and Llama in the layout of Hugging Face's transformers, written and read without it.
+"""GPT2 and Llama in the layout of Hugging Face transformers, written and read without that package.
 
     config.json                    huggingface_config
-    model.safetensors (or shards)  tensors
+    model.safetensors (or shards)  safetensors_io
 
-Each of their tensors is one of our parameters for one layer, or several beside each other (GPT-2's
-c_attn is q, k and v), transposed where their linear layers are [out, in]. GPT-2's are [in, out].
+Each of their tensors is one of our parameters in one layer, or several of them concatenated
+(c_attn of GPT-2 is q, k and v). Kernels of Llama are [out, in], so they are transposed. Kernels of
+GPT-2 are [in, out], as ours are.
 """
 
 import dataclasses
@@ -33,12 +34,12 @@ CONFIG = "config.json"
 
 
 class TensorEntry(NamedTuple):
-    """One of their tensors, or one for each layer.
+    """One of their tensors, or one in each layer.
 
     Attributes:
-      name: theirs, with {} for the number of the layer.
-      paths: of our parameters that it holds, side by side along their last axis.
-      transposed: whether it is [out, in].
+      name: their name, with {} for the number of the layer.
+      paths: of our parameters in it, concatenated along their last axis.
+      transposed: whether it is stored as [out, in].
     """
 
     name: str
@@ -48,11 +49,11 @@ class TensorEntry(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TensorTable:
-    """Where the tensors of one model are.
+    """The tensors of one model.
 
     Attributes:
-      prefix: of the names of all tensors but the head's.
-      entries: all tensors but the head's.
+      prefix: of the names of all tensors but that of the head.
+      entries: all tensors but that of the head.
       always_biased: whether transformers gives every linear layer and norm a bias.
     """
 
@@ -99,12 +100,12 @@ TABLES = {  # by `ModelSpec.name`
     "llama2": TensorTable(prefix="model.", entries=_llama(), always_biased=False),
 }
 HEAD = TensorEntry("lm_head.weight", ("head/kernel",), True)
-# Buffers that older versions of transformers saved, and that hold nothing learned.
+# Buffers that older versions of transformers saved. They contain no learned values.
 _IGNORED = re.compile(r"h\.\d+\.attn\.(masked_)?bias|layers\.\d+\.self_attn\.rotary_emb\.inv_freq")
 
 
 def tensor_entries(config: ModelConfig) -> list[TensorEntry]:
-    """Every tensor of a model, without the prefix that all but the head have."""
+    """List all tensors of a model. Their names lack the prefix."""
     table = TABLES[config.name].entries
     return table if config.tie_embeddings else [*table, HEAD]
 
@@ -120,19 +121,19 @@ def save(
 ) -> None:
     """Write a model so that `AutoModelForCausalLM.from_pretrained(folder)` loads it.
 
-    GPT-2 of transformers has biases: one without gets zeros.
+    GPT-2 in transformers always has biases. A model without biases is written with zeros.
 
     Args:
-      folder: made whole or not at all.
+      folder: written atomically.
       config: of the model.
-      params: of the bare model, nnx.State or nested dict; bit-widths in it are passed over.
-      dtype: that the weights are rounded to.
-      overwrite: replace what is in the folder.
-      shard_bytes: the most that a file holds.
+      params: of the plain model, nnx.State or nested dict. Bit-widths in it are left out.
+      dtype: dtype to round the weights to.
+      overwrite: whether to replace an existing export.
+      shard_bytes: maximum size of a file.
 
     Raises:
       ValueError: if the parameters are not those of the model.
-      InputError: if the folder cannot be one, or holds something already.
+      InputError: if the folder cannot be created or replaced.
       OutputError: if it cannot be written.
     """
     if dtype not in ("bfloat16", "float32"):
@@ -147,7 +148,7 @@ def save(
     leaves |= {p: np.zeros(shape, np.float32) for p, shape in whole.items() if p not in leaves}
     prefix = TABLES[config.name].prefix
     values = {}
-    for entry, layer, name in _each(config):
+    for entry, layer, name in _iterate_tensors(config):
         parts = [leaves[path] if layer is None else leaves[path][layer] for path in entry.paths]
         value = np.concatenate(parts, axis=-1) if len(parts) > 1 else parts[0]
         name = name if entry is HEAD else prefix + name
@@ -158,41 +159,41 @@ def save(
 
 
 def load(folder: str | os.PathLike[str]) -> tuple[ModelConfig, dict[str, Any]]:
-    """Read a model that transformers, or `save`, has written.
+    """Read a model that transformers or `save` has written.
 
     Args:
       folder: with config.json and model.safetensors, or its shards and their index.
 
     Returns:
-      (configuration, parameters): nested by our paths, numpy arrays in float32, which
-      `nnx.update(model, params)` takes. A GPT-2 has biases.
+      (configuration, parameters). Parameters are float32 NumPy arrays in a nested dict, for
+      `nnx.update(model, params)`. A GPT-2 has biases.
 
     Raises:
-      InputError: for a folder that holds no such model, or a damaged one; the message names file
-        and field or tensor.
+      InputError: if the folder has no such model, or a damaged one; the message names the file and
+        the field or tensor.
     """
     folder = Path(folder)
     try:
         if not folder.is_dir():
-            there = "is not a folder" if folder.exists() else "is missing"
-            raise InputError(f"{folder} {there}; give a folder with {CONFIG}")
+            problem = "is not a folder" if folder.exists() else "is missing"
+            raise InputError(f"{folder} {problem}; give a folder with {CONFIG}")
         if not (folder / CONFIG).exists():
             raise InputError(f"{folder} holds no {CONFIG}; give a folder of a saved model")
         config = from_json(safetensors_io.read_json(folder / CONFIG), folder / CONFIG)
-        found = safetensors_io.find_tensors(folder)
+        tensors = safetensors_io.find_tensors(folder)
     except OSError as error:
         raise InputError(f"{folder}: {system_reason(error, 'give another')}") from None
     prefix = TABLES[config.name].prefix
-    stored = {name.removeprefix(prefix): tensor for name, tensor in found.items()}
-    if len(stored) != len(found):
+    stored = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+    if len(stored) != len(tensors):
         raise InputError(
-            f"{folder} has tensors with and without {prefix!r}; put a whole copy there"
+            f"{folder} has tensors with and without {prefix!r}; give an undamaged copy"
         )
     shapes = _shapes(config)
     _check(folder, config, stored, shapes)
 
     leaves = {path: np.empty(shape, np.float32) for path, shape in shapes.items()}
-    for entry, layer, name in _each(config):
+    for entry, layer, name in _iterate_tensors(config):
         value = safetensors_io.read_tensor(stored[name])
         value = value.T if entry.transposed else value
         start = 0
@@ -209,10 +210,10 @@ def _check(
     stored: dict[str, StoredTensor],
     shapes: dict[str, tuple[int, ...]],
 ) -> None:
-    """Raise InputError unless the tensors are those of the model."""
+    """Raise InputError if the tensors are not those of the model."""
     known = set()
-    for entry, layer, name in _each(config):
-        if name not in stored:  # the first one ends it, however many layers are claimed
+    for entry, layer, name in _iterate_tensors(config):
+        if name not in stored:  # before listing more: the layers in config.json may be too many
             raise InputError(f"{folder}: no tensor {name}; {CONFIG} says it must have one")
         parts = [shapes[path] if layer is None else shapes[path][1:] for path in entry.paths]
         shape = (*parts[0][:-1], sum(part[-1] for part in parts))
@@ -220,7 +221,8 @@ def _check(
         path, dtype, found, _ = stored[name]
         if found != shape:
             raise InputError(
-                f"{path}: {name} is {_shown(found)}; by {CONFIG} it is {_shown(shape)}"
+                f"{path}: {name} is {_format_shape(found)}; by {CONFIG} it is "
+                f"{_format_shape(shape)}"
             )
         if dtype not in safetensors_io.FLOAT_DTYPES:
             raise InputError(
@@ -249,8 +251,8 @@ def _check(
         )
 
 
-def _each(config: ModelConfig) -> Iterator[tuple[TensorEntry, int | None, str]]:
-    """(entry, layer, name) of every tensor, without the prefix."""
+def _iterate_tensors(config: ModelConfig) -> Iterator[tuple[TensorEntry, int | None, str]]:
+    """Yield (entry, layer, name without prefix) of each tensor."""
     for entry in tensor_entries(config):
         if "{}" not in entry.name:
             yield entry, None, entry.name
@@ -267,13 +269,13 @@ def _with_biases(config: ModelConfig) -> ModelConfig:
 
 @functools.cache
 def _shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """The shape of every parameter by its path, as the model itself makes them."""
+    """The shape of each parameter of the model, by its path."""
     state = nnx.state(nnx.eval_shape(lambda: build_model(config, rngs=nnx.Rngs(0))), nnx.Param)
     return {path: leaf.shape for path, leaf in paths_and_leaves(state).items()}
 
 
 def nest_by_path(leaves: dict[str, np.ndarray]) -> dict[str, Any]:
-    """{"h/mlp": x} → {"h": {"mlp": x}}."""
+    """Nest a dict by the parts of its paths: {"h/mlp": x} → {"h": {"mlp": x}}."""
     tree: dict[str, Any] = {}
     for path, leaf in leaves.items():
         *parents, last = path.split("/")
@@ -284,5 +286,5 @@ def nest_by_path(leaves: dict[str, np.ndarray]) -> dict[str, Any]:
     return tree
 
 
-def _shown(shape: tuple[int, ...]) -> str:
+def _format_shape(shape: tuple[int, ...]) -> str:
     return "×".join(map(str, shape)) or "a scalar"

@@ -2,8 +2,8 @@
 # Copyright 2026 The pqt_jax Authors
 """The config.json of Hugging Face ↔ our model configurations.
 
-Only the shape and the arithmetic of a model are translated. Whatever would make another model of
-the same weights (other activations, scaled rotary positions, …) is refused by name.
+Only the fields for shape and arithmetic are translated. A field that would make a different model
+of the same weights (another activation, scaled rotary positions, …) is refused by its name.
 """
 
 import dataclasses
@@ -88,11 +88,11 @@ def to_json(config: ModelConfig, dtype: str) -> dict[str, Any]:
 
     Args:
       config: ours.
-      dtype: of the weights beside it.
+      dtype: of the weights in the same folder.
 
     Returns:
-      What JSON can hold. Names that only older or only newer versions of transformers know are both
-      there.
+      The content of the file. It has the field names of older and of newer versions of
+      transformers.
     """
     table = TABLES[config.name]
     content: dict[str, Any] = {
@@ -101,7 +101,7 @@ def to_json(config: ModelConfig, dtype: str) -> dict[str, Any]:
         **{theirs: getattr(config, ours) for ours, (theirs, _) in table.fields.items()},
         **{name: values[0] for name, values in table.fixed.items()},
         "torch_dtype": dtype,
-        # Left to their defaults these would be tokens of the original's vocabulary.
+        # The defaults would be tokens of the original vocabulary.
         "bos_token_id": None,
         "eos_token_id": None,
     }
@@ -118,11 +118,11 @@ def from_json(content: dict[str, Any], path: Path) -> ModelConfig:
       path: of the file, for messages.
 
     Returns:
-      A GPT2Config with biases, or a Llama2Config. It computes in float32, as transformers does with
-      float32 weights; other fields that say how to compute (`attention`, …) have their defaults.
+      A GPT2Config with biases, or a Llama2Config. Its dtype is float32, as in transformers with
+      float32 weights. Fields that have no counterpart there (`attention`, …) have their defaults.
 
     Raises:
-      InputError: naming the first field that our models do not cover.
+      InputError: naming the first field that our models do not support.
     """
     kind, by_type = content.get("model_type", _MISSING), {t.model_type: t for t in TABLES.values()}
     if kind not in tuple(by_type):
@@ -186,7 +186,7 @@ def _extra_llama(config: Llama2Config) -> dict[str, Any]:
 
 
 def _rope_theta(content: dict[str, Any], path: Path) -> float:
-    """The base of the wavelengths, at the top level or, since transformers 5, in a section."""
+    """Read the base of the rotary wavelengths. Since transformers 5 it is in a section."""
     theta = content.get("rope_theta", _ROPE_THETA)
     for name in ("rope_scaling", "rope_parameters"):
         section = content.get(name)
@@ -194,9 +194,11 @@ def _rope_theta(content: dict[str, Any], path: Path) -> float:
             continue
         plain = isinstance(section, dict) and (
             section.get("rope_type", section.get("type", "default")) == "default"
-            and "factor" not in section  # a kind that is not named
+            and "factor" not in section  # scaled positions without a type
             and section.get("partial_rotary_factor", 1.0) in (1.0, None)
-            and not any(isinstance(value, dict) for value in section.values())  # by kind of layer
+            and not any(
+                isinstance(value, dict) for value in section.values()
+            )  # one section for each type of layer
         )
         if not plain:
             raise _wrong(path, name, section, "absent or of rope_type default")

@@ -14,16 +14,16 @@ if TYPE_CHECKING:  # matplotlib is slow to import
 
 
 def encode_png(figure: "Figure") -> bytes:
-    """The content of a PNG file that shows a figure."""
+    """Render a figure as the content of a PNG file."""
     buffer = io.BytesIO()
-    with warnings.catch_warnings():  # a run's name may have letters that the font lacks
+    with warnings.catch_warnings():  # the font may lack letters of a run's name
         warnings.filterwarnings("ignore", "Glyph .* missing", UserWarning)
         figure.savefig(buffer, format="png")
     return buffer.getvalue()
 
 
 def save_png(figure: "Figure", path: Path) -> None:
-    """Write a figure to a PNG file, whole or not at all.
+    """Write a figure to a PNG file, atomically.
 
     Raises:
       OutputError: if it cannot be written.

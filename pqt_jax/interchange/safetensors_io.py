@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright 2026 The pqt_jax Authors
-"""Named arrays ↔ safetensors files: one, or shards with an index, as Hugging Face lays them out.
+"""Named arrays ↔ safetensors files: one file, or shards with an index, as Hugging Face has them.
 
     model.safetensors
     model-00001-of-00002.safetensors … model.safetensors.index.json: {"weight_map": {name: file}}
 
-What is read is checked by the safetensors package. Values are read by numpy, to which that package
-does not hand bfloat16.
+The safetensors package checks the files that are read. Values are read by NumPy, since the package
+does not return bfloat16 arrays.
 """
 
 import json
@@ -22,17 +22,17 @@ from pqt_jax.errors import InputError, OutputError, system_reason
 from pqt_jax.interchange import files
 
 FILE, INDEX = "model.safetensors", "model.safetensors.index.json"
-SHARD_BYTES = 5_000_000_000  # as large as transformers makes them
+SHARD_BYTES = 5_000_000_000  # as in transformers
 FLOAT_DTYPES = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
 DTYPE_NAMES = {np.dtype(dtype): code for code, dtype in {**FLOAT_DTYPES, "U8": np.uint8}.items()}
 
 
 class StoredTensor(NamedTuple):
-    """Where a tensor lies.
+    """Where a tensor is stored.
 
     Attributes:
       path: of its file.
-      dtype: as safetensors names it ("F32").
+      dtype: by its name in safetensors, such as "F32".
       shape: of the tensor.
       offset: of its first byte in the file.
     """
@@ -46,13 +46,13 @@ class StoredTensor(NamedTuple):
 def write_tensors(
     folder: Path, tensors: Mapping[str, np.ndarray], dtype: Any, shard_bytes: int = SHARD_BYTES
 ) -> None:
-    """Write tensors, in shards where one file would be too large.
+    """Write tensors to one file, or to shards if they are too large for one.
 
     Args:
-      folder: an empty one.
+      folder: an empty folder.
       tensors: name → array.
-      dtype: that values are rounded to (to nearest, ties to even), one shard at a time.
-      shard_bytes: the most that a shard holds, but for a tensor that is larger by itself.
+      dtype: dtype to round the values to (to nearest, ties to even).
+      shard_bytes: maximum size of a shard, unless a single tensor is larger.
 
     Raises:
       OutputError: if they cannot be written.
@@ -72,27 +72,31 @@ def write_tensors(
         names = [f"model-{i:05}-of-{count:05}.safetensors" for i in range(1, count + 1)]
     for file, shard in zip(names, shards, strict=True):
         try:
-            # transformers looks for this format
+            # transformers requires this format
             write_file(folder / file, {n: tensors[n] for n in shard}, dtype, {"format": "pt"})
         except OSError as error:
             raise OutputError(folder / file, error) from None
     if len(shards) > 1:
-        where = {name: file for file, shard in zip(names, shards, strict=True) for name in shard}
+        weight_map = {
+            name: file for file, shard in zip(names, shards, strict=True) for name in shard
+        }
         total = sum(array.size for array in tensors.values())
         metadata = {"total_parameters": total, "total_size": total * item}
-        index = {"metadata": metadata, "weight_map": where}
+        index = {"metadata": metadata, "weight_map": weight_map}
         files.write(folder / INDEX, json.dumps(index, indent=2) + "\n")
 
 
 def write_file(
     path: Path, tensors: Mapping[str, np.ndarray], dtype: Any, metadata: Mapping[str, str]
 ) -> None:
-    """Write one file, tensor by tensor: the package would hold all, and hide the system's errors.
+    """Write one safetensors file, tensor by tensor.
+
+    The safetensors package would need all tensors in memory, and hides errors of the system.
 
     Args:
       path: of the file.
       tensors: name → array.
-      dtype: that values are rounded to; None to leave each as it is, of a dtype in `DTYPE_NAMES`.
+      dtype: dtype to round the values to; None to keep the dtypes, all in `DTYPE_NAMES`.
       metadata: of the file.
 
     Raises:
@@ -101,10 +105,10 @@ def write_file(
     header: dict[str, Any] = {"__metadata__": dict(metadata)}
     end = 0
     for name, array in tensors.items():
-        own = np.dtype(array.dtype if dtype is None else dtype)
-        start, end = end, end + array.size * own.itemsize
+        stored = np.dtype(array.dtype if dtype is None else dtype)
+        start, end = end, end + array.size * stored.itemsize
         header[name] = {
-            "dtype": DTYPE_NAMES[own],
+            "dtype": DTYPE_NAMES[stored],
             "shape": array.shape,
             "data_offsets": [start, end],
         }
@@ -113,20 +117,20 @@ def write_file(
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for array in tensors.values():
-            own = array if dtype is None else array.astype(dtype)
-            file.write(np.ascontiguousarray(own).reshape(-1).view(np.uint8).data)
+            values = array if dtype is None else array.astype(dtype)
+            file.write(np.ascontiguousarray(values).reshape(-1).view(np.uint8).data)
 
 
 def find_tensors(folder: Path) -> dict[str, StoredTensor]:
-    """Every tensor of a folder, found from the headers of its files.
+    """Find all tensors of a folder by the headers of its files.
 
     Raises:
-      InputError: if there is none, or a file is missing or damaged; the message names it.
+      InputError: if there are no tensors, or a file is missing or damaged; the message names it.
     """
     if (folder / FILE).exists():
-        return _header(folder / FILE)
+        return _read_header(folder / FILE)
     if (folder / INDEX).exists():
-        return _sharded(folder)
+        return _find_in_shards(folder)
     if found := [*sorted(folder.glob("*.bin")), *sorted(folder.glob("*.pt"))]:
         raise InputError(
             f"{folder} holds {found[0].name} and no {FILE}; convert it to safetensors, as "
@@ -136,10 +140,10 @@ def find_tensors(folder: Path) -> dict[str, StoredTensor]:
 
 
 def read_tensor(tensor: StoredTensor) -> np.ndarray:
-    """The values of a tensor whose dtype is one of `FLOAT_DTYPES`, in that dtype.
+    """Read a tensor whose dtype is in `FLOAT_DTYPES`, in that dtype.
 
     Raises:
-      InputError: if its file can no longer be read.
+      InputError: if its file cannot be read any more.
     """
     count = int(np.prod(tensor.shape, dtype=np.int64))
     try:
@@ -152,10 +156,10 @@ def read_tensor(tensor: StoredTensor) -> np.ndarray:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object that a JSON file holds.
+    """Read a JSON object from a file.
 
     Raises:
-      InputError: if it cannot be read, or is none.
+      InputError: if the file cannot be read, or has no JSON object.
     """
     try:
         content = json.loads(path.read_bytes())
@@ -169,7 +173,7 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _header(path: Path) -> dict[str, StoredTensor]:
+def _read_header(path: Path) -> dict[str, StoredTensor]:
     try:
         with safe_open(path, framework="numpy") as file:  # checks sizes, offsets and dtypes
             names = set(file.keys())
@@ -177,7 +181,7 @@ def _header(path: Path) -> dict[str, StoredTensor]:
             length = int.from_bytes(file.read(8), "little")
             header = json.loads(file.read(length))
     except OSError as error:
-        # That of safetensors has a text and no number.
+        # An OSError of the safetensors package has a text but no number.
         reason = system_reason(error, "put it back") if error.errno else f"{error}; put it back"
         raise InputError(f"{path}: {reason}") from None
     except (SafetensorError, ValueError) as error:
@@ -193,24 +197,24 @@ def _header(path: Path) -> dict[str, StoredTensor]:
     }
 
 
-def _sharded(folder: Path) -> dict[str, StoredTensor]:
-    where = read_json(folder / INDEX).get("weight_map")
-    if not isinstance(where, dict) or not where:
-        raise InputError(f"{folder / INDEX}: weight_map={where!r}; it must say where tensors are")
+def _find_in_shards(folder: Path) -> dict[str, StoredTensor]:
+    weight_map = read_json(folder / INDEX).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise InputError(f"{folder / INDEX}: {weight_map=}; it must say where tensors are")
     tensors: dict[str, StoredTensor] = {}
-    for file in dict.fromkeys(map(str, where.values())):
+    for file in dict.fromkeys(map(str, weight_map.values())):
         if Path(file).name != file:
             raise InputError(f"{folder / INDEX}: {file!r}; it must be a file in the same folder")
         if not (folder / file).is_file():
             raise InputError(f"{folder / INDEX} names {file}, which is missing; put it there")
-        shard = _header(folder / file)
+        shard = _read_header(folder / file)
         if twice := tensors.keys() & shard.keys():
             raise InputError(
                 f"{folder / file} holds {min(twice)}, and so does "
                 f"{tensors[min(twice)].path.name}; put a whole copy there"
             )
         tensors |= shard
-    for name, file in where.items():
+    for name, file in weight_map.items():
         if name not in tensors or tensors[name].path.name != file:
             raise InputError(f"{folder / INDEX}: {name} is not in {file}; put a whole copy there")
     return tensors

@@ -59,18 +59,18 @@ def test_a_null_in_parquet_is_an_empty_document(tmp_path):
 @pytest.mark.parametrize(
     "name, content, message",
     [
-        ("a.jsonl", b'{"text": "a"}\n{"text": \n', "a.jsonl, line 2 is no JSON: "),
+        ("a.jsonl", b'{"text": "a"}\n{"text": \n', "a.jsonl, line 2 is not JSON: "),
         ("a.jsonl", b'{"body": "a", "url": 3}\n', "line 1 has no text 'text' (there is body, url)"),
         ("a.jsonl", b'["text"]\n', "line 1 has no text 'text' (there is list); give --field"),
         ("a.jsonl", b'{"text": 3}\n', "line 1 has no text 'text' (there is text: int)"),
-        ("a.jsonl.gz", b"{}", "a.jsonl.gz is no whole gzip file: "),
+        ("a.jsonl.gz", b"{}", "a.jsonl.gz is not a complete gzip file: "),
         (
             "a.jsonl.gz",
             gzip.compress(json_lines(), mtime=0)[:-20],
-            "a.jsonl.gz is no whole gzip file: ",
+            "a.jsonl.gz is not a complete gzip file: ",
         ),
-        ("a.parquet", b"PAR1", "a.parquet is no whole Parquet file: "),
-        ("a.array_record", b"abc", "a.array_record is no whole ArrayRecord file: "),
+        ("a.parquet", b"PAR1", "a.parquet is not a complete Parquet file: "),
+        ("a.array_record", b"abc", "a.array_record is not a complete ArrayRecord file: "),
         ("none.jsonl", None, "none.jsonl cannot be read: No such file or directory; leave it out"),
     ],
 )

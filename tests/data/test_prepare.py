@@ -108,7 +108,7 @@ def test_a_run_trains_on_what_was_prepared(tmp_path, capsys):
     assert "config.data.files='x' and config.data.tokens=" in both and "give one" in both
     shard = next(out.glob("train-*.bin"))
     shard.write_bytes(shard.read_bytes()[:-2])
-    assert "it is torn, put a copy back" in refused(train.main, arguments, capsys)
+    assert "it is incomplete, put a copy back" in refused(train.main, arguments, capsys)
 
 
 BAD = {
@@ -133,7 +133,7 @@ def test_a_process_that_is_killed_is_said(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(prepare, "_encode", killed)
     given = ["--tokenizer=bytes", f"--input={tmp_path}/in/*", f"--out={tmp_path / 'out'}"]
     message = refused(prepare.main, [*given, "--processes=1"], capsys)
-    assert "a process was killed, as where memory is short; give fewer --processes" in message
+    assert "a process was killed, perhaps for lack of memory; give fewer --processes" in message
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in"]
 
 
@@ -160,4 +160,4 @@ def test_text_that_is_none_is_named(tmp_path, capsys):
     (tmp_path / "a.txt").write_bytes(b"abc\xff")
     given = [f"--tokenizer={make('json', tmp_path)}", f"--input={tmp_path}/a.txt", "--processes=1"]
     message = refused(prepare.main, [*given, f"--out={tmp_path / 'out'}"], capsys)
-    assert f"{tmp_path}/a.txt holds bytes that are no UTF-8 (" in message
+    assert f"{tmp_path}/a.txt has bytes that are not UTF-8 (" in message

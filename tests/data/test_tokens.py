@@ -32,7 +32,7 @@ def test_files_of_nanogpt(tmp_path):
     np.arange(7, dtype=np.uint16).tofile(tmp_path / "val.bin")
     text = tokens.load(f"{tmp_path}/*.bin", 100)
     assert text.train[:].tolist() == list(range(100)) and text.validation[:].tolist() == [*range(7)]
-    assert "107 tokens under" in text.description and "7 of them held out" in text.description
+    assert "107 tokens under" in text.description and "7 of them for validation" in text.description
     alone = tokens.load(f"{tmp_path}/train.bin", 100)  # its last twentieth
     assert alone.train[:].tolist() == list(range(95))
     assert alone.validation[:].tolist() == [95, 96, 97, 98, 99]
@@ -66,11 +66,11 @@ BAD = {
     ),
     "torn": (
         lambda p: write_llm_c(p, range(9), count=10),
-        "a.bin has 1,042 bytes and must have 1,044; it is torn",
+        "a.bin has 1,042 bytes and must have 1,044; it is incomplete",
     ),
     "no header's end": (
         lambda p: p.write_bytes(np.array([20240520, 1, 5, 0], np.int32).tobytes()),
-        "a.bin has 16 bytes and must have 1,034; it is torn",
+        "a.bin has 16 bytes and must have 1,034; it is incomplete",
     ),
     "a header of none": (lambda p: write_llm_c(p, []), "a.bin is empty; leave it out"),
 }
@@ -120,7 +120,7 @@ def test_a_prepared_folder_that_has_changed_is_refused(prepared):
     changed[10] ^= 1
     for content, message in (
         (bytes(changed), "train-00000.bin is not what was written; put a copy back"),
-        (whole[:-2], "it is torn, put a copy back"),
+        (whole[:-2], "it is incomplete, put a copy back"),
         (None, "train-00000.bin cannot be read: No such file or directory"),
     ):
         shard.unlink()
@@ -131,7 +131,7 @@ def test_a_prepared_folder_that_has_changed_is_refused(prepared):
         shard.write_bytes(whole)
     for content, message in (
         (text[:50], "index.json is damaged; put a copy back, or prepare the data again"),
-        (text.replace('"version": 1', '"version": 2'), "is of version 2, and this reads 1"),
+        (text.replace('"version": 1', '"version": 2'), "is of version 2, and version 1 is read"),
         (json.dumps({"version": 1}), "index.json is damaged"),
         ("[]", "index.json is damaged"),
         (json.dumps(json.loads(text) | {"vocab_size": -5}), "index.json is damaged"),

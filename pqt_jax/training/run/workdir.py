@@ -1,15 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright 2026 The pqt_jax Authors
-"""The directory of a run: claimed, locked, and refused where it holds anything else.
+"""The folder of a run: its files, its lock, and the check that it belongs to this run.
 
-    run.json         what made the run: configuration, fingerprints of text and starting weights,
-                     noise stream
-    run.lock         held while a process uses it
+    run.json         metadata: configuration, fingerprints of text and starting weights, noise
+                     stream, versions
+    run.lock         locked while a process uses the folder
     checkpoints/     metrics.jsonl     bits.jsonl     summary.json     loss.png     bits.png
     profile/
 
-Only the run that `run.json` describes uses it, and one process at a time (of a sweep, any number).
-What would stop the run later, or lose what is there, is refused here, before anything is changed.
+Only the run that `run.json` describes may use the folder. One process may use it at a time; a sweep
+may use it from several. Whatever would stop the run later, or overwrite other files, is refused
+here before anything is changed.
 """
 
 import contextlib
@@ -40,25 +41,25 @@ WORK_UNITS, SWEEP_RESULTS = "parts", "runs.jsonl"  # of a sweep
 TRAINING_RUN, SWEEP = "a training run", "a sweep"
 _FILES = (METRICS, BIT_HISTORY, SUMMARY, LOSS, BITS, SWEEP_RESULTS)
 _FOLDERS = (CHECKPOINTS, WORK_UNITS)
-_FINGERPRINTS = {  # and the fields whose files they are of
+_FINGERPRINTS = {  # fingerprint → the fields that name its files
     "data_fingerprint": ("config.data.files ", "config.data.tokens "),
     "init_fingerprint": ("config.init_from ",),
     "stream_version": (),
 }
-_LONGEST = 3840  # bytes; with the names of a checkpoint's files Linux takes 4096
-_PATIENCE = 30.0  # seconds
+_LONGEST = 3840  # bytes of a path; Linux allows 4096, with the names of a checkpoint's files
+_PATIENCE = 30.0  # seconds to wait for a lock
 _PACKAGES = ("pqt_jax", "jax", "flax", "optax", "grain", "orbax-checkpoint")
 
 Meta = dict[str, Any]
 
 
 def make_metadata(config: RunConfig, text: Text, init_fingerprint: str = "") -> Meta:
-    """The metadata of a run: what must be the same to go on, and the versions that it used.
+    """Make the metadata of a run: what must be unchanged to resume it, and the versions used.
 
     Args:
       config: of the run.
-      text: that it trains on.
-      init_fingerprint: of the weights that it starts from, if they are not new.
+      text: training and validation text.
+      init_fingerprint: of the weights in `config.init_from`; "" for new weights.
     """
     versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
     return {
@@ -71,17 +72,17 @@ def make_metadata(config: RunConfig, text: Text, init_fingerprint: str = "") -> 
 
 
 def is_metadata(meta: Any) -> bool:
-    """Whether something that was read has the fields of metadata."""
+    """Whether a value read from JSON has the fields of metadata."""
     if not isinstance(meta, dict) or not {"data_fingerprint", "stream_version"} <= meta.keys():
         return False
     return all(isinstance(meta.get(name), dict) for name in ("config", "versions"))
 
 
 def check_same_run(old: Meta, new: Meta, what: str) -> None:
-    """Raise InputError, naming the field, unless two runs are the same but for their logging."""
+    """Raise InputError, naming the field, if two runs differ in more than their logging."""
     different = saved_config.differences(old["config"], new["config"])
     for name, fields in _FINGERPRINTS.items():
-        if old.get(name, "") == new.get(name, ""):  # wherever it lies now
+        if old.get(name, "") == new.get(name, ""):  # the files may have moved
             different = [text for text in different if not text.startswith(fields)]
         else:
             before, now = (meta.get(name) or "none" for meta in (old, new))
@@ -99,7 +100,7 @@ def check_same_run(old: Meta, new: Meta, what: str) -> None:
 
 
 def changed_versions(old: Meta, new: Meta) -> str:
-    """What to say where something goes on under other versions; "" where they are the same."""
+    """The packages whose versions differ, in words; "" if all are the same."""
     before, now = old["versions"], new["versions"]
     if not (changed := [name for name in now if before.get(name) != now[name]]):
         return ""
@@ -108,22 +109,21 @@ def changed_versions(old: Meta, new: Meta) -> str:
 
 
 def claim(workdir: Path, meta: Meta, *, alone: bool = True) -> int:
-    """Make a workdir this run's own, or find that it already is, and lock it.
+    """Lock a workdir for this run, and write its metadata if it is new.
 
     Args:
-      workdir: made if it is missing.
+      workdir: created if it is missing.
       meta: from `make_metadata`.
-      alone: whether no other process may use it meanwhile; else they agree among themselves by
-        locks on bytes of the file (`lab.work_units`).
+      alone: whether no other process may use it at the same time. The processes of a sweep share
+        it; they coordinate by locks on single bytes of the lock file (`lab.work_units`).
 
     Returns:
-      A descriptor of the file of locks; it holds the lock until it is closed or the process ends.
+      A descriptor of the lock file. The lock lasts until it is closed or the process ends.
 
     Raises:
-      InputError: if the workdir cannot be written, holds outputs of something else, is in use, or
-        belongs to a run that differs; the message names the first field that does. No output is
-        changed then.
-      OutputError: if there is no space for it.
+      InputError: if the workdir cannot be written, contains other outputs, is in use, or belongs to
+        another run; the message names the first field that differs. No output is changed then.
+      OutputError: if the disk is full.
     """
     name = str(workdir.absolute())
     if "\0" in name or name.encode(errors="ignore").decode() != name:
@@ -144,7 +144,7 @@ def claim(workdir: Path, meta: Meta, *, alone: bool = True) -> int:
             raise InputError(f"--workdir={workdir} is not a directory; give a directory")
         workdir.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=workdir):
-            pass  # files can be made there
+            pass  # files can be created there
         _check_owner(workdir, meta)
         descriptor = os.open(workdir / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
     except OSError as error:
@@ -155,10 +155,12 @@ def claim(workdir: Path, meta: Meta, *, alone: bool = True) -> int:
     try:
         if alone:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # every byte, also of a sweep's
+            fcntl.lockf(
+                descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB
+            )  # every byte, including those that a sweep locks
         else:
-            _wait_for_the_first_byte(descriptor, workdir, meta)
-        # Again, since another run may have claimed it in between.
+            _lock_first_byte(descriptor, workdir, meta)
+        # Check again, since another run may have claimed it before the lock was taken.
         if not _check_owner(workdir, meta):
             files.write(workdir / RUN, json.dumps(meta, indent=2) + "\n")
         if not alone:
@@ -175,13 +177,13 @@ def claim(workdir: Path, meta: Meta, *, alone: bool = True) -> int:
     return descriptor
 
 
-def _wait_for_the_first_byte(descriptor: int, workdir: Path, meta: Meta) -> None:
-    """Processes of a sweep hold it for moments; whoever else does is soon seen to be the owner."""
+def _lock_first_byte(descriptor: int, workdir: Path, meta: Meta) -> None:
+    """Lock the first byte. Another process of the sweep has it briefly; another run, for long."""
     deadline = time.monotonic() + _PATIENCE
     while True:
         try:
             return fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, 1)
-        except (BlockingIOError, PermissionError) as error:  # which of them, POSIX leaves open
+        except (BlockingIOError, PermissionError) as error:  # POSIX allows both
             _check_owner(workdir, meta)
             if time.monotonic() > deadline:
                 raise BlockingIOError from error
@@ -189,7 +191,7 @@ def _wait_for_the_first_byte(descriptor: int, workdir: Path, meta: Meta) -> None
 
 
 def check_shared(workdir: Path) -> None:
-    """Raise InputError if the workdir that the first process has claimed is not to be seen here."""
+    """Raise InputError if this process does not see the workdir that the first process claimed."""
     if not (workdir / RUN).exists():
         raise InputError(
             f"--workdir={workdir} is not the folder of the first process; give one on a disk that "
@@ -198,7 +200,11 @@ def check_shared(workdir: Path) -> None:
 
 
 def _check_owner(workdir: Path, meta: Meta) -> bool:
-    """Whether the workdir is this run's; InputError if it is another's, or cannot be used."""
+    """Whether the workdir belongs to this run already.
+
+    Raises:
+      InputError: if it belongs to another run, or contains files that prevent its use.
+    """
     for name in (RUN, LOCK, *_FILES):
         for path in (workdir / name, workdir / f"{name}.tmp"):
             if path.is_dir():
@@ -221,7 +227,7 @@ def _check_owner(workdir: Path, meta: Meta) -> bool:
 
 
 def read_init_fingerprint(workdir: Path) -> str:
-    """The fingerprint of the weights that a run with checkpoints started from; "" for none."""
+    """Read the fingerprint of the weights that a run with checkpoints started from; "" for none."""
     with contextlib.suppress(OSError, InputError):
         if any((workdir / CHECKPOINTS).iterdir()):
             return _read(workdir, "--workdir=").get("init_fingerprint", "")
@@ -229,15 +235,15 @@ def read_init_fingerprint(workdir: Path) -> str:
 
 
 def read_metadata(workdir: Path, option: str = "--workdir=", whose: str = TRAINING_RUN) -> Meta:
-    """The metadata of a run, for those who only look.
+    """Read the metadata of a run, without a lock.
 
     Args:
       workdir: of the run.
-      option: that it was given by, for messages.
-      whose: what it is to be of, for messages.
+      option: the option that named the workdir, for messages.
+      whose: `TRAINING_RUN` or `SWEEP`: what the workdir must belong to.
 
     Raises:
-      InputError: if it is not a run's directory, or cannot be read.
+      InputError: if it is not the folder of such a run, or cannot be read.
     """
     given = f"{option}{workdir}"
     try:
@@ -272,17 +278,17 @@ def _read(workdir: Path, option: str = "--workdir=") -> Meta:
 
 
 def check_not_in_checkpoints(out: Path, given: str) -> None:
-    """Raise InputError for a folder to write that is a run's checkpoints, or among them."""
+    """Raise InputError if an output folder is the checkpoint folder of a run, or inside it."""
     for folder in (out, *out.parents):
         if folder.name == CHECKPOINTS and (folder.parent / RUN).exists():
             raise InputError(f"--out={given} is among a run's checkpoints; give another folder")
 
 
 def _check_checkpoints(workdir: Path, old: Meta, meta: Meta) -> None:
-    """Raise InputError if checkpoints must have been there and none is: they cannot be made anew.
+    """Raise InputError if the checkpoints of a run were deleted, since the run would start again.
 
-    The first is whole when the second begins, and skipped steps put both off: without any, metrics
-    go up to the second at most.
+    The first checkpoint is complete before the second begins, and skipped steps delay both. So a
+    run without a checkpoint has metrics up to the step of its second checkpoint at most.
     """
     folder = workdir / CHECKPOINTS
     if folder.is_dir() and any(path.name.isdecimal() for path in folder.iterdir()):

@@ -115,7 +115,7 @@ def test_digests_are_of_values_and_places_and_the_same_on_every_mesh():
 
 
 def test_digests_of_the_host_are_those_of_devices_in_every_shape(monkeypatch):
-    monkeypatch.setattr(digests, "_PIECE", 7)
+    monkeypatch.setattr(digests, "_CHUNK", 7)
     cube = np.arange(30.0, dtype=np.float32).reshape(2, 3, 5)
     arrays = [cube, cube.astype(ml_dtypes.bfloat16), cube.astype(np.int8)[:, ::2]]
     arrays += [np.float32(3), np.zeros((0, 2), np.float32), np.arange(14, dtype=np.uint32) + 2**31]
@@ -336,7 +336,7 @@ def test_a_step_whose_reading_fails_is_kept_aside(tmp_path, monkeypatch, capsys)
             assert checkpoint.restore_newest(manager, state, META)[0] == 1
             assert list(manager.all_steps()) == [1]
         monkeypatch.setattr(checkpoint, "_read", read)
-        assert f"{tmp_path}/damaged/{aside}; going on" in capsys.readouterr().err
+        assert f"{tmp_path}/damaged/{aside}; resuming" in capsys.readouterr().err
     shutil.move(tmp_path / "damaged" / "2", folder / "2")
     with opened(tmp_path) as manager:
         assert checkpoint.restore_newest(manager, state, META)[0] == 2

@@ -19,8 +19,9 @@ from pqt_jax.training.cadence import Cadence
 from pqt_jax.training.measurements import Measurements
 from pqt_jax.training.run import checkpoint, distributed, profiling
 from pqt_jax.training.run import workdir as run_folder
+from pqt_jax.training.run.distributed import print_on_first_process
 from pqt_jax.training.run.loss_monitor import SkipError
-from pqt_jax.training.run_context import RunContext, StartPoint, print_in_first, restore_or_init
+from pqt_jax.training.run_context import RunContext, StartPoint, restore_or_init
 from pqt_jax.training.state import TrainState
 
 DONE = 0
@@ -75,7 +76,7 @@ def train(run: RunContext) -> int:
 
 def report_stop(when: str, signal: int) -> int:
     """Print that a signal ended the run, and return the exit code."""
-    print_in_first(f"stopped {when}; run the command again to go on")
+    print_on_first_process(f"stopped {when}; run the command again to go on")
     return 128 + signal
 
 
@@ -98,8 +99,8 @@ def _is_finished(run: RunContext, manager: Any) -> bool:
     config, finished = run.config, summary.read(run.workdir, run.config)
     if manager.latest_step() != config.steps or finished is None:
         return False
-    print_in_first(f"finished: all {config.steps} steps are done\n")
-    print_in_first(final_evaluation.format_table(finished))
+    print_on_first_process(f"finished: all {config.steps} steps are done\n")
+    print_on_first_process(final_evaluation.format_table(finished))
     return True
 
 
@@ -126,6 +127,6 @@ def _compile_step(run: RunContext, start: StartPoint, key: jax.Array) -> Any:
     tokens = partitioning.put_batch(tokens, run.mesh, data.batch)
     compiled = train_step.lower(start.train_state, tokens, key).compile()
     limit = flops.device_memory(jax.local_devices()[0])
-    print_in_first(startup_summary.compiled(compiled.memory_analysis(), limit))
-    print_in_first(f"ready after {start.timer.seconds():.0f} s")
+    print_on_first_process(startup_summary.compiled(compiled.memory_analysis(), limit))
+    print_on_first_process(f"ready after {start.timer.seconds():.0f} s")
     return compiled

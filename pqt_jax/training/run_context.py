@@ -11,13 +11,13 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
-from pqt_jax.console import print_line
 from pqt_jax.data import source
 from pqt_jax.training import startup_summary, state
 from pqt_jax.training.config.schema import RunConfig
 from pqt_jax.training.optimizer import make_optimizer
-from pqt_jax.training.run import checkpoint, distributed, metrics
+from pqt_jax.training.run import checkpoint, metrics
 from pqt_jax.training.run import workdir as run_folder
+from pqt_jax.training.run.distributed import print_on_first_process
 from pqt_jax.training.run.loss_monitor import LossMonitor
 
 
@@ -98,16 +98,12 @@ def restore_or_init(run: RunContext, manager: Any) -> StartPoint:
         newest, train_state, saved = checkpoint.restore_newest(manager, like, run.meta)
         timer = metrics.Timer(**saved["time"])
         monitor = LossMonitor(config.watch, saved["losses"])
-        print_in_first(f"resumed from step {newest} of {config.steps}")
+        print_on_first_process(f"resumed from step {newest} of {config.steps}")
         if changed := run_folder.changed_versions(saved, run.meta):
-            print_in_first(f"resumed under {changed}, so results may differ in the last digits")
-    print_in_first(startup_summary.to_go(config, int(train_state.step), timer.rate()))
+            print_on_first_process(
+                f"resumed under {changed}, so results may differ in the last digits"
+            )
+    print_on_first_process(startup_summary.to_go(config, int(train_state.step), timer.rate()))
     return StartPoint(
         graph=graph, optimizer=optimizer, train_state=train_state, timer=timer, monitor=monitor
     )
-
-
-def print_in_first(text: str) -> None:
-    """Print a line in the first process; the others print nothing."""
-    if distributed.is_first_process():
-        print_line(text)

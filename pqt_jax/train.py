@@ -99,11 +99,11 @@ def _run(arguments: Sequence[str], signals: Sequence[int]) -> int:
             return loop.report_stop("before training", number)
         with partitioning.use_mesh(ready.mesh):
             if distributed.is_first_process():
-                facts = startup_summary.gather(
+                facts = startup_summary.gather_facts(
                     given.config, ready.mesh, ready.text.description, given.workdir
                 )
                 print_line(saved_config.describe(given.config))
-                print_line(startup_summary.before(given.config, facts))
+                print_line(startup_summary.format_summary(given.config, facts))
             return loop.train(
                 RunContext(
                     config=given.config,

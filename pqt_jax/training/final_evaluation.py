@@ -80,7 +80,7 @@ def make_loss(
     return loss
 
 
-def table(
+def evaluate_formats(
     config: RunConfig, loss: Loss, params: nnx.State, mesh: Mesh | None = None
 ) -> dict[str, Any]:
     """The validation loss of the weights in each format.
@@ -89,7 +89,7 @@ def table(
       config: its rules say which parameters are quantized, whatever the method of training.
       loss: from `make_loss`.
       params: the trained parameters.
-      mesh: where they are.
+      mesh: of the parameters; None for one device.
 
     Returns:
       Nats per token under the names in `LABELS`, and
@@ -133,11 +133,11 @@ def format_shares(plan: Plan, params: nnx.State) -> dict[str, float]:
     """The share of the quantized weights that each format carries.
 
     Args:
-      plan: for the learned mixture.
+      plan: of the learned formats.
       params: the trained parameters.
 
     Returns:
-      Name of the format → share, from the narrowest on; formats that carry nothing are left out.
+      Name of the format → share, from the narrowest format on, without formats that no block has.
     """
     shapes = paths_and_leaves(weights(params))
     counts = [
@@ -151,7 +151,7 @@ def format_table(losses: Mapping[str, Any]) -> str:
     """The table as text, one line for each format with its distance from the master weights.
 
     Args:
-      losses: from `table`, or from `summary.json`, where null stands for what is not a number.
+      losses: from `evaluate_formats`, or from `summary.json`, in which null stands for NaN.
     """
 
     def number(name: str) -> float:

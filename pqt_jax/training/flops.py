@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright 2026 The pqt_jax Authors
-"""What training costs: FLOPs of a token, by the formula, and bytes on each device, exactly.
+"""The cost of training: FLOPs of a token by a formula, and exact bytes on each device.
 
     forward    2 · (weights of all kernels, the head's included) + 4 · T · d_model · num_layers
     training   3 · forward
 
-The second term is attention's two products, T queries with T keys each, not halved for causality:
-the convention of PaLM's appendix B, by which model FLOPs utilization (MFU) compares with others'
-reports. Model FLOPs leave out what is no matrix product (norms, softmax, sampling, the optimizer)
-and what rematerialization computes again.
+The second term counts the two products of attention, of T queries and T keys each. They are not
+halved for causality: that is the convention of PaLM's appendix B, so that model FLOPs utilization
+(MFU) compares with other reports. Model FLOPs count matrix products alone, without norms, softmax,
+sampling and the optimizer, and without what rematerialization computes again.
 
 Source: Chowdhery et al., arXiv 2204.02311 (2022).
 """
@@ -47,8 +47,8 @@ PEAK_FLOPS = {
 }
 
 
-class Held(NamedTuple):
-    """Bytes on each device between two steps, and of the gradients within one.
+class StateBytes(NamedTuple):
+    """Bytes of a training state on each device, and of the gradients during a step.
 
     Attributes:
       weights: without bit-widths.
@@ -93,7 +93,7 @@ def training_flops(model: ModelConfig, length: int) -> int:
 
 
 def peak_flops(device_kind: str) -> float | None:
-    """The peak of a device in bfloat16, FLOP/s; None where it is not known, as of a CPU.
+    """The peak of a device in bfloat16, in FLOP/s; None for devices not in `PEAK_FLOPS`.
 
     Example:
       >>> peak_flops("TPU v5 lite"), peak_flops("cpu")
@@ -103,7 +103,7 @@ def peak_flops(device_kind: str) -> float | None:
 
 
 def speed(tokens_per_s: float, flops: int, devices: int, device_kind: str) -> dict[str, float]:
-    """What a rate is on each device.
+    """Speed of each device.
 
     Example:
       >>> speed(8e5, 10**9, devices=8, device_kind="NVIDIA A100-SXM4-80GB")
@@ -112,16 +112,16 @@ def speed(tokens_per_s: float, flops: int, devices: int, device_kind: str) -> di
     Args:
       tokens_per_s: of all devices together.
       flops: of a token, from `training_flops`.
-      devices: how many there are.
-      device_kind: what JAX calls them.
+      devices: number of devices.
+      device_kind: their name in JAX.
 
     Returns:
       Fields of a record of metrics; mfu, from 0 to 1, where the peak is known.
     """
-    each = tokens_per_s / devices
+    rate = tokens_per_s / devices
     peak = peak_flops(device_kind)
-    known = {} if peak is None else {"mfu": round(each * flops / peak, 4)}
-    return {"tokens_per_s_per_device": round(each, 1), **known}
+    known = {} if peak is None else {"mfu": round(rate * flops / peak, 4)}
+    return {"tokens_per_s_per_device": round(rate, 1), **known}
 
 
 def device_bytes(tree: Any) -> int:
@@ -136,18 +136,19 @@ def device_bytes(tree: Any) -> int:
     )
 
 
-def held(state: Any) -> Held:
+def state_bytes(state: Any) -> StateBytes:
     """Bytes on each device of a training state.
 
     Args:
       state: of `state.abstract_state` or `state.init_state`.
     """
     weights = device_bytes(bit_state.weights(state.params))
-    every = device_bytes(state.params)
-    return Held(weights, every, device_bytes((state.opt_state, state.step)), every - weights)
+    params = device_bytes(state.params)
+    moments = device_bytes((state.opt_state, state.step))
+    return StateBytes(weights, params, moments, params - weights)
 
 
 def device_memory(device: Any) -> int:
-    """Bytes that programs can have on a device; a CPU has the machine's, for all that run there."""
+    """Bytes of memory of a device; for a CPU, of the machine."""
     stats = device.memory_stats() or {}  # None on a CPU
     return stats.get("bytes_limit", os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright 2026 The pqt_jax Authors
-"""What a run says of itself before it takes its first step, as text in two columns.
+"""Text that a run prints before its first step, in two columns.
 
-    before     model, rules, mesh, attention, memory that is held; nothing is compiled yet
-    to_go      steps, tokens and hours that are left
-    compiled   what the compiled step takes on each device
+    format_summary        model, rules, mesh, attention and memory of the state; before compilation
+    format_remaining      steps, tokens and hours that are left
+    format_step_memory    memory of the compiled step on each device
 
-Pure functions of facts, and `gather`, which finds these.
+All are pure functions, but for `gather_facts`.
 """
 
 import textwrap
@@ -31,36 +31,36 @@ WIDTH, COLUMN = 100, 13
 
 
 class Facts(NamedTuple):
-    """What the page says beside the config.
+    """What the summary shows apart from the config.
 
     Attributes:
-      data: one line of the text.
+      data: one line about the text.
       workdir: of the run.
       shapes: of the parameters, by path.
-      held: bytes on each device.
-      axes: devices along each axis of the mesh; none for one device alone.
-      processes: how many there are.
-      device_kind: what JAX calls the devices.
+      state_bytes: bytes of the state on each device.
+      axes: devices along each axis of the mesh; empty for one device.
+      processes: number of processes.
+      device_kind: name of the devices in JAX.
       attention: the implementation, and why.
     """
 
     data: str
     workdir: Path
     shapes: Mapping[str, Any]
-    held: flops.Held
+    state_bytes: flops.StateBytes
     axes: Mapping[str, int]
     processes: int
     device_kind: str
     attention: attention.Choice
 
 
-def gather(config: RunConfig, mesh: Any, data: str, workdir: Path) -> Facts:
-    """Facts of a run, its mesh being entered; no array is made.
+def gather_facts(config: RunConfig, mesh: Any, data: str, workdir: Path) -> Facts:
+    """Facts of a run, whose mesh is active; no array is made.
 
     Args:
       config: checked.
-      mesh: the one entered; None for one device.
-      data: one line of the text.
+      mesh: the active device mesh, or None for one device.
+      data: one line about the text.
       workdir: of the run.
     """
     _, state = states.abstract_state(config, make_optimizer(config))
@@ -68,7 +68,7 @@ def gather(config: RunConfig, mesh: Any, data: str, workdir: Path) -> Facts:
         data,
         workdir,
         paths_and_leaves(weights(state.params)),
-        flops.held(state),
+        flops.state_bytes(state),
         {} if mesh is None else dict(mesh.shape),
         jax.process_count(),
         jax.devices()[0].device_kind,
@@ -76,12 +76,12 @@ def gather(config: RunConfig, mesh: Any, data: str, workdir: Path) -> Facts:
     )
 
 
-def before(config: RunConfig, facts: Facts) -> str:
-    """The page before compilation.
+def format_summary(config: RunConfig, facts: Facts) -> str:
+    """Describe a run before compilation.
 
     Args:
       config: checked.
-      facts: from `gather`.
+      facts: from `gather_facts`.
 
     Returns:
       Lines `name: value`, `WIDTH` wide at most unless a path in them is wider.
@@ -92,22 +92,23 @@ def before(config: RunConfig, facts: Facts) -> str:
         ("shape", _shape(config)),
         ("method", _method(config)),
         ("sampled", _sampled(config, facts.shapes)),
-        *(("rule", line) for line in summary(methods.make_rules(config), facts.shapes)),
+        *(("rule", line) for line in describe_rules(methods.make_rules(config), facts.shapes)),
         ("mesh", _mesh(facts)),
         ("attention", f"{facts.attention.implementation}: {facts.attention.reason}"),
         ("step", _step(config)),
-        ("memory", _memory(facts.held)),
+        ("memory", _memory(facts.state_bytes)),
     ]
     last = f"{'workdir:':{COLUMN}}{facts.workdir}"  # whole, however long
     return "\n".join([*(_row(name, value) for name, value in rows), last])
 
 
-def to_go(config: RunConfig, step: int, rate: float) -> str:
-    """The line of what is left.
+def format_remaining(config: RunConfig, step: int, rate: float) -> str:
+    """One line: steps, tokens and time that are left.
 
     Example:
-      >>> config = configs.default(configs.Llama2Config(256, 64, 2, 4, 128))
-      >>> print(to_go(config, step=400, rate=2048.0))
+      >>> from pqt_jax.models import Llama2Config
+      >>> config = schema.default(Llama2Config(256, 64, 2, 4, 128))
+      >>> print(format_remaining(config, step=400, rate=2048.0))
       to go:       600 of 1,000 steps, 1,228,800 tokens: 0.17 h at 2,048 tokens/s
 
     Args:
@@ -121,27 +122,27 @@ def to_go(config: RunConfig, step: int, rate: float) -> str:
     return _row("to go", f"{left:,} of {config.steps:,} steps, {tokens:,} tokens: {at}")
 
 
-def compiled(memory: Any, limit: int) -> str:
-    """The line of what the compiled step takes on each device.
+def format_step_memory(memory: Any, limit: int) -> str:
+    """One line: memory of the compiled step on each device.
 
     Args:
       memory: what `memory_analysis()` of the compiled step returns.
-      limit: bytes that there are, see `flops.device_memory`.
+      limit: bytes of the device, from `flops.device_memory`.
     """
     if memory is None:
         return _row("compiled", "XLA does not say what memory the step takes")
     arguments, temporaries = memory.argument_size_in_bytes, memory.temp_size_in_bytes
-    takes = f"{size(arguments)} arguments + {size(temporaries)} temporaries"
-    whole = f"{size(arguments + temporaries)} of {size(limit)} on each device"
+    takes = f"{format_bytes(arguments)} arguments + {format_bytes(temporaries)} temporaries"
+    whole = f"{format_bytes(arguments + temporaries)} of {format_bytes(limit)} on each device"
     return _row("compiled", f"{takes} = {whole}")
 
 
-def summary(rules: Sequence[Rule], shapes: Mapping[str, Any]) -> list[str]:
+def describe_rules(rules: Sequence[Rule], shapes: Mapping[str, Any]) -> list[str]:
     """One line for each rule: what it matches, and how that is sampled.
 
     Example:
       >>> shapes = {"h/up/kernel": jax.ShapeDtypeStruct((4, 64, 128), "float32")}
-      >>> summary([Rule(".*kernel", target_bits=3)], shapes)
+      >>> describe_rules([Rule(".*kernel", target_bits=3)], shapes)
       ['.*kernel: 1 array, 4 matrices, 32,768 weights; gauss noise, 6 to 3 bits, 32x32, BF16']
 
     Args:
@@ -166,11 +167,11 @@ def summary(rules: Sequence[Rule], shapes: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def size(count: float) -> str:
-    """Bytes for people, in powers of 1000.
+def format_bytes(count: float) -> str:
+    """Bytes in words, in powers of 1000.
 
     Example:
-      >>> size(999), size(1_585_000_000)
+      >>> format_bytes(999), format_bytes(1_585_000_000)
       ('999 bytes', '1.58 GB')
     """
     for unit in ("bytes", "kB", "MB", "GB"):
@@ -217,9 +218,9 @@ def _step(config: RunConfig) -> str:
     return f"{data.batch * data.length:,} tokens, {data.batch:,} sequences of {data.length:,}{cut}"
 
 
-def _memory(held: flops.Held) -> str:
-    parts = " + ".join(f"{size(count)} {name}" for name, count in held._asdict().items())
-    return f"{parts} = {size(sum(held))} on each device; activations come on top"
+def _memory(held: flops.StateBytes) -> str:
+    parts = " + ".join(f"{format_bytes(count)} {name}" for name, count in held._asdict().items())
+    return f"{parts} = {format_bytes(sum(held))} on each device; activations come on top"
 
 
 def _count(number: int, what: str) -> str:
@@ -228,7 +229,7 @@ def _count(number: int, what: str) -> str:
 
 
 def _row(name: str, value: str) -> str:
-    """The name in its column, and the value in lines beside it; no word is broken."""
+    """A name and its value, in lines of the second column; no word is broken."""
     first, other = f"{f'{name}:':{COLUMN}}", " " * COLUMN
     return textwrap.fill(
         value,

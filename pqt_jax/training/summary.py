@@ -43,7 +43,7 @@ def finish(
       OutputError: if something cannot be written.
     """
     config, workdir, mesh = run.config, run.workdir, run.mesh
-    losses = final_evaluation.table(config, validation_loss, params, mesh)
+    losses = final_evaluation.evaluate_formats(config, validation_loss, params, mesh)
     b_t = partitioning.fetch_whole(methods.bit_widths(config, params), mesh)
     if not distributed.is_first_process():
         return

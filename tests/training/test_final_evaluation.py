@@ -22,7 +22,7 @@ def test_evaluation_rounds_what_the_rules_name():
     graph, state = states.init_state(config, make_optimizer(config))
     batches = np.stack([np.arange(4 * 17).reshape(4, 17) * i % 101 for i in (3, 4)])
     loss = final_evaluation.make_loss(graph, batches)
-    losses = final_evaluation.table(config, loss, state.params)
+    losses = final_evaluation.evaluate_formats(config, loss, state.params)
 
     @jax.jit
     def by_hand(params):

@@ -83,8 +83,8 @@ def test_bytes_are_those_of_the_arrays(name):
         _, abstract = states.abstract_state(config, optimizer)
         _, real = states.init_state(config, optimizer)
         bits = bit_state.collect_bits(real.params)
-    found = costs.held(abstract)
-    assert found == costs.held(real)
+    found = costs.state_bytes(abstract)
+    assert found == costs.state_bytes(real)
     own = lambda tree: sum(x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(tree))  # noqa: E731
     assert found.weights == own(bit_state.weights(real.params)) < 4 * 35_000 / 4
     assert found.bits == own(bits) > 0
@@ -96,5 +96,5 @@ def test_bytes_are_those_of_the_arrays(name):
 def test_bytes_without_a_mesh_are_the_whole():
     config = tiny.get_config()
     _, state = states.abstract_state(config, make_optimizer(config))
-    assert costs.held(state).weights == 4 * states.count_parameters(config)
+    assert costs.state_bytes(state).weights == 4 * states.count_parameters(config)
     assert costs.device_memory(jax.devices()[0]) > 1e8

@@ -23,7 +23,9 @@ from support.paths import ROOT
 def gathered(config):
     mesh = partitioning.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
     with partitioning.use_mesh(mesh):
-        return startup_summary.gather(config, mesh, "a text of 10 bytes", pathlib.Path("runs/x"))
+        return startup_summary.gather_facts(
+            config, mesh, "a text of 10 bytes", pathlib.Path("runs/x")
+        )
 
 
 def rows(text):
@@ -40,7 +42,7 @@ def rows(text):
 def test_the_page_of_the_tiny_model():
     config = tiny.get_config()
     config.mesh.fsdp = 2
-    text = startup_summary.before(config, gathered(config))
+    text = startup_summary.format_summary(config, gathered(config))
     assert rows(text) == {
         "data": "a text of 10 bytes",
         "model": "llama2, 37,024 parameters",
@@ -62,7 +64,7 @@ def test_the_page_of_the_tiny_model():
 def test_every_config_has_a_page_of_plain_text(name):
     overrides = [("method", "bf16"), ("mesh.data", "1")] if name == "quickstart" else []
     config = command_line.load(str(ROOT / "configs" / f"{name}.py"), overrides)
-    text = startup_summary.before(config, gathered(config))
+    text = startup_summary.format_summary(config, gathered(config))
     assert text.isascii() and max(map(len, text.splitlines())) <= startup_summary.WIDTH
     found = rows(text)
     assert found["mesh"].startswith("one device, 1 proc" if overrides else "data=")
@@ -81,7 +83,7 @@ def test_long_facts_are_wrapped_and_paths_stay_whole():
     path = pathlib.Path("runs") / ("x y" * 60)
     facts = gathered(config)._replace(workdir=path, data="two  words " * 30 + "z" * 150)
     facts = facts._replace(attention=Choice("cudnn", "because"), processes=2)
-    lines = startup_summary.before(config, facts).splitlines()
+    lines = startup_summary.format_summary(config, facts).splitlines()
     assert lines[-1] == f"workdir:     {path}"
     assert [line for line in lines[:-1] if len(line) > startup_summary.WIDTH] == [
         " " * 13 + "z" * 150
@@ -93,7 +95,7 @@ def test_each_rule_has_a_line_of_what_it_matches():
     shapes = {"a/kernel": (2, 64, 32), "b/kernel": (32, 32), "b/bias": (32,), "c/kernel": (32, 32)}
     shapes = {path: jax.ShapeDtypeStruct(shape, "float32") for path, shape in shapes.items()}
     rules = [Rule("c/.*", None), Rule("b/.*", noise="uniform", dtype="E2M1"), Rule(".*kernel")]
-    assert startup_summary.summary(rules, shapes) == [
+    assert startup_summary.describe_rules(rules, shapes) == [
         "c/.*: 1 array left alone",
         "b/.*: 1 array, 1 matrix, 1,024 weights; uniform noise, 6 to 4 bits, 32x32, E2M1",
         ".*kernel: 1 array, 2 matrices, 4,096 weights; gauss noise, 6 to 4 bits, 32x32, BF16",
@@ -102,19 +104,19 @@ def test_each_rule_has_a_line_of_what_it_matches():
 
 def test_what_is_left_and_what_the_step_takes():
     config = tiny.get_config()
-    assert rows(startup_summary.to_go(config, 0, 0.0)) == {
+    assert rows(startup_summary.format_remaining(config, 0, 0.0)) == {
         "to go": "60 of 60 steps, 3,840 tokens: hours are in the log"
     }
-    assert "30 of 60 steps, 1,920 tokens: 0.53 h at 1 tokens/s" in startup_summary.to_go(
+    assert "30 of 60 steps, 1,920 tokens: 0.53 h at 1 tokens/s" in startup_summary.format_remaining(
         config, 30, 1.0
     )
     memory = SimpleNamespace(argument_size_in_bytes=2 * 10**9, temp_size_in_bytes=5 * 10**8)
-    assert rows(startup_summary.compiled(memory, 80 * 10**9)) == {
+    assert rows(startup_summary.format_step_memory(memory, 80 * 10**9)) == {
         "compiled": "2 GB arguments + 500 MB temporaries = 2.5 GB of 80 GB on each device"
     }
-    assert "does not say" in startup_summary.compiled(None, 1)
+    assert "does not say" in startup_summary.format_step_memory(None, 1)
     sizes = {0: "0 bytes", 1000: "1 kB", 999_999: "1 MB", 2 * 10**15: "2,000.000 TB"}
-    assert {n: startup_summary.size(n) for n in sizes} == sizes
+    assert {n: startup_summary.format_bytes(n) for n in sizes} == sizes
 
 
 @pytest.mark.slow

@@ -127,6 +127,6 @@ def _compile_step(run: RunContext, start: StartPoint, key: jax.Array) -> Any:
     tokens = partitioning.put_batch(tokens, run.mesh, data.batch)
     compiled = train_step.lower(start.train_state, tokens, key).compile()
     limit = flops.device_memory(jax.local_devices()[0])
-    print_on_first_process(startup_summary.compiled(compiled.memory_analysis(), limit))
+    print_on_first_process(startup_summary.format_step_memory(compiled.memory_analysis(), limit))
     print_on_first_process(f"ready after {start.timer.seconds():.0f} s")
     return compiled

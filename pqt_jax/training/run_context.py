@@ -103,7 +103,9 @@ def restore_or_init(run: RunContext, manager: Any) -> StartPoint:
             print_on_first_process(
                 f"resumed under {changed}, so results may differ in the last digits"
             )
-    print_on_first_process(startup_summary.to_go(config, int(train_state.step), timer.rate()))
+    print_on_first_process(
+        startup_summary.format_remaining(config, int(train_state.step), timer.rate())
+    )
     return StartPoint(
         graph=graph, optimizer=optimizer, train_state=train_state, timer=timer, monitor=monitor
     )

@@ -5,17 +5,24 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 
-.PHONY: quickstart test test-slow peers docs check format clean
+.PHONY: quickstart test test-slow test-versions peers docs check format clean
 
 quickstart: $(STAMP)
 	$(BIN)/python -m pqt_jax.train --config configs/quickstart.py --workdir runs/quickstart
 
-# By file, so that what the tests of one share is compiled once.
+# Each worker starts with one half of the files, so that most programs are compiled by one worker.
+# One that is done early takes tests from the other.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal -q
+
 test: $(STAMP)
-	$(BIN)/python -m pytest -n 2 --dist loadfile -q -m "not slow"
+	$(PYTEST) -m "not slow"
 
 test-slow: $(STAMP)
-	$(BIN)/python -m pytest -n 2 -q -m slow
+	$(PYTEST) -m slow
+
+# The slow tests whose result may change with the version of JAX or Flax.
+test-versions: $(STAMP)
+	$(PYTEST) -m "slow and jax_version"
 
 # What some tests compare with, where it is installed: transformers, PyTorch, torchao, gfloat.
 peers: $(STAMP)

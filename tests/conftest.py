@@ -8,10 +8,12 @@ import shutil
 import jax
 import pytest
 
-from support.paths import ROOT
+from support.compilation import count_compilations
+from support.paths import JAX_CACHE
+from support.session import shared_folder
 
 jax.config.update("jax_num_cpu_devices", 8)
-jax.config.update("jax_compilation_cache_dir", str(ROOT / ".cache" / "jax"))
+jax.config.update("jax_compilation_cache_dir", str(JAX_CACHE))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
@@ -23,17 +25,36 @@ def pytest_configure(config):
         config.addinivalue_line("filterwarnings", message)
 
 
+COMPILED_AT_COLLECTION = pytest.StashKey[int]()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection(session):
+    # tests/test_collection.py compares the number with zero.
+    with count_compilations() as programs:
+        result = yield
+    session.config.stash[COMPILED_AT_COLLECTION] = len(programs)
+    return result
+
+
+@pytest.fixture(scope="session")
+def compiled_at_collection(pytestconfig):
+    """The number of programs that JAX compiled while pytest imported the tests."""
+    return pytestconfig.stash[COMPILED_AT_COLLECTION]
+
+
 @pytest.fixture(scope="session")
 def trained_run(tmp_path_factory):
-    """The workdir of a real run of eight steps with checkpoints 4 and 8; not to be changed."""
+    """The workdir of a run of eight steps with checkpoints 4 and 8. Tests must not change it."""
     from support.command import main
 
-    folder = tmp_path_factory.mktemp("trained")
-    assert main(folder, "--config.steps=8") == 0
-    return folder / "run"
+    def train(folder):
+        assert main(folder, "--config.steps=8") == 0
+
+    return shared_folder(tmp_path_factory, "trained", train) / "run"
 
 
 @pytest.fixture
 def run_copy(trained_run, tmp_path):
-    """A copy of it that may be changed."""
+    """A copy of `trained_run` that a test may change."""
     return pathlib.Path(shutil.copytree(trained_run, tmp_path / "run"))

@@ -23,7 +23,7 @@ MODELS = {
     "tied": (Llama2, TIED),
     "gpt2": (GPT2, dataclasses.replace(tiny.GPT2, bias=True)),
 }
-TOKENS = jnp.asarray(np.random.default_rng(0).integers(0, 256, (3, 12)))
+TOKENS = np.random.default_rng(0).integers(0, 256, (3, 12), dtype=np.int32)
 
 
 @functools.cache

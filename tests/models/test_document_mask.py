@@ -21,8 +21,9 @@ from pqt_jax.training.optimizer import make_optimizer
 from pqt_jax.training.step import build_train_step
 from support import tiny
 
+pytestmark = pytest.mark.jax_version
+
 END = 200
-KEY = jax.random.key(7)
 GROUPED = dataclasses.replace(tiny.LLAMA2, num_heads=4, num_kv_heads=2)
 MODELS = {
     "llama2": (Llama2, tiny.LLAMA2),
@@ -36,6 +37,11 @@ TOKENS = np.random.default_rng(0).permutation(200)[: 5 * 17].reshape(5, 17)
 for row, sizes in zip(TOKENS, LENGTHS, strict=True):
     row[[at - 1 for at in np.cumsum(sizes) if at < 17]] = END
 TOKENS[3, 16] = END
+
+
+@functools.cache
+def noise_key():
+    return jax.random.key(7)
 
 
 @functools.cache
@@ -103,7 +109,7 @@ def test_logits_of_a_document_are_those_of_it_alone(name, sampled):
     What is masked adds exp(−∞) = 0 to a softmax, exactly.
     """
     rules = (Rule("h/.*/kernel"), Rule(".*embedding")) if sampled else ()
-    model, key = build(name, rules), KEY if sampled else None
+    model, key = build(name, rules), noise_key() if sampled else None
     read = jax.jit(lambda tokens, of=None: model(tokens, of, pqt_key=key))
     inputs, _, of, _ = document_mask.make_windows(jnp.asarray(TOKENS), END)
     packed, plain, own = (np.asarray(x) for x in (read(inputs, of), read(inputs), read(alone())))
@@ -157,7 +163,7 @@ def test_the_loss_is_the_mean_over_documents_tokens(name):
 
 
 def test_weights_are_a_mean_s():
-    logits = jax.random.normal(KEY, (2, 4, 8))
+    logits = jax.random.normal(noise_key(), (2, 4, 8))
     targets, weights = jnp.ones((2, 4), int), jnp.arange(8.0).reshape(2, 4)
     expected = np.average(token_losses(logits, targets), weights=weights)
     assert float(cross_entropy(logits, targets, weights)) == pytest.approx(expected, rel=1e-6)
@@ -189,13 +195,13 @@ def batch():
 def test_a_step_in_parts_is_the_step(name):
     """Windows 0 and 2 have fewer targets than 1 and 3: each target counts alike nevertheless."""
     _, state, step = setup(name)
-    after, expected = step(state, batch(), KEY)
+    after, expected = step(state, batch(), noise_key())
     for fields in (
         {"microbatches": 2},
         {"microbatches": 4, "loss_chunk": 4},
         {"loss_chunk": 2},
     ):
-        found, measured = setup(name, **fields)[2](setup(name, **fields)[1], batch(), KEY)
+        found, measured = setup(name, **fields)[2](setup(name, **fields)[1], batch(), noise_key())
         for metric, value in expected.items():
             assert float(measured[metric]) == pytest.approx(float(value), rel=2e-6), metric
         moments = lambda state: jax.tree.leaves(state.opt_state)  # noqa: E731
@@ -208,14 +214,14 @@ def test_a_step_in_parts_is_the_step(name):
 @pytest.mark.parametrize("chunk, microbatches", [(0, 1), (4, 2)])
 def test_windows_in_which_nothing_counts_are_no_nan(chunk, microbatches):
     _, state, step = setup(loss_chunk=chunk, microbatches=microbatches)
-    after, measured = step(state, np.full((4, 17), END, np.uint8), KEY)
+    after, measured = step(state, np.full((4, 17), END, np.uint8), noise_key())
     assert float(measured["loss"]) == 0 == float(measured["grad_norm"])
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(after.params))
     # And beside windows in which targets count they change nothing.
     half = batch()
     half[1::2] = END
-    found = float(step(state, half, KEY)[1]["loss"])
-    both = float(step(state, np.repeat(half[::2], 2, axis=0), KEY)[1]["loss"])
+    found = float(step(state, half, noise_key())[1]["loss"])
+    both = float(step(state, np.repeat(half[::2], 2, axis=0), noise_key())[1]["loss"])
     assert found == pytest.approx(both, rel=2e-6) and found > 1
 
 

@@ -19,6 +19,8 @@ from pqt_jax.transform.tree_paths import paths_and_leaves
 from support import tiny, transcription
 from support.paths import ROOT
 
+pytestmark = pytest.mark.jax_version
+
 MODELS = {"llama2": (Llama2, tiny.LLAMA2), "gpt2": (GPT2, tiny.GPT2)}
 FEW = [Rule("h/(attn/q|mlp/down)/kernel")]  # compiles sooner than all seven
 # Not ".*": it matches stacked norm scales, which are refused.

@@ -30,6 +30,8 @@ from pqt_jax.transform.tree_paths import paths_and_leaves
 from support import tiny
 from support.command import main
 
+pytestmark = pytest.mark.jax_version
+
 SLOW = pytest.mark.slow
 SIZES = [*(pytest.param(n, marks=SLOW) for n in [(8, 1, 1), (1, 8, 1), (1, 1, 2)]), (2, 2, 2)]
 # Every shard holds whole blocks: 256 / 8 = 32.

@@ -16,6 +16,8 @@ from pqt_jax.numerics.formats import FloatFormat
 from pqt_jax.transform.perturb import Spec, perturb
 from support import oracle
 
+pytestmark = pytest.mark.jax_version
+
 TYPED = [
     *(formats.BF16, formats.FP16, formats.E4M3, formats.E5M2, formats.E3M2, formats.E2M3),
     *(formats.E2M1, FloatFormat(4, 3, "ieee"), FloatFormat(3, 4, "ieee")),

@@ -19,6 +19,8 @@ from pqt_jax.numerics import blocks
 from pqt_jax.transform.perturb import Spec, perturb
 from support import oracle
 
+pytestmark = pytest.mark.jax_version
+
 COLLECTIVE = re.compile(
     r"\b(?:all-gather|all-reduce|all-to-all|collective-permute|collective-broadcast|reduce-scatter)"
     r"(?:-start)?\("

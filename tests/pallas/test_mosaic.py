@@ -8,6 +8,8 @@ import pytest
 from pqt_jax.pallas import launch
 from support import kernels
 
+pytestmark = pytest.mark.jax_version
+
 
 @pytest.mark.skipif(jax.__version_info__ < (0, 11), reason="the back-end needs jax 0.11")
 class TestMosaic(kernels.KernelTests):

@@ -26,6 +26,8 @@ from pqt_jax.training.state import init_state
 from pqt_jax.training.step import build_train_step
 from pqt_jax.transform.perturb import perturb
 
+pytestmark = pytest.mark.jax_version
+
 W, B_I = np.ones((32, 32), np.float32), np.ones((1, 1), np.float32)
 
 

@@ -15,7 +15,8 @@ import pytest
 from pqt_jax import train
 from pqt_jax.training.run import metrics
 from support import tiny
-from support.paths import ROOT
+from support.compilation import count_compilations
+from support.paths import JAX_CACHE, ROOT
 
 
 def start(*arguments, **variables):
@@ -24,7 +25,7 @@ def start(*arguments, **variables):
         **os.environ,
         **variables,
         "PYTHONPATH": str(ROOT / "tests"),
-        "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".cache" / "jax"),
+        "JAX_COMPILATION_CACHE_DIR": str(JAX_CACHE),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
     }
     pipe = subprocess.PIPE
@@ -91,18 +92,13 @@ def check_outputs(workdir, out, count):
 
 def refused(command, arguments, capsys):
     """The line of a command that refuses its arguments before anything is compiled."""
-    compiled = []
-    listen = lambda name, seconds, **_: compiled.append(name)  # noqa: E731
-    jax.monitoring.register_event_duration_secs_listener(listen)
     capsys.readouterr()
-    try:
+    with count_compilations() as programs:
         code = command([str(argument) for argument in arguments])
-    finally:
-        jax.monitoring.clear_event_listeners()
     out, err = capsys.readouterr()
     assert code == 2 and out == ""
     assert err.startswith("error: ") and err.count("\n") == 1 and len(err) < 2100
-    assert not [name for name in compiled if "backend_compile" in name]
+    assert not programs
     return err
 
 

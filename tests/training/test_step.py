@@ -30,6 +30,8 @@ from pqt_jax.transform.tree_paths import map_paths, paths_and_leaves
 from support import tiny
 from support.paths import GOLDEN
 
+pytestmark = pytest.mark.jax_version
+
 GOLDEN_STEP = GOLDEN / "train_step.json"
 KEY = jax.random.key(7)
 INSIDE = [name for name, method in METHODS.items() if method.make_sampler is None]

@@ -14,6 +14,9 @@ from pqt_jax.training import step_records
 from pqt_jax.training.run import metrics
 from support import tiny
 from support.command import end, main, start
+from support.compilation import count_compilations
+
+pytestmark = pytest.mark.jax_version
 
 
 @pytest.mark.slow
@@ -94,19 +97,14 @@ BAD = {
 @pytest.mark.parametrize("argument", BAD.values(), ids=BAD)
 def test_bad_input_is_one_line_and_compiles_nothing(tmp_path, monkeypatch, capsys, argument):
     monkeypatch.chdir(tmp_path)  # which holds nothing
-    compiled = []
-    listen = lambda name, seconds, **_: compiled.append(name)  # noqa: E731
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    try:
+    with count_compilations() as programs:
         code = main(tmp_path, argument)
-    finally:
-        jax.monitoring.clear_event_listeners()
     out, err = capsys.readouterr()
     assert code == 2 and out == ""
     assert err.startswith("error: ") and err.count("\n") == 1 and len(err) < 2100
     if "pattern" in argument:
         assert err.startswith("error: config.pqt.pattern=")
-    assert not [name for name in compiled if "backend_compile" in name]
+    assert not programs
     assert not (tmp_path / "run").exists()
 
 

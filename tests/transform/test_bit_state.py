@@ -17,6 +17,8 @@ from pqt_jax.transform import bit_state
 from pqt_jax.transform.tree_paths import paths_and_leaves
 from support import tiny
 
+pytestmark = pytest.mark.jax_version
+
 KEY = jax.random.key(7)
 
 

@@ -11,6 +11,8 @@ from flax import linen, nnx
 
 from pqt_jax.transform import flax_internals
 
+pytestmark = pytest.mark.jax_version
+
 
 def make_key():
     return jax.random.key(0)

@@ -10,6 +10,8 @@ from flax import linen as nn
 
 from pqt_jax import Rule, param_transform, pqt_transform
 
+pytestmark = pytest.mark.jax_version
+
 
 def make_key():
     return jax.random.key(5)

@@ -218,17 +218,25 @@ def test_summary_shows_numbers_too():
     assert "b     scalar" in table
 
 
+def make_two_keys():
+    return jax.random.split(jax.random.key(0), 2)
+
+
+def make_rbg_key():
+    return jax.random.key(0, impl="rbg")
+
+
 @pytest.mark.parametrize(
-    ("key", "message"),
+    ("make_key", "message"),
     [
-        (None, "key is None"),
-        (0, "key is of type int"),
-        (jax.random.split(jax.random.key(0), 2), "one threefry key"),
-        (jax.random.key(0, impl="rbg"), "threefry2x32"),
+        (lambda: None, "key is None"),
+        (lambda: 0, "key is of type int"),
+        (make_two_keys, "one threefry key"),
+        (make_rbg_key, "threefry2x32"),
     ],
 )
-def test_a_key_that_cannot_serve_is_refused(key, message):
-    transform, params = param_transform(RULES), make_params()
+def test_a_key_that_cannot_serve_is_refused(make_key, message):
+    transform, params, key = param_transform(RULES), make_params(), make_key()
     with pytest.raises(TypeError, match=message):
         transform.sample(params, transform.init(params), key)
 

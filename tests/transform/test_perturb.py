@@ -14,6 +14,8 @@ from pqt_jax.numerics.formats import FloatFormat
 from pqt_jax.transform.perturb import Spec, perturb
 from support import oracle
 
+pytestmark = pytest.mark.jax_version
+
 FORMATS = [
     *(formats.FP32, formats.BF16, formats.FP16, formats.E4M7, formats.E4M3, formats.E5M2),
     *(formats.E3M2, formats.E2M3, formats.E2M1, FloatFormat(8, 3)),

@@ -25,6 +25,8 @@ from pqt_jax.training.optimizer import make_optimizer
 from pqt_jax.training.run import checkpoint, digests, orbax_errors, workdir
 from support import tiny
 
+pytestmark = pytest.mark.jax_version
+
 TEXT = Text(np.arange(256, dtype=np.uint8), np.arange(64, dtype=np.uint8), "0123", "made up")
 
 

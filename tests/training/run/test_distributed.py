@@ -17,6 +17,8 @@ from pqt_jax.training.run import distributed, metrics
 from support import tiny
 from support.command import end, start, wait_for
 
+pytestmark = pytest.mark.jax_version
+
 SAID = re.compile("step|config|error|Traceback")  # beside what the transport between CPUs prints
 
 

@@ -14,6 +14,8 @@ from support import tiny
 from support.command import end, main, refused, start
 from support.paths import ROOT
 
+pytestmark = pytest.mark.jax_version
+
 
 @pytest.mark.parametrize("left, steps", [(100, [11, 16]), (12, [7, 12]), (4, [3, 5]), (1, [1, 2])])
 def test_a_trace_is_of_warm_steps_and_always_whole(tmp_path, monkeypatch, capsys, left, steps):

@@ -23,6 +23,8 @@ from pqt_jax.training.run import workdir as workdirs
 from support import tiny
 from support.command import check_outputs, end, main, saved_leaves, start, timeless, wait_for
 
+pytestmark = pytest.mark.jax_version
+
 
 @pytest.mark.slow  # five processes that train
 def test_interrupted_and_killed_runs_end_where_a_straight_run_does(tmp_path):

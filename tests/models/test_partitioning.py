@@ -36,7 +36,6 @@ SLOW = pytest.mark.slow
 SIZES = [*(pytest.param(n, marks=SLOW) for n in [(8, 1, 1), (1, 8, 1), (1, 1, 2)]), (2, 2, 2)]
 # Every shard holds whole blocks: 256 / 8 = 32.
 WIDE = {"d_model": 256, "num_heads": 8, "d_ff": 512, "vocab_size": 512}
-KEY = jax.random.key(5)
 ALL = "all"
 MODELS = {
     "llama2": (tiny.LLAMA2, ALL),
@@ -46,6 +45,10 @@ MODELS = {
         "h/(attn/q|mlp/down)/kernel",
     ),  # one is split along columns, one along rows
 }
+
+
+def noise_key():
+    return jax.random.key(5)
 
 
 def make(sizes):
@@ -74,7 +77,7 @@ def run(name, sizes):
         _, state, train_step = setup(model, pattern=pattern)
         found = []
         for i in range(3):
-            state, measured = train_step(state, partitioning.put_batch(batch(i), mesh), KEY)
+            state, measured = train_step(state, partitioning.put_batch(batch(i), mesh), noise_key())
             found.append([float(measured["loss"]), float(measured["grad_norm"])])
     return np.array(found), state
 
@@ -119,10 +122,12 @@ def test_weights_have_the_same_bits_on_every_mesh(sizes):
     bare = nnx.to_pure_dict(nnx.state(cls(model, rngs=nnx.Rngs(0))))
     transform = param_transform(rule)
     bits = transform.init(bare)
-    expected = jax.jit(transform.sample)(bare, bits, KEY)
+    expected = jax.jit(transform.sample)(bare, bits, noise_key())
     with partitioning.use_mesh(mesh):
         placed = jax.jit(partitioning.constrain_state)(bare)
-        found = jax.jit(transform.sample)(placed, jax.jit(partitioning.constrain_state)(bits), KEY)
+        found = jax.jit(transform.sample)(
+            placed, jax.jit(partitioning.constrain_state)(bits), noise_key()
+        )
     want = paths_and_leaves(expected)
     for path, leaf in paths_and_leaves(found).items():
         np.testing.assert_array_equal(leaf, want[path], err_msg=path)
@@ -136,7 +141,9 @@ def collectives(sizes, method):
         model = dataclasses.replace(tiny.LLAMA2, **WIDE, dtype="bfloat16")
         _, state, train_step = setup(model, method)
         text = (
-            train_step.lower(state, partitioning.put_batch(batch(), mesh), KEY).compile().as_text()
+            train_step.lower(state, partitioning.put_batch(batch(), mesh), noise_key())
+            .compile()
+            .as_text()
         )
     kinds = "all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter"
     found = re.findall(rf"= (\S+|\(.*?\)) ({kinds})(?:-start)?\(", text)
@@ -167,7 +174,7 @@ def test_microbatches_and_chunks_go_with_a_mesh():
     mesh = make((2, 2, 2))
     with partitioning.use_mesh(mesh):
         _, state, train_step = setup(tiny.LLAMA2, microbatches=2, loss_chunk=4)
-        _, measured = train_step(state, partitioning.put_batch(batch(), mesh), KEY)
+        _, measured = train_step(state, partitioning.put_batch(batch(), mesh), noise_key())
     assert float(measured["loss"]) == pytest.approx(run("llama2", (1, 1, 1))[0][0, 0], rel=2e-6)
 
 
@@ -180,7 +187,7 @@ def test_documents_are_apart_on_every_mesh(name):
         mesh = make(sizes)
         with partitioning.use_mesh(mesh):
             _, state, train_step = setup(model, end=3, microbatches=2, loss_chunk=4)
-            measured = train_step(state, partitioning.put_batch(batch(), mesh), KEY)[1]
+            measured = train_step(state, partitioning.put_batch(batch(), mesh), noise_key())[1]
             found.append([float(measured[x]) for x in ("loss", "grad_norm")])
     np.testing.assert_allclose(*found, rtol=2e-6)
     assert abs(found[0][0] - run(name, (1, 1, 1))[0][0, 0]) > 1e-3

@@ -88,7 +88,10 @@ def compile_for(arch: int, function: Callable[..., Any], operands: Sequence[Any]
         platform="cuda", topology_name="", target_config=config, topology="1x1x1"
     )
     placed = jax.sharding.SingleDeviceSharding(topology.devices[0])
-    place = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placed)  # noqa: E731
+
+    def place(x: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placed)
+
     operands = jax.tree.map(place, tuple(operands))
     abstract = AbstractDevice(device_kind=name, num_cores=None, platform="gpu")
     mesh = AbstractMesh((1,), ("x",), axis_types=(AxisType.Auto,), abstract_device=abstract)

@@ -129,12 +129,15 @@ def measure(arch: int, case: str, implementation: str, size: int, kept: Path) ->
         seen.add(entry[1])
     if seen != set(threads):  # else a figure would lack a part and not show it
         raise RuntimeError(f"{case}, {implementation}: {seen} compiled, {set(threads)} launched")
-    each = lambda n: None if loops else round(n / size**2, 2)  # noqa: E731
+
+    def per_element(n: int) -> float | None:
+        return None if loops else round(n / size**2, 2)
+
     return {
         "bytes": round(aot_counts.hlo_traffic(text) / size**2, 3),
-        "alu": each(counts["alu"]),
-        "fma": each(counts["fma"]),
-        "total": each(counts.total()),
+        "alu": per_element(counts["alu"]),
+        "fma": per_element(counts["fma"]),
+        "total": per_element(counts.total()),
         "registers": registers,
         "spills": spills,
     }
@@ -150,7 +153,7 @@ def measure_all(arch: int, size: int, kept: Path) -> None:
 
 
 def table(rows: list[dict[str, Any]], markdown: bool) -> str:
-    """The rows as text, with the targets beside the figures they are for."""
+    """The rows as text; each figure that has a target is followed by it."""
     heads = ("", "case", "", "B/element", "ALU", "FMA", "total", "registers", "spills")
     lines: list[tuple[str, ...]] = [heads]
     for row in rows:

@@ -23,10 +23,10 @@ import numpy as np
 from pqt_jax.models import partitioning
 from pqt_jax.models.llama2 import LLAMA2_1B, Llama2Config
 from pqt_jax.training import flops
-from pqt_jax.training import state as states
-from pqt_jax.training import step as steps
 from pqt_jax.training.config import schema
 from pqt_jax.training.optimizer import make_optimizer
+from pqt_jax.training.state import abstract_state
+from pqt_jax.training.step import build_train_step
 
 METHODS = ("bf16", "gaussws")
 LENGTH = 2048
@@ -42,14 +42,14 @@ def main() -> int:
     parser.add_argument("--sequences", type=int, default=4, metavar="N", help="on each device")
     parser.add_argument("--smoke", action="store_true", help="a tiny model on eight devices")
     parser.add_argument("--out", metavar="FILE", help="JSON")
-    given = parser.parse_args()
-    if given.smoke:
-        given.devices = [8]
-    jax.config.update("jax_num_cpu_devices", max(given.devices))
-    model, length = (TINY, 64) if given.smoke else (LLAMA2_1B, LENGTH)
+    options = parser.parse_args()
+    if options.smoke:
+        options.devices = [8]
+    jax.config.update("jax_num_cpu_devices", max(options.devices))
+    model, length = (TINY, 64) if options.smoke else (LLAMA2_1B, LENGTH)
     rows = [
-        measure(model, method, count, given.sequences, length)
-        for count in given.devices
+        measure(model, method, count, options.sequences, length)
+        for count in options.devices
         for method in METHODS
     ]
     for row in rows:
@@ -60,8 +60,8 @@ def main() -> int:
         "python": platform.python_version(),
         "rows": rows,
     }
-    if given.out:
-        with open(given.out, "w") as file:
+    if options.out:
+        with open(options.out, "w") as file:
             file.write(json.dumps(result, indent=2) + "\n")
     return 0
 
@@ -79,8 +79,8 @@ def measure(
     with partitioning.use_mesh(mesh):
         start = time.perf_counter()
         optimizer = make_optimizer(config)
-        graph, state = states.abstract_state(config, optimizer)
-        step = steps.build_train_step(config, graph, optimizer)
+        graph, state = abstract_state(config, optimizer)
+        step = build_train_step(config, graph, optimizer)
         batch = jax.ShapeDtypeStruct(
             (config.data.batch, length + 1), np.uint16, sharding=partitioning.batch_sharding(mesh)
         )

@@ -27,7 +27,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import gpt2_text_report as reports
+import gpt2_text_report
 import python_text
 
 from pqt_jax.interchange import files
@@ -54,29 +54,29 @@ def main() -> int:
     add("--markdown", type=Path, metavar="FILE", help="put the table into this file")
     add("--together", action="store_true", help="train all methods at once, with --steps")
     add("--smoke", action="store_true", help="a tiny model on 100 kB of text, on any device")
-    given = parser.parse_args()
-    if given.together and given.steps is None:
+    options = parser.parse_args()
+    if options.together and options.steps is None:
         parser.error("--together needs --steps: the rate of one method says nothing about three")
-    runs = given.runs.resolve()
+    runs = options.runs.resolve()
     runs.mkdir(parents=True, exist_ok=True)
-    request = {"smoke": given.smoke, "tokenizer": given.tokenizer, "batch": given.batch}
-    request |= {"attention": given.attention, "steps": given.steps, "minutes": given.minutes}
-    request |= {"together": given.together}
+    request = {"smoke": options.smoke, "tokenizer": options.tokenizer, "batch": options.batch}
+    request |= {"attention": options.attention, "steps": options.steps, "minutes": options.minutes}
+    request |= {"together": options.together}
     if once(runs / "request.json", lambda: request) != request:
-        parser.error(f"--runs={given.runs} was begun with other options; give them, or another DIR")
-    study = Study(runs, given)
+        parser.error(f"--runs={options.runs} began with other options; give those, or another DIR")
+    study = Study(runs, options)
     record = study.run()
-    text = json.dumps(record, indent=1).replace(str(given.runs), "DIR")
+    text = json.dumps(record, indent=1).replace(str(options.runs), "DIR")
     (runs / "results.json").write_text(text.replace(str(runs), "DIR") + "\n")
-    table = reports.markdown(record)
+    table = gpt2_text_report.markdown(record)
     print(f"\n{table}")
-    if given.markdown:
-        reports.insert(given.markdown, table)
+    if options.markdown:
+        gpt2_text_report.insert(options.markdown, table)
     return 0
 
 
 def once(path: Path, make: Any) -> Any:
-    """What a JSON file holds, made first if it is not there."""
+    """The content of a JSON file, which is made first if it does not exist."""
     if not path.exists():
         files.write(path, json.dumps(make(), indent=1) + "\n")
     return json.loads(path.read_text())
@@ -87,26 +87,26 @@ class Study:
 
     Args:
       runs: the folder, absolute.
-      given: the command line.
+      options: the command line.
     """
 
-    def __init__(self, runs: Path, given: argparse.Namespace):
-        self.runs, self.given = runs, given
+    def __init__(self, runs: Path, options: argparse.Namespace):
+        self.runs, self.options = runs, options
         self.commands: list[str] = []
 
     def run(self) -> dict[str, Any]:
-        """All of it: the record."""
+        """Run all steps, and return the record."""
         text = once(self.runs / "text.json", self._text)
-        share = "0.3" if self.given.smoke else "0.01"
+        share = "0.3" if self.options.smoke else "0.01"
         self._command(
             self.runs / "tokens/index.json",
-            *("-m", "pqt_jax.data.prepare", "--tokenizer", self.given.tokenizer),
+            *("-m", "pqt_jax.data.prepare", "--tokenizer", self.options.tokenizer),
             *("--input", str(self.runs / "text.jsonl"), "--out", str(self.runs / "tokens")),
             *("--validation", share),
         )
         plan = once(self.runs / "plan.json", self._plan)
         training = [self._training(self.runs / method, method, plan["steps"]) for method in METHODS]
-        for some in [training] if self.given.together else [[one] for one in training]:
+        for some in [training] if self.options.together else [[one] for one in training]:
             self._commands(some)
         memory = self.runs / "memory.json"
         scoring: list[tuple[Path, tuple[str, ...]]] = []
@@ -118,46 +118,46 @@ class Study:
         what = ("benchmarks/step_memory.py", f"--out={memory}")
         scoring.append((memory, (*what, *self._arguments("bf16", plan["steps"]))))
         self._commands(scoring)
-        methods = {method: reports.read_run(self.runs / method) for method in METHODS}
-        reports.check_paired(methods, plan["steps"])
-        found = json.loads(memory.read_text())
+        methods = {method: gpt2_text_report.read_run(self.runs / method) for method in METHODS}
+        gpt2_text_report.check_paired(methods, plan["steps"])
+        measured = json.loads(memory.read_text())
         for method in METHODS:
-            methods[method]["memory"] = found["methods"].pop(method)
+            methods[method]["memory"] = measured["methods"].pop(method)
         about = {"command": "python " + " ".join(sys.argv), "commands": self.commands}
-        about |= {"smoke": self.given.smoke, "together": self.given.together, "text": text}
-        return about | found | plan | {"runs": methods}
+        about |= {"smoke": self.options.smoke, "together": self.options.together, "text": text}
+        return about | measured | plan | {"runs": methods}
 
     def _text(self) -> dict[str, Any]:
-        limit = 100_000 if self.given.smoke else None
-        found = python_text.write(self.runs / "text.jsonl", limit)
-        if limit is None and found["bytes"] < LEAST:
+        limit = 100_000 if self.options.smoke else None
+        corpus = python_text.write(self.runs / "text.jsonl", limit)
+        if limit is None and corpus["bytes"] < LEAST:
             raise SystemExit(
-                f"the Python sources at hand are {found['bytes']:,} bytes, and {LEAST:,} are "
+                f"the Python sources at hand are {corpus['bytes']:,} bytes, and {LEAST:,} are "
                 "needed; install more packages"
             )
-        return found
+        return corpus
 
     def _plan(self) -> dict[str, Any]:
         """Steps of every method, and the rate of bf16 that they come from."""
-        if self.given.steps is not None:
-            return {"steps": self.given.steps, "rate": None}
+        if self.options.steps is not None:
+            return {"steps": self.options.steps, "rate": None}
         workdir = self.runs / "rate"
         self._commands([self._training(workdir, "bf16", RATE_STEPS)])
         records = [r for r in metrics.read(workdir / "metrics.jsonl") if "loss" in r]
         rate = statistics.median(record["tokens_per_s"] for record in records[len(records) // 3 :])
-        minutes = self.given.minutes or (0.005 if self.given.smoke else 10)
+        minutes = self.options.minutes or (0.005 if self.options.smoke else 10)
         steps = round(minutes * 60 * rate * records[-1]["step"] / records[-1]["tokens"])
         return {"steps": max(steps, 20), "rate": rate}
 
     def _arguments(self, method: str, steps: int) -> list[str]:
-        """The trainer's, without its workdir."""
+        """The trainer's arguments, except its workdir."""
         fields: dict[str, Any] = {"method": method, "steps": steps}
-        fields |= {"data.tokens": self.runs / "tokens", "data.batch": self.given.batch}
-        fields |= {"mesh.data": 1, "model.attention": self.given.attention}
+        fields |= {"data.tokens": self.runs / "tokens", "data.batch": self.options.batch}
+        fields |= {"mesh.data": 1, "model.attention": self.options.attention}
         fields |= {"optimizer.warmup_steps": steps // 20, "log.every": max(1, min(steps // 10, 25))}
         fields |= {"log.validate_every": max(1, steps // 5), "log.validation_batches": 8}
         fields |= {"log.checkpoint_every": max(500, steps // 4), "log.keep": 1}
-        if self.given.smoke:
+        if self.options.smoke:
             fields |= {f"model.{name}": value for name, value in SMOKE.items()}
             fields |= {"model.attention": "xla", "data.length": 64, "data.batch": 4}
             fields |= {"data.loss_chunk": 0}
@@ -165,18 +165,18 @@ class Study:
         return command + [f"--config.{name}={value}" for name, value in fields.items()]
 
     def _training(self, workdir: Path, method: str, steps: int) -> tuple[Path, tuple[str, ...]]:
-        """What a run leaves at its end, and the arguments of Python that make it."""
+        """The file that a run writes at its end, and the arguments of Python that run it."""
         command = ("-m", "pqt_jax.train", f"--workdir={workdir}")
         return workdir / "summary.json", (*command, *self._arguments(method, steps))
 
     def _command(self, product: Path, *arguments: str) -> None:
-        """Run Python on arguments, unless what it makes is there."""
+        """Run Python on the arguments, unless the product exists."""
         self._commands([(product, arguments)])
 
     def _commands(self, several: Sequence[tuple[Path, tuple[str, ...]]]) -> None:
-        """Run Python on the arguments of each whose product is not there, all at once."""
+        """Run Python on each set of arguments whose product does not exist, all at once."""
         environment = dict(os.environ)
-        if len(several) > 1:  # nobody takes the whole of the GPU's memory
+        if len(several) > 1:  # no process reserves the whole memory of the GPU
             environment["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
         running = []
         for product, arguments in several:

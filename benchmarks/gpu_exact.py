@@ -93,8 +93,8 @@ def _cases(check: tuple[bool, str, Spec, Any]) -> dict[str, str]:
 
 def _title(spec: Spec) -> str:
     default = Spec()
-    given = dataclasses.asdict(spec).items()
-    other = [f"{k}={v}" for k, v in given if k != "dtype" and v != getattr(default, k)]
+    fields = dataclasses.asdict(spec).items()
+    other = [f"{k}={v}" for k, v in fields if k != "dtype" and v != getattr(default, k)]
     return " ".join([str(spec.dtype), *other])
 
 

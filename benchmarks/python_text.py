@@ -52,9 +52,9 @@ def write(out: Path, limit: int | None = None) -> dict[str, Any]:
 
 def _sources() -> list[Path]:
     """Every *.py file once, by its path below its folder; the standard library comes first."""
-    found: dict[Path, None] = {}
+    paths: dict[Path, None] = {}
     for name in ("stdlib", "purelib", "platlib"):
         root = Path(sysconfig.get_path(name))
         below = sorted(p.relative_to(root).as_posix() for p in root.rglob("*.py") if p.is_file())
-        found.update(dict.fromkeys((root / path).resolve() for path in below))
-    return list(found)
+        paths.update(dict.fromkeys((root / path).resolve() for path in below))
+    return list(paths)

@@ -124,23 +124,23 @@ def measure(workdir: Path) -> dict[str, float]:
 
 def report(runs: Path, out: Path | None) -> None:
     """The table, and the figures as JSON."""
-    found: dict[str, dict[int, dict[str, float]]] = {}
+    losses: dict[str, dict[int, dict[str, float]]] = {}
     for method, target in CELLS:
         label = "bf16" if method == "bf16" else f"{method} {target}"
         paths = runs.glob(f"{name_of(method, target, 0)[:-1]}*/{FILE}")
         cells = {int(p.parent.name.rpartition("-")[2]): json.loads(p.read_text()) for p in paths}
-        found[label] = dict(sorted(cells.items()))
-    content: dict[str, Any] = {"losses": found, "gaps": {}, "differences": {}}
-    ways = list(dict.fromkeys(w for c in found.values() for v in c.values() for w in v))
+        losses[label] = dict(sorted(cells.items()))
+    content: dict[str, Any] = {"losses": losses, "gaps": {}, "differences": {}}
+    ways = list(dict.fromkeys(w for c in losses.values() for v in c.values() for w in v))
     ways = [way for way in ways if way not in ("master", "mean_bits")]
     for title, base in (("gaps", None), ("differences", "bf16")):
         print(f"\n{title}, nats per byte{', minus that of bf16-trained weights' if base else ''}")
         widths = [12, *(-22 for _ in ["master", *ways])]
         print(format_row(["", "master", *ways], widths))
-        for label, cells in found.items():
+        for label, cells in losses.items():
             row = {}
             for way in ["master", *ways]:
-                values = [_gap(cells, found.get(base or "", {}), way, s, base) for s in cells]
+                values = [_gap(cells, losses.get(base or "", {}), way, s, base) for s in cells]
                 row[way] = _interval([v for v in values if v is not None])
             content[title][label] = row
             print(format_row([label, *(_shown(row[way]) for way in row)], widths))
@@ -150,11 +150,14 @@ def report(runs: Path, out: Path | None) -> None:
 
 def _gap(cells: Any, others: Any, way: str, seed: int, base: str | None) -> float | None:
     """Quantized − master (of the masters: the loss), minus the same of the base if there is one."""
-    own, other = cells[seed], others.get(seed)
-    if way not in own or (base and (other is None or way not in other)):
+    losses, other = cells[seed], others.get(seed)
+    if way not in losses or (base and (other is None or way not in other)):
         return None
-    value = lambda c: c[way] - (c["master"] if way != "master" else 0.0)  # noqa: E731
-    return value(own) - (value(other) if base else 0.0)
+
+    def gap(losses: Any) -> float:
+        return losses[way] - (losses["master"] if way != "master" else 0.0)
+
+    return gap(losses) - (gap(other) if base else 0.0)
 
 
 def _interval(values: list[float]) -> list[float] | None:
@@ -179,15 +182,15 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=8)
     parser.add_argument("--cell", nargs=3)
     parser.add_argument("--out", type=Path)
-    given = parser.parse_args()
-    runs = given.runs.resolve()
-    if given.action == "train":
-        train_all(runs, given.jobs, given.steps, given.seeds)
-    elif given.action == "one":
-        method, target, seed = given.cell
-        train_one(runs, method, int(target), int(seed), given.steps)
+    options = parser.parse_args()
+    runs = options.runs.resolve()
+    if options.action == "train":
+        train_all(runs, options.jobs, options.steps, options.seeds)
+    elif options.action == "one":
+        method, target, seed = options.cell
+        train_one(runs, method, int(target), int(seed), options.steps)
     else:
-        report(runs, given.out)
+        report(runs, options.out)
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ def main() -> int:
     """Compile, and write what the compiler says."""
     parser = argparse.ArgumentParser(description="Memory of the compiled training step.")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="JSON")
-    given, rest = parser.parse_known_args()
+    options, rest = parser.parse_known_args()
     config = command_line.parse(rest).config
     batch = jax.ShapeDtypeStruct((config.data.batch, config.data.length + 1), np.uint16)
     methods = {}
@@ -43,7 +43,7 @@ def main() -> int:
     some = jax.ShapeDtypeStruct((config.log.validation_batches, *batch.shape), batch.dtype)
     loss = mean_loss(graph, None, step_split(config)).lower(state.params, some).compile()
     record = {**gpu.versions(), "methods": methods, "validation": gpu_train.memory(loss)}
-    given.out.write_text(json.dumps(record, indent=1) + "\n")
+    options.out.write_text(json.dumps(record, indent=1) + "\n")
     return 0
 
 

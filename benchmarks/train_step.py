@@ -42,16 +42,16 @@ def main() -> int:
     parser.add_argument("--memory", action="store_true", help="no time; every dtype, remat or not")
     parser.add_argument("--smoke", action="store_true", help="a tiny model, two rounds")
     parser.add_argument("--out", metavar="FILE", help="JSON")
-    given = parser.parse_args()
-    if jax.devices()[0].platform != given.device:
-        parser.error(f"--device={given.device}, and the default device is {jax.devices()[0]}")
-    if given.device == "gpu":
-        models = gpu_train.run(given.smoke)
+    options = parser.parse_args()
+    if jax.devices()[0].platform != options.device:
+        parser.error(f"--device={options.device}, and the default device is {jax.devices()[0]}")
+    if options.device == "gpu":
+        models = gpu_train.run(options.smoke)
     else:
-        model, batch, length = (TINY, 2, 32) if given.smoke else (MODEL, 16, 512)
-        rounds = 2 if given.smoke else given.rounds
+        model, batch, length = (TINY, 2, 32) if options.smoke else (MODEL, 16, 512)
+        rounds = 2 if options.smoke else options.rounds
         case = gpu_train.Case(model, batch, length, rounds, steps=1)
-        if given.memory:
+        if options.memory:
             models = {"llama": memory(model, batch, length)}
         else:
             models = {"llama": gpu_train.measure("llama", case)}
@@ -63,8 +63,8 @@ def main() -> int:
         "cores": os.cpu_count(),
         "models": models,
     }
-    if given.out:
-        with open(given.out, "w") as file:
+    if options.out:
+        with open(options.out, "w") as file:
             file.write(json.dumps(result, indent=2) + "\n")
     return 0
 

@@ -13,7 +13,6 @@ Exit codes: `errors.EXIT_CODES`.
 """
 
 import collections
-import concurrent.futures as futures
 import contextlib
 import hashlib
 import json
@@ -23,6 +22,7 @@ import shutil
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
+from concurrent import futures
 from pathlib import Path
 from typing import Any, NamedTuple
 

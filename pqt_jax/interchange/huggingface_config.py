@@ -210,11 +210,18 @@ def _rope_theta(content: dict[str, Any], path: Path) -> float:
 
 def _checks(ours: str) -> tuple[Any, str]:
     if ours == "tie_embeddings":
-        return lambda v: isinstance(v, bool), "true or false"
+        return _is_bool, "true or false"
     if ours == "norm_eps":
         return _is_positive, "a finite number above 0"
-    whole = lambda v: isinstance(v, int) and not isinstance(v, bool) and 0 < v < 2**31  # noqa: E731
-    return whole, "a whole number above 0 and below 2^31"
+    return _is_count, "a whole number above 0 and below 2^31"
+
+
+def _is_bool(value: Any) -> bool:
+    return isinstance(value, bool)
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 < value < 2**31
 
 
 def _is_positive(value: Any) -> bool:
@@ -223,8 +230,8 @@ def _is_positive(value: Any) -> bool:
 
 
 def _wrong(path: Path, name: str, value: Any, wanted: str) -> InputError:
-    found = f"{name} is missing" if value is _MISSING else f"{name}={shorten(repr(value), 200)}"
-    return InputError(f"{path}: {found}; it must be {wanted}")
+    stated = f"{name} is missing" if value is _MISSING else f"{name}={shorten(repr(value), 200)}"
+    return InputError(f"{path}: {stated}; it must be {wanted}")
 
 
 TABLES = {  # by `ModelSpec.name`

@@ -30,11 +30,11 @@ from pqt_jax.lab.simulate import simulate
 from pqt_jax.lab.sweep_arms import Arm, RateAndSeed
 from pqt_jax.lab.sweep_config import SweepOptions
 from pqt_jax.training import methods
-from pqt_jax.training import state as states
-from pqt_jax.training import step as steps
 from pqt_jax.training.config.schema import RunConfig
 from pqt_jax.training.optimizer import make_optimizer
 from pqt_jax.training.run import metrics
+from pqt_jax.training.state import TrainState
+from pqt_jax.training.step import build_train_step
 from pqt_jax.transform.tree_paths import BITS, map_paths
 
 Train = Callable[[Sequence[RateAndSeed], Callable[[], None]], list[metrics.Record]]
@@ -159,10 +159,10 @@ def _begin_and_step(
 ) -> tuple[Callable[..., Any], Callable[..., Any]]:
     """Two functions: `(rates, seeds) -> (states, keys)`, and the step of all runs."""
     optimizer = scale_updates(make_optimizer(config))
-    step: Any = steps.build_train_step(config, graph, optimizer)
+    step: Any = build_train_step(config, graph, optimizer)
     initialize = jax.jit(jax.vmap(_initializer(config, optimizer)))
 
-    def begin(rates: np.ndarray, seeds: np.ndarray) -> tuple[states.TrainState, jax.Array]:
+    def begin(rates: np.ndarray, seeds: np.ndarray) -> tuple[TrainState, jax.Array]:
         factors = jnp.asarray(rates / config.optimizer.learning_rate, jnp.float32)
         return initialize(jnp.asarray(seeds), factors), jax.vmap(jax.random.key)(jnp.asarray(seeds))
 
@@ -189,13 +189,13 @@ def _held_out_batches(config: RunConfig, text: Text) -> Any:
 
 def _initializer(
     config: RunConfig, optimizer: optax.GradientTransformation
-) -> Callable[[Any, Any], states.TrainState]:
+) -> Callable[[Any, Any], TrainState]:
     """A function (seed, factor) → the state before the first step, as in a training run."""
 
     def init(seed, factor):
         params = nnx.state(methods.make_model(config, nnx.Rngs(jax.random.key(seed))))
         zero = jnp.zeros((), jnp.int32)
         opt_state: Any = optimizer.init(params)
-        return states.TrainState(params, opt_state._replace(factor=factor), zero, zero, zero)
+        return TrainState(params, opt_state._replace(factor=factor), zero, zero, zero)
 
     return init

@@ -28,7 +28,14 @@ from pqt_jax.training import state
 from pqt_jax.training.config import command_line, field_table, saved_config, validation
 from pqt_jax.training.config.schema import DataConfig
 from pqt_jax.training.run import signals
-from pqt_jax.training.run import workdir as workdirs
+from pqt_jax.training.run.workdir import (
+    SWEEP,
+    Meta,
+    changed_versions,
+    claim,
+    make_metadata,
+    read_metadata,
+)
 
 EXIT_CODES = errors.EXIT_CODES | {143: "ended by SIGTERM; written rows are kept"}
 
@@ -73,7 +80,7 @@ def _run(arguments: Sequence[str]) -> None:
     for arm in sweep.arms:
         _check_arm(arm, sweep.arms[0].config.data, text)
     metadata = _describe(sweep, text)
-    lock = workdirs.claim(workdir, metadata, alone=False)
+    lock = claim(workdir, metadata, alone=False)
     try:
         _check_same_sweep(workdir, metadata)
         # The files of rows are written whole, so the process may end at any moment.
@@ -124,24 +131,24 @@ def _check_arm(arm: Arm, shared_data: DataConfig, text: source.Text) -> None:
         raise InputError(f"config.sweep.arms[{arm.name!r}]: {error}") from None
 
 
-def _describe(sweep: Sweep, text: source.Text) -> workdirs.Meta:
+def _describe(sweep: Sweep, text: source.Text) -> Meta:
     """The content of the sweep's `run.json`."""
-    metadata = workdirs.make_metadata(sweep.arms[0].config, text)
+    metadata = make_metadata(sweep.arms[0].config, text)
     return {**metadata, "config": json.loads(saved_config.as_json(sweep.full_config))}
 
 
-def _check_same_sweep(workdir: Path, metadata: workdirs.Meta) -> None:
+def _check_same_sweep(workdir: Path, metadata: Meta) -> None:
     """Raise InputError if the workdir belongs to a sweep with another value of any field.
 
     Unlike a training run, a sweep allows no field to change. Other versions of packages are only
     reported.
     """
-    old = workdirs.read_metadata(workdir, whose=workdirs.SWEEP)
+    old = read_metadata(workdir, whose=SWEEP)
     if different := saved_config.differences(old["config"], metadata["config"], may=()):
         raise InputError(
             f"--workdir={workdir} belongs to another sweep: {different[0]}; give another --workdir"
         )
-    if changed := workdirs.changed_versions(old, metadata):
+    if changed := changed_versions(old, metadata):
         print_line(f"the rest is trained under {changed}, so runs may differ in the last digits")
 
 

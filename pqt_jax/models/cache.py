@@ -33,7 +33,7 @@ class Cache(NamedTuple):
     length: jax.Array
 
 
-def init(config: Any, batch: int, capacity: int | None) -> Cache:
+def empty_cache(config: Any, batch: int, capacity: int | None) -> Cache:
     """An empty cache.
 
     Args:
@@ -71,7 +71,7 @@ def check_room(tokens: jax.Array, cache: Cache) -> None:
         )
 
 
-def scan(blocks: Any, x: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
+def scan_with_cache(blocks: Any, x: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
     """Decode with stacked blocks, one after the other; each has its own slice of the cache.
 
     Args:

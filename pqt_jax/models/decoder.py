@@ -14,9 +14,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
-from pqt_jax.models import cache as caches
 from pqt_jax.models import layers, partitioning
-from pqt_jax.models.cache import Cache
+from pqt_jax.models.cache import Cache, check_room, empty_cache, scan_with_cache, spoil_overflow
 from pqt_jax.models.document_mask import positions
 from pqt_jax.transform.model import pqt_transform
 from pqt_jax.transform.rules import Rule, first_match, resolve
@@ -101,7 +100,7 @@ class LanguageModel(nnx.Module):
 
     def init_cache(self, batch: int, capacity: int | None = None) -> Cache:
         """An empty cache for `decode`; capacity in tokens, None for `max_length`."""
-        return caches.init(self.config, batch, capacity)
+        return empty_cache(self.config, batch, capacity)
 
     def decode(self, tokens: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
         """Logits of the bare model for tokens that follow those in a cache.
@@ -117,10 +116,10 @@ class LanguageModel(nnx.Module):
         Raises:
           ValueError: if they do not fit.
         """
-        caches.check_room(tokens, cache)
+        check_room(tokens, cache)
         x = self.embedded(tokens, cache.length + jnp.arange(tokens.shape[1]))
-        x, cache = caches.scan(self.h, x, cache)
-        return caches.spoil_overflow(self.logits(x), cache), cache
+        x, cache = scan_with_cache(self.h, x, cache)
+        return spoil_overflow(self.logits(x), cache), cache
 
 
 def scan_blocks(

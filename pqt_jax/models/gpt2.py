@@ -144,9 +144,12 @@ class GPT2(LanguageModel):
         self.embed = decoder.wrap_part(embed, rules, "embed")
         pos = layers.Embed(config.max_length, d, init, config, rngs=rngs)
         self.pos = decoder.wrap_part(pos, rules, "pos")
-        own = resolved(config)
-        make = lambda _, rngs: Block(own, rngs=rngs)  # noqa: E731
-        self.h = decoder.stack_blocks(make, config.num_layers, rules, rngs)
+        block_config = resolved(config)
+
+        def make_block(_, rngs):
+            return Block(block_config, rngs=rngs)
+
+        self.h = decoder.stack_blocks(make_block, config.num_layers, rules, rngs)
         self.norm = norm(config, rngs)
         if not config.tie_embeddings:
             head = layers.Head(d, vocab, init, config, rngs=rngs)
@@ -157,6 +160,6 @@ class GPT2(LanguageModel):
     def embedded(
         self, tokens: jax.Array, at: jax.Array, *, pqt_key: jax.Array | None = None
     ) -> jax.Array:
-        """Those of the tokens and of their positions."""
+        """The embeddings of the tokens plus those of their positions, [batch, T, d_model]."""
         x = decoder.call_part(self.embed, tokens, key=pqt_key)
         return x + decoder.call_part(self.pos, at, key=pqt_key)

@@ -155,9 +155,12 @@ class Llama2(LanguageModel):
         d, vocab = config.d_model, config.vocab_size
         embed = layers.Embed(vocab, d, layers.normal(1.0), config, rngs=rngs)
         self.embed = decoder.wrap_part(embed, rules, "embed")
-        own = resolved(config)
-        make = lambda index, rngs: Block(own, index, rngs=rngs)  # noqa: E731
-        self.h = decoder.stack_blocks(make, config.num_layers, rules, rngs)
+        block_config = resolved(config)
+
+        def make_block(index, rngs):
+            return Block(block_config, index, rngs=rngs)
+
+        self.h = decoder.stack_blocks(make_block, config.num_layers, rules, rngs)
         self.norm = norm(config, rngs)
         if not config.tie_embeddings:
             head = layers.Head(d, vocab, layers.truncated_normal(d**-0.5, 3.0), config, rngs=rngs)

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright 2026 The pqt_jax Authors
-"""Which part of what is on which device.
+"""The device mesh, and how parameters, batches and activations are sharded over it.
 
-    axis of the mesh    splits
-    data                the batch
-    fsdp                the batch, and every matrix along the axis that tensor leaves
-    tensor              heads, hidden units and the vocabulary
+    mesh axis   shards
+    data        the batch
+    fsdp        the batch, and one axis of every matrix: the one that `tensor` does not shard
+    tensor      heads, hidden units and the vocabulary
 
-Moments and bit-widths lie as the weights do that they belong to, and ŵ as its weight; so sampling
-adds no communication. What an axis does not divide is whole on every device of it.
+ŵ, the bit-widths and the optimizer's moments are sharded as their weight is, so sampling adds no
+communication. An array axis that a mesh axis does not divide is replicated along that mesh axis.
 """
 
 import bisect
@@ -29,7 +29,7 @@ from pqt_jax.transform.tree_paths import map_paths
 
 AXES = ("data", "fsdp", "tensor")
 BATCH = ("data", "fsdp")
-# The end of a parameter's path → its last two axes.
+# The end of a parameter's path → the mesh axes of the parameter's last two axes.
 _MATRICES = {
     r"attn/[qkv]/kernel|mlp/(gate|up)/kernel": ("fsdp", "tensor"),
     r"attn/out/kernel|mlp/down/kernel": ("tensor", "fsdp"),
@@ -40,16 +40,17 @@ _MATRICES = {
 
 
 def make_mesh(data: int = 0, fsdp: int = 1, tensor: int = 1) -> Mesh | None:
-    """The mesh of a config.
+    """The device mesh of a run.
 
     Args:
-      data, fsdp, tensor: devices along each axis; data=0 for all that the others leave.
+      data, fsdp, tensor: number of devices along each mesh axis. With data=0, `data` takes all
+        devices that the other two leave.
 
     Returns:
-      A mesh with Auto axes; None for one device alone.
+      A mesh with Auto axes, or None for a single device.
 
     Raises:
-      InputError: if there are not so many devices.
+      InputError: if the devices do not make up such a mesh.
     """
     devices = jax.devices()
     shape = (data or len(devices) // (fsdp * tensor), fsdp, tensor)
@@ -67,7 +68,7 @@ def make_mesh(data: int = 0, fsdp: int = 1, tensor: int = 1) -> Mesh | None:
 
 
 def partition_spec(path: str, shape: tuple[int, ...], mesh: Any) -> P:
-    """How a parameter, a moment or the bits of one are split.
+    """The sharding of a parameter, of its bit-widths or of a moment of it.
 
     Example:
       >>> mesh = jax.sharding.AbstractMesh((1, 4, 2), AXES)
@@ -75,9 +76,12 @@ def partition_spec(path: str, shape: tuple[int, ...], mesh: Any) -> P:
       (None, 'fsdp', 'tensor')
 
     Args:
-      path: ends as a parameter's does.
-      shape: of the array.
-      mesh: with `AXES`.
+      path: a path that ends with the parameter's.
+      shape: the array's shape.
+      mesh: a mesh with the axes `AXES`.
+
+    Returns:
+      One mesh axis or None for each array axis; empty for an array that is replicated.
     """
     path = re.sub(r"pqt_bits/", "", path)
     for pattern, axes in _MATRICES.items():
@@ -91,86 +95,117 @@ def partition_spec(path: str, shape: tuple[int, ...], mesh: Any) -> P:
 
 
 def use_mesh(mesh: Mesh | None) -> contextlib.AbstractContextManager[Any]:
-    """A context in which `held` and `on_batch` place arrays on the mesh; None: they do nothing."""
+    """A context that makes a mesh the active one; with None it does nothing.
+
+    The `constrain_*` functions, `add_shardings` and `gather_rows` shard over the active mesh.
+    """
     return contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh)
 
 
 def constrain_state(tree: Any) -> Any:
-    """A state under jit, every array of it split by its path, where such a mesh is entered."""
-    if (mesh := _mesh()) is None:
+    """Constrain every array of a training state, under jit, to the sharding of its path.
+
+    Args:
+      tree: pytree of arrays.
+
+    Returns:
+      The same pytree; unchanged if no mesh is active.
+    """
+    if (mesh := _active_mesh()) is None:
         return tree
-    place = lambda path, x: lax.with_sharding_constraint(x, partition_spec(path, x.shape, mesh))  # noqa: E731
-    return map_paths(place, tree)
+
+    def constrain(path, x):
+        return lax.with_sharding_constraint(x, partition_spec(path, x.shape, mesh))
+
+    return map_paths(constrain, tree)
 
 
 def add_shardings(shapes: Any) -> Any:
-    """`ShapeDtypeStruct`s of a state with the shardings that `held` gives, on the entered mesh."""
-    if _mesh() is None:
+    """Add to the shapes of a training state the shardings that `constrain_state` gives it.
+
+    Args:
+      shapes: pytree of `jax.ShapeDtypeStruct`.
+
+    Returns:
+      The same pytree; unchanged if no mesh is active.
+    """
+    if _active_mesh() is None:
         return shapes
     mesh = jax.sharding.get_mesh()
-    place = lambda path, x: jax.ShapeDtypeStruct(  # noqa: E731
-        x.shape, x.dtype, sharding=NamedSharding(mesh, partition_spec(path, x.shape, mesh))
-    )
-    return map_paths(place, shapes)
+
+    def add(path, x):
+        sharding = NamedSharding(mesh, partition_spec(path, x.shape, mesh))
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+
+    return map_paths(add, shapes)
 
 
 def constrain_activations(x: jax.Array) -> jax.Array:
-    """Activations [batch, …] split by the batch alone, where such a mesh is entered.
+    """Constrain activations [batch, …] to be sharded along the batch only.
 
-    Else XLA may move activations to where the weights are, which are the smaller.
+    Without the constraint XLA may move the activations to the weights, which are smaller. Returns x
+    unchanged if no mesh is active, or if the mesh does not divide the batch.
     """
-    mesh = _mesh()
+    mesh = _active_mesh()
     if mesh is None or x.shape[0] % math.prod(mesh.shape[name] for name in BATCH):
         return x
     return lax.with_sharding_constraint(x, P(BATCH, *[None] * (x.ndim - 1)))
 
 
 def gather_rows(table: jax.Array) -> jax.Array:
-    """A table of vectors [tokens, width] with whole vectors on every device, to look up in.
+    """Gather a table of vectors [tokens, width] along its width, before vectors are looked up in it.
 
-    Each device then looks up its own part of the batch. From rows in parts XLA would make the
-    vectors of the whole batch, and move those.
+    Each device then looks up the vectors of its share of the batch. In a table that is sharded
+    along its width XLA would look up the vectors of the whole batch, and move those.
     """
-    if (mesh := _mesh()) is None:
+    if (mesh := _active_mesh()) is None:
         return table
     rows = "tensor" if table.shape[0] % mesh.shape["tensor"] == 0 else None
     return lax.with_sharding_constraint(table, P(rows, None))
 
 
 def local_rows(mesh: Mesh | None, batch: int) -> Sequence[int]:
-    """Which sequences of a batch the devices of this process hold, in order."""
+    """The sequences of a batch that are on devices of this process: their indices, ascending."""
     if mesh is None:
         return range(batch)
-    held = batch_sharding(mesh).addressable_devices_indices_map((batch, 1))
-    return sorted({row for at in held.values() if at for row in range(batch)[at[0]]})
+    indices = batch_sharding(mesh).addressable_devices_indices_map((batch, 1))
+    return sorted({row for index in indices.values() if index for row in range(batch)[index[0]]})
 
 
-def put_batch(own: np.ndarray, mesh: Mesh | None, batch: int | None = None) -> Any:
-    """Tokens on their devices.
+def put_batch(local: np.ndarray, mesh: Mesh | None, batch: int | None = None) -> Any:
+    """Put a batch of tokens on the devices.
 
     Args:
-      own: [rows, T + 1], those of `rows`.
-      mesh: as there.
-      batch: sequences in all processes together; None if these are all.
+      local: int[rows, T + 1], the sequences of this process, in the order of `local_rows`.
+      mesh: the device mesh, or None for a single device.
+      batch: number of sequences in all processes together; None if `local` has all of them.
 
     Returns:
-      [batch, T + 1].
+      int[batch, T + 1], sharded along the batch; without a mesh, `local` itself.
     """
     if mesh is None:
-        return own
-    batch = batch or len(own)
-    here, shape = local_rows(mesh, batch), (batch, *own.shape[1:])
+        return local
+    batch = batch or len(local)
+    rows, shape = local_rows(mesh, batch), (batch, *local.shape[1:])
 
-    def part(at: Any) -> np.ndarray:
-        wanted = range(batch)[at[0]]
-        start = bisect.bisect(here, wanted[0] - 1)
-        return own[start : start + len(wanted)]
+    def shard(index: Any) -> np.ndarray:
+        wanted = range(batch)[index[0]]
+        start = bisect.bisect(rows, wanted[0] - 1)
+        return local[start : start + len(wanted)]
 
-    return jax.make_array_from_callback(shape, batch_sharding(mesh), part)
+    return jax.make_array_from_callback(shape, batch_sharding(mesh), shard)
 
 
 def put_batches(batches: np.ndarray, mesh: Mesh | None) -> Any:
-    """Batches [N, batch, T + 1], known to every process, on their devices; split if they can be."""
+    """Put batches of tokens that every process has on the devices.
+
+    Args:
+      batches: int[N, batch, T + 1].
+      mesh: the device mesh, or None for a single device.
+
+    Returns:
+      The same shape; sharded along the batch if the mesh divides it, else replicated.
+    """
     if mesh is None:
         return batches
     fits = batches.shape[1] % math.prod(mesh.shape[name] for name in BATCH) == 0
@@ -179,18 +214,19 @@ def put_batches(batches: np.ndarray, mesh: Mesh | None) -> Any:
 
 
 def fetch_whole(tree: Any, mesh: Mesh | None) -> Any:
-    """Arrays as numpy, all of them in every process; for small ones."""
+    """Fetch small arrays to the host: numpy arrays, whole in every process."""
     if mesh is not None:
         tree = jax.jit(lambda x: x, out_shardings=NamedSharding(mesh, P()))(tree)
     return jax.device_get(tree)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Of tokens [batch, T + 1]."""
+    """The sharding of tokens [batch, T + 1]: along the batch only."""
     return NamedSharding(mesh, P(BATCH, None))
 
 
-def _mesh() -> Any:
+def _active_mesh() -> Any:
+    """The active mesh if it is one of `make_mesh`, else None."""
     mesh = jax.sharding.get_abstract_mesh()
     ours = mesh.axis_names == AXES and set(mesh.axis_types) == {AxisType.Auto}
     return mesh if ours else None

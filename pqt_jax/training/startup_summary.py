@@ -19,10 +19,10 @@ import jax
 from pqt_jax.models import attention
 from pqt_jax.numerics import blocks
 from pqt_jax.training import flops, methods
-from pqt_jax.training import state as states
 from pqt_jax.training.config import schema
 from pqt_jax.training.config.schema import RunConfig
 from pqt_jax.training.optimizer import make_optimizer
+from pqt_jax.training.state import abstract_state
 from pqt_jax.transform.bit_state import weights
 from pqt_jax.transform.rules import Rule, first_match, resolve
 from pqt_jax.transform.tree_paths import paths_and_leaves
@@ -63,7 +63,7 @@ def gather_facts(config: RunConfig, mesh: Any, data: str, workdir: Path) -> Fact
       data: one line about the text.
       workdir: of the run.
     """
-    _, state = states.abstract_state(config, make_optimizer(config))
+    _, state = abstract_state(config, make_optimizer(config))
     return Facts(
         data,
         workdir,

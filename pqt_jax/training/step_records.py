@@ -13,13 +13,13 @@ import jax
 from jax.sharding import Mesh
 
 from pqt_jax.console import print_error
-from pqt_jax.training import flops as costs
+from pqt_jax.training import flops
 from pqt_jax.training.config import schema
 from pqt_jax.training.config.schema import RunConfig
 from pqt_jax.training.run import distributed, metrics, trackers
-from pqt_jax.training.run import workdir as workdirs
 from pqt_jax.training.run.loss_monitor import LossMonitor
 from pqt_jax.training.run.metrics import Record, Timer
+from pqt_jax.training.run.workdir import BIT_HISTORY, METRICS
 from pqt_jax.training.step import Metrics
 
 
@@ -40,8 +40,8 @@ def open_loggers(
     if not distributed.is_first_process():
         yield (lambda step: None), (lambda record: None)
         return
-    path = workdir / workdirs.METRICS
-    for old in (path, workdir / workdirs.BIT_HISTORY):
+    path = workdir / METRICS
+    for old in (path, workdir / BIT_HISTORY):
         if broken := metrics.truncate(old, start):
             lines = "1 broken line was" if broken == 1 else f"{broken} broken lines were"
             print_error(f"{old}: {lines} dropped")
@@ -76,7 +76,7 @@ def step_record(
       measured: what the step returned.
     """
     tokens, rate = config.data.batch * config.data.length, timer.lap()
-    flops = costs.training_flops(schema.model_config(config), config.data.length)
+    step_flops = flops.training_flops(schema.model_config(config), config.data.length)
     kind = jax.devices()[0].device_kind
     values = {name: float(value) for name, value in measured.items()}
     return {
@@ -84,7 +84,7 @@ def step_record(
         "loss": values["loss"],
         "tokens": step * tokens,
         "tokens_per_s": round(rate, 1),
-        **costs.speed(rate, flops, 1 if mesh is None else mesh.size, kind),
+        **flops.speed(rate, step_flops, 1 if mesh is None else mesh.size, kind),
         **metrics.peak_memory(jax.local_devices()),
         "hours_left": round(timer.hours((config.steps - step) * tokens), 3),
         "lr": learning_rate,

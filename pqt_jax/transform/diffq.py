@@ -176,20 +176,23 @@ def sample(
     Returns:
       The same pytree.
     """
-    own = paths_and_leaves(logits)
+    logits_at = paths_and_leaves(logits)
 
     def visit(path, w):
-        if path not in own:
+        if path not in logits_at:
             return w
-        return perturb(w, own[path], keys.param_key(key, path), options, dtype)
+        return perturb(w, logits_at[path], keys.param_key(key, path), options, dtype)
 
     return map_paths(visit, params)
 
 
 def quantize_all(params: Any, logits: Any, options: Options = Options()) -> Any:
     """`quantize` for every parameter that has logits; the others as they are."""
-    own = paths_and_leaves(logits)
-    visit = lambda path, w: quantize(w, own[path], options) if path in own else w  # noqa: E731
+    logits_at = paths_and_leaves(logits)
+
+    def visit(path, w):
+        return quantize(w, logits_at[path], options) if path in logits_at else w
+
     return map_paths(visit, params)
 
 

@@ -26,8 +26,10 @@ def turn(x, theta):
 
 
 def attend(x, p, layer, heads, theta):
-    add = lambda name: p[f"{name}/bias"][layer] if f"{name}/bias" in p else 0.0  # noqa: E731
-    q, k, v = (x @ p[f"h/attn/{n}/kernel"][layer] + add(f"h/attn/{n}") for n in ("q", "k", "v"))
+    def bias(name):
+        return p[f"{name}/bias"][layer] if f"{name}/bias" in p else 0.0
+
+    q, k, v = (x @ p[f"h/attn/{n}/kernel"][layer] + bias(f"h/attn/{n}") for n in ("q", "k", "v"))
     width = x.shape[1] // heads
     sharing = q.shape[1] // k.shape[1]  # query heads that read one head of keys and values
     out = np.zeros_like(x)
@@ -37,7 +39,7 @@ def attend(x, p, layer, heads, theta):
         for t in range(len(x)):
             weights = softmax(qh[t] @ kh[: t + 1].T / width**0.5)
             out[t, part] = weights @ v[: t + 1, read]
-    return out @ p["h/attn/out/kernel"][layer] + add("h/attn/out")
+    return out @ p["h/attn/out/kernel"][layer] + bias("h/attn/out")
 
 
 def rms(x, scale, eps):
@@ -49,8 +51,16 @@ def norm(x, scale, bias, eps):
     return x / np.sqrt((x**2).mean(-1, keepdims=True) + eps) * scale + bias
 
 
+def silu(x):
+    return x / (1 + np.exp(-x))
+
+
+def gelu(x):
+    return 0.5 * x * (1 + np.tanh((2 / np.pi) ** 0.5 * (x + 0.044715 * x**3)))
+
+
 def llama2(p, config, sequence):
-    eps, silu = config.norm_eps, lambda x: x / (1 + np.exp(-x))
+    eps = config.norm_eps
     x = p["embed/embedding"][sequence]
     for i in range(config.num_layers):
         y = rms(x, p["h/attn_norm/scale"][i], eps)
@@ -63,7 +73,6 @@ def llama2(p, config, sequence):
 
 def gpt2(p, config, sequence):
     eps = config.norm_eps
-    gelu = lambda x: 0.5 * x * (1 + np.tanh((2 / np.pi) ** 0.5 * (x + 0.044715 * x**3)))  # noqa: E731
     x = p["embed/embedding"][sequence] + p["pos/embedding"][: len(sequence)]
     for i in range(config.num_layers):
         y = norm(x, p["h/attn_norm/scale"][i], p["h/attn_norm/bias"][i], eps)

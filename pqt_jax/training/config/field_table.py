@@ -43,7 +43,7 @@ def markdown(cls: type = RunConfig, sections: Sequence[str] = ()) -> str:
     """The fields as Markdown: a heading and a table for each section.
 
     Args:
-      cls: dataclass of a configuration: `RunConfig`, or `lab.sweep_config.SweepFile`.
+      cls: dataclass of a configuration: `RunConfig`, or `lab.sweep_config.SweepFileConfig`.
       sections: names of those that are wanted; all without any.
     """
     blocks = []

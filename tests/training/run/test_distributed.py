@@ -61,7 +61,7 @@ def same(folder, other):
     found, wanted = losses(folder), losses(other)
     assert len(found) == len(wanted)
     for a, b in zip(found, wanted, strict=True):
-        # Other orders of sums, which casts to BF16 then round elsewhere: as in `test_mesh`.
+        # Other orders of sums, which casts to BF16 then round elsewhere: as in `test_partitioning`.
         np.testing.assert_allclose(a, b, rtol=2e-6 if a[0] <= 2 else 2e-3)
     found, wanted = (json.loads((f / "summary.json").read_text()) for f in (folder, other))
     for name in ("master", "fp8_e4m3", "fp4_e2m1", "mixed", "mean_bits"):

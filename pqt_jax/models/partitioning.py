@@ -153,7 +153,7 @@ def constrain_activations(x: jax.Array) -> jax.Array:
 
 
 def gather_rows(table: jax.Array) -> jax.Array:
-    """Gather a table of vectors [tokens, width] along its width, before vectors are looked up in it.
+    """Gather a table of vectors [tokens, width] along its width, for looking vectors up in it.
 
     Each device then looks up the vectors of its share of the batch. In a table that is sharded
     along its width XLA would look up the vectors of the whole batch, and move those.

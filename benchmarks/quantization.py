@@ -39,7 +39,7 @@ from pqt_jax.data import pipeline, source
 from pqt_jax.numerics.formats import E2M1, E3M2, E4M3
 from pqt_jax.quantization.quantize import Plan, plan_mixed, plan_uniform
 from pqt_jax.training import final_evaluation, named_formats
-from pqt_jax.training.config import schema
+from pqt_jax.training.methods.sampling_rules import quantization_rules
 from pqt_jax.transform import bit_state
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -112,7 +112,7 @@ def measure(workdir: Path) -> dict[str, float]:
     loss = final_evaluation.make_loss(run.graph, batches)
     weights = bit_state.weights(run.params)
     bits = bit_state.collect_bits(run.params)
-    rules = schema.quantization_rules(run.config)
+    rules = quantization_rules(run.config)
     losses = {"master": loss(weights)}
     for name, plan in plans(weights, rules, bits).items():
         losses[name] = loss(named_formats.round_by_plan(run.params, plan))

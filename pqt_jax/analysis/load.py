@@ -23,9 +23,10 @@ from pqt_jax.interchange import huggingface
 from pqt_jax.models import MODELS, ModelConfig, build_model
 from pqt_jax.quantization import packed_file
 from pqt_jax.training import methods
-from pqt_jax.training.config import saved_config, schema, validation
+from pqt_jax.training.config import saved_config, validation
 from pqt_jax.training.config.fields import from_values
 from pqt_jax.training.config.schema import RunConfig
+from pqt_jax.training.methods.sampling_rules import quantization_rules
 from pqt_jax.training.run import checkpoint, workdir
 from pqt_jax.transform.rules import Rule
 from pqt_jax.transform.tree_paths import map_paths, paths_and_leaves
@@ -179,7 +180,7 @@ def load_model(options: Namespace) -> TrainedModel:
             config=run.config.model,
             graph=run.graph,
             params=run.params,
-            rules=tuple(schema.quantization_rules(run.config)),
+            rules=tuple(quantization_rules(run.config)),
             origin=f"{options.workdir}, step {run.step}",
             run_config=run.config,
         )

@@ -14,9 +14,9 @@ from pqt_jax.interchange import files
 from pqt_jax.lab import outcomes
 from pqt_jax.lab.sweep_config import SweepOptions
 from pqt_jax.training import named_formats, sharpness
-from pqt_jax.training.config import schema
 from pqt_jax.training.config.schema import RunConfig
 from pqt_jax.training.loss import cross_entropy
+from pqt_jax.training.methods.sampling_rules import quantization_rules
 from pqt_jax.training.run import metrics
 from pqt_jax.transform import bit_state
 
@@ -70,7 +70,7 @@ def make_held_out_losses(
     Returns:
       Parameters of all runs → {format: float32[runs]}, in nats per token.
     """
-    rules = schema.quantization_rules(config)
+    rules = quantization_rules(config)
 
     def evaluate_run(params):
         rounded = {

@@ -73,3 +73,16 @@ def build_model(config: ModelConfig, rules: Any = (), *, rngs: nnx.Rngs) -> Lang
     """
     make: Any = get_spec(config).model_class
     return make(config, rules, rngs=rngs)
+
+
+def model_config(config: Any) -> ModelConfig:
+    """Return the model's own configuration of a run.
+
+    Args:
+      config: of a run. `config.model` is the model's configuration, or a mapping of its fields with
+        "name" among them, as a config file sets it.
+    """
+    if dataclasses.is_dataclass(config.model):
+        return config.model  # pyright: ignore[reportReturnType]
+    options: dict[str, Any] = dict(config.model)
+    return MODELS[options.pop("name")].config_class(**options)

@@ -22,10 +22,10 @@ from pqt_jax.numerics.mixed_formats import MIXED_FORMATS
 from pqt_jax.quantization import sizes
 from pqt_jax.quantization.quantize import Plan
 from pqt_jax.training import named_formats
-from pqt_jax.training.config import schema
 from pqt_jax.training.config.schema import RunConfig
 from pqt_jax.training.loss import model_loss, split_batch
 from pqt_jax.training.methods import METHODS, get_method
+from pqt_jax.training.methods.sampling_rules import quantization_rules
 from pqt_jax.training.step import StepSplit
 from pqt_jax.transform.bit_state import has_bits, weights
 from pqt_jax.transform.tree_paths import paths_and_leaves
@@ -101,7 +101,7 @@ def evaluate_formats(
 
       "mixed" is None where no bits were learned.
     """
-    rules, method = schema.quantization_rules(config), get_method(config)
+    rules, method = quantization_rules(config), get_method(config)
 
     def loss_of(name: str) -> float:
         rounded = named_formats.round_to_format(config, params, rules, name)

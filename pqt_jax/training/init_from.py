@@ -12,7 +12,8 @@ import numpy as np
 from pqt_jax.errors import InputError
 from pqt_jax.interchange import huggingface
 from pqt_jax.models import ModelConfig, get_spec
-from pqt_jax.training.config.schema import RunConfig, model_config
+from pqt_jax.models.registry import model_config
+from pqt_jax.training.config.schema import RunConfig
 from pqt_jax.transform.tree_paths import paths_and_leaves
 
 _HOW = {"dtype", "param_dtype", "attention", "remat"}  # to compute, which is the run's own choice

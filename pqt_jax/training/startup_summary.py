@@ -17,9 +17,9 @@ from typing import Any, NamedTuple
 import jax
 
 from pqt_jax.models import attention
+from pqt_jax.models.registry import model_config
 from pqt_jax.numerics import blocks
 from pqt_jax.training import flops, methods
-from pqt_jax.training.config import schema
 from pqt_jax.training.config.schema import RunConfig
 from pqt_jax.training.optimizer import make_optimizer
 from pqt_jax.training.state import abstract_state
@@ -72,7 +72,7 @@ def gather_facts(config: RunConfig, mesh: Any, data: str, workdir: Path) -> Fact
         {} if mesh is None else dict(mesh.shape),
         jax.process_count(),
         jax.devices()[0].device_kind,
-        attention.choose(schema.model_config(config), jax.devices()),
+        attention.choose(model_config(config), jax.devices()),
     )
 
 
@@ -193,7 +193,7 @@ def _sampled(config: RunConfig, shapes: Mapping[str, Any]) -> str:
 
 
 def _shape(config: RunConfig) -> str:
-    model = schema.model_config(config)
+    model = model_config(config)
     kv = getattr(model, "num_kv_heads", 0)
     heads = _count(model.num_heads, "head") + (f" ({kv} of keys and values)" if kv else "")
     return (

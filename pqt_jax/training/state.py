@@ -13,8 +13,10 @@ from flax import nnx
 from pqt_jax.errors import InputError
 from pqt_jax.models import build_model, partitioning
 from pqt_jax.models.decoder import check_rules
+from pqt_jax.models.registry import model_config
 from pqt_jax.training import flops, methods
-from pqt_jax.training.config.schema import RunConfig, model_config, quantization_rules
+from pqt_jax.training.config.schema import RunConfig
+from pqt_jax.training.methods.sampling_rules import quantization_rules
 from pqt_jax.transform import bit_state
 from pqt_jax.transform.tree_paths import paths_and_leaves
 

@@ -13,8 +13,8 @@ import jax
 from jax.sharding import Mesh
 
 from pqt_jax.console import print_error
+from pqt_jax.models.registry import model_config
 from pqt_jax.training import flops
-from pqt_jax.training.config import schema
 from pqt_jax.training.config.schema import RunConfig
 from pqt_jax.training.run import distributed, metrics, trackers
 from pqt_jax.training.run.loss_monitor import LossMonitor
@@ -76,7 +76,7 @@ def step_record(
       measured: what the step returned.
     """
     tokens, rate = config.data.batch * config.data.length, timer.lap()
-    step_flops = flops.training_flops(schema.model_config(config), config.data.length)
+    step_flops = flops.training_flops(model_config(config), config.data.length)
     kind = jax.devices()[0].device_kind
     values = {name: float(value) for name, value in measured.items()}
     return {

@@ -22,7 +22,7 @@ from pqt_jax.models import GPT2, Llama2
 from pqt_jax.quantization import packed_file
 from pqt_jax.quantization.quantize import apply, quantize
 from pqt_jax.training import methods, named_formats
-from pqt_jax.training.config import schema
+from pqt_jax.training.methods.sampling_rules import quantization_rules
 from pqt_jax.training.run import checkpoint
 from pqt_jax.transform.bit_state import collect_bits, weights
 from pqt_jax.transform.rules import Rule
@@ -164,7 +164,7 @@ def test_what_is_no_workdir_is_refused(tmp_path):
 
 def test_weights_are_rounded_as_the_run_says(trained_run):
     run = load.load_run(trained_run)
-    rules = schema.quantization_rules(run.config)
+    rules = quantization_rules(run.config)
     master = weights(run.params)
     bits = collect_bits(run.params)
     expected = {name: quantize(master, rules, fmt) for name, fmt in named_formats.FORMATS.items()}

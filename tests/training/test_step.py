@@ -15,13 +15,14 @@ from flax import nnx
 
 from pqt_jax import param_transform
 from pqt_jax.models import build_model
+from pqt_jax.models.registry import model_config
 from pqt_jax.numerics import bit_width, keys
 from pqt_jax.training import methods
 from pqt_jax.training import state as states
 from pqt_jax.training.config import schema
-from pqt_jax.training.config.schema import model_config
 from pqt_jax.training.loss import cross_entropy
 from pqt_jax.training.methods import METHODS
+from pqt_jax.training.methods.sampling_rules import KERNEL_PATTERNS
 from pqt_jax.training.optimizer import make_optimizer, make_schedule
 from pqt_jax.training.step import build_train_step
 from pqt_jax.transform import bit_state
@@ -244,7 +245,7 @@ def test_names_of_kernels_mean_what_they_say():
         "down": "down",
         "out_down": "out down",
     }
-    assert schema.KERNELS.keys() == expected.keys()
+    assert KERNEL_PATTERNS.keys() == expected.keys()
     for name, layers in expected.items():
         config = tiny.get_config()
         config.pqt.pattern = name

@@ -12,36 +12,17 @@ import re
 from dataclasses import field
 from typing import Any
 
-from ml_collections import ConfigDict
-
-from pqt_jax.models import MODELS, ModelConfig
+from pqt_jax.models import ModelConfig
 from pqt_jax.models.setting import about, setting
 from pqt_jax.numerics import bit_width, blocks
 from pqt_jax.numerics.formats import as_format
 from pqt_jax.training.config.fields import to_config_dict, to_dict
+from pqt_jax.training.methods import METHODS
+from pqt_jax.training.methods.sampling_rules import KERNEL_PATTERNS
 from pqt_jax.transform import diffq
-from pqt_jax.transform.rules import Rule
 
 PENALTIES = ("none", "layer", "average", "size")
-METHODS = {  # what `training.methods` implements, with the words of `--help`
-    "bf16": "cast alone",
-    "gaussws": "rounded normal noise",
-    "uniform": "noise U(-1/2, 1/2)",
-    "ste": "rounding to `pqt.dtype` with straight-through gradients",
-    "diffq": "DiffQ as published",
-}
 OPTIMIZERS, SCHEDULES = ("adamw", "adam_mini"), ("cosine", "linear")
-KERNELS = {  # short names for patterns in config.pqt.pattern
-    "all": "h/.*/kernel",
-    "attention": "h/attn/.*/kernel",
-    "mlp": "h/mlp/.*/kernel",
-    "qk": "h/attn/[qk]/kernel",
-    "qkv": "h/attn/[qkv]/kernel",
-    "out": "h/attn/out/kernel",
-    "up": "h/mlp/(gate|up)/kernel",
-    "down": "h/mlp/down/kernel",
-    "out_down": "h/(attn/out|mlp/down)/kernel",
-}
 # Fields that a resumed run may change: it stays the same training, up to the order of sums.
 MAY_CHANGE = ("log.", "mesh.", "watch.", "model.attention")
 _BITS = {"minimum": bit_width.MIN_BITS, "maximum": bit_width.MAX_BITS}
@@ -127,8 +108,8 @@ class PqtConfig:
 
     pattern: str = setting(
         "all",
-        f"Parameters that are sampled: one of {', '.join(KERNELS)}, or a regular expression on "
-        "parameter paths.",
+        f"Parameters that are sampled: one of {', '.join(KERNEL_PATTERNS)}, or a regular "
+        "expression on parameter paths.",
         check=_compile_pattern,
     )
     noise_per: str = setting(
@@ -232,7 +213,7 @@ class RunConfig:
 
     method: str = setting(
         "gaussws",
-        "; ".join(f"{name}: {words}" for name, words in METHODS.items()) + ".",
+        "; ".join(f"{name}: {method.help}" for name, method in METHODS.items()) + ".",
         choices=tuple(METHODS),
     )
     seed: int = setting(
@@ -272,24 +253,3 @@ def default(model: ModelConfig) -> Any:
       ('gaussws', 'llama2', 64)
     """
     return to_config_dict(RunConfig(model=model))
-
-
-def model_config(config: RunConfig) -> ModelConfig:
-    """The model's own configuration; a ConfigDict has it as a section like the others."""
-    if not isinstance(config.model, ConfigDict):
-        return config.model
-    options: dict[str, Any] = dict(config.model)
-    return MODELS[options.pop("name")].config_class(**options)
-
-
-def quantization_rules(config: RunConfig) -> list[Rule]:
-    """The rules that say what is quantized at the end: the same for every method."""
-    return sampling_rules(config, noise="gauss")
-
-
-def sampling_rules(config: RunConfig, **changes: Any) -> list[Rule]:
-    """The rules in the section `config.pqt`, with the options of `Rule` that a method changes."""
-    pqt = config.pqt
-    options: dict[str, Any] = {"target_bits": pqt.target_bits, "init_bits": pqt.init_bits}
-    options |= {"block": pqt.block, "dtype": pqt.dtype, **changes}
-    return [Rule(KERNELS.get(pqt.pattern, pqt.pattern), **options)]

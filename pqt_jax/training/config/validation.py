@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 
 from pqt_jax.errors import InputError
 from pqt_jax.models import attention, get_spec, partitioning
-from pqt_jax.training.config import schema
+from pqt_jax.models.registry import model_config
 from pqt_jax.training.config.field_values import as_float32
 from pqt_jax.training.config.fields import check_ranges
 from pqt_jax.training.config.schema import RunConfig
@@ -50,7 +50,7 @@ def check_devices(config: RunConfig) -> None:
         raise InputError(
             f"JAX finds no device of JAX_PLATFORMS={platforms}: {reason:.300}"
         ) from None
-    chosen = attention.choose(schema.model_config(config), devices).implementation
+    chosen = attention.choose(model_config(config), devices).implementation
     if chosen == "cudnn" and config.data.boundaries == "mask" and config.data.length % 2:
         raise InputError(
             f"config.data.length={config.data.length}; with cuDNN's attention and "

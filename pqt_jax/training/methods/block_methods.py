@@ -9,36 +9,40 @@ ste        rounding to `pqt.dtype`, gradients straight through
 """
 
 import functools
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax.numpy as jnp
 from flax import nnx
 
 from pqt_jax.models import build_model
+from pqt_jax.models.registry import model_config
 from pqt_jax.numerics import bit_width
 from pqt_jax.numerics.formats import BF16, as_format
 from pqt_jax.quantization import sizes
-from pqt_jax.training.config import schema
-from pqt_jax.training.config.schema import RunConfig
 from pqt_jax.training.methods.method import BitsOptimizer, Conflict, Method, Penalty, Schedule
+from pqt_jax.training.methods.sampling_rules import quantization_rules, sampling_rules
 from pqt_jax.transform import bit_state
 from pqt_jax.transform.rules import resolve
 from pqt_jax.transform.tree_paths import paths_and_leaves
 
+if TYPE_CHECKING:  # the schema imports the methods, for their names
+    from pqt_jax.training.config.schema import RunConfig
 
-def _make_method(name: str, noise: str, cast: dict[str, Any] | None = None) -> Method:
-    """The record of one method; `cast` holds options of its rules in place of the config's."""
-    make_rules = functools.partial(schema.sampling_rules, noise=noise, **(cast or {}))
 
-    def make_model(config: RunConfig, rngs: nnx.Rngs) -> nnx.Module:
-        return build_model(schema.model_config(config), make_rules(config), rngs=rngs)
+def _make_method(name: str, help: str, noise: str, cast: dict[str, Any] | None = None) -> Method:
+    """Make the record of one method; `cast` holds options of its rules that override the config."""
+    make_rules = functools.partial(sampling_rules, noise=noise, **(cast or {}))
 
-    def bit_widths(config: RunConfig, params: nnx.State) -> dict[str, Any]:
+    def make_model(config: "RunConfig", rngs: nnx.Rngs) -> nnx.Module:
+        return build_model(model_config(config), make_rules(config), rngs=rngs)
+
+    def bit_widths(config: "RunConfig", params: nnx.State) -> dict[str, Any]:
         return bit_state.bit_widths(params, make_rules(config))
 
     learns_bits = noise != "none"
     return Method(
         name=name,
+        help=help,
         learns_bits=learns_bits,
         make_rules=make_rules,
         make_model=make_model,
@@ -49,7 +53,7 @@ def _make_method(name: str, noise: str, cast: dict[str, Any] | None = None) -> M
     )
 
 
-def _make_penalty(bit_widths: Any, config: RunConfig) -> Penalty | None:
+def _make_penalty(bit_widths: Any, config: "RunConfig") -> Penalty | None:
     """What `config.pqt.penalty` adds to the loss, apart from the decay of the bit-widths.
 
         layer      Σ_layers mean_B |b_t − b_target|       `bit_width.layer_loss`
@@ -74,14 +78,16 @@ def _make_penalty(bit_widths: Any, config: RunConfig) -> Penalty | None:
         if pqt.penalty == "average":
             return pqt.penalty_weight * bit_width.average_loss(b_t, pqt.average_bits)
         b_t, shapes = paths_and_leaves(b_t), paths_and_leaves(bit_state.weights(params))
-        specs = resolve(schema.quantization_rules(config), shapes)
+        specs = resolve(quantization_rules(config), shapes)
         counts = {path: sizes.weights_per_block(shapes[path].shape, specs[path]) for path in b_t}
         return pqt.penalty_weight * sizes.mean_bits(b_t, counts)
 
     return penalty
 
 
-def _make_bits_optimizer(config: RunConfig, schedule: Schedule, snap: int | None) -> BitsOptimizer:
+def _make_bits_optimizer(
+    config: "RunConfig", schedule: Schedule, snap: int | None
+) -> BitsOptimizer:
     """The bits follow the weights' schedule at a rate of their own, until they snap and stay."""
     ratio = config.pqt.learning_rate / config.optimizer.learning_rate
 
@@ -92,11 +98,11 @@ def _make_bits_optimizer(config: RunConfig, schedule: Schedule, snap: int | None
     return BitsOptimizer(learning_rate, config.pqt.weight_decay)
 
 
-def _find_no_conflict(config: RunConfig) -> Conflict | None:
+def _find_no_conflict(config: "RunConfig") -> Conflict | None:
     return None
 
 
-def _find_ste_conflict(config: RunConfig) -> Conflict | None:
+def _find_ste_conflict(config: "RunConfig") -> Conflict | None:
     if as_format(config.pqt.dtype) != BF16:
         return None
     wanted = "a format to round to with config.method='ste', such as float6_e3m2fn"
@@ -104,8 +110,8 @@ def _find_ste_conflict(config: RunConfig) -> Conflict | None:
 
 
 METHODS = (
-    _make_method("bf16", "none", {"dtype": "bfloat16"}),
-    _make_method("gaussws", "gauss"),
-    _make_method("uniform", "uniform"),
-    _make_method("ste", "none"),
+    _make_method("bf16", "cast alone", "none", {"dtype": "bfloat16"}),
+    _make_method("gaussws", "rounded normal noise", "gauss"),
+    _make_method("uniform", "noise U(-1/2, 1/2)", "uniform"),
+    _make_method("ste", "rounding to `pqt.dtype` with straight-through gradients", "none"),
 )

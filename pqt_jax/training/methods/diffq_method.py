@@ -5,17 +5,16 @@
 Its logits are in the state under the name of other methods' bit-widths, as `LogitParam`.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 from flax import nnx
 from jax.sharding import Mesh
 
 from pqt_jax.models import build_model, partitioning
+from pqt_jax.models.registry import model_config
 from pqt_jax.quantization import sizes
 from pqt_jax.quantization.diffq_sizes import diffq_sizes
-from pqt_jax.training.config import schema
-from pqt_jax.training.config.schema import RunConfig
 from pqt_jax.training.methods.method import (
     BitsOptimizer,
     Conflict,
@@ -24,37 +23,41 @@ from pqt_jax.training.methods.method import (
     Sampler,
     Schedule,
 )
+from pqt_jax.training.methods.sampling_rules import quantization_rules
 from pqt_jax.transform import diffq
 from pqt_jax.transform.bit_state import LogitParam, collect_logits, weights
 from pqt_jax.transform.param_transform import param_transform
 from pqt_jax.transform.rules import Rule
 from pqt_jax.transform.tree_paths import BITS, map_paths, paths_and_leaves
 
+if TYPE_CHECKING:  # the schema imports the methods, for their names
+    from pqt_jax.training.config.schema import RunConfig
 
-def make_options(config: RunConfig) -> diffq.Options:
+
+def make_options(config: "RunConfig") -> diffq.Options:
     """The options of `transform.diffq` in the section `config.diffq`."""
     return diffq.Options(**{name: getattr(config.diffq, name) for name in diffq.Options._fields})
 
 
-def _make_rules(config: RunConfig) -> list[Rule]:
+def _make_rules(config: "RunConfig") -> list[Rule]:
     return []
 
 
-def _make_model(config: RunConfig, rngs: nnx.Rngs) -> nnx.Module:
+def _make_model(config: "RunConfig", rngs: nnx.Rngs) -> nnx.Module:
     """The bare model, with the logits of every quantized parameter."""
-    model = build_model(schema.model_config(config), rngs=rngs)
+    model = build_model(model_config(config), rngs=rngs)
     params, options = nnx.state(model, nnx.Param), make_options(config)
     shapes = paths_and_leaves(params)
 
     def make_logits(path, _):
         return LogitParam(diffq.init(path, shapes[path].shape, options))
 
-    quantized = param_transform(schema.quantization_rules(config)).init(params)
+    quantized = param_transform(quantization_rules(config)).init(params)
     setattr(model, BITS, nnx.data(map_paths(make_logits, quantized)))
     return model
 
 
-def _make_sampler(config: RunConfig) -> Sampler:
+def _make_sampler(config: "RunConfig") -> Sampler:
     options, dtype = make_options(config), config.model.dtype
 
     def sample(params, key):
@@ -64,12 +67,12 @@ def _make_sampler(config: RunConfig) -> Sampler:
     return sample
 
 
-def _bit_widths(config: RunConfig, params: nnx.State) -> dict[str, Any]:
+def _bit_widths(config: "RunConfig", params: nnx.State) -> dict[str, Any]:
     options = make_options(config)
     return jax.tree.map(lambda leaf: diffq.bit_width(leaf, options), collect_logits(params))
 
 
-def _make_penalty(config: RunConfig) -> Penalty | None:
+def _make_penalty(config: "RunConfig") -> Penalty | None:
     """`config.diffq.penalty` times the megabytes of the quantized weights; None for 0."""
     factor, options = config.diffq.penalty, make_options(config)
 
@@ -79,12 +82,14 @@ def _make_penalty(config: RunConfig) -> Penalty | None:
     return penalty if factor else None
 
 
-def _make_bits_optimizer(config: RunConfig, schedule: Schedule, snap: int | None) -> BitsOptimizer:
+def _make_bits_optimizer(
+    config: "RunConfig", schedule: Schedule, snap: int | None
+) -> BitsOptimizer:
     """The logits have an Adam of their own: a constant rate, and no decay."""
     return BitsOptimizer(config.diffq.learning_rate, 0.0)
 
 
-def _find_conflict(config: RunConfig) -> Conflict | None:
+def _find_conflict(config: "RunConfig") -> Conflict | None:
     pqt, method = config.pqt, "with config.method='diffq'"
     if pqt.penalty != "none":
         wanted = f"none {method}, which has config.diffq.penalty"
@@ -97,13 +102,13 @@ def _find_conflict(config: RunConfig) -> Conflict | None:
     return None
 
 
-def _round_weights(config: RunConfig, params: nnx.State) -> nnx.State:
+def _round_weights(config: "RunConfig", params: nnx.State) -> nnx.State:
     options = make_options(config)
     round_all = jax.jit(lambda w, logits: diffq.quantize_all(w, logits, options))
     return round_all(weights(params), collect_logits(params))
 
 
-def _size_mb(config: RunConfig, params: nnx.State, mesh: Mesh | None) -> float:
+def _size_mb(config: "RunConfig", params: nnx.State, mesh: Mesh | None) -> float:
     logits = partitioning.fetch_whole(collect_logits(params), mesh)
     stored = diffq_sizes(weights(params), logits, make_options(config))
     return sizes.total_size(stored.values()).bits / diffq.MB
@@ -111,6 +116,7 @@ def _size_mb(config: RunConfig, params: nnx.State, mesh: Mesh | None) -> float:
 
 METHOD = Method(
     name="diffq",
+    help="DiffQ as published",
     learns_bits=True,
     make_rules=_make_rules,
     make_model=_make_model,

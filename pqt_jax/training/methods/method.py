@@ -4,14 +4,16 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 from flax import nnx
 from jax.sharding import Mesh
 
-from pqt_jax.training.config.schema import RunConfig
 from pqt_jax.transform.rules import Rule
+
+if TYPE_CHECKING:  # the schema imports the methods, for their names
+    from pqt_jax.training.config.schema import RunConfig
 
 Sampler = Callable[[nnx.State, jax.Array], nnx.State]  # (parameters, step's key) → ŵ
 Penalty = Callable[[nnx.State], jax.Array]  # parameters → float32 scalar
@@ -50,6 +52,7 @@ class Method:
 
     Attributes:
       name: of the method.
+      help: a few words about it, for `--help` and the documentation.
       learns_bits: whether bit-widths are trained.
       make_rules: config → rules that the model is wrapped by; empty for a bare model.
       make_model: (config, rngs) → the model as it is trained, its bit-widths included.
@@ -70,15 +73,16 @@ class Method:
     """
 
     name: str
+    help: str
     learns_bits: bool
-    make_rules: Callable[[RunConfig], list[Rule]]
-    make_model: Callable[[RunConfig, nnx.Rngs], nnx.Module]
-    make_sampler: Callable[[RunConfig], Sampler] | None = None
-    bit_widths: Callable[[RunConfig, nnx.State], dict[str, Any]]
-    make_penalty: Callable[[RunConfig], Penalty | None]
-    make_bits_optimizer: Callable[[RunConfig, Schedule, int | None], BitsOptimizer]
-    find_conflict: Callable[[RunConfig], Conflict | None]
-    round_weights: Callable[[RunConfig, nnx.State], nnx.State] | None = None
-    size_mb: Callable[[RunConfig, nnx.State, Mesh | None], float] | None = None
+    make_rules: Callable[["RunConfig"], list[Rule]]
+    make_model: Callable[["RunConfig", nnx.Rngs], nnx.Module]
+    make_sampler: Callable[["RunConfig"], Sampler] | None = None
+    bit_widths: Callable[["RunConfig", nnx.State], dict[str, Any]]
+    make_penalty: Callable[["RunConfig"], Penalty | None]
+    make_bits_optimizer: Callable[["RunConfig", Schedule, int | None], BitsOptimizer]
+    find_conflict: Callable[["RunConfig"], Conflict | None]
+    round_weights: Callable[["RunConfig", nnx.State], nnx.State] | None = None
+    size_mb: Callable[["RunConfig", nnx.State, Mesh | None], float] | None = None
     mixed_label: str | None = None
     export_refusal: str | None = None

@@ -10,9 +10,12 @@ import pytest
 
 from pqt_jax.lab.sweep_config import SweepFileConfig
 from pqt_jax.models import GPT2Config, Llama2Config
+from pqt_jax.models.registry import model_config
 from pqt_jax.training import methods, state
 from pqt_jax.training.config import command_line, field_table, saved_config, schema, validation
 from pqt_jax.training.config.fields import from_values, list_fields
+from pqt_jax.training.methods import METHODS
+from pqt_jax.training.methods.sampling_rules import quantization_rules
 from support import tiny
 from support.paths import ROOT
 
@@ -130,7 +133,7 @@ def test_a_model_survives_the_configuration(model):
     built = schema.default(model)
     config = from_values(schema.RunConfig, built.to_dict())
     validation.check(config)
-    assert config.model == schema.model_config(built) == model
+    assert config.model == model_config(built) == model
     assert config == schema.RunConfig(model=model)
     assert dataclasses.asdict(model).keys() < dict(built.model).keys()
 
@@ -138,12 +141,12 @@ def test_a_model_survives_the_configuration(model):
 def test_methods_differ_in_their_rules_alone():
     kinds = {}
     assert methods.make_rules(load("method=diffq")) == []  # it samples outside the model
-    for method in schema.METHODS.keys() - {"diffq"}:
+    for method in METHODS.keys() - {"diffq"}:
         config = load(f"method={method}", "pqt.target_bits=3", "pqt.dtype=float6_e3m2fn")
         kinds[method] = [
             (rule.spec.noise, str(rule.spec.dtype)) for rule in methods.make_rules(config)
         ]
-        assert schema.quantization_rules(config)[0].spec.target_bits == 3
+        assert quantization_rules(config)[0].spec.target_bits == 3
     # The baseline is BF16, whatever it is to be compared with.
     others = {"gaussws": [("gauss", "E3M2")], "uniform": [("uniform", "E3M2")]}
     others["ste"] = [("none", "E3M2")]

@@ -16,7 +16,7 @@ from flax import nnx
 from pqt_jax.models import partitioning
 from pqt_jax.training import final_evaluation, methods, named_formats
 from pqt_jax.training import state as states
-from pqt_jax.training.config import schema
+from pqt_jax.training.methods.sampling_rules import quantization_rules
 from pqt_jax.training.optimizer import make_optimizer
 from pqt_jax.training.run import bit_history, metrics
 from pqt_jax.transform import bit_state
@@ -50,7 +50,7 @@ def test_layers_and_formats_are_those_of_every_block():
         assert len(means) == 3
         np.testing.assert_allclose(means, by_hand, rtol=1e-6)
     # Exactly the shares of the table at the end, though that counts on the host.
-    plan = named_formats.make_plan(params, schema.quantization_rules(config), "mixed")
+    plan = named_formats.make_plan(params, quantization_rules(config), "mixed")
     assert found["formats"] == final_evaluation.format_shares(plan, params)
     assert len(found["formats"]) == 5
 

@@ -75,7 +75,7 @@ def compile_for(arch: int, function: Callable[..., Any], operands: Sequence[Any]
     Args:
       arch: one of `GPUS`, the same in every call: Mosaic keeps it for the process.
       function: what to compile.
-      operands: of it, trees of `jax.ShapeDtypeStruct`.
+      operands: its operands, trees of `jax.ShapeDtypeStruct`.
     """
     from jax.experimental.mosaic.gpu import utils
 

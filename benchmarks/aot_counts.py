@@ -84,7 +84,7 @@ def hlo_traffic(text: str) -> float:
     and nothing is taken to stay in a cache between two kernels.
 
     Args:
-      text: of the module after optimization.
+      text: the text of the module after optimization.
     """
     sizes, total = {}, 0.0
     for line in text[text.index("\nENTRY ") :].splitlines():

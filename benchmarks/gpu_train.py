@@ -33,8 +33,8 @@ class Case(NamedTuple):
       model: its shapes.
       batch: sequences in a step.
       length: tokens in a sequence.
-      rounds: of every method in turn.
-      steps: of a method in a round.
+      rounds: number of rounds, each with every method in turn.
+      steps: number of steps of a method in a round.
       loss_chunk: `config.data.loss_chunk`.
     """
 

@@ -28,7 +28,7 @@ class OutputError(RuntimeError):
     """A file or folder cannot be written, although the input is valid.
 
     Args:
-      path: of the file or folder, or a name such as "standard output".
+      path: the file or folder, or a name such as "standard output".
       error: the error of the operating system, or its text.
     """
 

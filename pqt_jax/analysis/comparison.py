@@ -23,7 +23,7 @@ PAGE = "report.html"
 
 
 class PictureKind(NamedTuple):
-    """A picture that is drawn of the runs that have what it shows."""
+    """A kind of picture, and which runs have the data for it."""
 
     title: str
     caption: str
@@ -86,7 +86,7 @@ def compare_runs(options: Namespace) -> None:
     """Read runs, and write the folder with pictures and page.
 
     Args:
-      options: of `pqt_jax.plot`.
+      options: the options of `pqt_jax.plot`.
 
     Raises:
       InputError: if a run cannot be read, or the folder holds files of another kind.
@@ -112,8 +112,8 @@ def make_page(runs: Runs, pictures: Sequence[Picture]) -> str:
     """The HTML page: a table of results, the configurations, the pictures.
 
     Args:
-      runs: by their numbers.
-      pictures: of these runs, in order.
+      runs: runs by their numbers.
+      pictures: pictures of these runs, in order.
     """
     names = ", ".join(run.name for run in runs.values())
     title = f"Run {names}" if len(runs) == 1 else f"{len(runs)} runs"

@@ -34,7 +34,7 @@ def evaluate(options: Namespace) -> None:
     """Score the weights in each format, print a row for each, and write the `--json` file.
 
     Args:
-      options: of `pqt_jax.evaluate`.
+      options: the options of `pqt_jax.evaluate`.
 
     Raises:
       InputError: if the model or the text cannot be used, before anything is compiled.
@@ -82,7 +82,7 @@ def _window_length(options: Namespace, model: TrainedModel) -> int:
 def _formats(options: Namespace, model: TrainedModel) -> list[str]:
     """The formats to score; the master weights come first, since the others are compared to them.
 
-    Packed weights are rounded already, so that "all" of theirs is one.
+    Packed weights are rounded already, so "all" stands for one format.
     """
     all_formats = ["master"] if options.packed else list(named_formats.LABELS)
     formats = all_formats if options.weights == ["all"] else options.weights

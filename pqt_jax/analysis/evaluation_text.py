@@ -27,9 +27,9 @@ def read_documents(
     """Read and tokenize the documents.
 
     Args:
-      options: of `pqt_jax.evaluate`.
+      options: the options of `pqt_jax.evaluate`.
       model: from `load.load_model`; without `--data` it must be that of a run.
-      tokenizer: of the model.
+      tokenizer: the model's tokenizer.
 
     Returns:
       (name of the text for messages, its documents).
@@ -86,7 +86,7 @@ def _tokenize(text: bytes, tokenizer: Tokenizer, name: str) -> Document:
 
 
 def _document(ids: np.ndarray, text_bytes: int, tokenizer: Tokenizer) -> Document:
-    """A document of so many bytes; those of its first token, which is not scored, are left out."""
+    """A document of `text_bytes` bytes, without those of its first token, which is not scored."""
     first = tokenizers.count_first_token_bytes(tokenizer, ids[:4].tolist()) if ids.size else 0
     return Document(ids, max(0, text_bytes - first))
 
@@ -97,7 +97,7 @@ def describe_text(
     """Two lines: how much text is scored, and what the intervals are computed from.
 
     Args:
-      name: of the text.
+      name: the text's name.
       documents: from `read_documents`.
       windows: made from them.
       unit: "byte" or "token".

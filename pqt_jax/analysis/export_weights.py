@@ -31,7 +31,7 @@ def export(options: Namespace) -> None:
     """Write the folder, then print the report and the folder's name.
 
     Args:
-      options: of `pqt_jax.export`.
+      options: the options of `pqt_jax.export`.
 
     Raises:
       InputError: if the weights cannot be read or do not fit the options, or the folder must not
@@ -67,8 +67,10 @@ def _make_plan(options: Namespace, model: TrainedModel) -> Plan:
         if not bit_state.collect_bits(model.params):
             raise InputError("--format=mixed: no bits were learned; give another format")
     names = ("block", "scale", "granularity", "share")
-    given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
-    return named_formats.make_plan(model.params, model.rules, options.format, **given)
+    plan_options = {
+        name: getattr(options, name) for name in names if getattr(options, name) is not None
+    }
+    return named_formats.make_plan(model.params, model.rules, options.format, **plan_options)
 
 
 def write_packed(
@@ -79,8 +81,8 @@ def write_packed(
     Args:
       out: the folder, which is written whole or not at all.
       model: the trained model.
-      plan: for its weights.
-      name: of the format, for the title of the picture.
+      plan: the plan for its weights.
+      name: the format's name, for the title of the picture.
       overwrite: whether to replace what is in the folder.
 
     Returns:

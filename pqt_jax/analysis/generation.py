@@ -22,7 +22,7 @@ def generate(options: Namespace) -> None:
     """Read trained weights and print samples.
 
     Args:
-      options: of `pqt_jax.generate`.
+      options: the options of `pqt_jax.generate`.
 
     Raises:
       InputError: if the prompt or the model cannot be used, before anything is compiled.

@@ -115,8 +115,8 @@ def swatch(color: str, style: str, label: str) -> str:
     """A line as in the pictures, followed by a label.
 
     Args:
-      color: in CSS.
-      style: of the line, in CSS.
+      color: the color in CSS.
+      style: the line style in CSS.
       label: plain text.
     """
     return f'<i style="border-top: 3px {style} {color}"></i>{text(label)}'

@@ -39,8 +39,8 @@ def ratio_interval(sums: np.ndarray, counts: np.ndarray) -> Interval:
     document hard for both models cancels.
 
     Example:
-      >>> found = ratio_interval(np.array([2.0, 3.0, 4.0]), np.array([2, 2, 2]))
-      >>> [round(float(x), 3) for x in found]
+      >>> interval = ratio_interval(np.array([2.0, 3.0, 4.0]), np.array([2, 2, 2]))
+      >>> [round(float(x), 3) for x in interval]
       [1.5, 0.258, 2.742]
 
     Args:

@@ -15,12 +15,12 @@ from pqt_jax.errors import InputError
 _CHUNK = 1 << 24  # number of tokens searched at a time
 
 
-def set_end_token(text: Text, given: int, *, needed: bool) -> Text:
+def set_end_token(text: Text, configured: int, *, needed: bool) -> Text:
     """Set the token that ends the documents of a text, if one is known.
 
     Args:
       text: from `tokens.load` or `source.load`.
-      given: `config.data.end_token`; negative for the token in the index of the data.
+      configured: `config.data.end_token`; negative for the token in the index of the data.
       needed: whether the token must be known, and must occur in the training text.
 
     Returns:
@@ -30,11 +30,11 @@ def set_end_token(text: Text, given: int, *, needed: bool) -> Text:
       InputError: if the index has another token, or if the token is needed and is unknown or does
         not occur.
     """
-    end = text.end if given < 0 else given
+    end = text.end if configured < 0 else configured
     if text.end is not None and end != text.end:
         raise InputError(
-            f"config.data.end_token={given}; by their index the documents of config.data.tokens "
-            f"end with {text.end}: give that, or -1"
+            f"config.data.end_token={configured}; by their index the documents of "
+            f"config.data.tokens end with {text.end}: give that, or -1"
         )
     if needed and end is None:
         raise InputError(

@@ -24,7 +24,7 @@ def read_documents(path: Path, field: str = FIELD) -> Iterator[bytes]:
     """Read the documents of a file, in order, including empty ones.
 
     Args:
-      path: of the file. Its suffix decides the format.
+      path: the file. Its suffix decides the format.
       field: the field of JSON objects, or the column of a Parquet file, with the text.
 
     Yields:

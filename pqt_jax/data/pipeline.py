@@ -95,11 +95,11 @@ def train_batches(
     The order of batches does not depend on which process reads which rows.
 
     Args:
-      tokens: of the training text.
+      tokens: the tokens of the training text.
       length: T.
       batch: sequences in a batch.
-      seed: of the shuffle. Grain adds the epoch to it, so the second epoch of seed 0 has the order
-        of the first epoch of seed 1.
+      seed: seed of the shuffle. Grain adds the epoch to it, so the second epoch of seed 0 has the
+        order of the first epoch of seed 1.
       first: number of the batch to begin with.
       rows: indices of the rows that this process reads; None for all.
 
@@ -117,7 +117,7 @@ def validation_batches(tokens: Tokens, *, length: int, batch: int, count: int) -
     """The fixed batches that every evaluation uses: windows spread evenly over the text.
 
     Args:
-      tokens: of the validation text.
+      tokens: the tokens of the validation text.
       length: T.
       batch: sequences in a batch.
       count: number of batches.

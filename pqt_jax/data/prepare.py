@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command.
 
     Args:
-      arguments: the command line without the program; None for that of this process.
+      arguments: the command line without the program; None for `sys.argv[1:]`.
 
     Returns:
       One of `EXIT_CODES`.
@@ -77,31 +77,31 @@ def parser() -> console.Parser:
 
 
 def _run(arguments: Sequence[str]) -> None:
-    given = parser().parse_args(arguments)
-    check_destination(given.out, None)
-    tokenizer = tokenizers.load(given.tokenizer, end=given.end, pattern=given.pattern)
+    options = parser().parse_args(arguments)
+    check_destination(options.out, None)
+    tokenizer = tokenizers.load(options.tokenizer, end=options.end, pattern=options.pattern)
     if tokenizer.end is None:
         ends = ", ".join(tokenizers.END_TOKENS)
         raise InputError(
-            f"--tokenizer={given.tokenizer} has none of {ends}; give the token that ends a "
+            f"--tokenizer={options.tokenizer} has none of {ends}; give the token that ends a "
             "document by --end"
         )
-    _, paths = match_files(given.input, "--input")
+    _, paths = match_files(options.input, "--input")
     paths = sorted(paths)
-    with atomic_folder(given.out, None) as folder:
+    with atomic_folder(options.out, None) as folder:
         writers = {
-            split: shards.ShardWriter(folder, split, tokenizer.dtype, given.shard)
+            split: shards.ShardWriter(folder, split, tokenizer.dtype, options.shard)
             for split in tokens.SPLITS
         }
-        for split, text, encoded in _tokenize(given, tokenizer, paths):
+        for split, text, encoded in _tokenize(options, tokenizer, paths):
             writers[split].add(encoded, tokenizer.end, len(text))
-        index = _make_index(given, tokenizer, folder) | {
+        index = _make_index(options, tokenizer, folder) | {
             p: writers[p].close() for p in tokens.SPLITS
         }
         for split in tokens.SPLITS:
             if not index[split]["documents"]:
                 raise InputError(
-                    f"--validation={given.validation}: of the documents none is for {split}; "
+                    f"--validation={options.validation}: no document is for {split}; "
                     "give more of them, or another share"
                 )
         (folder / tokens.INDEX).write_text(json.dumps(index, indent=2) + "\n")
@@ -111,7 +111,7 @@ def _run(arguments: Sequence[str]) -> None:
             f"{split}: {has['documents']:,} documents, {has['bytes']:,} bytes, {has['tokens']:,} "
             f"tokens in {len(has['shards'])} files"
         )
-    print(f"written: {given.out}; train with --config.data.tokens={given.out}")
+    print(f"written: {options.out}; train with --config.data.tokens={options.out}")
 
 
 def is_validation(text: bytes, share: float) -> bool:
@@ -120,25 +120,25 @@ def is_validation(text: bytes, share: float) -> bool:
 
 
 def _tokenize(
-    given: Namespace, tokenizer: tokenizers.Tokenizer, paths: Sequence[Path]
+    options: Namespace, tokenizer: tokenizers.Tokenizer, paths: Sequence[Path]
 ) -> Iterator[tuple[str, bytes, np.ndarray]]:
     """Yield (split, text, tokens) of each document, in order; processes work some batches ahead."""
-    options = {"end": given.end, "pattern": given.pattern}
+    tokenizer_options = {"end": options.end, "pattern": options.pattern}
     context = multiprocessing.get_context("spawn")  # a forked process with JAX's threads could hang
     waiting: collections.deque[tuple[Batch, futures.Future]] = collections.deque()
     with (
         _progress(paths) as advance,
         futures.ProcessPoolExecutor(
-            given.processes, context, _initialize, (given.tokenizer, options)
+            options.processes, context, _initialize, (options.tokenizer, tokenizer_options)
         ) as pool,
     ):
         try:
-            for batch in _make_batches(paths, given.field):
+            for batch in _make_batches(paths, options.field):
                 waiting.append((batch, pool.submit(_encode, batch.texts)))
-                if len(waiting) > 2 * given.processes:
-                    yield from _split_batch(*waiting.popleft(), given.validation, advance)
+                if len(waiting) > 2 * options.processes:
+                    yield from _split_batch(*waiting.popleft(), options.validation, advance)
             while waiting:
-                yield from _split_batch(*waiting.popleft(), given.validation, advance)
+                yield from _split_batch(*waiting.popleft(), options.validation, advance)
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
@@ -192,17 +192,19 @@ def _encode(texts: Sequence[bytes]) -> list[np.ndarray]:
     return [np.asarray(_encoder.encode(text), _encoder.dtype) for text in texts]
 
 
-def _make_index(given: Namespace, tokenizer: tokenizers.Tokenizer, folder: Path) -> dict[str, Any]:
+def _make_index(
+    options: Namespace, tokenizer: tokenizers.Tokenizer, folder: Path
+) -> dict[str, Any]:
     """The fields of the index except the splits; copies the tokenizer's file to the folder."""
     about = {"name": tokenizer.name, "fingerprint": tokenizer.fingerprint}
-    if given.tokenizer != "bytes":
-        shutil.copyfile(given.tokenizer, folder / tokenizer.name)
+    if options.tokenizer != "bytes":
+        shutil.copyfile(options.tokenizer, folder / tokenizer.name)
     return {
         "version": tokens.VERSION,
         "dtype": str(tokenizer.dtype),
         "vocab_size": tokenizer.vocab_size,
         "end": tokenizer.end,
-        "tokenizer": about | {"end": given.end, "pattern": given.pattern},
+        "tokenizer": about | {"end": options.end, "pattern": options.pattern},
     }
 
 

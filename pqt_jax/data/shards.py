@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright 2026 The pqt_jax Authors
-"""Tokens of documents → files of a given size, which contain little-endian tokens as in nanoGPT."""
+"""Tokens of documents → files of at most `size` little-endian tokens each, as in nanoGPT."""
 
 import hashlib
 from pathlib import Path
@@ -13,9 +13,9 @@ class ShardWriter:
     """Writes tokens to files of at most `size` tokens, and computes their digests.
 
     Args:
-      folder: of the files.
+      folder: the folder for the files.
       split: "train" or "validation"; the start of their names.
-      dtype: of the tokens.
+      dtype: the dtype of the tokens.
       size: maximum number of tokens in a file.
     """
 

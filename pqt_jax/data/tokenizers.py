@@ -57,8 +57,8 @@ def count_first_token_bytes(tokenizer: Tokenizer, tokens: Sequence[int]) -> floa
     If several tokens form one character, each represents an equal share of its bytes.
 
     Args:
-      tokenizer: that made the tokens.
-      tokens: of a document; at least one.
+      tokenizer: the tokenizer that made the tokens.
+      tokens: the tokens of a document; at least one.
     """
     count, text = 0, _REPLACEMENT
     while text.endswith(_REPLACEMENT) and count < min(
@@ -195,11 +195,11 @@ def _tiktoken(path: str, content: bytes, end: str, pattern: str) -> _Parts:
     return last + 1, last, encode, decode
 
 
-def _find_end(given: str, find: Callable[[str], int | None]) -> int | None:
-    for token in (given,) if given else END_TOKENS:
+def _find_end(name: str, find: Callable[[str], int | None]) -> int | None:
+    for token in (name,) if name else END_TOKENS:
         token_id = find(token)
         if token_id is not None:
             return token_id
-    if given:
-        raise InputError(f"it has no token {given!r}; give another --end")
+    if name:
+        raise InputError(f"it has no token {name!r}; give another --end")
     return None

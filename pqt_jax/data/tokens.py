@@ -39,7 +39,7 @@ class Stream:
       (8, [1, 2, 3, 4])
 
     Args:
-      arrays: of one dtype; may be memory maps.
+      arrays: arrays of one dtype; may be memory maps.
     """
 
     def __init__(self, arrays: Sequence[np.ndarray]):
@@ -67,10 +67,10 @@ class Shard(NamedTuple):
     """A file of tokens.
 
     Attributes:
-      path: of the file.
+      path: the file.
       offset: number of bytes before the first token.
       count: number of tokens.
-      dtype: of the tokens.
+      dtype: the dtype of the tokens.
       digest: SHA-256 of the file; "" if it is unknown.
     """
 
@@ -107,7 +107,7 @@ def load(path: str, vocab_size: int) -> Text:
     Args:
       path: a folder written by `data.prepare`, or a glob of .bin files. Files with "val" in their
         name are for validation; if there are none, the last twentieth of all tokens is.
-      vocab_size: of the model; every token must be smaller.
+      vocab_size: the model's vocabulary size; every token must be smaller.
 
     Returns:
       The streams, with a fingerprint of contents and order.
@@ -235,12 +235,12 @@ def _read_shard(path: Path) -> Shard:
 
 
 def _check_size(shard: Shard) -> None:
-    found, wanted = shard.path.stat().st_size, shard.offset + shard.count * shard.dtype.itemsize
+    size, wanted = shard.path.stat().st_size, shard.offset + shard.count * shard.dtype.itemsize
     if not shard.count:
         raise InputError(f"{_FIELD}: {shard.path} is empty; leave it out")
-    if found != wanted:
+    if size != wanted:
         raise InputError(
-            f"{_FIELD}: {shard.path} has {found:,} bytes and must have {wanted:,}; it is "
+            f"{_FIELD}: {shard.path} has {size:,} bytes and must have {wanted:,}; it is "
             "incomplete, put a copy back"
         )
 

@@ -55,20 +55,20 @@ def atomic_folder(out: str | os.PathLike[str], overwrite: Overwrite = False) -> 
       InputError: if `out` is not a folder, or contains files that may not be replaced.
       OutputError: if it cannot be written.
     """
-    given, out = Path(out), check_destination(out, overwrite)
+    requested, out = Path(out), check_destination(out, overwrite)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        temporary, descriptor = _create_temporary(given, out, overwrite)
+        temporary, descriptor = _create_temporary(requested, out, overwrite)
     except OSError as error:
-        raise OutputError(given, error) from None
+        raise OutputError(requested, error) from None
     try:
         yield temporary
         _sync(temporary)
-        _replace(given, temporary, out, overwrite)
+        _replace(requested, temporary, out, overwrite)
     except OSError as error:
-        raise OutputError(given, error) from None
+        raise OutputError(requested, error) from None
     except OutputError as error:  # it names a file in the temporary folder
-        raise OutputError(given, error.error) from None
+        raise OutputError(requested, error.error) from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)  # already renamed after success
         os.close(descriptor)
@@ -80,51 +80,53 @@ def check_destination(out: str | os.PathLike[str], overwrite: Overwrite = False)
     Returns:
       The path of the folder with all links resolved.
     """
-    given = Path(out)
+    requested = Path(out)
     try:
-        resolved = given.resolve()
-        _check(given, resolved, overwrite)
+        resolved = requested.resolve()
+        _check(requested, resolved, overwrite)
         return resolved
     except OSError as error:
-        raise OutputError(given, error) from None
+        raise OutputError(requested, error) from None
     except (ValueError, RuntimeError) as error:  # a NUL byte; a loop of links before Python 3.13
         if isinstance(error, InputError):
             raise
-        raise InputError(f"{str(given)!r} cannot be a folder: {error}; give another") from None
+        raise InputError(f"{str(requested)!r} cannot be a folder: {error}; give another") from None
 
 
-def _check(given: Path, out: Path, overwrite: Overwrite) -> None:
+def _check(requested: Path, out: Path, overwrite: Overwrite) -> None:
     """Raise InputError unless `out` is missing, empty, or may be replaced."""
     if not out.is_dir():
         if out.exists() or out.is_symlink():
-            raise InputError(f"{given} is not a folder; give another")
+            raise InputError(f"{requested} is not a folder; give another")
         return
     entries = sorted(out.iterdir())
     if entries and not overwrite:
         or_ask = "" if overwrite is None else ", or ask to overwrite"
-        raise InputError(f"{given} exists and holds {entries[0].name}; give another folder{or_ask}")
+        raise InputError(
+            f"{requested} exists and holds {entries[0].name}; give another folder{or_ask}"
+        )
     known = overwrite if isinstance(overwrite, re.Pattern) else _WRITTEN
     foreign = [path.name for path in entries if path.is_dir() or not known.fullmatch(path.name)]
     if foreign:  # never delete files of the user
         raise InputError(
-            f"{given} holds {foreign[0]}, which no such command writes, so it is not "
+            f"{requested} holds {foreign[0]}, which no such command writes, so it is not "
             "overwritten; give another folder"
         )
 
 
-def _create_temporary(given: Path, out: Path, overwrite: Overwrite) -> tuple[Path, int]:
+def _create_temporary(requested: Path, out: Path, overwrite: Overwrite) -> tuple[Path, int]:
     """Create (temporary folder, descriptor that locks it) and remove what killed writers left."""
     with _locked(out.parent):
         _remove_leftovers(out)
-        _check(given, out, overwrite)  # again: an old folder may have been restored
+        _check(requested, out, overwrite)  # again: an old folder may have been restored
         temporary = out.with_name(f".{out.name}.{secrets.token_hex(4)}{_PART}")
         temporary.mkdir()
         return temporary, _lock(temporary, fcntl.LOCK_EX)
 
 
-def _replace(given: Path, temporary: Path, out: Path, overwrite: Overwrite) -> None:
+def _replace(requested: Path, temporary: Path, out: Path, overwrite: Overwrite) -> None:
     with _locked(out.parent):
-        _check(given, out, overwrite)  # again: another process may have written it
+        _check(requested, out, overwrite)  # again: another process may have written it
         old = temporary.with_suffix(_OLD)
         if replaced := out.is_dir() and any(out.iterdir()):
             out.rename(old)

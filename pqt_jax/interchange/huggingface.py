@@ -5,7 +5,7 @@
     config.json                    huggingface_config
     model.safetensors (or shards)  safetensors_io
 
-Each of their tensors is one of our parameters in one layer, or several of them concatenated
+Each Hugging Face tensor is one of our parameters in one layer, or several of them concatenated
 (c_attn of GPT-2 is q, k and v). Kernels of Llama are [out, in], so they are transposed. Kernels of
 GPT-2 are [in, out], as ours are.
 """
@@ -34,11 +34,11 @@ CONFIG = "config.json"
 
 
 class TensorEntry(NamedTuple):
-    """One of their tensors, or one in each layer.
+    """A tensor of a Hugging Face model, or one tensor in each layer.
 
     Attributes:
-      name: their name, with {} for the number of the layer.
-      paths: of our parameters in it, concatenated along their last axis.
+      name: the tensor's name, with {} for the number of the layer.
+      paths: the paths of our parameters in it, which are concatenated along their last axis.
       transposed: whether it is stored as [out, in].
     """
 
@@ -52,8 +52,8 @@ class TensorTable:
     """The tensors of one model.
 
     Attributes:
-      prefix: of the names of all tensors but that of the head.
-      entries: all tensors but that of the head.
+      prefix: the prefix of all tensor names except the head's.
+      entries: all tensors except the head.
       always_biased: whether transformers gives every linear layer and norm a bias.
     """
 
@@ -74,9 +74,9 @@ def _gpt2() -> list[TensorEntry]:
     linear = {"attn.c_attn": ("attn/q", "attn/k", "attn/v"), "attn.c_proj": ("attn/out",)}
     linear |= {"mlp.c_fc": ("mlp/up",), "mlp.c_proj": ("mlp/down",)}
     for theirs, ours in linear.items():
-        for part, own in (("weight", "kernel"), ("bias", "bias")):
+        for part, name in (("weight", "kernel"), ("bias", "bias")):
             entries.append(
-                TensorEntry(f"h.{{}}.{theirs}.{part}", tuple(f"h/{o}/{own}" for o in ours))
+                TensorEntry(f"h.{{}}.{theirs}.{part}", tuple(f"h/{o}/{name}" for o in ours))
             )
     return entries
 
@@ -105,7 +105,7 @@ _IGNORED = re.compile(r"h\.\d+\.attn\.(masked_)?bias|layers\.\d+\.self_attn\.rot
 
 
 def tensor_entries(config: ModelConfig) -> list[TensorEntry]:
-    """List all tensors of a model. Their names lack the prefix."""
+    """List all tensors of a model, by their names without the prefix."""
     table = TABLES[config.name].entries
     return table if config.tie_embeddings else [*table, HEAD]
 
@@ -125,8 +125,9 @@ def save(
 
     Args:
       folder: written atomically.
-      config: of the model.
-      params: of the plain model, nnx.State or nested dict. Bit-widths in it are left out.
+      config: the model's configuration.
+      params: parameters of the bare model, an nnx.State or a nested dict. Bit-widths in it are left
+        out.
       dtype: dtype to round the weights to.
       overwrite: whether to replace an existing export.
       shard_bytes: maximum size of a file.
@@ -139,18 +140,20 @@ def save(
     if dtype not in ("bfloat16", "float32"):
         raise ValueError(f"dtype={dtype!r}; it must be bfloat16 or float32")
     leaves = {path: np.asarray(leaf) for path, leaf in paths_and_leaves(params).items()}
-    own = _shapes(config)
-    for path in sorted(own.keys() | leaves.keys()):
-        if path not in own or path not in leaves or leaves[path].shape != own[path]:
-            found = leaves[path].shape if path in leaves else "missing"
-            raise ValueError(f"parameter {path!r} is {found}, the model's {own.get(path, 'none')}")
+    shapes = _shapes(config)
+    for path in sorted(shapes.keys() | leaves.keys()):
+        if path not in shapes or path not in leaves or leaves[path].shape != shapes[path]:
+            shape = leaves[path].shape if path in leaves else "missing"
+            raise ValueError(
+                f"parameter {path!r} is {shape}, the model's {shapes.get(path, 'none')}"
+            )
     whole = _shapes(_with_biases(config))
     leaves |= {p: np.zeros(shape, np.float32) for p, shape in whole.items() if p not in leaves}
     prefix = TABLES[config.name].prefix
     values = {}
     for entry, layer, name in _iterate_tensors(config):
-        parts = [leaves[path] if layer is None else leaves[path][layer] for path in entry.paths]
-        value = np.concatenate(parts, axis=-1) if len(parts) > 1 else parts[0]
+        arrays = [leaves[path] if layer is None else leaves[path][layer] for path in entry.paths]
+        value = np.concatenate(arrays, axis=-1) if len(arrays) > 1 else arrays[0]
         name = name if entry is HEAD else prefix + name
         values[name] = value.T if entry.transposed else value
     with atomic_folder(folder, overwrite) as temporary:
@@ -215,13 +218,13 @@ def _check(
     for entry, layer, name in _iterate_tensors(config):
         if name not in stored:  # before listing more: the layers in config.json may be too many
             raise InputError(f"{folder}: no tensor {name}; {CONFIG} says it must have one")
-        parts = [shapes[path] if layer is None else shapes[path][1:] for path in entry.paths]
-        shape = (*parts[0][:-1], sum(part[-1] for part in parts))
+        joined = [shapes[path] if layer is None else shapes[path][1:] for path in entry.paths]
+        shape = (*joined[0][:-1], sum(one[-1] for one in joined))
         shape = shape[::-1] if entry.transposed else shape
-        path, dtype, found, _ = stored[name]
-        if found != shape:
+        path, dtype, stored_shape, _ = stored[name]
+        if stored_shape != shape:
             raise InputError(
-                f"{path}: {name} is {_format_shape(found)}; by {CONFIG} it is "
+                f"{path}: {name} is {_format_shape(stored_shape)}; by {CONFIG} it is "
                 f"{_format_shape(shape)}"
             )
         if dtype not in safetensors_io.FLOAT_DTYPES:

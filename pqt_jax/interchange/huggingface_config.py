@@ -17,7 +17,7 @@ from pqt_jax.errors import InputError
 from pqt_jax.models import GPT2Config, Llama2Config, ModelConfig
 
 _MISSING: Any = object()
-# Ours → (theirs, what transformers takes where it is missing). The shape itself has to be there.
+# Our field → (field in config.json, the default of transformers). Fields of the shape are required.
 _GPT2: dict[str, tuple[str, Any]] = {
     "vocab_size": ("vocab_size", _MISSING),
     "d_model": ("n_embd", _MISSING),
@@ -39,7 +39,7 @@ _LLAMA: dict[str, tuple[str, Any]] = {
     "norm_eps": ("rms_norm_eps", 1e-6),
     "tie_embeddings": ("tie_word_embeddings", False),
 }
-# Theirs → values that our model computes, the first being what is meant where it is missing.
+# Field in config.json → values that our model supports; the first one is the default.
 _GPT2_FIXED = {
     "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
     "scale_attn_weights": (True,),
@@ -87,8 +87,8 @@ def to_json(config: ModelConfig, dtype: str) -> dict[str, Any]:
       128
 
     Args:
-      config: ours.
-      dtype: of the weights in the same folder.
+      config: our configuration of the model.
+      dtype: the dtype of the weights in the same folder.
 
     Returns:
       The content of the file. It has the field names of older and of newer versions of
@@ -114,8 +114,8 @@ def from_json(content: dict[str, Any], path: Path) -> ModelConfig:
     """Our configuration of the model that a config.json describes.
 
     Args:
-      content: of the file.
-      path: of the file, for messages.
+      content: the file's content.
+      path: the file's path, for messages.
 
     Returns:
       A GPT2Config with biases, or a Llama2Config. Its dtype is float32, as in transformers with

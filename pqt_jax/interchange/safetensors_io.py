@@ -31,10 +31,10 @@ class StoredTensor(NamedTuple):
     """Where a tensor is stored.
 
     Attributes:
-      path: of its file.
-      dtype: by its name in safetensors, such as "F32".
-      shape: of the tensor.
-      offset: of its first byte in the file.
+      path: the file.
+      dtype: the dtype by its name in safetensors, such as "F32".
+      shape: the tensor's shape.
+      offset: position of its first byte in the file.
     """
 
     path: Path
@@ -94,10 +94,10 @@ def write_file(
     The safetensors package would need all tensors in memory, and hides errors of the system.
 
     Args:
-      path: of the file.
+      path: the file to write.
       tensors: name → array.
       dtype: dtype to round the values to; None to keep the dtypes, all in `DTYPE_NAMES`.
-      metadata: of the file.
+      metadata: the file's metadata.
 
     Raises:
       OSError: if it cannot be written.
@@ -131,9 +131,9 @@ def find_tensors(folder: Path) -> dict[str, StoredTensor]:
         return _read_header(folder / FILE)
     if (folder / INDEX).exists():
         return _find_in_shards(folder)
-    if found := [*sorted(folder.glob("*.bin")), *sorted(folder.glob("*.pt"))]:
+    if pickled := [*sorted(folder.glob("*.bin")), *sorted(folder.glob("*.pt"))]:
         raise InputError(
-            f"{folder} holds {found[0].name} and no {FILE}; convert it to safetensors, as "
+            f"{folder} holds {pickled[0].name} and no {FILE}; convert it to safetensors, as "
             "save_pretrained of transformers does"
         )
     raise InputError(f"{folder} holds neither {FILE} nor {INDEX}; put the weights there")
@@ -151,7 +151,7 @@ def read_tensor(tensor: StoredTensor) -> np.ndarray:
     except OSError as error:
         raise InputError(f"{tensor.path}: {system_reason(error, 'put it back')}") from None
     if values.size != count:
-        raise InputError(f"{tensor.path} was cut off while it was read; put it back")
+        raise InputError(f"{tensor.path} was truncated while it was read; put it back")
     return values.reshape(tensor.shape)
 
 

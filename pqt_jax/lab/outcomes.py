@@ -60,7 +60,7 @@ def find_divergence(
       True
 
     Args:
-      losses: of every step from the first one on.
+      losses: the loss of every step from the first one on.
       skipped_in_a_row: for every step, how many of the latest steps were skipped. A step with a
         finite loss is skipped too if its gradient is not finite.
       margin: nats above the level.
@@ -97,7 +97,7 @@ def count_spikes(losses: Losses, *, threshold: float = 6.0, window: int = 100) -
       2
 
     Args:
-      losses: of every step from the first one on.
+      losses: the loss of every step from the first one on.
       threshold: in standard deviations.
       window: how many finite losses before a step it is compared with.
     """
@@ -115,8 +115,8 @@ def final_loss(losses: Losses, *, share: float = 0.05) -> float:
     """The mean loss of the last steps; NaN if one of them is not finite.
 
     Args:
-      losses: of every step.
-      share: of the steps, rounded to at least one step.
+      losses: the loss of every step.
+      share: the share of the steps to average over; at least one step.
     """
     last = np.asarray(losses, np.float64)[-max(1, round(share * len(losses))) :]
     return float(last.mean()) if np.isfinite(last).all() else math.nan

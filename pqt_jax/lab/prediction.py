@@ -99,7 +99,7 @@ def evaluate_predictions(rows: Iterable[Record], score: Score) -> list[Predictio
     """Evaluate a score at each step that has runs which diverge later and runs which do not.
 
     Args:
-      rows: of the sweep table.
+      rows: rows of the sweep's table.
       score: one of `scores_of`.
     """
     measured: dict[int, list[tuple[float, bool, tuple[str, float]]]] = {}

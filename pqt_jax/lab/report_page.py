@@ -90,7 +90,7 @@ def compose(
     """The page as HTML.
 
     Args:
-      table: of the sweep.
+      table: the sweep's table.
       scores: names of the scores that have predictions.
       pictures: in the order of the page.
       usable: nats above the baseline's best loss up to which a learning rate is usable.

@@ -7,8 +7,8 @@
 The step is the trainer's. Its optimizer uses the learning rate of the config, and each run
 multiplies the updates of its weights by the ratio of its own rate to that one. AdamW and Adam-mini
 are linear in the rate, weight decay included, so a run equals a training run at its rate up to
-rounding. The learning rates of the warm-up and at the end scale with it. Bit-widths have a learning
-rate of their own, which is not scaled.
+rounding. The learning rates of the warm-up and at the end scale with it. The learning rate of
+bit-widths is not scaled.
 
 The same runs in the same program give the same bits. With another number of runs in the program
 (`at_once`), sums may be taken in another order.
@@ -88,8 +88,8 @@ def make_train(arm: Arm, text: Text, options: SweepOptions) -> Train:
 
     Args:
       arm: the way to train.
-      text: that runs train on.
-      options: of the sweep: what is measured, and the definitions of outcomes.
+      text: the text that all runs train on.
+      options: the sweep's options: what is measured, and the definitions of outcomes.
 
     Returns:
       A function `(rates_and_seeds, advance) -> records`. It calls `advance()` after each step.

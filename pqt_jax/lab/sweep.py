@@ -108,9 +108,9 @@ def _check_arm(arm: Arm, shared_data: DataConfig, text: source.Text) -> None:
     """Raise InputError if an arm cannot be trained on the text.
 
     Args:
-      arm: to check.
+      arm: the arm to check.
       shared_data: the data section of the first arm, from which the text was loaded.
-      text: of all arms.
+      text: the text that all arms train on.
     """
     data = arm.config.data
     try:

@@ -37,8 +37,8 @@ class Arm:
     """A way to train.
 
     Attributes:
-      name: as in the config.
-      config: of the trainer. Its learning rate and seed are not used.
+      name: the arm's name in the config.
+      config: configuration of the trainer. Its learning rate and seed are not used.
       rules: for `simulate.simulate`; empty if no operand is reduced.
     """
 
@@ -53,8 +53,8 @@ class Sweep:
 
     Attributes:
       arms: in the order of the config. The first arm is the baseline.
-      seeds: of every arm.
-      learning_rates: of every arm.
+      seeds: the seeds of every arm.
+      learning_rates: the learning rates of every arm.
       options: the section `sweep` of the config.
       full_config: the whole config, for `run.json`.
     """
@@ -70,7 +70,7 @@ def load_sweep(path: str, overrides: Sequence[tuple[str, str]] = ()) -> Sweep:
     """Read the config of a sweep, apply overrides, and check every arm.
 
     Args:
-      path: of a Python file. Its `get_config()` starts from
+      path: a Python file. Its `get_config()` starts from
         `sweep_config.default` and changes fields.
       overrides: (dotted field, value as text), applied in order.
 
@@ -122,9 +122,9 @@ def _make_arm(config: SweepFileConfig, name: str, texts: Sequence[str]) -> Arm:
     """The config with an arm's changes applied and checked.
 
     Args:
-      config: of the sweep.
-      name: of the arm.
-      texts: field=value.
+      config: the sweep's configuration.
+      name: the arm's name.
+      texts: the arm's changes, each `field=value`.
     """
     changes = [(field, value) for field, _, value in (text.partition("=") for text in texts)]
     try:

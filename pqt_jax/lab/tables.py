@@ -26,7 +26,7 @@ def usable_level(table: SweepTable, nats: float) -> float:
     """The final loss up to which a learning rate counts as usable.
 
     Args:
-      table: of the sweep.
+      table: the sweep's table.
       nats: the margin above the baseline's median final loss at its best rate. The baseline is the
         first arm.
 
@@ -89,8 +89,8 @@ def paired_loss_table(table: SweepTable, field: str) -> str:
     """A loss of every arm minus the baseline's, at each rate, over the seeds stable with both.
 
     Args:
-      table: of the sweep.
-      field: of a row, as `SweepTable.values` takes it.
+      table: the sweep's table.
+      field: a field of the rows, as for `SweepTable.values`.
     """
     head = ["arm", *(f"rate {rate:g}" for rate in table.rates)]
     baseline = table.stable_values(table.arms[0], field)

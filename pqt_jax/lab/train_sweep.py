@@ -27,8 +27,8 @@ def train_all(sweep: Sweep, workdir: Path, text: Text, lock: int) -> None:
 
     Args:
       sweep: what to train.
-      workdir: of the sweep.
-      text: that all runs train on.
+      workdir: the sweep's folder.
+      text: the text that all runs train on.
       lock: file descriptor of `run.lock`.
 
     Raises:

@@ -30,7 +30,7 @@ class WorkUnit:
     """Runs that one program trains.
 
     Attributes:
-      number: of the unit, counted from 0 over the whole sweep.
+      number: the unit's number, counted from 0 over the whole sweep.
       arm: the arm of all its runs.
       rates_and_seeds: learning rate and seed of each run.
       path: the file for its rows.

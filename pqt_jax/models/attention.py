@@ -100,5 +100,5 @@ def _obstacle(model: Any, devices: Sequence[Any]) -> str | None:
 
 def _capability(device: Any) -> tuple[int, ...]:
     """The compute capability, (8, 0) for "8.0"; () if there is none, as on GPUs of other makers."""
-    parts = str(getattr(device, "compute_capability", "")).split(".")
-    return tuple(map(int, parts)) if all(part.isdecimal() for part in parts) else ()
+    numbers = str(getattr(device, "compute_capability", "")).split(".")
+    return tuple(map(int, numbers)) if all(number.isdecimal() for number in numbers) else ()

@@ -37,7 +37,7 @@ def empty_cache(config: Any, batch: int, capacity: int | None) -> Cache:
     """An empty cache.
 
     Args:
-      config: of the model.
+      config: the model's configuration.
       batch: number of rows.
       capacity: the number of tokens that fit; None for `config.max_length`.
 
@@ -77,7 +77,7 @@ def scan_with_cache(blocks: Any, x: jax.Array, cache: Cache) -> tuple[jax.Array,
     Args:
       blocks: from `decoder.stack_blocks`.
       x: [batch, T, d_model], the embedded tokens from position `cache.length` on.
-      cache: of the tokens before them.
+      cache: the cache of the tokens before them.
 
     Returns:
       The output, [batch, T, d_model], and the cache with T more tokens.

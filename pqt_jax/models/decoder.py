@@ -70,8 +70,8 @@ class LanguageModel(nnx.Module):
 
         Args:
           tokens: int[batch, T].
-          at: int[T] or int[batch, T], their positions in their documents.
-          pqt_key: as in a call.
+          at: int[T] or int[batch, T], the positions of the tokens in their documents.
+          pqt_key: as for `__call__`.
         """
         del at  # with rotary positions, the attention uses them
         return call_part(self.embed, tokens, key=pqt_key)
@@ -167,10 +167,10 @@ def wrap_part(module: Any, rules: Sequence[Rule], path: str) -> Any:
     Args:
       module: the bare part.
       rules: rules on the paths of the whole model.
-      path: of the part in the model.
+      path: the part's path in the model.
 
     Returns:
-      The part, wrapped, or as it was if no rule samples anything in it.
+      The wrapped part; the part itself if no rule samples anything in it.
     """
     shapes = paths_and_leaves(nnx.state(module, nnx.Param), path)
     matrices = {first_match(rules, name) for name, leaf in shapes.items() if leaf.ndim >= 2}

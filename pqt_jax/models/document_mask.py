@@ -68,8 +68,8 @@ def count_targets(tokens: jax.Array, end: int | None, parts: int) -> jax.Array |
 
     Args:
       tokens: int[..., T + 1].
-      end: as in `make_windows`.
-      parts: number of parts.
+      end: as for `make_windows`.
+      parts: number of parts of the batch.
 
     Returns:
       float32 scalar; None if all targets count.

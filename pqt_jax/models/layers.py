@@ -29,11 +29,11 @@ def normal(std: float | jax.Array) -> Initializer:
     return lambda key, shape, dtype=jnp.float32: std * jax.random.normal(key, shape, dtype)
 
 
-def truncated_normal(std: float, cut: float) -> Initializer:
-    """An initializer N(0, std²) cut off at ±cut·std."""
+def truncated_normal(std: float, bound: float) -> Initializer:
+    """An initializer N(0, std²) truncated at ±bound·std."""
 
     def init(key, shape, dtype=jnp.float32):
-        return std * jax.random.truncated_normal(key, -cut, cut, shape, dtype)
+        return std * jax.random.truncated_normal(key, -bound, bound, shape, dtype)
 
     return init
 
@@ -173,8 +173,8 @@ class Attention(nnx.Module):
 
         Args:
           x: [batch, T, d_model].
-          cache: of this layer, without the leading axis.
-          rope_theta: as in a call.
+          cache: the cache of this layer, without the leading axis.
+          rope_theta: base of the rotary wavelengths; None without rotary positions.
 
         Returns:
           ([batch, T, d_model], the cache with T more keys and values; its length is unchanged).

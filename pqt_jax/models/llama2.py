@@ -86,7 +86,7 @@ class MLP(nnx.Module):
         self.down = layers.linear(f, d, depth_init, config, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """[batch, T, d_model] → the same."""
+        """[batch, T, d_model] → the same shape."""
         return self.down(jax.nn.silu(self.gate(x)) * self.up(x))
 
 
@@ -108,12 +108,12 @@ class Block(nnx.Module):
         self.rope_theta = config.rope_theta
 
     def __call__(self, x: jax.Array, segments: jax.Array | None = None) -> jax.Array:
-        """[batch, T, d_model] → the same; segments as in `layers.Attention`."""
+        """[batch, T, d_model] → the same shape; segments as for `layers.Attention`."""
         x = x + self.attn(self.attn_norm(x), segments, rope_theta=self.rope_theta)
         return x + self.mlp(self.mlp_norm(x))
 
     def decode(self, x: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
-        """The same behind the tokens of a cache; see `layers.Attention.decode`."""
+        """Apply the block to tokens that follow those in a cache; see `layers.Attention.decode`."""
         y, cache = self.attn.decode(self.attn_norm(x), cache, rope_theta=self.rope_theta)
         x = x + y
         return x + self.mlp(self.mlp_norm(x)), cache
@@ -142,7 +142,7 @@ class Llama2(LanguageModel):
 
     Args:
       config: shape and arithmetic.
-      rules: which parameters are sampled; without rules the model is a bare one.
+      rules: which parameters are sampled; an empty sequence makes a bare model.
       rngs: randomness of the initial values.
     """
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright 2026 The pqt_jax Authors
-"""What a field of a configuration takes, and what it means: the metadata of a dataclass field.
+"""`Setting`: the range and the meaning of a configuration field, kept in its dataclass metadata.
 
-Everything else is made from it: the checks, the command line, `--help` and the table of fields in
-the documentation.
+The checks, the command line, `--help` and the table of fields in the documentation are all made
+from it.
 """
 
 import dataclasses
@@ -18,16 +18,16 @@ _INT32 = 2**31  # JAX counts in int32
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Setting:
-    """What one field takes.
+    """The values that a field accepts, and its meaning.
 
     Attributes:
       help: one sentence for `--help` and the documentation.
-      choices: the texts that can be used; empty for any.
+      choices: the accepted texts; empty to accept any.
       minimum, above: the lowest number, or the number that it must exceed.
       maximum, below: the highest number, or the number that it must stay under. Whole numbers stay
-        under 2^31 where neither is given.
-      words: the range in words, where those made from the bounds would not explain it.
-      check: raises ValueError or TypeError for a value that cannot be used.
+        under 2^31 if neither is set.
+      words: the range in words, if the bounds alone do not explain it.
+      check: a function that raises ValueError or TypeError for a value that is not accepted.
     """
 
     help: str
@@ -56,9 +56,9 @@ class Setting:
         )
 
     def describe_range(self, kind: type, *, brief: bool = False) -> str:
-        """What can be used, in words; "" if all values of the type can.
+        """The accepted values in words; "" if all values of the type are accepted.
 
-        With `brief`, limits that every number has go without saying.
+        With `brief`, the limits that apply to every number are left out.
 
         Example:
           >>> Setting(help="", minimum=1).describe_range(int)
@@ -80,18 +80,18 @@ class Setting:
             return ""
         if self.minimum is not None and self.maximum is not None:
             return f"from {_number(self.minimum)} to {_number(self.maximum)}"
-        parts = []
+        limits = []
         if self.minimum is not None:
-            parts.append(f"{_number(self.minimum)} or more")
+            limits.append(f"{_number(self.minimum)} or more")
         if self.above is not None:
-            parts.append(f"more than {_number(self.above)}")
+            limits.append(f"more than {_number(self.above)}")
         if self.maximum is not None:
-            parts.append(f"at most {_number(self.maximum)}")
+            limits.append(f"at most {_number(self.maximum)}")
         elif self.below is not None:
-            parts.append(f"below {_number(self.below)}")
+            limits.append(f"below {_number(self.below)}")
         elif not brief:
-            parts = [*parts, f"below {_number(_INT32)}"] if kind is int else ["finite", *parts]
-        return " and ".join(parts)
+            limits = [*limits, f"below {_number(_INT32)}"] if kind is int else ["finite", *limits]
+        return " and ".join(limits)
 
 
 def _number(value: float) -> str:
@@ -104,7 +104,7 @@ def about(help: str, **options: Any) -> Mapping[str, Setting]:
 
     Args:
       help: one sentence.
-      options: of `Setting`.
+      options: other attributes of `Setting`.
     """
     return {_KEY: Setting(help=help, **options)}
 
@@ -120,20 +120,20 @@ def setting(default: T, help: str, **options: Any) -> T:
       (180, '30 or more and below 300')
 
     Args:
-      default: of the field.
+      default: the field's default.
       help: one sentence.
-      options: of `Setting`.
+      options: other attributes of `Setting`.
     """
     field: Any = dataclasses.field(default=default, metadata=about(help, **options))
     return field
 
 
 def of_field(field: dataclasses.Field[Any]) -> Setting:
-    """The `Setting` of a dataclass field; one without bounds where it has none."""
+    """The `Setting` of a dataclass field; one without bounds if the field has none."""
     return field.metadata.get(_KEY, Setting(help=""))
 
 
-# Those that all models have.
+# Fields that all models have.
 DTYPES = ("float32", "bfloat16")
 VOCAB_SIZE = about(
     "Number of tokens in the vocabulary.",

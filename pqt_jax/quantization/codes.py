@@ -73,11 +73,11 @@ def encode_parameter(w: jax.Array, assignment: FormatAssignment) -> Tensors:
 def decode_parameter(
     tensors: Tensors, shape: tuple[int, ...], assignment: FormatAssignment
 ) -> np.ndarray:
-    """Invert `encode_parameter`: the result equals that of `quantize.round_parameter`.
+    """Invert `encode_parameter`: the result equals `deterministic_rounding.round_parameter`.
 
     Args:
-      tensors: by name.
-      shape: of the parameter.
+      tensors: uint8 tensors by name, from `encode_parameter`.
+      shape: the parameter's shape.
       assignment: its entry in the plan.
 
     Returns:

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright 2026 The pqt_jax Authors
-"""Bits that weights take when DiffQ has rounded them.
+"""The stored size of weights that DiffQ has rounded.
 
 bits of a parameter = codes + scales + tags
 
 codes    each weight, in the whole bits of its group
 scales   two float32 for each matrix, its minimum and maximum
-tags     for each group, the bits that tell its width from the others between `min_bits` and
-         `max_bits`: four for 2 to 15, half a bit per weight in groups of eight
+tags     for each group, an index of its bit-width among those from `min_bits` to `max_bits`: four
+         bits for 2 to 15, which is half a bit per weight in groups of eight
 """
 
 import math
@@ -32,7 +32,7 @@ def diffq_sizes(params: Any, logits: Any, options: Options = Options()) -> dict[
     Args:
       params: pytree of arrays, or of their shapes.
       logits: nested by the paths of the parameters.
-      options: of the method.
+      options: the options of DiffQ.
     """
     shapes, sizes = paths_and_leaves(params), {}
     tag = math.ceil(math.log2(round(options.max_bits) - round(options.min_bits) + 1))

@@ -47,7 +47,7 @@ class PackedWeights:
     Attributes:
       params: parameters by path, on the host, equal to the result of `quantize.apply`.
       plan: the plan that they were quantized by.
-      model: the description of the model that `write` was given.
+      model: the description of the model that was passed to `write`.
       stream: version of the noise stream.
     """
 
@@ -61,7 +61,8 @@ def write(path: Path, params: Any, plan: Plan, model: Any = None) -> None:
     """Quantize parameters by a plan and store their codes.
 
     Args:
-      path: of the file. A crash may leave it incomplete; `folders.atomic_folder` prevents that.
+      path: the file to write. A crash may leave it incomplete, unless it is in a folder of
+        `folders.atomic_folder`.
       params: pytree of arrays; those that the plan leaves out must be float32 or bfloat16.
       plan: from `quantize.plan_uniform` or `plan_mixed`.
       model: any JSON value.
@@ -102,7 +103,7 @@ def read(path: Path) -> PackedWeights:
     """Read a file that `write` made.
 
     Args:
-      path: of the file.
+      path: the file to read.
 
     Raises:
       InputError: if it is missing, damaged, of another version, or was not made by `write`.

@@ -37,7 +37,7 @@ class MatrixReport(NamedTuple):
     """What quantization does to one matrix.
 
     Attributes:
-      path: of its parameter.
+      path: the path of its parameter.
       layer: its index among the matrices that are stacked in the parameter.
       formats: the number of weights in each format, by name.
       size: bits of codes, scales and tags.

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright 2026 The pqt_jax Authors
-"""The cost of training: FLOPs of a token by a formula, and exact bytes on each device.
+"""The cost of training: FLOPs of a token, by a formula, and exact bytes on each device.
 
     forward    2 · (weights of all kernels, the head's included) + 4 · T · d_model · num_layers
     training   3 · forward
@@ -51,10 +51,10 @@ class StateBytes(NamedTuple):
     """Bytes of a training state on each device, and of the gradients during a step.
 
     Attributes:
-      weights: without bit-widths.
-      gradients: of weights and bit-widths.
-      moments: of the optimizer, for both, and its counters.
-      bits: bit-widths.
+      weights: the weights, without bit-widths.
+      gradients: the gradients of weights and bit-widths.
+      moments: the optimizer's moments of both, and its counters.
+      bits: the bit-widths.
     """
 
     weights: int
@@ -72,11 +72,11 @@ def forward_flops(model: ModelConfig, length: int) -> int:
       294912
 
     Args:
-      model: its shape.
-      length: T, tokens in a sequence.
+      model: the model's configuration.
+      length: T, the number of tokens in a sequence.
 
     Returns:
-      Multiplications and additions counted as one each.
+      FLOPs; a multiplication and an addition count as two.
     """
     d, f = model.d_model, model.d_ff
     width = d // model.num_heads
@@ -103,17 +103,17 @@ def peak_flops(device_kind: str) -> float | None:
 
 
 def speed(tokens_per_s: float, flops: int, devices: int, device_kind: str) -> dict[str, float]:
-    """Speed of each device.
+    """The speed of each device, as tokens per second and as a share of its peak FLOP/s.
 
     Example:
       >>> speed(8e5, 10**9, devices=8, device_kind="NVIDIA A100-SXM4-80GB")
       {'tokens_per_s_per_device': 100000.0, 'mfu': 0.3205}
 
     Args:
-      tokens_per_s: of all devices together.
-      flops: of a token, from `training_flops`.
+      tokens_per_s: tokens per second of all devices together.
+      flops: model FLOPs of one token, from `training_flops`.
       devices: number of devices.
-      device_kind: their name in JAX.
+      device_kind: the name of the devices in JAX.
 
     Returns:
       Fields of a record of metrics; mfu, from 0 to 1, where the peak is known.
@@ -125,10 +125,10 @@ def speed(tokens_per_s: float, flops: int, devices: int, device_kind: str) -> di
 
 
 def device_bytes(tree: Any) -> int:
-    """Bytes of a tree's arrays on each device.
+    """The bytes that the arrays of a tree take on each device.
 
     Args:
-      tree: of arrays or `ShapeDtypeStruct`s; one without a sharding is whole.
+      tree: pytree of arrays or `ShapeDtypeStruct`s. An array without a sharding is counted whole.
     """
     return sum(
         int(np.prod(x.sharding.shard_shape(x.shape) if x.sharding else x.shape)) * x.dtype.itemsize
@@ -137,10 +137,10 @@ def device_bytes(tree: Any) -> int:
 
 
 def state_bytes(state: Any) -> StateBytes:
-    """Bytes on each device of a training state.
+    """The bytes that a training state takes on each device.
 
     Args:
-      state: of `state.abstract_state` or `state.init_state`.
+      state: from `state.abstract_state` or `state.init_state`.
     """
     weights = device_bytes(bit_state.weights(state.params))
     params = device_bytes(state.params)

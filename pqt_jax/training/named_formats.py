@@ -47,7 +47,7 @@ def make_plan(params: nnx.State, rules: Sequence[Rule], name: str, **options: An
       params: with or without `BitParam`s.
       rules: which parameters are rounded, and by what blocks.
       name: one of `LABELS`; nothing is rounded for "master".
-      options: of `quantize.plan_mixed` for "mixed", and of `quantize.plan_uniform` for the rest.
+      options: passed to `quantize.plan_mixed` for "mixed", else to `quantize.plan_uniform`.
 
     Raises:
       InputError: for "mixed" where no bits were learned, or an unknown name.
@@ -72,7 +72,7 @@ def round_by_plan(params: nnx.State, plan: Plan) -> nnx.State:
       plan: from `make_plan`.
 
     Returns:
-      The weights alone, without bits, as the bare model takes them.
+      The weights without bit-widths, as the bare model takes them.
     """
     weights = bit_state.weights(params)
     index = {path: assigned.index for path, assigned in plan.items()}
@@ -95,7 +95,7 @@ def round_to_format(
     """The weights in a format. A method may round "mixed" in its own way.
 
     Args:
-      config: of the run; None for a model that was trained elsewhere.
+      config: the run's configuration; None for a model that was trained elsewhere.
       params, rules, name: as for `make_plan`.
 
     Returns:
@@ -111,14 +111,14 @@ def round_to_format(
 
 
 def format_label(method: str | None, name: str) -> str:
-    """The name of weights in a format in tables.
+    """The name that tables show for weights in a format.
 
     Example:
       >>> format_label("gaussws", "mixed"), format_label("diffq", "mixed")
       ('learned mixed bits', "DiffQ's own bits")
 
     Args:
-      method: that the weights were trained with; None for a model that was trained elsewhere.
+      method: the method of the training run; None for a model that was trained elsewhere.
       name: one of `LABELS`.
     """
     record = METHODS.get(method or "")

@@ -67,7 +67,7 @@ class StartPoint:
 
     Attributes:
       graph: the model's structure.
-      optimizer: of weights and bits together.
+      optimizer: the optimizer of weights and bits together.
       train_state: after the newest checkpoint's step, or before the first step.
       timer, monitor: with the time and the losses of the steps before.
     """
@@ -84,7 +84,7 @@ def restore_or_init(run: RunContext, manager: Any) -> StartPoint:
 
     Args:
       run: the run.
-      manager: of its checkpoints.
+      manager: the manager of its checkpoints.
 
     Raises:
       InputError: if there are checkpoints and none can be read, or the newest is another run's.

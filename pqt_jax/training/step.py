@@ -69,9 +69,9 @@ def build_train_step(
     """The jitted training step of a run.
 
     Args:
-      config: of the run; decides method, penalty, snapping and how the step is split.
+      config: the run's configuration; decides method, penalty, snapping and how the step is split.
       graph: the model's structure.
-      optimizer: of weights and bits together; None for the config's own, `make_optimizer(config)`.
+      optimizer: the optimizer of weights and bits together; None for `make_optimizer(config)`.
       end: the token that ends a document. No token attends beyond it, and the target that follows
         it does not count (`document_mask.make_windows`). None if sequences run on over the ends.
 

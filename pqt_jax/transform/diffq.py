@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright 2026 The pqt_jax Authors
-"""DiffQ as published, a baseline: noise of the width of a quantization step, bits by groups.
+"""DiffQ as published, a baseline: noise as wide as a quantization step, one bit-width per group.
 
     b     = σ(l) · max_bits + (1 − σ(l)) · min_bits       a logit l for each group of weights
     step  = (max w − min w) / (2^b − 1)                    the range is that of the whole matrix
@@ -8,18 +8,20 @@
     size  = Σ b / 2^23                                     over all weights; a MB is 2^20 bytes
     w_q   = min w + step · ⌊(w − min w) / step⌉            at whole b: 2^b levels
 
-A group is 8 weights in a row of the input axis of a kernel [..., in, out], which is what flattening
-the [out, in] of the original gives; of an embedding [tokens, width], 8 of a token's. The last group
-is ragged where 8 does not divide the axis. Each matrix of a stack has a range of its own.
+In a kernel [..., in, out], a group is 8 consecutive weights along the input axis, as in the
+original, which flattens [out, in]. In an embedding [tokens, width], it is 8 consecutive weights of
+one token. The last group is smaller where 8 does not divide the axis. Each matrix of a stack has
+its own range.
 
-Nothing is cast: the noise is all that happens to a weight. R is drawn by `jax.random` from
-`keys.param_key(step key, path)` as one array over a whole stack, so that with JAX's partitionable
-threefry an element's R is a function of (seed, step, path, index), on any mesh. It stands outside
-the model, on the tree of parameters, as the published method does: ŵ of everything is held at once,
-and R of everything until the backward pass has been.
+Weights are not cast; noise is added, and nothing else. `jax.random` draws R from
+`keys.param_key(step key, path)` as one array over a whole stack. With JAX's partitionable threefry
+the R of an element is therefore a function of (seed, step, path, index), on any mesh.
 
-The paper does not settle whether gradients pass through the range; here, as through max|w| in
-`perturb`, they do not.
+As in the published method, sampling acts on the tree of parameters, outside the model. ŵ of all
+parameters is therefore in memory at once, and R of all parameters until the backward pass ends.
+
+The paper does not settle whether gradients pass through the range. Here they do not, as they do not
+pass through max|w| in `perturb`.
 
 Source: Défossez, Adi, Synnaeve, "Differentiable Model Compression via Pseudo Quantization Noise",
 arXiv 2104.09987 (2021).
@@ -33,8 +35,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from pqt_jax.numerics import bit_width as bitwidth
 from pqt_jax.numerics import blocks, keys
+from pqt_jax.numerics.bit_width import step_size
 from pqt_jax.transform.tree_paths import map_paths, paths_and_leaves
 
 Noise = Literal["normal", "uniform"]
@@ -43,12 +45,12 @@ MB = 2**23  # bits
 
 
 class Options(NamedTuple):
-    """What DiffQ leaves open.
+    """Options of DiffQ.
 
     Attributes:
-      group: weights that share a bit-width.
-      init_bits: b at the start, between the next two.
-      min_bits, max_bits: what b tends to, from 1 to 16.
+      group: number of weights that share a bit-width.
+      init_bits: b before the first step, between `min_bits` and `max_bits`.
+      min_bits, max_bits: the bounds of b, which the logits approach at ∓∞; from 1 to 16.
       noise: "normal" for N(0, 1)/2, "uniform" for U(−½, ½).
     """
 
@@ -60,17 +62,17 @@ class Options(NamedTuple):
 
 
 def init(path: str, shape: tuple[int, ...], options: Options = Options()) -> jax.Array:
-    """The logits of one parameter, of which each b is `init_bits`.
+    """The initial logits of one parameter, at which every b is `init_bits`.
 
     Example:
       >>> init("h/mlp/up/kernel", (12, 768, 3072)).shape, init("embed/embedding", (300, 20)).shape
       ((12, 96, 3072), (300, 3))
 
     Args:
-      path: of the parameter; groups lie along the last axis if it ends in "embedding", else along
-        the last but one.
-      shape: of the parameter, two axes or more.
-      options: of the method.
+      path: the parameter's path. Groups lie along the last axis if it ends in "embedding", else
+        along the last but one.
+      shape: the parameter's shape, two axes or more.
+      options: see `Options`.
 
     Returns:
       float32, one per group.
@@ -90,7 +92,7 @@ def bit_width(logits: jax.Array, options: Options = Options()) -> jax.Array:
 
     Args:
       logits: float32, one per group.
-      options: of the method.
+      options: see `Options`.
 
     Returns:
       float32 of the same shape, in bits.
@@ -118,11 +120,11 @@ def perturb(
       w: float32 or bfloat16 [..., in, out]; each matrix has its own range.
       logits: float32, one per group, see `init`.
       key: consumed.
-      options: of the method.
-      dtype: that ŵ is rounded to, once, after a sum in float32; None for that of w.
+      options: see `Options`.
+      dtype: the dtype of ŵ, which is rounded once, after a sum in float32; None for the dtype of w.
 
     Returns:
-      ŵ of the shape of w.
+      ŵ in the shape of w.
 
     Raises:
       ValueError: for logits of the wrong shape.
@@ -149,7 +151,7 @@ def quantize(w: jax.Array, logits: jax.Array, options: Options = Options()) -> j
       w, logits, options: as for `perturb`.
 
     Returns:
-      The shape and dtype of w; a bfloat16 rounds the levels themselves.
+      The shape and dtype of w. In bfloat16 the levels themselves are rounded.
 
     Raises:
       ValueError: for logits of the wrong shape.
@@ -165,16 +167,16 @@ def quantize(w: jax.Array, logits: jax.Array, options: Options = Options()) -> j
 def sample(
     params: Any, logits: Any, key: jax.Array, options: Options = Options(), dtype: Any = None
 ) -> Any:
-    """ŵ of every parameter that has logits; the others as they are.
+    """Sample every parameter that has logits; keep the others.
 
     Args:
       params: pytree of arrays.
       logits: nested by the paths of the parameters.
-      key: the step's; each parameter's own is derived from its path.
+      key: the key of the step; the key of a parameter is derived from it by the parameter's path.
       options, dtype: as for `perturb`.
 
     Returns:
-      The same pytree.
+      The same pytree with ŵ for w.
     """
     logits_at = paths_and_leaves(logits)
 
@@ -187,7 +189,7 @@ def sample(
 
 
 def quantize_all(params: Any, logits: Any, options: Options = Options()) -> Any:
-    """`quantize` for every parameter that has logits; the others as they are."""
+    """Apply `quantize` to every parameter that has logits; keep the others."""
     logits_at = paths_and_leaves(logits)
 
     def visit(path, w):
@@ -197,12 +199,12 @@ def quantize_all(params: Any, logits: Any, options: Options = Options()) -> Any:
 
 
 def size_mb(params: Any, logits: Any, options: Options = Options()) -> jax.Array:
-    """Megabytes of 2^20 bytes that the weights take, as a function of the logits to differentiate.
+    """The stored size of the weights in MB of 2^20 bytes, differentiable in the logits.
 
         Σ_groups b · weights in the group / 2^23
 
-    What does not depend on the logits is not counted: minima, maxima and widths
-    (`quantization.diffq_sizes` counts them), and parameters that are not quantized.
+    Only the part that depends on the logits is counted. `quantization.diffq_sizes` also counts the
+    stored minima, maxima and bit-widths, and the parameters that are not quantized.
 
     Example:
       >>> params, logits = {"w": jnp.ones((1024, 1024))}, {"w": init("w", (1024, 1024))}
@@ -212,10 +214,10 @@ def size_mb(params: Any, logits: Any, options: Options = Options()) -> jax.Array
     Args:
       params: pytree of arrays, or of their shapes.
       logits: nested by the paths of the parameters.
-      options: of the method.
+      options: see `Options`.
 
     Returns:
-      float32 scalar.
+      float32 scalar, in MB.
     """
     shapes, total = paths_and_leaves(params), jnp.float32(0)
     for path, leaf in paths_and_leaves(logits).items():
@@ -225,14 +227,14 @@ def size_mb(params: Any, logits: Any, options: Options = Options()) -> jax.Array
 
 
 def _ends(w: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Minimum and maximum of each matrix, which gradients do not see."""
+    """Minimum and maximum of each matrix, without gradients."""
     w = lax.stop_gradient(w)
     return jnp.min(w, axis=(-2, -1), keepdims=True), jnp.max(w, axis=(-2, -1), keepdims=True)
 
 
 def _share(b: jax.Array) -> jax.Array:
-    """`1 / (2^b − 1)`, exactly rounded powers of two and so the same bits everywhere."""
-    power = bitwidth.step_size(b)  # 2^(1 − b)
+    """`1 / (2^b − 1)`. The power of two has the same bits on every platform."""
+    power = step_size(b)  # 2^(1 − b)
     return power / (2 - power)
 
 
@@ -245,18 +247,21 @@ def _axis(shape: tuple[int, ...], groups: tuple[int, ...], group: int) -> int:
 
 
 def _spread(per_group: jax.Array, shape: tuple[int, ...], group: int) -> jax.Array:
-    """One number per group → one per weight."""
+    """Repeat one number per group for each weight of the group."""
     axis = _axis(shape, per_group.shape, group)
     return lax.slice_in_dim(blocks.repeat(per_group, group, axis), 0, shape[axis], axis=axis)
 
 
 def weights_per_group(shape: tuple[int, ...], groups: tuple[int, ...], group: int) -> np.ndarray:
-    """The number of weights in each group, float64; fewer in a ragged last one.
+    """The number of weights in each group; the last group may be smaller.
 
     Args:
-      shape: of the parameter.
-      groups: of its logits.
-      group: weights in a whole group.
+      shape: the parameter's shape.
+      groups: the shape of its logits.
+      group: number of weights in a whole group.
+
+    Returns:
+      float64, which broadcasts against the logits.
     """
     axis = _axis(shape, groups, group)
     counts = np.minimum(group, shape[axis] - group * np.arange(groups[axis], dtype=np.float64))

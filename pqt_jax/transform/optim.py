@@ -93,8 +93,8 @@ def adamw(learning_rate: Schedule, **options: Any) -> optax.GradientTransformati
         b_i ← b_i − bits_lr · (adam(∂L/∂b_i) + bits_weight_decay · b_i)
 
     Args:
-      learning_rate: of the weights, a number or an optax schedule.
-      options: of `grouped`.
+      learning_rate: learning rate of the weights, a number or an optax schedule.
+      options: passed to `grouped`.
 
     Returns:
       A GradientTransformation.
@@ -113,9 +113,9 @@ def adam_mini(
     """Adam-mini with decoupled weight decay, and AdamW for the bit-widths.
 
     Args:
-      learning_rate: of the weights, a number or an optax schedule.
+      learning_rate: learning rate of the weights, a number or an optax schedule.
       blocks: which elements share a second moment; `adam_mini.model_blocks` for GPT2 and Llama2.
-      options: of `grouped`.
+      options: passed to `grouped`.
 
     Returns:
       A GradientTransformation.
@@ -142,11 +142,11 @@ def grouped(
 
     Args:
       scale_by: (b1, b2, eps) → transformation of the gradients of the weights.
-      learning_rate: of the weights, a number or an optax schedule.
+      learning_rate: learning rate of the weights, a number or an optax schedule.
       b1, b2, eps: options of Adam, in both groups.
       weight_decay: decoupled decay of the weights that are matrices, see `decays`.
       clip_norm: bound on the global norm of the gradients of the weights; None for no bound.
-      bits_learning_rate: of the bits; required if the tree has any.
+      bits_learning_rate: learning rate of the bits; required if the tree has any.
       bits_weight_decay: decoupled decay of b_i towards 0, that is, of b_t towards b_target.
 
     Returns:

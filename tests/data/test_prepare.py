@@ -115,7 +115,7 @@ BAD = {
     "--tokenizer=gpt2": "--tokenizer=gpt2; it must be bytes, a .json file",
     "--input=nothing/*": "--input='nothing/*' matches no file",
     "--validation=1": "--validation: '1'; it must be above 0 and below 1",
-    "--validation=1e-9": "--validation=1e-09: of the documents none is for validation; give more",
+    "--validation=1e-9": "--validation=1e-09: no document is for validation; give more",
     "--shard=0": "--shard: '0'; it must be a whole number from 1 on",
     "--processes=x": "--processes: 'x'; it must be a whole number",
     "--out=in": "in exists and holds 00.txt; give another folder",

@@ -24,7 +24,7 @@ class TrainOptions:
 
     Attributes:
       config: checked.
-      workdir: of the run.
+      workdir: the run's folder.
       distributed: whether this process is one of several.
       profile: whether to trace a few steps.
     """
@@ -101,7 +101,7 @@ def load(path: str, changes: Sequence[tuple[str, str]] = ()) -> RunConfig:
     """Read a config file, apply changes, and check the result.
 
     Args:
-      path: of a Python file with `get_config()`.
+      path: a Python file with `get_config()`.
       changes: (dotted field, text of the value), in order.
 
     Raises:

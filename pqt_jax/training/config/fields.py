@@ -110,7 +110,7 @@ def flatten(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
     Args:
       config: a dataclass, a ConfigDict or a nested dict.
-      prefix: of the names.
+      prefix: put before every name.
     """
     values = config if isinstance(config, dict) else to_dict(config)
     for name in sorted(values, key=str):
@@ -125,7 +125,7 @@ def from_values(cls: type[C], values: Mapping[str, Any]) -> C:
 
     Args:
       cls: a configuration's dataclass.
-      values: of every field, such as `ConfigDict.to_dict()` or what was read from JSON.
+      values: the value of every field, such as `ConfigDict.to_dict()` or content of a JSON file.
 
     Raises:
       InputError: for a field that is missing, unknown or of another type.

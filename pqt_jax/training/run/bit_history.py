@@ -54,7 +54,7 @@ def reduce_bit_widths(params: nnx.State, rules: Sequence[Rule]) -> dict[str, Any
 
     Args:
       params: weights and `BitParam`s, on any mesh.
-      rules: of the model.
+      rules: the rules that the model was wrapped by.
 
     Returns:
       "layers": path → float32[L], mean b_t over the blocks of each of L stacked matrices.
@@ -116,7 +116,7 @@ def append(path: Path, step: int, tokens: int, measured: Measured) -> None:
       '{"step": 10, "tokens": 640, "formats": {"E4M7": 1.0}, "layers": {"w": [6.0, 5.1235]}}\\n'
 
     Args:
-      path: of `bits.jsonl`.
+      path: the file `bits.jsonl`.
       step: number of steps taken.
       tokens: number of tokens trained on by then.
       measured: from `measure`.

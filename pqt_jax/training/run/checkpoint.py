@@ -57,7 +57,7 @@ def save(manager: ocp.CheckpointManager, step: int, state: Any, meta: Mapping[st
       manager: from `open_manager`.
       step: must be larger than the newest saved one.
       state: NamedTuple of pytrees of arrays.
-      meta: anything JSON can hold.
+      meta: any JSON value.
 
     Raises:
       OutputError: if this checkpoint or the one before it cannot be written.
@@ -107,7 +107,7 @@ def restore(manager: ocp.CheckpointManager, step: int, like: Any, meta: Meta) ->
       manager: from `open_manager`.
       step: number of a saved step.
       like: NamedTuple of pytrees with the shapes, dtypes and shardings to restore to.
-      meta: of this run.
+      meta: the metadata of this run.
 
     Returns:
       (state, saved metadata).
@@ -239,7 +239,7 @@ def read_params(run: Path, like: Any, meta: Meta) -> tuple[int, Any]:
     Args:
       run: the folder of a run.
       like: parameters with the shapes and dtypes to restore to.
-      meta: of the run.
+      meta: the run's metadata.
 
     Returns:
       (step, parameters).

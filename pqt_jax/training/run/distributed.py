@@ -224,7 +224,7 @@ def make_stop_signal(signals: Sequence[int], mesh: Mesh | None) -> Callable[[], 
 
     Args:
       signals: the signals that this process has received so far, from `signals.collect_signals`.
-      mesh: of all devices of all processes; None for one process.
+      mesh: the mesh of all devices of all processes; None for one process.
 
     Returns:
       A function that each process calls once a step. It returns 0, or the number of a signal. With

@@ -56,7 +56,7 @@ def spike_score(previous: Sequence[float], loss: float) -> float:
 
     Args:
       previous: finite losses of earlier steps, in nats per token.
-      loss: of the step.
+      loss: the loss of the step.
 
     Returns:
       The score; NaN with fewer than eight earlier losses, or if the loss is not finite.

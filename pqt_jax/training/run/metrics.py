@@ -75,7 +75,7 @@ def truncate(path: Path, step: int) -> int:
     """Drop the records after a step, which a resumed run will write again, and broken lines.
 
     Args:
-      path: of any file with the JSON record of a step on each line.
+      path: a file with the JSON record of a step on each line.
       step: the last step to keep.
 
     Returns:
@@ -154,7 +154,7 @@ def peak_memory(devices: Sequence[Any]) -> dict[str, float]:
     """The peak memory so far in GB (10⁹ bytes), as a field of a record.
 
     Args:
-      devices: of this process.
+      devices: the devices of this process.
 
     Returns:
       `device_peak_gb`, the largest of all devices. Devices without this count, such as CPUs, give

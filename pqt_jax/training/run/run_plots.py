@@ -21,7 +21,7 @@ def draw_losses(records: Records, title: str) -> Figure:
     """Training loss, raw and smoothed, and validation losses by step.
 
     Args:
-      records: of `metrics.jsonl`.
+      records: the records of `metrics.jsonl`.
       title: one line.
     """
     steps, losses = _read_series(records, "loss")
@@ -44,7 +44,7 @@ def draw_bits(records: Records, b_t: Mapping[str, Any], title: str) -> Figure:
     """Bit-widths in three pictures: by step; at the end, over all blocks; by layer and kernel.
 
     Args:
-      records: of `metrics.jsonl`.
+      records: the records of `metrics.jsonl`.
       b_t: the final bit-widths, a nested dict; stacked parameters have the layer as first axis.
         Bit-widths that are not finite are left out.
       title: one line.

@@ -33,7 +33,7 @@ class Tracker(NamedTuple):
     """A destination of records.
 
     Attributes:
-      name: in messages.
+      name: the tracker's name in messages.
       send: takes a step and the values of the record by name.
       close: writes what is buffered.
     """
@@ -64,8 +64,8 @@ def start(config: RunConfig, workdir: Path, step: int) -> list[Tracker]:
     """Open the trackers of a config in the first process; the other processes have none.
 
     Args:
-      config: of the run.
-      workdir: of the run.
+      config: the run's configuration.
+      workdir: the run's folder.
       step: the last step that will not be repeated.
 
     Returns:

@@ -57,9 +57,9 @@ def make_metadata(config: RunConfig, text: Text, init_fingerprint: str = "") -> 
     """Make the metadata of a run: what must be unchanged to resume it, and the versions used.
 
     Args:
-      config: of the run.
+      config: the run's configuration.
       text: training and validation text.
-      init_fingerprint: of the weights in `config.init_from`; "" for new weights.
+      init_fingerprint: fingerprint of the weights in `config.init_from`; "" for new weights.
     """
     versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
     return {
@@ -238,7 +238,7 @@ def read_metadata(workdir: Path, option: str = "--workdir=", whose: str = TRAINI
     """Read the metadata of a run, without a lock.
 
     Args:
-      workdir: of the run.
+      workdir: the run's folder.
       option: the option that named the workdir, for messages.
       whose: `TRAINING_RUN` or `SWEEP`: what the workdir must belong to.
 

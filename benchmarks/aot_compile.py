@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright 2026 The pqt_jax Authors
-"""Compiling for GPUs that are not there, with everything that the compilers make on the way."""
+"""Compile for GPUs that this machine lacks, and keep everything that the compilers write."""
 
 import importlib.util
 import os
@@ -37,14 +37,14 @@ GPUS = {  # architecture → name and what XLA wants to know of it
 
 
 def tools() -> Path:
-    """Where Triton's wheel holds ptxas, nvdisasm and libdevice."""
+    """The folder in which Triton's wheel has ptxas, nvdisasm and libdevice."""
     spec = importlib.util.find_spec("triton")
     assert spec and spec.origin
     return Path(spec.origin).parent / "backends" / "nvidia"
 
 
 def prepare(root: Path) -> dict[str, str]:
-    """Lay out a CUDA folder whose ptxas keeps the PTX it is given; the variables that name it."""
+    """Make a CUDA folder whose ptxas keeps its input; return the variables that name the folder."""
     (root / "cuda/bin").mkdir(parents=True)
     (root / "cuda/nvvm").mkdir()
     (root / "cuda/nvvm/libdevice").symlink_to(tools() / "lib")
@@ -70,7 +70,7 @@ def prepare(root: Path) -> dict[str, str]:
 
 
 def compile_for(arch: int, function: Callable[..., Any], operands: Sequence[Any]) -> str:
-    """The text of the optimized module; what else it makes lies where `prepare` said.
+    """The text of the optimized module; other outputs are in the folder of `prepare`.
 
     Args:
       arch: one of `GPUS`, the same in every call: Mosaic keeps it for the process.

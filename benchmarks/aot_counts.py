@@ -5,8 +5,8 @@
 import collections
 import re
 
-# Opcodes by what executes them, up to the first dot. What is in no set counts as ALU, so that an
-# opcode that was forgotten is held against us.
+# Opcodes, up to the first dot, by the unit that executes them. An opcode in no set counts as ALU:
+# a forgotten opcode makes the figures worse, not better.
 FMA = frozenset("FADD FMUL FFMA IMAD HADD2 HMUL2 HFMA2 IDP".split())
 MEMORY = frozenset("LD LDG LDS LDL LDC LDSM ST STG STS STL ATOM ATOMG ATOMS RED CCTL".split())
 CONTROL = frozenset(
@@ -23,7 +23,7 @@ _BRANCH = re.compile(r"\bBRA\b.*`\((\.\w+)\)")
 
 
 def pipe(opcode: str) -> str:
-    """What executes an opcode: "alu", "fma", "memory", "control", "uniform" or "other".
+    """The unit that executes an opcode: "alu", "fma", "memory", "control", "uniform" or "other".
 
     Example:
       >>> [pipe(opcode) for opcode in ("LOP3", "IMAD", "LDG", "UIADD3", "SHFL")]

@@ -70,7 +70,7 @@ FIGURES = ("bytes", "alu", "fma", "total", "registers", "spills")
 
 
 def reason_not_to_run() -> str | None:
-    """What is missing here, in one line."""
+    """What this machine lacks to compile, in one line; None if nothing."""
     if jax.__version_info__ < (0, 11):
         return f"needs jax 0.11 or newer, for Mosaic GPU, and this is {jax.__version__}"
     missing = [x for x in ("jax_cuda12_plugin", "triton") if not importlib.util.find_spec(x)]
@@ -173,7 +173,7 @@ def table(rows: list[dict[str, Any]], markdown: bool) -> str:
 
 
 def ptxas_version() -> str:
-    """As ptxas tells it."""
+    """The version that ptxas prints."""
     command = [tools() / "bin/ptxas", "--version"]
     text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     return text.split("release ")[1].split(",")[0]

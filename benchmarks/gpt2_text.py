@@ -12,9 +12,9 @@
       → at once: pqt_jax.evaluate --weights all by method, the compiled step's memory
       → DIR/results.json, a table
 
-All by the commands that everyone uses. What is in DIR is not done again, and a training run that
-was interrupted goes on from its checkpoint. One batch size, and no noise of a neighbour's: use a
-GPU that does nothing else. cuDNN's attention unless `--attention xla`, which needs a smaller batch.
+Everything is done by the package's commands. A step whose results are in DIR is not repeated, and
+an interrupted training run resumes from its checkpoint. Use a GPU that does nothing else, since
+times are measured. Attention is cuDNN's, unless `--attention xla`, which needs a smaller batch.
 """
 
 import argparse
@@ -41,7 +41,7 @@ SMOKE = {"d_model": 32, "num_layers": 2, "num_heads": 2, "d_ff": 64, "vocab_size
 
 
 def main() -> int:
-    """Do what is not done yet, and write the record."""
+    """Run the missing steps of the study, and write the record."""
     parser = argparse.ArgumentParser(description="GPT2-124M on Python sources, three methods.")
     add = parser.add_argument
     add("--runs", type=Path, required=True, metavar="DIR", help="all that is made; begun or new")

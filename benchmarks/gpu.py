@@ -10,8 +10,8 @@
     train   steps of GPT2-124M, Llama2-134M and Llama2-1B, by three methods (`gpu_train`)
 
 What cannot be run is recorded with its reason, and the rest goes on; the file is written after
-every model and size, so that a run that is cut off leaves what it has. The exit status is 1 where
-bits differ. `--smoke` exercises the same code anywhere, on shapes that mean nothing.
+every model and size, so that an interrupted run leaves its results so far. The exit status is 1 if
+bits differ. `--smoke` runs the same code anywhere, on small shapes whose figures mean nothing.
 """
 
 import argparse
@@ -82,7 +82,9 @@ def main() -> int:
     parser.add_argument("--out", type=Path, help="where the JSON goes")
     options = parser.parse_args()
     if (measured := Path(pqt_jax.__file__).resolve().parent) != PACKAGE:
-        parser.error(f"pqt_jax comes from {measured}, not from beside this file; install with -e")
+        parser.error(
+            f"pqt_jax comes from {measured}, not from the folder above this file; install with -e"
+        )
     if not options.smoke and jax.devices()[0].platform != "gpu":
         parser.error(f"the default device is {jax.devices()[0]}, no GPU; --smoke runs anywhere")
     record: dict[str, Any] = {"smoke": options.smoke, **versions()}

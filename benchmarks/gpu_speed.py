@@ -6,7 +6,7 @@
     copy        w.astype(bfloat16): 4 bytes read and 2 written per weight, as in sampling
     share       bandwidth / that of the copy, of the same round
 
-Several matrices go through one program, so that none is found in a cache and launches overlap.
+Several matrices go through one program, so that no matrix is in a cache and launches overlap.
 """
 
 import functools
@@ -114,8 +114,8 @@ def _measure(title: str, matrices: list[tuple[int, int]], smoke: bool) -> dict[s
     for name, seconds in times.items():
         moved = programs()[name][0] * weights
         shares = [
-            moved / own / (6 * weights / copy)
-            for own, copy in zip(seconds, times["copy"], strict=True)
+            moved / kernel / (6 * weights / copy)
+            for kernel, copy in zip(seconds, times["copy"], strict=True)
         ]
         low, middle, high = statistics.quantiles(shares, n=4)
         bandwidth = moved / statistics.median(seconds)

@@ -4,7 +4,7 @@
 
 overhead   time of a step / that of bf16 in the same round − 1
 memory     arguments, results and temporaries of the compiled step, what is donated counted once
-peak       what the compiler says is held at most at once; a CPU's leaves temporaries out
+peak       largest memory in use at once, by the compiler; the CPU's leaves temporaries out
 """
 
 import dataclasses
@@ -47,16 +47,18 @@ class Case(NamedTuple):
 
 
 def cases(smoke: bool) -> dict[str, Case]:
-    """Those of Llama 2 take 16384 tokens in a step, GPT2 65536 as `gpt2_text.py` trains it."""
+    """The cases by name. A step of Llama 2 has 16384 tokens, of GPT2 65536, as in `gpt2_text`."""
     if smoke:
         return {
-            "tiny": Case(Llama2Config(256, 64, 2, 2, 96), 2, 32, 2, 1),
-            "tiny GPT2": Case(GPT2Config(256, 64, 2, 2, 96), 2, 32, 2, 1, 16),
+            "tiny": Case(Llama2Config(256, 64, 2, 2, 96), batch=2, length=32, rounds=2, steps=1),
+            "tiny GPT2": Case(
+                GPT2Config(256, 64, 2, 2, 96), batch=2, length=32, rounds=2, steps=1, loss_chunk=16
+            ),
         }
     return {
-        "GPT2-124M": Case(GPT2_124M, 64, 1024, 12, 4, 256),
-        "Llama2-1B": Case(LLAMA2_1B, 8, 2048, 8, 3),
-        "Llama2-134M": Case(LLAMA2_134M, 8, 2048, 12, 8),
+        "GPT2-124M": Case(GPT2_124M, batch=64, length=1024, rounds=12, steps=4, loss_chunk=256),
+        "Llama2-1B": Case(LLAMA2_1B, batch=8, length=2048, rounds=8, steps=3),
+        "Llama2-134M": Case(LLAMA2_134M, batch=8, length=2048, rounds=12, steps=8),
     }
 
 
@@ -111,7 +113,10 @@ def measure(name: str, case: Case) -> dict[str, Any]:
             states[kind] = state
     table: dict[str, Any] = {"batch": batch, "length": length, "attention": model.attention}
     for method, seconds in times.items():
-        ratios = [own / bf16 for own, bf16 in zip(seconds, times["bf16"], strict=True)]
+        ratios = [
+            method_seconds / bf16
+            for method_seconds, bf16 in zip(seconds, times["bf16"], strict=True)
+        ]
         low, middle, high = statistics.quantiles(ratios, n=4)
         rate = batch * length / statistics.median(seconds)
         table[method] = {
@@ -127,10 +132,10 @@ def measure(name: str, case: Case) -> dict[str, Any]:
 
 
 def memory(compiled: Any) -> dict[str, int]:
-    """Bytes of a compiled step: all that it touches, and the compiler's peak."""
+    """Bytes of a compiled step: arguments, results and temporaries, and the compiler's peak."""
     stats = compiled.memory_analysis()
-    held = stats.argument_size_in_bytes + stats.output_size_in_bytes + stats.temp_size_in_bytes
+    total = stats.argument_size_in_bytes + stats.output_size_in_bytes + stats.temp_size_in_bytes
     return {
-        "memory_bytes": held - stats.alias_size_in_bytes,
+        "memory_bytes": total - stats.alias_size_in_bytes,
         "peak_bytes": stats.peak_memory_in_bytes,
     }

@@ -8,10 +8,10 @@ Every row returns all that it computes (ŵ, and where it says so ∂L/∂w and �
 dead code. Rows are interleaved: each round runs all of them once, and a row's figure is the median
 over rounds of its time divided by the copy's median, with the quartiles as spread.
 
-With qwix installed (extra "bench") its deterministic fake quantization runs beside it.
+With qwix installed (extra "bench") its deterministic fake quantization is measured, too.
 
 Floor of the forward: one read of w (4 B per element) and one write of ŵ (2 B), as the copy does.
-The block maximum needs a pass of its own (another 4 B read); the noise codes are written and read
+The block maximum needs a second pass (another 4 B read); the noise codes are written and read
 once (½ B each). Backward: read ∂L/∂ŵ (2 B), write ∂L/∂w (4 B); R once more (½ + ½ B).
 """
 

@@ -2,8 +2,9 @@
 # Copyright 2026 The pqt_jax Authors
 """The Python sources of this interpreter and its site-packages as JSON lines, a file a document.
 
-Sorted by their path below the folder that they are from; of files with the same content one is
-kept, and of what is no UTF-8 none. The text differs between machines: `write` says what it is.
+Files are sorted by their path below the folder of sources. Of files with the same content one is
+kept; files that are not UTF-8 are left out. The text differs between machines: `write` returns what
+identifies it.
 """
 
 import hashlib

@@ -57,7 +57,7 @@ def name_of(method: str, target: int, seed: int) -> str:
 
 
 def train_all(runs: Path, jobs: int, steps: int, seeds: int) -> None:
-    """Train and measure what is not there yet, `jobs` processes at a time, a core each."""
+    """Train and measure the runs that are missing, `jobs` processes at a time, one core each."""
     waiting = [(m, t, s) for s in range(seeds) for m, t in CELLS]
     waiting = [cell for cell in waiting if not (runs / name_of(*cell) / FILE).exists()]
     print(f"{len(waiting)} runs to go", flush=True)
@@ -82,7 +82,7 @@ def train_all(runs: Path, jobs: int, steps: int, seeds: int) -> None:
 
 
 def train_one(runs: Path, method: str, target: int, seed: int, steps: int) -> None:
-    """Train one cell by the command that everyone uses, then measure it."""
+    """Train one cell by `python -m pqt_jax.train`, then measure it."""
     workdir = runs / name_of(method, target, seed)
     fields = {"method": method, "seed": seed, "steps": steps, "pqt.target_bits": target}
     fields |= {"pqt.init_bits": target + 2, "log.checkpoint_every": steps}
@@ -149,7 +149,7 @@ def report(runs: Path, out: Path | None) -> None:
 
 
 def _gap(cells: Any, others: Any, way: str, seed: int, base: str | None) -> float | None:
-    """Quantized − master (of the masters: the loss), minus the same of the base if there is one."""
+    """Quantized − master loss (for "master" the loss itself), minus that of the base, if any."""
     losses, other = cells[seed], others.get(seed)
     if way not in losses or (base and (other is None or way not in other)):
         return None

@@ -26,7 +26,7 @@ from pqt_jax.training.step import build_train_step, step_split
 
 
 def main() -> int:
-    """Compile, and write what the compiler says."""
+    """Compile, and write the compiler's figures."""
     parser = argparse.ArgumentParser(description="Memory of the compiled training step.")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="JSON")
     options, rest = parser.parse_known_args()

@@ -50,7 +50,7 @@ def main() -> int:
     else:
         model, batch, length = (TINY, 2, 32) if options.smoke else (MODEL, 16, 512)
         rounds = 2 if options.smoke else options.rounds
-        case = gpu_train.Case(model, batch, length, rounds, steps=1)
+        case = gpu_train.Case(model, batch=batch, length=length, rounds=rounds, steps=1)
         if options.memory:
             models = {"llama": memory(model, batch, length)}
         else:

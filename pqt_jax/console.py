@@ -55,7 +55,7 @@ def run(command: Callable[[Sequence[str]], None], arguments: Sequence[str] | Non
 
     Args:
       command: does the work; takes the arguments.
-      arguments: the command line without the program. None for that of this process: then Ctrl-C
+      arguments: the command line without the program. None for `sys.argv[1:]`; then Ctrl-C
         ends the process here, since jaxlib of jax 0.10 may crash while Python ends if it was
         compiling.
 
@@ -92,11 +92,12 @@ def _run(command: Callable[[Sequence[str]], None], arguments: Sequence[str]) -> 
 
 
 def exit_now(code: int, *, flush: bool = True) -> NoReturn:
-    """End the process without the steps of Python's own exit, in which it may hang or crash.
+    """End the process without Python's exit handlers, in which it may hang or crash.
 
     Args:
       code: exit code.
-      flush: write what stdout has buffered. False in a thread, for which stdout may be locked.
+      flush: whether to write what stdout has buffered. False in a thread, in which stdout may be
+        locked.
     """
     if flush:
         with contextlib.suppress(OSError):
@@ -168,7 +169,7 @@ def format_row(cells: Sequence[str], widths: Sequence[int]) -> str:
 
     Args:
       cells: the texts of the columns.
-      widths: of the columns, in characters; negative to align right. A longer cell widens its
+      widths: widths of the columns in characters; negative to align right. A longer cell widens its
         column in this line.
     """
     aligned = [

@@ -4,20 +4,21 @@
 
     command line → config → text → workdir → `loop.train`
 
-The same command run again goes on from the newest checkpoint, or says that the run is finished.
-Ctrl-C or SIGTERM leads to one more step, a checkpoint and an end; before compilation, to an end
-without either. What XLA compiles, it compiles first. A second one stops at once. Only one run at a
-time can use a workdir.
+The same command resumes from the newest checkpoint, or prints that the run is finished. After
+Ctrl-C or SIGTERM the run takes one more step, saves a checkpoint and ends; before compilation it
+ends without either. A compilation that has begun is finished first. A second signal ends the run at
+once. Only one run at a time can use a workdir.
 
 Exit codes: `EXIT_CODES`.
 """
 
+import dataclasses
 import json
 import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 from jax.sharding import Mesh
@@ -56,7 +57,7 @@ def parser() -> console.Parser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Check everything that was given, then train.
+    """Check the whole input, then train.
 
     Args:
       arguments: the command line, without the program.
@@ -80,40 +81,39 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if not distributed.is_lost_process(error):
                 traceback.print_exc()
                 return distributed.exit_process(1)
-            # The others are waited for at exit, and one of them is gone.
+            # A normal exit would wait for the other processes, one of which is gone.
             print_error(f"error: another process was lost; start all of them again ({error})")
             exit_now(distributed.LOST)
 
 
 def _run(arguments: Sequence[str], signals: Sequence[int]) -> int:
-    given = command_line.parse(arguments)
-    if given.distributed:
+    options = command_line.parse(arguments)
+    if options.distributed:
         distributed.initialize()
-        distributed.all_gather_int(
-            0
-        )  # connected now: later they would wait for each other half a minute only
-    ready = distributed.run_in_all(lambda: _prepare(given))
-    lock = _claimed(given, ready.meta)
+        # Connect to each other now: later, processes would wait only half a minute for each other.
+        distributed.all_gather_int(0)
+    checked = distributed.run_in_all(lambda: _prepare(options))
+    lock = _claim_workdir(options, checked.meta)
     try:
         if number := max(distributed.all_gather_int(signals[0] if signals else 0)):
             return loop.report_stop("before training", number)
-        with partitioning.use_mesh(ready.mesh):
+        with partitioning.use_mesh(checked.mesh):
             if distributed.is_first_process():
                 facts = startup_summary.gather_facts(
-                    given.config, ready.mesh, ready.text.description, given.workdir
+                    options.config, checked.mesh, checked.text.description, options.workdir
                 )
-                print_line(saved_config.describe(given.config))
-                print_line(startup_summary.format_summary(given.config, facts))
+                print_line(saved_config.describe(options.config))
+                print_line(startup_summary.format_summary(options.config, facts))
             return loop.train(
                 RunContext(
-                    config=given.config,
-                    workdir=given.workdir,
-                    text=ready.text,
-                    meta=ready.meta,
-                    mesh=ready.mesh,
+                    config=options.config,
+                    workdir=options.workdir,
+                    text=checked.text,
+                    meta=checked.meta,
+                    mesh=checked.mesh,
                     signals=signals,
-                    take_start=ready.take_start,
-                    profile=given.profile,
+                    take_start=checked.take_start,
+                    profile=options.profile,
                 )
             )
     finally:
@@ -121,44 +121,51 @@ def _run(arguments: Sequence[str], signals: Sequence[int]) -> int:
             os.close(lock)
 
 
-class _Ready(NamedTuple):
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _CheckedInput:
     text: source.Text
     mesh: Mesh | None
-    take_start: Callable[[], Any]  # once, so that nobody holds the weights when they are placed
+    take_start: Callable[[], Any]  # can be called once, so that nothing else keeps the weights
     meta: workdir.Meta
 
 
-def _prepare(given: command_line.TrainOptions) -> _Ready:
-    """Everything that can be wrong with the input, before anything is compiled."""
-    config, profile = given.config, given.workdir / workdir.PROFILE
-    if given.profile and profile.exists() and not profile.is_dir():
+def _prepare(options: command_line.TrainOptions) -> _CheckedInput:
+    """Read and check the whole input, before anything is compiled."""
+    config, profile = options.config, options.workdir / workdir.PROFILE
+    if options.profile and profile.exists() and not profile.is_dir():
         raise InputError(f"--profile: {profile} is not a directory; move it away")
     validation.check_devices(config)
     trackers.check_config(config.log)
     text = _text(config)
     pipeline.check_lengths(text.train, text.validation, config.data.length, config.data.batch)
-    parameters = state.count_parameters(config)  # here the rules meet the parameters' paths
+    parameters = state.count_parameters(config)  # also checks that the rules match parameters
     state.check_memory(config, parameters)
     mesh = partitioning.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
     validation.check_mesh(config, mesh)
-    start = init_from.read(config, workdir.read_init_fingerprint(given.workdir))
+    start = init_from.read(config, workdir.read_init_fingerprint(options.workdir))
     meta = workdir.make_metadata(config, text, start.fingerprint)
-    return _Ready(text, mesh, [start.params].pop, meta)
+    return _CheckedInput(text=text, mesh=mesh, take_start=[start.params].pop, meta=meta)
 
 
-def _claimed(given: command_line.TrainOptions, meta: workdir.Meta) -> int | None:
-    """Claim the workdir for all processes, which must be of one run; the lock, in the first."""
-    run = {"--workdir": str(given.workdir.absolute()), **meta}
+def _claim_workdir(options: command_line.TrainOptions, meta: workdir.Meta) -> int | None:
+    """Claim the workdir for all processes, after a check that they belong to one run.
+
+    Returns:
+      The descriptor of the lock in the first process; None in the others.
+    """
+    run = {"--workdir": str(options.workdir.absolute()), **meta}
     first = json.loads(distributed.broadcast_from_first(json.dumps(run)))
     distributed.run_in_all(lambda: _check_one_run(first, run))
-    own = distributed.is_first_process()
-    lock = distributed.run_in_all(lambda: workdir.claim(given.workdir, meta) if own else None)
-    distributed.run_in_all(lambda: workdir.check_shared(given.workdir))
+    is_first = distributed.is_first_process()
+    lock = distributed.run_in_all(
+        lambda: workdir.claim(options.workdir, meta) if is_first else None
+    )
+    distributed.run_in_all(lambda: workdir.check_shared(options.workdir))
     return lock
 
 
 def _check_one_run(first: workdir.Meta, run: workdir.Meta) -> None:
-    """Raise InputError, naming the field, if a process is of another run than the first."""
+    """Raise InputError, naming the field, if this process and the first one have different runs."""
     before, now = (
         {name: value for name, value in meta.items() if name not in ("config", "versions")}
         | {f"config.{name}": value for name, value in flatten(meta["config"])}

@@ -88,7 +88,7 @@ def load(files: str = "") -> Text:
         f"{sum(map(len, arrays)):,} bytes in {len(contents)} file{'s' * (len(contents) > 1)} under "
         f"{root}, {len(arrays[1]):,} of them for validation, fingerprint {digest[:12]}"
     )
-    return Text(arrays[0], arrays[1], digest, description)
+    return Text(train=arrays[0], validation=arrays[1], fingerprint=digest, description=description)
 
 
 def read_validation_files(files: str = "") -> tuple[dict[str, bytes], str]:

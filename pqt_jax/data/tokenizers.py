@@ -114,7 +114,14 @@ def load(path: str, *, end: str = "", pattern: str = "") -> Tokenizer:
     except Exception as error:  # each package has its own exceptions
         reason = " ".join(str(error).split()) or type(error).__name__
         raise InputError(f"--tokenizer={path} is not a valid tokenizer: {reason:.200}") from None
-    return Tokenizer(os.path.basename(path), vocab_size, end_token, digest, encode, decode)
+    return Tokenizer(
+        name=os.path.basename(path),
+        vocab_size=vocab_size,
+        end=end_token,
+        fingerprint=digest,
+        encode=encode,
+        decode=decode,
+    )
 
 
 _Parts = tuple[int, int | None, Callable[[bytes], Any], Callable[[Sequence[int]], bytes]]
@@ -129,7 +136,9 @@ def _bytes() -> Tokenizer:
     def decode(tokens: Sequence[int]) -> bytes:
         return bytes(token for token in tokens if token < 256)
 
-    return Tokenizer("bytes", 257, 256, digest, encode, decode)
+    return Tokenizer(
+        name="bytes", vocab_size=257, end=256, fingerprint=digest, encode=encode, decode=decode
+    )
 
 
 def _hugging_face(path: str, content: bytes, end: str, _: str) -> _Parts:

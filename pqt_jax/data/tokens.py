@@ -150,7 +150,13 @@ def _parse(folder: Path, index: dict[str, Any]) -> Index:
     about = {name: str(tokenizer[name]) for name in ("name", "end", "pattern")}
     shards = {
         split: [
-            Shard(folder / shard["file"], 0, int(shard["tokens"]), dtype, str(shard["sha256"]))
+            Shard(
+                path=folder / shard["file"],
+                offset=0,
+                count=int(shard["tokens"]),
+                dtype=dtype,
+                digest=str(shard["sha256"]),
+            )
             for shard in index[split]["shards"]
         ]
         for split in SPLITS
@@ -158,7 +164,7 @@ def _parse(folder: Path, index: dict[str, Any]) -> Index:
     size, end = int(index["vocab_size"]), int(index["end"])
     if not 0 <= end < size:
         raise ValueError(f"vocab_size={size}, end={end}")
-    return Index(size, end, about, shards)
+    return Index(vocab_size=size, end=end, tokenizer=about, shards=shards)
 
 
 def _load_prepared(folder: Path, vocab_size: int) -> Text:
@@ -216,7 +222,9 @@ def _make_text(streams: Sequence[Stream], digest: str, where: str, end: int | No
         f"{len(train) + len(validation):,} tokens under {where}, {len(validation):,} of them for "
         f"validation, fingerprint {digest[:12]}"
     )
-    return Text(train, validation, digest, description, end)
+    return Text(
+        train=train, validation=validation, fingerprint=digest, description=description, end=end
+    )
 
 
 def _read_shard(path: Path) -> Shard:
@@ -225,11 +233,11 @@ def _read_shard(path: Path) -> Shard:
     known = _MAGIC.get((int(head[0]), int(head[1]))) if len(head) == 3 else None
     if known is None:
         size = path.stat().st_size
-        shard = Shard(path, 0, size // 2, np.dtype(np.uint16))
+        shard = Shard(path=path, offset=0, count=size // 2, dtype=np.dtype(np.uint16))
         if size % 2:
             raise InputError(f"{_FIELD}: {path} has {size} bytes, no whole number of uint16 tokens")
     else:
-        shard = Shard(path, _HEADER, int(head[2]), np.dtype(known))
+        shard = Shard(path=path, offset=_HEADER, count=int(head[2]), dtype=np.dtype(known))
     _check_size(shard)
     return shard
 

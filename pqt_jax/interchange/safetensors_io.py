@@ -190,7 +190,10 @@ def _read_header(path: Path) -> dict[str, StoredTensor]:
     start = 8 + length
     return {
         name: StoredTensor(
-            path, entry["dtype"], tuple(entry["shape"]), start + entry["data_offsets"][0]
+            path=path,
+            dtype=entry["dtype"],
+            shape=tuple(entry["shape"]),
+            offset=start + entry["data_offsets"][0],
         )
         for name, entry in header.items()
         if name in names

@@ -32,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command.
 
     Args:
-      arguments: the command line without the program; None for that of this process.
+      arguments: the command line without the program; None for `sys.argv[1:]`.
 
     Returns:
       One of `EXIT_CODES`.

@@ -41,5 +41,7 @@ def diffq_sizes(params: Any, logits: Any, options: Options = Options()) -> dict[
         b = np.round(np.asarray(bit_width(leaf, options))).astype(np.int64)
         codes = int((b * weights_per_group(shape, leaf.shape, options.group)).sum())
         matrices = math.prod(shape[:-2])
-        sizes[path] = StoredSize(math.prod(shape), codes, 64 * matrices, tag * leaf.size)
+        sizes[path] = StoredSize(
+            weights=math.prod(shape), codes=codes, scales=64 * matrices, tags=tag * leaf.size
+        )
     return sizes

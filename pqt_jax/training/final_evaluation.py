@@ -44,7 +44,7 @@ def mean_loss(
     Args:
       graph: the model's structure.
       end: as for `step.build_train_step`.
-      split: how training steps are split, and so are the batches here.
+      split: how training steps are split; the batches are split in the same way.
 
     Returns:
       A jitted function, `(params, int[N, B, T + 1]) -> nats per token`, the mean over all targets
@@ -54,16 +54,16 @@ def mean_loss(
     @jax.jit
     def mean_loss(params, batches):
         count = math.gcd(split.microbatches, batches.shape[1])  # a short text has fewer windows
-        parts = jax.vmap(lambda batch: split_batch(batch, count))(batches)
-        parts = parts.reshape(-1, *parts.shape[2:])
-        targets = document_mask.count_targets(batches, end, len(parts))
+        microbatches = jax.vmap(lambda batch: split_batch(batch, count))(batches)
+        microbatches = microbatches.reshape(-1, *microbatches.shape[2:])
+        targets = document_mask.count_targets(batches, end, len(microbatches))
         options = {"chunk": split.loss_chunk, "end": end, "targets_per_part": targets}
 
         def add(total, tokens):
             return total + model_loss(graph, params, tokens.astype(jnp.int32), **options), None
 
-        total, _ = lax.scan(add, jnp.float32(0), parts)
-        return total / len(parts)
+        total, _ = lax.scan(add, jnp.float32(0), microbatches)
+        return total / len(microbatches)
 
     return mean_loss
 
@@ -71,7 +71,7 @@ def mean_loss(
 def make_loss(
     graph: nnx.GraphDef, batches: Any, end: int | None = None, split: StepSplit = StepSplit()
 ) -> Loss:
-    """`mean_loss` on given batches as a function of the parameters; compiled by the first call."""
+    """`mean_loss` on fixed batches as a function of the parameters; the first call compiles it."""
     mean = mean_loss(graph, end, split)
 
     def loss(params: nnx.State) -> float:
@@ -89,7 +89,7 @@ def evaluate_formats(
       config: its rules say which parameters are quantized, whatever the method of training.
       loss: from `make_loss`.
       params: the trained parameters.
-      mesh: of the parameters; None for one device.
+      mesh: the mesh of the parameters; None for one device.
 
     Returns:
       Nats per token under the names in `LABELS`, and
@@ -133,7 +133,7 @@ def format_shares(plan: Plan, params: nnx.State) -> dict[str, float]:
     """The share of the quantized weights that each format carries.
 
     Args:
-      plan: of the learned formats.
+      plan: the plan of the learned formats.
       params: the trained parameters.
 
     Returns:

@@ -145,7 +145,7 @@ def state_bytes(state: Any) -> StateBytes:
     weights = device_bytes(bit_state.weights(state.params))
     params = device_bytes(state.params)
     moments = device_bytes((state.opt_state, state.step))
-    return StateBytes(weights, params, moments, params - weights)
+    return StateBytes(weights=weights, gradients=params, moments=moments, bits=params - weights)
 
 
 def device_memory(device: Any) -> int:

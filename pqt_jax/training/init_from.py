@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright 2026 The pqt_jax Authors
-"""The weights that a run starts from, where `config.init_from` names a Hugging Face folder."""
+"""The weights that a run starts from if `config.init_from` names a Hugging Face folder."""
 
 import dataclasses
 import hashlib
@@ -16,15 +16,16 @@ from pqt_jax.models.registry import model_config
 from pqt_jax.training.config.schema import RunConfig
 from pqt_jax.transform.tree_paths import paths_and_leaves
 
-_HOW = {"dtype", "param_dtype", "attention", "remat"}  # to compute, which is the run's own choice
+# Fields that say how the model is computed; they may differ from the folder's.
+_COMPUTATION = {"dtype", "param_dtype", "attention", "remat"}
 
 
 class Start(NamedTuple):
     """Weights to start from.
 
     Attributes:
-      params: nested by paths, float32; None for new ones.
-      fingerprint: SHA-256 of names, shapes and values; "" for new ones.
+      params: float32 arrays, nested by paths; None for new weights.
+      fingerprint: SHA-256 of names, shapes and values; "" for new weights.
     """
 
     params: Any = None
@@ -34,15 +35,16 @@ class Start(NamedTuple):
 def read(config: RunConfig, known: str = "") -> Start:
     """The weights that `config.init_from` names.
 
-    A GPT2 of Hugging Face always has biases. Where the run's has none, zeros are dropped.
+    A GPT2 of Hugging Face always has biases. If the run's model has none, biases that are zero are
+    dropped.
 
     Args:
-      config: of the run.
-      known: fingerprint of the start of a run that has checkpoints, and so needs its folder no
-        more; "" for none.
+      config: the run's configuration.
+      known: fingerprint of these weights in a run that has checkpoints, which needs the folder no
+        more; "" for other runs.
 
     Raises:
-      InputError: if they cannot be read, or are of another model than `config.model`.
+      InputError: if they cannot be read, or belong to another model than `config.model`.
     """
     if not config.init_from:
         return Start()
@@ -62,7 +64,7 @@ def read(config: RunConfig, known: str = "") -> Start:
 
 
 def _check_same(config: RunConfig, here: ModelConfig, there: ModelConfig) -> None:
-    """Raise InputError, naming the first field that differs, unless both are one model."""
+    """Raise InputError, naming the first field that differs, unless both are the same model."""
     pairs = [("name", here.name, there.name)]
     if here.name == there.name:
         pairs += [
@@ -70,7 +72,7 @@ def _check_same(config: RunConfig, here: ModelConfig, there: ModelConfig) -> Non
             for field in dataclasses.fields(here)
         ]
     for field, ours, theirs in pairs:
-        if field in _HOW or (field == "max_length" and get_spec(here).rotary):
+        if field in _COMPUTATION or (field == "max_length" and get_spec(here).rotary):
             continue  # with rotary positions no weight depends on the length
         if field == "num_kv_heads":  # 0 stands for num_heads, which have been compared
             ours, theirs = ours or config.model.num_heads, theirs or config.model.num_heads

@@ -80,7 +80,7 @@ def cross_entropy(
       logits: float[..., vocabulary].
       targets: int[...].
       weights: bool or float[...], how much each target counts; None for all alike.
-      total: used in place of `Σ w`, where these targets are one part of a batch; None for `Σ w`.
+      total: replaces `Σ w` where these targets are one part of a batch; None for `Σ w`.
 
     Returns:
       float32 scalar, in nats per token; 0 where nothing counts.

@@ -65,7 +65,7 @@ def make_plan(params: nnx.State, rules: Sequence[Rule], name: str, **options: An
 
 
 def round_by_plan(params: nnx.State, plan: Plan) -> nnx.State:
-    """The weights, rounded by a plan, in their own dtype, or in a wider one if they need it.
+    """Round the weights by a plan; they keep their dtype, or get a wider one if they need it.
 
     Args:
       params: with or without `BitParam`s.
@@ -92,7 +92,7 @@ def round_by_plan(params: nnx.State, plan: Plan) -> nnx.State:
 def round_to_format(
     config: RunConfig | None, params: nnx.State, rules: Sequence[Rule], name: str
 ) -> nnx.State:
-    """The weights in a format. A method may round "mixed" in its own way.
+    """The weights in a format. A method may define how "mixed" rounds.
 
     Args:
       config: the run's configuration; None for a model that was trained elsewhere.

@@ -30,9 +30,9 @@ def make_schedule(config: RunConfig) -> Schedule:
 
 
 def make_optimizer(config: RunConfig) -> optax.GradientTransformation:
-    """The optimizer of weights and bit-widths, which are groups with rates of their own.
+    """The optimizer of weights and bit-widths, two groups with separate learning rates.
 
-    The method says how its bit-widths are treated (`Method.make_bits_optimizer`).
+    `Method.make_bits_optimizer` decides the rate and decay of the bit-widths.
     """
     opt, schedule = config.optimizer, make_schedule(config)
     bits = get_method(config).make_bits_optimizer(config, schedule, snap_step(config))

@@ -30,8 +30,8 @@ class RunContext:
     """What is fixed during a run.
 
     Attributes:
-      config: checked.
-      workdir: claimed for this run.
+      config: the checked configuration.
+      workdir: the run's folder, which this process has claimed.
       text: training and validation tokens.
       meta: from `workdir.make_metadata`; saved with every checkpoint.
       mesh: the active device mesh, or None for one device.
@@ -68,8 +68,8 @@ class StartPoint:
     Attributes:
       graph: the model's structure.
       optimizer: the optimizer of weights and bits together.
-      train_state: after the newest checkpoint's step, or before the first step.
-      timer, monitor: with the time and the losses of the steps before.
+      train_state: the state after the newest checkpoint's step, or before the first step.
+      timer, monitor: continue the time and the losses of the steps already taken.
     """
 
     graph: nnx.GraphDef

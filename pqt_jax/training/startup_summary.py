@@ -6,13 +6,14 @@
     format_remaining      steps, tokens and hours that are left
     format_step_memory    memory of the compiled step on each device
 
-All are pure functions, but for `gather_facts`.
+All functions except `gather_facts` are pure.
 """
 
+import dataclasses
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 
@@ -30,13 +31,14 @@ from pqt_jax.transform.tree_paths import paths_and_leaves
 WIDTH, COLUMN = 100, 13
 
 
-class Facts(NamedTuple):
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Facts:
     """What the summary shows apart from the config.
 
     Attributes:
       data: one line about the text.
-      workdir: of the run.
-      shapes: of the parameters, by path.
+      workdir: the run's folder.
+      shapes: shapes of the parameters, by path.
       state_bytes: bytes of the state on each device.
       axes: devices along each axis of the mesh; empty for one device.
       processes: number of processes.
@@ -55,24 +57,24 @@ class Facts(NamedTuple):
 
 
 def gather_facts(config: RunConfig, mesh: Any, data: str, workdir: Path) -> Facts:
-    """Facts of a run, whose mesh is active; no array is made.
+    """Collect the facts of a run, whose mesh must be active. No array is made.
 
     Args:
-      config: checked.
+      config: a checked configuration.
       mesh: the active device mesh, or None for one device.
       data: one line about the text.
-      workdir: of the run.
+      workdir: the run's folder.
     """
     _, state = abstract_state(config, make_optimizer(config))
     return Facts(
-        data,
-        workdir,
-        paths_and_leaves(weights(state.params)),
-        flops.state_bytes(state),
-        {} if mesh is None else dict(mesh.shape),
-        jax.process_count(),
-        jax.devices()[0].device_kind,
-        attention.choose(model_config(config), jax.devices()),
+        data=data,
+        workdir=workdir,
+        shapes=paths_and_leaves(weights(state.params)),
+        state_bytes=flops.state_bytes(state),
+        axes={} if mesh is None else dict(mesh.shape),
+        processes=jax.process_count(),
+        device_kind=jax.devices()[0].device_kind,
+        attention=attention.choose(model_config(config), jax.devices()),
     )
 
 
@@ -80,7 +82,7 @@ def format_summary(config: RunConfig, facts: Facts) -> str:
     """Describe a run before compilation.
 
     Args:
-      config: checked.
+      config: a checked configuration.
       facts: from `gather_facts`.
 
     Returns:
@@ -112,7 +114,7 @@ def format_remaining(config: RunConfig, step: int, rate: float) -> str:
       to go:       600 of 1,000 steps, 1,228,800 tokens: 0.17 h at 2,048 tokens/s
 
     Args:
-      config: checked.
+      config: a checked configuration.
       step: the last one taken.
       rate: tokens per second of the steps so far; 0 if there are none.
     """
@@ -146,22 +148,22 @@ def describe_rules(rules: Sequence[Rule], shapes: Mapping[str, Any]) -> list[str
       ['.*kernel: 1 array, 4 matrices, 32,768 weights; gauss noise, 6 to 3 bits, 32x32, BF16']
 
     Args:
-      rules: ordered.
-      shapes: of the parameters, by path.
+      rules: ordered rules.
+      shapes: shapes of the parameters, by path.
     """
     specs, lines = resolve(rules, shapes), []
     for rule in rules:
-        own = [shapes[path] for path in shapes if first_match(rules, path) == rule]
+        matched = [shapes[path] for path in shapes if first_match(rules, path) == rule]
         if (spec := rule.spec) is None:
-            lines.append(f"{rule.pattern}: {_count(len(own), 'array')} left alone")
+            lines.append(f"{rule.pattern}: {_count(len(matched), 'array')} left alone")
             continue
-        own = [shapes[path] for path in specs if first_match(rules, path) == rule]
-        matrices = sum(blocks.matrix_shape(x.shape, spec.matrix_axes)[0] for x in own)
+        sampled = [shapes[path] for path in specs if first_match(rules, path) == rule]
+        matrices = sum(blocks.matrix_shape(x.shape, spec.matrix_axes)[0] for x in sampled)
         bits = f"{spec.init_bits:g} to {spec.target_bits:g} bits, "
         noise = "no noise, " if spec.noise == "none" else f"{spec.noise} noise, {bits}"
         lines.append(
-            f"{rule.pattern}: {_count(len(own), 'array')}, {_count(matrices, 'matrix')}, "
-            f"{_weights(own):,} weights; {noise}"
+            f"{rule.pattern}: {_count(len(sampled), 'array')}, {_count(matrices, 'matrix')}, "
+            f"{_weights(sampled):,} weights; {noise}"
             f"{spec.block[0]}x{spec.block[1]}, {spec.dtype.name}"
         )
     return lines
@@ -213,14 +215,16 @@ def _mesh(facts: Facts) -> str:
 
 
 def _step(config: RunConfig) -> str:
-    data, parts = config.data, config.data.microbatches
-    cut = f", in {parts} microbatches" if parts > 1 else ""
-    return f"{data.batch * data.length:,} tokens, {data.batch:,} sequences of {data.length:,}{cut}"
+    data, count = config.data, config.data.microbatches
+    split = f", in {count} microbatches" if count > 1 else ""
+    return (
+        f"{data.batch * data.length:,} tokens, {data.batch:,} sequences of {data.length:,}{split}"
+    )
 
 
-def _memory(held: flops.StateBytes) -> str:
-    parts = " + ".join(f"{format_bytes(count)} {name}" for name, count in held._asdict().items())
-    return f"{parts} = {format_bytes(sum(held))} on each device; activations come on top"
+def _memory(state: flops.StateBytes) -> str:
+    terms = " + ".join(f"{format_bytes(count)} {name}" for name, count in state._asdict().items())
+    return f"{terms} = {format_bytes(sum(state))} on each device; activations come on top"
 
 
 def _count(number: int, what: str) -> str:

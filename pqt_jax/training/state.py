@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright 2026 The pqt_jax Authors
-"""What training changes: weights, bit-widths, moments, counts; made anew, or as shapes alone."""
+"""The training state: weights, bit-widths, moments and counts, as arrays or as shapes only."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -26,7 +26,7 @@ class TrainState(NamedTuple):
 
     Attributes:
       params: weights and `BitParam`s of the model.
-      opt_state: of the optimizer.
+      opt_state: the optimizer's state.
       step: int32 scalar, the number of steps taken, skipped ones among them.
       skipped: int32 scalar, the number of steps that changed neither weights nor optimizer, since
         loss or gradient was not finite.
@@ -47,7 +47,7 @@ def init_state(
 
     Args:
       config: a checked configuration.
-      optimizer: what `make_optimizer` returned.
+      optimizer: from `make_optimizer`.
       start: weights to start from, nested by their paths; None for new ones.
 
     Returns:
@@ -60,11 +60,11 @@ def init_state(
 def abstract_state(
     config: RunConfig, optimizer: optax.GradientTransformation
 ) -> tuple[nnx.GraphDef, TrainState]:
-    """What `init_state` would return, as shapes, dtypes and places: to compile without the memory.
+    """The shapes, dtypes and shardings of what `init_state` returns; needs no memory for arrays.
 
     Args:
       config: a checked configuration.
-      optimizer: what `make_optimizer` returned.
+      optimizer: from `make_optimizer`.
     """
     graph, init = _initializer(config, optimizer)
     return graph, partitioning.add_shardings(jax.eval_shape(init, None))
@@ -79,7 +79,7 @@ def _initializer(
     def init(start):
         params = nnx.state(build())
         if start is not None:
-            params = _replaced(params, start)
+            params = _replace_weights(params, start)
         none = jnp.zeros((), jnp.int32)
         return partitioning.constrain_state(
             TrainState(params, optimizer.init(params), none, none, none)
@@ -88,8 +88,8 @@ def _initializer(
     return nnx.split(nnx.eval_shape(build))[0], init
 
 
-def _replaced(params: nnx.State, start: Any) -> nnx.State:
-    """The parameters with other weights, in their own dtypes, and their bit-widths as they were."""
+def _replace_weights(params: nnx.State, start: Any) -> nnx.State:
+    """Replace the weights, whose dtypes stay; the bit-widths do not change."""
     new, old = paths_and_leaves(start), paths_and_leaves(params)
     same = [new.pop(path).astype(leaf.dtype) for path, leaf in old.items()]
     assert not new, min(new)
@@ -98,7 +98,7 @@ def _replaced(params: nnx.State, start: Any) -> nnx.State:
 
 
 def count_parameters(config: RunConfig) -> int:
-    """Number of weights, found without computing any; the rules are checked against their paths.
+    """Count the weights by their shapes, and check the rules against their paths.
 
     Raises:
       InputError: if a rule does not fit the model.

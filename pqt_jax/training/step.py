@@ -159,10 +159,10 @@ def _mean_gradients(
         grads, aux = gradient(params, tokens, part_key)
         return jax.tree.map(lambda a, b: a + b.astype(a.dtype), total, (aux, grads)), None
 
-    parts = split_batch(tokens, split.microbatches)
-    shapes = jax.eval_shape(gradient, params, parts[0], key)[::-1]
+    microbatches = split_batch(tokens, split.microbatches)
+    shapes = jax.eval_shape(gradient, params, microbatches[0], key)[::-1]
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), shapes)
-    total, _ = jax.lax.scan(add, zeros, (jnp.arange(split.microbatches), parts))
+    total, _ = jax.lax.scan(add, zeros, (jnp.arange(split.microbatches), microbatches))
     aux, grads = jax.tree.map(lambda x: x / split.microbatches, total)
     return aux, jax.tree.map(lambda g, p: g.astype(p.dtype), grads, params)
 

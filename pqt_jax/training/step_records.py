@@ -30,8 +30,8 @@ def open_loggers(
     """Open everything that records are written to, and drop records of steps that will be repeated.
 
     Args:
-      config: of the run.
-      workdir: of the run.
+      config: the run's configuration.
+      workdir: the run's folder.
       start: the last step that is not repeated.
 
     Yields:
@@ -68,11 +68,11 @@ def step_record(
     """The record of a step that is logged.
 
     Args:
-      config: of the run.
+      config: the run's configuration.
       step: its number.
-      mesh: of the run.
+      mesh: the run's device mesh, or None for one device.
       timer: its lap since the previous record gives the speed.
-      learning_rate: of the weights.
+      learning_rate: learning rate of the weights.
       measured: what the step returned.
     """
     tokens, rate = config.data.batch * config.data.length, timer.lap()

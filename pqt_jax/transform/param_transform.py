@@ -122,7 +122,9 @@ def param_transform(
     def summary(params: Any, bits: Bits) -> str:
         return _table(paths_and_leaves(params, prefix), specs_of(params), bits, prefix)
 
-    return ParamTransform(init, sample, bit_widths, quantize_by_bits, summary)
+    return ParamTransform(
+        init=init, sample=sample, bit_widths=bit_widths, quantize=quantize_by_bits, summary=summary
+    )
 
 
 def _table(shapes: dict[str, Any], specs: dict[str, Spec], bits: Bits, prefix: str) -> str:

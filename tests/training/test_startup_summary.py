@@ -2,6 +2,7 @@
 # Copyright 2026 The pqt_jax Authors
 """The page that a run begins with: every fact, in two columns, in plain ASCII."""
 
+import dataclasses
 import pathlib
 from types import SimpleNamespace
 
@@ -81,8 +82,13 @@ def test_every_config_has_a_page_of_plain_text(name):
 def test_long_facts_are_wrapped_and_paths_stay_whole():
     config = tiny.get_config()
     path = pathlib.Path("runs") / ("x y" * 60)
-    facts = gathered(config)._replace(workdir=path, data="two  words " * 30 + "z" * 150)
-    facts = facts._replace(attention=Choice("cudnn", "because"), processes=2)
+    facts = dataclasses.replace(
+        gathered(config),
+        workdir=path,
+        data="two  words " * 30 + "z" * 150,
+        attention=Choice("cudnn", "because"),
+        processes=2,
+    )
     lines = startup_summary.format_summary(config, facts).splitlines()
     assert lines[-1] == f"workdir:     {path}"
     assert [line for line in lines[:-1] if len(line) > startup_summary.WIDTH] == [

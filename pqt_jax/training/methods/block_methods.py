@@ -62,7 +62,7 @@ def _make_penalty(bit_widths: Any, config: "RunConfig") -> Penalty | None:
 
     Args:
       bit_widths: as in `Method`; None where no bits are learned.
-      config: of the run.
+      config: the run's configuration.
 
     Returns:
       `params -> float32 scalar`, times `penalty_weight`; None without a penalty.
@@ -88,7 +88,7 @@ def _make_penalty(bit_widths: Any, config: "RunConfig") -> Penalty | None:
 def _make_bits_optimizer(
     config: "RunConfig", schedule: Schedule, snap: int | None
 ) -> BitsOptimizer:
-    """The bits follow the weights' schedule at a rate of their own, until they snap and stay."""
+    """AdamW for the bits, at a fixed ratio to the weights' rate; 0 after the bits have snapped."""
     ratio = config.pqt.learning_rate / config.optimizer.learning_rate
 
     def learning_rate(step):

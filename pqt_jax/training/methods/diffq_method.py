@@ -85,7 +85,7 @@ def _make_penalty(config: "RunConfig") -> Penalty | None:
 def _make_bits_optimizer(
     config: "RunConfig", schedule: Schedule, snap: int | None
 ) -> BitsOptimizer:
-    """The logits have an Adam of their own: a constant rate, and no decay."""
+    """Adam for the logits, at a constant rate and without decay."""
     return BitsOptimizer(config.diffq.learning_rate, 0.0)
 
 

@@ -25,7 +25,7 @@ class Conflict(NamedTuple):
 
     Attributes:
       field: dotted name, without "config.".
-      value: of the field.
+      value: the field's value.
       wanted: what the field must be, in words.
     """
 
@@ -51,7 +51,7 @@ class Method:
     """One method of training, by the name in `config.method`.
 
     Attributes:
-      name: of the method.
+      name: the method's name.
       help: a few words about it, for `--help` and the documentation.
       learns_bits: whether bit-widths are trained.
       make_rules: config → rules that the model is wrapped by; empty for a bare model.

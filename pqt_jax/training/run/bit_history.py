@@ -149,4 +149,5 @@ def _parse(record: metrics.Record) -> BitRecord | None:
     if not layers or any(mean.ndim != 1 for mean in layers.values()):
         return None
     shares = {fmt.name: formats.get(fmt.name) or 0.0 for fmt in MIXED_FORMATS}
-    return BitRecord(record["step"], tokens, layers, {name: x for name, x in shares.items() if x})
+    formats = {name: share for name, share in shares.items() if share}
+    return BitRecord(step=record["step"], tokens=tokens, layers=layers, formats=formats)

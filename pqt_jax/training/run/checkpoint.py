@@ -13,8 +13,8 @@ A save returns when the state has been copied; the files are written while train
 step directory gets its final name when it is complete, so a killed run leaves no partial
 checkpoint. An error in the background is raised by the next `save`, `check` or `close`.
 
-With several processes each saves its own shards and reads the checkpoint on its own. A checkpoint
-that one of them cannot read is treated as damaged by all.
+With several processes, each one saves its shards, and reads the checkpoint independently. All of
+them treat a checkpoint that one of them cannot read as damaged.
 """
 
 import functools

@@ -96,8 +96,10 @@ def _environment() -> tuple[str | None, int | None, int | None, int | None]:
         raise InputError(f"--distributed: {name} is not set, and the others are; {_GIVE}")
     address, *numbers = values
     if any(values) and not (all(map(str.isdecimal, numbers)) and int(numbers[1]) < int(numbers[0])):
-        given = ", ".join(map("=".join, zip(VARIABLES[1:], numbers, strict=True)))
-        raise InputError(f"--distributed: {given}; the second counts from 0 to below the first")
+        numbers_text = ", ".join(map("=".join, zip(VARIABLES[1:], numbers, strict=True)))
+        raise InputError(
+            f"--distributed: {numbers_text}; the second counts from 0 to below the first"
+        )
     host, _, port = address.rpartition(":")
     if address and not (host and port.isdecimal() and 0 < int(port) < 2**16):
         raise InputError(f"--distributed: {VARIABLES[0]}={address!r}; it must be HOST:PORT")

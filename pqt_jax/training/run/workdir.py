@@ -128,9 +128,9 @@ def claim(workdir: Path, meta: Meta, *, alone: bool = True) -> int:
     name = str(workdir.absolute())
     if "\0" in name or name.encode(errors="ignore").decode() != name:
         raise InputError(f"--workdir={workdir}: its name must be UTF-8 without NUL; give another")
-    if found := re.search(r"[][\\]", name):
+    if bracket := re.search(r"[][\\]", name):
         raise InputError(
-            f"--workdir={workdir}: checkpoints cannot be kept under a path with {found[0]}; give "
+            f"--workdir={workdir}: checkpoints cannot be kept under a path with {bracket[0]}; give "
             "another"
         )
     if len(name.encode()) > _LONGEST:
@@ -155,9 +155,8 @@ def claim(workdir: Path, meta: Meta, *, alone: bool = True) -> int:
     try:
         if alone:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            fcntl.lockf(
-                descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB
-            )  # every byte, including those that a sweep locks
+            # All bytes, including those that the processes of a sweep lock.
+            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         else:
             _lock_first_byte(descriptor, workdir, meta)
         # Check again, since another run may have claimed it before the lock was taken.
@@ -215,9 +214,9 @@ def _check_owner(workdir: Path, meta: Meta) -> bool:
         if (workdir / name).exists() and not (workdir / name).is_dir():
             raise InputError(f"--workdir={workdir}: {name} in it is no directory; move it away")
     if not (workdir / RUN).exists():
-        if found := [name for name in (*_FILES, *_FOLDERS) if (workdir / name).exists()]:
+        if outputs := [name for name in (*_FILES, *_FOLDERS) if (workdir / name).exists()]:
             raise InputError(
-                f"--workdir={workdir} holds {found[0]} but no {RUN}; give a new directory"
+                f"--workdir={workdir} holds {outputs[0]} but no {RUN}; give a new directory"
             )
         return False
     old = _read(workdir)
@@ -245,25 +244,25 @@ def read_metadata(workdir: Path, option: str = "--workdir=", whose: str = TRAINI
     Raises:
       InputError: if it is not the folder of such a run, or cannot be read.
     """
-    given = f"{option}{workdir}"
+    argument = f"{option}{workdir}"
     try:
         if not workdir.is_dir():
             what = "is not a directory" if workdir.exists() else "does not exist"
-            raise InputError(f"{given} {what}; give the workdir of {whose}")
+            raise InputError(f"{argument} {what}; give the workdir of {whose}")
         meta = _read(workdir, option)
         if ("sweep" in meta["config"]) != (whose == SWEEP):
-            raise InputError(f"{given} is not of {whose}; give the workdir of one")
+            raise InputError(f"{argument} is not of {whose}; give the workdir of one")
         return meta
     except FileNotFoundError:
         what = f"holds no {RUN}; give the workdir of {whose}"
-        raise InputError(f"{given} {what}") from None
+        raise InputError(f"{argument} {what}") from None
     except OSError as error:
         why = system_reason(error, f"give the workdir of {whose}")
-        raise InputError(f"{given} cannot be read: {why}") from None
+        raise InputError(f"{argument} cannot be read: {why}") from None
     except ValueError as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(f"{given}: {error}; give another") from None  # a NUL byte
+        raise InputError(f"{argument}: {error}; give another") from None  # a NUL byte
 
 
 def _read(workdir: Path, option: str = "--workdir=") -> Meta:
@@ -277,11 +276,11 @@ def _read(workdir: Path, option: str = "--workdir=") -> Meta:
     return meta
 
 
-def check_not_in_checkpoints(out: Path, given: str) -> None:
+def check_not_in_checkpoints(out: Path, argument: str) -> None:
     """Raise InputError if an output folder is the checkpoint folder of a run, or inside it."""
     for folder in (out, *out.parents):
         if folder.name == CHECKPOINTS and (folder.parent / RUN).exists():
-            raise InputError(f"--out={given} is among a run's checkpoints; give another folder")
+            raise InputError(f"--out={argument} is among a run's checkpoints; give another folder")
 
 
 def _check_checkpoints(workdir: Path, old: Meta, meta: Meta) -> None:

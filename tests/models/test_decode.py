@@ -23,6 +23,7 @@ MODELS = {
     "tied": (Llama2, TIED),
     "gpt2": (GPT2, dataclasses.replace(tiny.GPT2, bias=True)),
 }
+GPT2_SLOW = pytest.param("gpt2", marks=pytest.mark.slow)  # the cache is the code of Llama2
 TOKENS = np.random.default_rng(0).integers(0, 256, (3, 12), dtype=np.int32)
 
 
@@ -49,7 +50,9 @@ def in_parts(name, tokens, sizes, dtype="float32", capacity=None):
     return jnp.concatenate(parts, axis=1)
 
 
-SIZES = [pytest.param([1] * 12, marks=pytest.mark.slow), [7] + [1] * 5, [12], [3, 4, 5]]
+# Each size of a part is one more program of each model: the quick cases share those of 7 and 1.
+SIZES = [[7] + [1] * 5, [1] * 5 + [7], [1] * 12]
+SIZES += [pytest.param(sizes, marks=pytest.mark.slow) for sizes in ([12], [3, 4, 5])]
 
 
 @pytest.mark.parametrize("sizes", SIZES, ids=str)
@@ -62,7 +65,7 @@ def test_logits_in_parts_are_those_of_the_whole(name, sizes):
     np.testing.assert_array_equal(found.argmax(-1), expected.argmax(-1))
 
 
-@pytest.mark.parametrize("name", ["grouped", "gpt2"])
+@pytest.mark.parametrize("name", ["grouped", GPT2_SLOW])
 def test_in_bfloat16_the_cache_is_bfloat16(name):
     model, forward, _ = build(name, "bfloat16")
     cache = model.init_cache(3, 16)
@@ -87,7 +90,7 @@ def test_what_lies_beyond_the_length_is_never_seen(name):
     np.testing.assert_array_equal(decode(TOKENS, cache)[0], decode(TOKENS, dirty)[0])
 
 
-@pytest.mark.parametrize("name", ["llama2", "gpt2"])
+@pytest.mark.parametrize("name", ["llama2", GPT2_SLOW])
 def test_a_cache_that_is_full_takes_no_more(name):
     model, _, decode = build(name)
     with pytest.raises(ValueError, match="holds 0 of 8 tokens; 12 more do not fit"):
@@ -103,7 +106,7 @@ def test_a_cache_that_is_full_takes_no_more(name):
             model.init_cache(1, capacity)
 
 
-@pytest.mark.parametrize("name", ["llama2", "gpt2"])
+@pytest.mark.parametrize("name", ["llama2", GPT2_SLOW])
 def test_a_wrapped_model_decodes_as_the_bare_one(name):
     cls, config = MODELS[name]
     wrapped = cls(config, [Rule("h/.*/kernel"), Rule("embed/.*")], rngs=nnx.Rngs(0))

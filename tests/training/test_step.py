@@ -34,9 +34,12 @@ from support.paths import GOLDEN
 pytestmark = pytest.mark.jax_version
 
 GOLDEN_STEP = GOLDEN / "train_step.json"
-KEY = jax.random.key(7)
 INSIDE = [name for name, method in METHODS.items() if method.make_sampler is None]
 FIRST = [pytest.param(n, marks=() if n == "gaussws" else pytest.mark.slow) for n in INSIDE]
+
+
+def noise_key():
+    return jax.random.key(7)
 
 
 @functools.cache
@@ -62,7 +65,7 @@ def run(count, method="gaussws"):
     _, _, state, train_step = setup(method)
     out = []
     for i in range(count):
-        state, measured = train_step(state, batch(i % 3), KEY)
+        state, measured = train_step(state, batch(i % 3), noise_key())
         out.append({name: float(value) for name, value in measured.items()})
     return out
 
@@ -96,13 +99,13 @@ def test_weights_of_a_step_are_those_of_its_key(method):
         return cross_entropy(nnx.merge(bare, params)(tokens[:, :-1]), tokens[:, 1:])
 
     def sampled_loss(params, step):
-        return loss(transform.sample(params, bits, keys.step_key(KEY, step)))
+        return loss(transform.sample(params, bits, keys.step_key(noise_key(), step)))
 
     losses = {float(jax.jit(loss)(params))}
     for at in (0, 5):
         start = state._replace(step=np.int32(at))
         expected, gradient = jax.jit(jax.value_and_grad(sampled_loss))(params, at)
-        after, measured = train_step(start, batch(), KEY)
+        after, measured = train_step(start, batch(), noise_key())
         assert int(after.step) == at + 1
         norm = np.sqrt(sum(float(jnp.sum(g**2)) for g in jax.tree.leaves(gradient)))
         assert float(measured["loss"]) == pytest.approx(float(expected), rel=1e-6)
@@ -162,7 +165,7 @@ def test_a_step_in_parts_is_the_step(method):
     ŵ is float32 here: the gradient of a bfloat16 one is rounded in each microbatch.
     """
     like = {"pqt__dtype": "float32"}
-    whole, expected = setup(method, **like)[3](setup(method, **like)[2], batch(), KEY)
+    whole, expected = setup(method, **like)[3](setup(method, **like)[2], batch(), noise_key())
     for fields in (
         {"data__microbatches": 2},
         {"data__microbatches": 4, "data__loss_chunk": 4},
@@ -170,7 +173,7 @@ def test_a_step_in_parts_is_the_step(method):
         {"data__loss_chunk": 16},
     ):
         _, _, state, train_step = setup(method, **like, **fields)
-        after, measured = train_step(state, batch(), KEY)
+        after, measured = train_step(state, batch(), noise_key())
         assert measured.keys() == expected.keys()
         close(dict(measured), dict(expected), rtol=2e-6)
         moments = lambda state: jax.tree.leaves(state.opt_state)  # noqa: E731
@@ -183,15 +186,15 @@ def test_a_step_in_parts_is_the_step(method):
 def test_noise_of_a_microbatch_is_that_of_its_key():
     fields = {"data__microbatches": 2, "pqt__noise_per": "microbatch"}
     config, graph, state, train_step = setup("gaussws", **fields)
-    _, measured = train_step(state, batch(), KEY)
+    _, measured = train_step(state, batch(), noise_key())
     tokens, losses = jnp.asarray(batch(), jnp.int32), []
     for part in range(2):
-        key = jax.random.fold_in(keys.step_key(KEY, 0), part)
+        key = jax.random.fold_in(keys.step_key(noise_key(), 0), part)
         own = tokens[part::2]
         logits = nnx.merge(graph, state.params)(own[:, :-1], pqt_key=key)
         losses.append(float(cross_entropy(logits, own[:, 1:])))
     assert float(measured["loss"]) == pytest.approx(np.mean(losses), rel=1e-6)
-    per_step = setup("gaussws", data__microbatches=2)[3](state, batch(), KEY)[1]
+    per_step = setup("gaussws", data__microbatches=2)[3](state, batch(), noise_key())[1]
     assert float(per_step["loss"]) != float(measured["loss"])
 
 
@@ -206,7 +209,7 @@ def test_chunks_of_the_loss_and_microbatches_take_less_memory():
         graph, state = states.init_state(config, optimizer)
         step = build_train_step(config, graph, optimizer)
         shape = jax.ShapeDtypeStruct((8, 513), jnp.int32)
-        return step.lower(state, shape, KEY).compile().memory_analysis().temp_size_in_bytes
+        return step.lower(state, shape, noise_key()).compile().memory_analysis().temp_size_in_bytes
 
     whole = peak()
     logits = 8 * 512 * 16384 * 4
@@ -264,7 +267,7 @@ def test_adam_mini_learns_and_decays_its_bits():
     _, _, state, train_step = setup("gaussws", optimizer__name="adam_mini")
     losses = []
     for i in range(60):
-        state, measured = train_step(state, batch(i % 3), KEY)
+        state, measured = train_step(state, batch(i % 3), noise_key())
         losses.append(float(measured["loss"]))
     assert losses[0] > 4.5 and losses[-1] < 1.5 and float(measured["bits_mean"]) < 5.95
 
@@ -287,10 +290,10 @@ def test_a_step_that_is_not_finite_changes_nothing_but_counts():
     _, _, state, train_step = setup()
     bad = batch()
     bad[0, 3] = UNKNOWN
-    state, _ = train_step(spoiled(state), batch(), KEY)
+    state, _ = train_step(spoiled(state), batch(), noise_key())
     before = jax.tree.map(np.asarray, state)
     for count in (1, 2):
-        state, measured = train_step(state, bad, KEY)
+        state, measured = train_step(state, bad, noise_key())
         assert not np.isfinite(measured["loss"])
         assert (measured["skipped"], measured["in_a_row"]) == (count, count)
     assert (state.step, state.skipped, state.in_a_row) == (3, 2, 2)
@@ -298,8 +301,8 @@ def test_a_step_that_is_not_finite_changes_nothing_but_counts():
     jax.tree.map(np.testing.assert_array_equal, state.opt_state, before.opt_state)
     # Then as if they had not been: the next step is that of the same state at step 3.
     other = before._replace(step=np.int32(3))
-    state, measured = train_step(state, batch(1), KEY)
-    other, _ = train_step(other, batch(1), KEY)
+    state, measured = train_step(state, batch(1), noise_key())
+    other, _ = train_step(other, batch(1), noise_key())
     assert (measured["skipped"], measured["in_a_row"]) == (2, 0)
     jax.tree.map(np.testing.assert_array_equal, state.params, other.params)
     jax.tree.map(np.testing.assert_array_equal, state.opt_state, other.opt_state)
@@ -317,7 +320,7 @@ def test_a_bit_width_that_is_not_finite_is_skipped_too(monkeypatch):
     method = dataclasses.replace(methods.get_method(config), make_penalty=lambda config: penalty)
     monkeypatch.setitem(methods.METHODS, config.method, method)
     train_step = build_train_step(config, graph)
-    state, measured = train_step(state, batch(), KEY)
+    state, measured = train_step(state, batch(), noise_key())
     assert np.isfinite(measured["loss"]) and measured["skipped"] == 1
 
 
@@ -331,7 +334,7 @@ def test_bits_snap_at_the_same_update_after_skipped_steps():
     bad[0, 3] = UNKNOWN
     state, means = spoiled(state), []
     for tokens in (batch(), bad, batch(), bad, batch(), bad, batch(), batch()):
-        state, measured = train_step(state, tokens, KEY)
+        state, measured = train_step(state, tokens, noise_key())
         means.append(float(measured["bits_mean"]))
     assert 5.8 < means[4] < 6 and means[5] > 8.9  # to E4M7, after three updates
     assert means[5] == means[6] == means[7]

@@ -43,8 +43,8 @@ EXIT_CODES = {
     0: "finished",
     1: "something could not be written, or memory did not suffice",
     2: errors.EXIT_CODES[2],
-    3: "loss or gradient was not finite in too many consecutive steps",
-    4: "another process of the run was lost",
+    SkipError.exit_code: "loss or gradient was not finite in too many consecutive steps",
+    distributed.LOST: "another process of the run was lost",
     130: "interrupted by Ctrl-C: a checkpoint is written unless training had not begun",
     143: "the same after SIGTERM",
 }

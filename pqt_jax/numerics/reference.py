@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright 2026 The pqt_jax Authors
-"""Sampling in plain jnp, for every platform: the reference that the kernels must equal.
+"""Sampling in plain jnp, which XLA compiles for any device; kernels must equal it bit for bit.
 
     forward    w, b_i, key → ŵ, max_B|w|
     backward   ∂L/∂ŵ, key  → Σ_B (∂L/∂ŵ · R)

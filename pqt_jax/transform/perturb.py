@@ -233,7 +233,8 @@ def _step_size(spec: Spec, b_i: jax.Array) -> jax.Array:
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _block_sums(spec: Spec, implementation: Implementation, cotangent, words, offset):
     """Σ_B (∂L/∂ŵ · R). It is linear in ∂L/∂ŵ, and can be differentiated again."""
-    return pallas.get_functions(implementation)[1](spec, cotangent, words, offset)
+    _, backward = pallas.get_functions(implementation)
+    return backward(spec, cotangent, words, offset)
 
 
 def _block_sums_fwd(spec, implementation, *operands):

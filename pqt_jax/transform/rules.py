@@ -121,10 +121,9 @@ def resolve(
     specs: dict[str, Spec] = {}
     paths_of_rule: list[list[str]] = [[] for _ in rules]
     for path, leaf in shapes.items():
-        index = next((i for i, rule in enumerate(rules) if _matches(rule, path)), None)
-        rule = None if index is None else rules[index]
-        if index is not None:
-            paths_of_rule[index].append(path)
+        rule = first_match(rules, path)
+        if rule is not None:
+            paths_of_rule[rules.index(rule)].append(path)
         if len(jnp.shape(leaf)) < 2 or 0 in leaf.shape:
             continue
         if rule is None and strict:

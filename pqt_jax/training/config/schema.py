@@ -150,7 +150,7 @@ class PqtConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DiffqConfig:
-    """Method diffq alone; of `pqt` it uses pattern, noise_per and, for the final table, block."""
+    """Options that only method diffq uses; it also uses `pqt.pattern`, `.noise_per` and `.block`."""
 
     group: int = setting(8, "Weights that share a bit-width.", minimum=1)
     init_bits: float = setting(

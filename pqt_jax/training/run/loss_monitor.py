@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright 2026 The pqt_jax Authors
-"""Detects loss spikes and skipped steps while a run trains, and ends it after too many skips.
+"""Detect loss spikes and skipped steps while a run trains, and name the error of too many skips.
 
 A step is a *spike* if its loss stands out from the losses before it:
 

@@ -150,7 +150,7 @@ class PqtConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DiffqConfig:
-    """Options that only method diffq uses; it also uses `pqt.pattern`, `.noise_per` and `.block`."""
+    """Options of method diffq alone, which also uses `pqt.pattern`, `.noise_per` and `.block`."""
 
     group: int = setting(8, "Weights that share a bit-width.", minimum=1)
     init_bits: float = setting(

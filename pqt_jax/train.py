@@ -32,10 +32,11 @@ from pqt_jax.training import init_from, loop, startup_summary, state
 from pqt_jax.training.config import command_line, saved_config, validation
 from pqt_jax.training.config.fields import flatten
 from pqt_jax.training.config.schema import RunConfig
-from pqt_jax.training.run import distributed, trackers, workdir
+from pqt_jax.training.run import distributed, run_metadata, trackers, workdir
 from pqt_jax.training.run.distributed import ProcessError
 from pqt_jax.training.run.loss_monitor import SkipError
 from pqt_jax.training.run.orbax_errors import quiet_orbax
+from pqt_jax.training.run.run_metadata import Meta
 from pqt_jax.training.run.signals import collect_signals
 from pqt_jax.training.run_context import RunContext
 
@@ -126,7 +127,7 @@ class _CheckedInput:
     text: source.Text
     mesh: Mesh | None
     take_start: Callable[[], Any]  # can be called once, so that nothing else keeps the weights
-    meta: workdir.Meta
+    meta: Meta
 
 
 def _prepare(options: command_line.TrainOptions) -> _CheckedInput:
@@ -143,11 +144,11 @@ def _prepare(options: command_line.TrainOptions) -> _CheckedInput:
     mesh = partitioning.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
     validation.check_mesh(config, mesh)
     start = init_from.read(config, workdir.read_init_fingerprint(options.workdir))
-    meta = workdir.make_metadata(config, text, start.fingerprint)
+    meta = run_metadata.make_metadata(config, text, start.fingerprint)
     return _CheckedInput(text=text, mesh=mesh, take_start=[start.params].pop, meta=meta)
 
 
-def _claim_workdir(options: command_line.TrainOptions, meta: workdir.Meta) -> int | None:
+def _claim_workdir(options: command_line.TrainOptions, meta: Meta) -> int | None:
     """Claim the workdir for all processes, after a check that they belong to one run.
 
     Returns:
@@ -164,7 +165,7 @@ def _claim_workdir(options: command_line.TrainOptions, meta: workdir.Meta) -> in
     return lock
 
 
-def _check_one_run(first: workdir.Meta, run: workdir.Meta) -> None:
+def _check_one_run(first: Meta, run: Meta) -> None:
     """Raise InputError, naming the field, if this process and the first one have different runs."""
     before, now = (
         {name: value for name, value in meta.items() if name not in ("config", "versions")}

@@ -21,6 +21,7 @@ from pqt_jax.training.config import saved_config
 from pqt_jax.training.config.fields import flatten, from_values
 from pqt_jax.training.config.schema import RunConfig
 from pqt_jax.training.run import bit_history, metrics, workdir
+from pqt_jax.training.run.run_metadata import Meta
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +80,7 @@ def _short_names(paths: Sequence[Path]) -> list[str]:
     return [shorten(path) for path in paths]
 
 
-def _read(name: str, folder: Path, meta: workdir.Meta) -> RecordedRun:
+def _read(name: str, folder: Path, meta: Meta) -> RecordedRun:
     summary: Any = None
     try:
         records = metrics.read_records(folder / workdir.METRICS)

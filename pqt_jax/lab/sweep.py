@@ -28,14 +28,8 @@ from pqt_jax.training import state
 from pqt_jax.training.config import command_line, field_table, saved_config, validation
 from pqt_jax.training.config.schema import DataConfig
 from pqt_jax.training.run import signals
-from pqt_jax.training.run.workdir import (
-    SWEEP,
-    Meta,
-    changed_versions,
-    claim,
-    make_metadata,
-    read_metadata,
-)
+from pqt_jax.training.run.run_metadata import Meta, changed_versions, make_metadata
+from pqt_jax.training.run.workdir import SWEEP, claim, read_metadata
 
 EXIT_CODES = errors.EXIT_CODES | {143: "ended by SIGTERM; written rows are kept"}
 

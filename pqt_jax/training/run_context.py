@@ -15,8 +15,7 @@ from pqt_jax.data import source
 from pqt_jax.training import startup_summary, state
 from pqt_jax.training.config.schema import RunConfig
 from pqt_jax.training.optimizer import make_optimizer
-from pqt_jax.training.run import checkpoint, metrics
-from pqt_jax.training.run import workdir as run_folder
+from pqt_jax.training.run import checkpoint, metrics, run_metadata
 from pqt_jax.training.run.distributed import print_on_first_process
 from pqt_jax.training.run.loss_monitor import LossMonitor
 
@@ -33,7 +32,7 @@ class RunContext:
       config: the checked configuration.
       workdir: the run's folder, which this process has claimed.
       text: training and validation tokens.
-      meta: from `workdir.make_metadata`; saved with every checkpoint.
+      meta: from `run_metadata.make_metadata`; saved with every checkpoint.
       mesh: the active device mesh, or None for one device.
       signals: from `signals.collect_signals`; read before compilation and at every step.
       take_start: called for a new run; returns the weights before the first step, or None for
@@ -44,7 +43,7 @@ class RunContext:
     config: RunConfig
     workdir: Path
     text: source.Text
-    meta: run_folder.Meta
+    meta: run_metadata.Meta
     mesh: Mesh | None = None
     signals: Sequence[int] = ()
     take_start: Callable[[], Any] = _make_new_weights
@@ -99,7 +98,7 @@ def restore_or_init(run: RunContext, manager: Any) -> StartPoint:
         timer = metrics.Timer(**saved["time"])
         monitor = LossMonitor(config.watch, saved["losses"])
         print_on_first_process(f"resumed from step {newest} of {config.steps}")
-        if changed := run_folder.changed_versions(saved, run.meta):
+        if changed := run_metadata.changed_versions(saved, run.meta):
             print_on_first_process(
                 f"resumed under {changed}, so results may differ in the last digits"
             )

@@ -5,7 +5,7 @@
     save:    state, metadata with the digest of every array → step directory, in the background
     restore: metadata, compared with this run's → state, compared with its digests
 
-The metadata describes the run that made the checkpoint (`workdir.make_metadata`). A run resumes
+The metadata describes the run that made the checkpoint (`run_metadata`). A run resumes
 only from a checkpoint with its own metadata. The position in the data is the step number
 (`pipeline.train_batches`).
 
@@ -29,7 +29,7 @@ import orbax.checkpoint as ocp
 from pqt_jax.console import print_error
 from pqt_jax.errors import InputError, OutputError
 from pqt_jax.training.run import digests, distributed, orbax_errors, workdir
-from pqt_jax.training.run.workdir import Meta
+from pqt_jax.training.run.run_metadata import Meta, check_same_run, is_metadata
 
 
 def open_manager(run: Path, keep: int = 2, keep_every: int = 0) -> ocp.CheckpointManager:
@@ -153,12 +153,12 @@ def _read(folder: Path, like: Any, meta: Meta) -> tuple[Any, Meta]:
 
 
 def _check_meta(saved: Any, meta: Meta, folder: Path) -> None:
-    if not workdir.is_metadata(saved) or not {"step", "time", "digests", "digest"} <= saved.keys():
+    if not is_metadata(saved) or not {"step", "time", "digests", "digest"} <= saved.keys():
         raise DamagedError("its metadata is not whole")
     digest = digests.json_digest({name: x for name, x in saved.items() if name != "digest"})
     if digest != saved["digest"]:
         raise DamagedError("its metadata is not what was written")
-    workdir.check_same_run(saved, meta, f"checkpoint {folder}")
+    check_same_run(saved, meta, f"checkpoint {folder}")
     if str(saved["step"]) != folder.name:
         raise DamagedError(f"it holds step {saved['step']}")
 

@@ -2,8 +2,7 @@
 # Copyright 2026 The pqt_jax Authors
 """The folder of a run: its files, its lock, and the check that it belongs to this run.
 
-    run.json         metadata: configuration, fingerprints of text and starting weights, noise
-                     stream, versions
+    run.json         metadata: configuration, fingerprints, versions (`run_metadata`)
     run.lock         locked while a process uses the folder
     checkpoints/     metrics.jsonl     bits.jsonl     summary.json     loss.png     bits.png
     profile/
@@ -16,23 +15,19 @@ here before anything is changed.
 import contextlib
 import errno
 import fcntl
-import importlib.metadata
 import json
 import os
-import platform
 import re
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
-from pqt_jax.data.source import Text
 from pqt_jax.errors import InputError, OutputError, system_reason
 from pqt_jax.interchange import files
-from pqt_jax.numerics import philox
 from pqt_jax.training.config import saved_config
-from pqt_jax.training.config.schema import RunConfig
 from pqt_jax.training.run import metrics
+from pqt_jax.training.run.run_metadata import Meta, check_same_run, is_metadata
 
 RUN, LOCK, METRICS, SUMMARY = "run.json", "run.lock", "metrics.jsonl", "summary.json"
 BIT_HISTORY, LOSS, BITS, CHECKPOINTS = "bits.jsonl", "loss.png", "bits.png", "checkpoints"
@@ -41,71 +36,8 @@ WORK_UNITS, SWEEP_RESULTS = "parts", "runs.jsonl"  # of a sweep
 TRAINING_RUN, SWEEP = "a training run", "a sweep"
 _FILES = (METRICS, BIT_HISTORY, SUMMARY, LOSS, BITS, SWEEP_RESULTS)
 _FOLDERS = (CHECKPOINTS, WORK_UNITS)
-_FINGERPRINTS = {  # fingerprint → the fields that name its files
-    "data_fingerprint": ("config.data.files ", "config.data.tokens "),
-    "init_fingerprint": ("config.init_from ",),
-    "stream_version": (),
-}
 _LONGEST = 3840  # bytes of a path; Linux allows 4096, with the names of a checkpoint's files
 _PATIENCE = 30.0  # seconds to wait for a lock
-_PACKAGES = ("pqt_jax", "jax", "flax", "optax", "grain", "orbax-checkpoint")
-
-Meta = dict[str, Any]
-
-
-def make_metadata(config: RunConfig, text: Text, init_fingerprint: str = "") -> Meta:
-    """Make the metadata of a run: what must be unchanged to resume it, and the versions used.
-
-    Args:
-      config: the run's configuration.
-      text: training and validation text.
-      init_fingerprint: fingerprint of the weights in `config.init_from`; "" for new weights.
-    """
-    versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
-    return {
-        "config": json.loads(saved_config.as_json(config)),
-        "data_fingerprint": text.fingerprint,
-        "init_fingerprint": init_fingerprint,
-        "stream_version": philox.STREAM_VERSION,
-        "versions": {"python": platform.python_version(), **versions},
-    }
-
-
-def is_metadata(meta: Any) -> bool:
-    """Whether a value read from JSON has the fields of metadata."""
-    if not isinstance(meta, dict) or not {"data_fingerprint", "stream_version"} <= meta.keys():
-        return False
-    return all(isinstance(meta.get(name), dict) for name in ("config", "versions"))
-
-
-def check_same_run(old: Meta, new: Meta, what: str) -> None:
-    """Raise InputError, naming the field, if two runs differ in more than their logging."""
-    different = saved_config.differences(old["config"], new["config"])
-    for name, fields in _FINGERPRINTS.items():
-        if old.get(name, "") == new.get(name, ""):  # the files may have moved
-            different = [text for text in different if not text.startswith(fields)]
-        else:
-            before, now = (meta.get(name) or "none" for meta in (old, new))
-            different.append(f"{name} was {before!s:.12} and is {now!s:.12}")
-            if name == "init_fingerprint":
-                different[-1] += " (it is of the weights in config.init_from)"
-            data = new["config"]["data"]
-            if name == "data_fingerprint" and not (data["files"] or data.get("tokens")):
-                different[-1] += " (it is of this Python's standard library)"
-    if different:
-        more = f" (and {len(different) - 1} more)" if len(different) > 1 else ""
-        raise InputError(
-            f"{what} belongs to another run: {different[0]}{more}; give another --workdir"
-        )
-
-
-def changed_versions(old: Meta, new: Meta) -> str:
-    """The packages whose versions differ, in words; "" if all are the same."""
-    before, now = old["versions"], new["versions"]
-    if not (changed := [name for name in now if before.get(name) != now[name]]):
-        return ""
-    names = ", ".join(f"{name} {now[name]}" for name in changed)
-    return f"{names}; it was {', '.join(f'{before.get(name)}' for name in changed)} before"
 
 
 def claim(workdir: Path, meta: Meta, *, alone: bool = True) -> int:
@@ -113,7 +45,7 @@ def claim(workdir: Path, meta: Meta, *, alone: bool = True) -> int:
 
     Args:
       workdir: created if it is missing.
-      meta: from `make_metadata`.
+      meta: from `run_metadata.make_metadata`.
       alone: whether no other process may use it at the same time. The processes of a sweep share
         it; they coordinate by locks on single bytes of the lock file (`lab.work_units`).
 

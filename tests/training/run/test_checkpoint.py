@@ -22,7 +22,7 @@ from pqt_jax.errors import InputError, OutputError
 from pqt_jax.models import partitioning
 from pqt_jax.training import state as states
 from pqt_jax.training.optimizer import make_optimizer
-from pqt_jax.training.run import checkpoint, digests, orbax_errors, workdir
+from pqt_jax.training.run import checkpoint, digests, orbax_errors, run_metadata
 from support import tiny
 
 pytestmark = pytest.mark.jax_version
@@ -31,7 +31,7 @@ TEXT = Text(np.arange(256, dtype=np.uint8), np.arange(64, dtype=np.uint8), "0123
 
 
 def meta_of(config):
-    return {**workdir.make_metadata(config, TEXT), "time": {}}
+    return {**run_metadata.make_metadata(config, TEXT), "time": {}}
 
 
 META = meta_of(tiny.get_config())

@@ -18,8 +18,7 @@ from pqt_jax.data import source
 from pqt_jax.errors import OutputError
 from pqt_jax.training import state as states
 from pqt_jax.training import step as steps
-from pqt_jax.training.run import metrics, run_plots
-from pqt_jax.training.run import workdir as workdirs
+from pqt_jax.training.run import metrics, run_metadata, run_plots
 from support import tiny
 from support.command import check_outputs, end, main, saved_leaves, start, timeless, wait_for
 
@@ -161,14 +160,14 @@ def test_a_summary_comes_last(tmp_path, monkeypatch):
 def test_other_versions_are_said(tmp_path, capsys, monkeypatch):
     assert main(tmp_path, "--config.steps=4") == 0
     (tmp_path / "run" / "summary.json").unlink()
-    describe = workdirs.make_metadata
+    describe = run_metadata.make_metadata
 
     def newer(*arguments):
         meta = describe(*arguments)
         meta["versions"] |= {"jax": "99.0"}
         return meta
 
-    monkeypatch.setattr(workdirs, "make_metadata", newer)
+    monkeypatch.setattr(run_metadata, "make_metadata", newer)
     # Nor is a state made beside the one that is read: there may be no room for two.
     monkeypatch.setattr(states, "init_state", None)
     capsys.readouterr()
@@ -182,7 +181,7 @@ def test_other_versions_are_said(tmp_path, capsys, monkeypatch):
 @pytest.mark.slow
 def test_a_run_of_an_older_version_goes_on(tmp_path, capsys, monkeypatch):
     """What it saved lacks fields that exist now, and has what was the default of attention."""
-    describe = workdirs.make_metadata
+    describe = run_metadata.make_metadata
 
     def older(*arguments):
         meta = describe(*arguments)
@@ -192,7 +191,7 @@ def test_a_run_of_an_older_version_goes_on(tmp_path, capsys, monkeypatch):
         return meta
 
     with monkeypatch.context() as patch:
-        patch.setattr(workdirs, "make_metadata", older)
+        patch.setattr(run_metadata, "make_metadata", older)
         assert main(tmp_path, "--config.steps=6") == 0
     (tmp_path / "run" / "summary.json").unlink()
     shutil.rmtree(tmp_path / "run" / "checkpoints" / "6")

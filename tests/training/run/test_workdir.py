@@ -13,7 +13,7 @@ import pytest
 
 from pqt_jax.data.source import Text
 from pqt_jax.errors import InputError
-from pqt_jax.training.run import metrics
+from pqt_jax.training.run import metrics, run_metadata
 from pqt_jax.training.run import workdir as workdirs
 from support import tiny
 
@@ -22,7 +22,7 @@ TEXT = Text(np.arange(256, dtype=np.uint8), np.arange(64, dtype=np.uint8), "0123
 
 def claim(workdir, config=None, text=TEXT):
     config = config or tiny.get_config()
-    os.close(workdirs.claim(workdir, workdirs.make_metadata(config, text)))
+    os.close(workdirs.claim(workdir, run_metadata.make_metadata(config, text)))
 
 
 def test_a_workdir_is_claimed_once_and_again(tmp_path):
@@ -60,7 +60,7 @@ def test_a_workdir_of_another_run_is_refused_and_left_alone(tmp_path):
 
 def test_another_noise_stream_is_refused(tmp_path, monkeypatch):
     claim(tmp_path)
-    monkeypatch.setattr(workdirs.philox, "STREAM_VERSION", 2)
+    monkeypatch.setattr(run_metadata.philox, "STREAM_VERSION", 2)
     with pytest.raises(InputError, match="stream_version was 1 and is 2"):
         claim(tmp_path)
 
@@ -83,7 +83,7 @@ def test_unusable_workdirs_are_one_line(tmp_path):
 
 def test_a_workdir_serves_one_run_at_a_time(tmp_path):
     config = tiny.get_config()
-    lock = workdirs.claim(tmp_path, workdirs.make_metadata(config, TEXT))
+    lock = workdirs.claim(tmp_path, run_metadata.make_metadata(config, TEXT))
     with pytest.raises(InputError, match="is in use by another run"):
         claim(tmp_path)
     os.close(lock)
@@ -121,7 +121,7 @@ sys.stdin.read()
 @pytest.mark.parametrize("second", ["training", "sweep"])
 def test_a_training_run_is_alone_and_processes_of_a_sweep_are_not(tmp_path, first, second):
     """By locks alone, as where both come to a new folder before either can read whose it is."""
-    meta = json.dumps(workdirs.make_metadata(tiny.get_config(), TEXT))
+    meta = json.dumps(run_metadata.make_metadata(tiny.get_config(), TEXT))
 
     def start(kind, part):
         command = [sys.executable, "-c", CLAIM, tmp_path, kind, meta, part]
@@ -212,9 +212,9 @@ def test_a_users_file_is_no_probe(tmp_path):
 
 
 def test_files_that_lie_elsewhere_are_the_same_text():
-    old, new = (workdirs.make_metadata(tiny.get_config(), TEXT) for _ in range(2))
+    old, new = (run_metadata.make_metadata(tiny.get_config(), TEXT) for _ in range(2))
     new["config"]["data"]["files"] = "/mnt/other/*.txt"
-    workdirs.check_same_run(old, new, "it")
+    run_metadata.check_same_run(old, new, "it")
     new["data_fingerprint"] = "other"
     with pytest.raises(InputError, match="config.data.files was .* and is '/mnt/other/"):
-        workdirs.check_same_run(old, new, "it")
+        run_metadata.check_same_run(old, new, "it")

@@ -67,14 +67,14 @@ def read_runs(folders: Sequence[str]) -> list[RecordedRun]:
 
 
 def _short_names(paths: Sequence[Path]) -> list[str]:
-    """The shortest end of each path, in whole parts, that no other path has."""
+    """The shortest end of each path, in whole components, that no other path has."""
 
     def is_unique(end: str) -> bool:
         return sum(f"/{path}".endswith(f"/{end}") for path in paths) == 1
 
     def shorten(path: Path) -> str:
-        parts = [part for part in path.parts if part != path.anchor] or [str(path)]
-        ends = ["/".join(parts[-n:]) for n in range(1, len(parts) + 1)]
+        names = [name for name in path.parts if name != path.anchor] or [str(path)]
+        ends = ["/".join(names[-n:]) for n in range(1, len(names) + 1)]
         return escaped(next(filter(is_unique, ends), str(path)))
 
     return [shorten(path) for path in paths]

@@ -27,7 +27,7 @@ Rounding = Literal["truncate", "nearest"]
 
 @dataclasses.dataclass(frozen=True)
 class Operand:
-    """How one operand of a product is reduced.
+    """The reduction of one operand of a product.
 
     Example:
       >>> Operand("E8M3").dtype, Operand(jnp.float8_e5m2, "nearest", "ceil").scale

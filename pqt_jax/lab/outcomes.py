@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright 2026 The pqt_jax Authors
-"""What became of a run, decided from its losses. The definitions are those of this study.
+"""The outcome of a run, decided from its losses. The definitions are those of this study.
 
 Losses are those of the training batches, one for each step, in nats per token. The loss of a
 skipped step is NaN or Inf.

@@ -33,7 +33,7 @@ def make_sharpness(
     Args:
       graph: the structure of the model.
       tokens: int32[B, T + 1], fixed windows of held-out text.
-      options: of the sweep.
+      options: the sweep's options.
 
     Returns:
       Parameters of all runs → {"sharpness": float32[runs]}, in percent; with
@@ -63,7 +63,7 @@ def make_held_out_losses(
     """The evaluation of weights in each of `FORMATS`, for many runs at once.
 
     Args:
-      config: of the arm.
+      config: the arm's configuration.
       graph: the structure of the model.
       batches: int32[batches, B, T + 1], held-out text.
 
@@ -103,8 +103,8 @@ def make_record(
       results: "skipped", the number of skipped steps; "held_out_losses", as
         `make_held_out_losses` returns them; "sharpness", step → what `make_sharpness` returns.
       unigram_loss: from `outcomes.unigram_loss`.
-      config: of the arm.
-      options: of the sweep.
+      config: the arm's configuration.
+      options: the sweep's options.
     """
     losses = np.array([step["loss"] for step in steps], np.float64)
     diverged_at = outcomes.find_divergence(

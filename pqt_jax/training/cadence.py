@@ -6,7 +6,7 @@ from pqt_jax.training.config.schema import RunConfig
 
 
 class Cadence:
-    """What is due after a step, by `config.log`; everything is due after the last one.
+    """The actions that are due after a step, by `config.log`. After the last step all are due.
 
     Example:
       >>> from pqt_jax.models import Llama2Config
@@ -18,8 +18,8 @@ class Cadence:
 
     Attributes:
       last: whether the step is the last one.
-      log, validate, sharpness: whether that is due.
-      wait: whether the host waits for the step, since something may be due that reads its results.
+      log, validate, sharpness: whether the step is logged, validated, or measured for sharpness.
+      wait: whether the host waits for the step, because a due action reads its results.
     """
 
     def __init__(self, config: RunConfig):

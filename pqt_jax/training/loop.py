@@ -3,7 +3,7 @@
 """The loop: newest checkpoint or new weights → steps (log, validate, save) → final table.
 
 With several processes, each runs this loop on the same steps. The first one prints and writes
-files; of a checkpoint, each writes its own shards.
+files. Each process writes its shards of a checkpoint.
 """
 
 from collections.abc import Iterator
@@ -58,7 +58,7 @@ def train(run: RunContext) -> int:
             start.timer.start()
             train_state, measured = train_step(train_state, next(batches), key)
             if due.wait:
-                jax.block_until_ready(train_state)  # or the next step is prepared meanwhile
+                jax.block_until_ready(train_state)  # otherwise the next step is prepared meanwhile
             if last_skipped := measurements.check_loss(number, measured, due.wait, record):
                 _give_up(manager, monitor.in_a_row, last_skipped)
             measurements.record_due(number, train_state.params, measured, due, record)
@@ -89,13 +89,13 @@ def _save(
 
 
 def _give_up(manager: Any, count: int, last_skipped: int) -> NoReturn:
-    """End a run in which so many steps in a row were skipped."""
+    """End a run in which too many steps in a row were skipped."""
     checkpoint.close(manager)
     raise SkipError(count, last_skipped, manager.latest_step())
 
 
 def _is_finished(run: RunContext, manager: Any) -> bool:
-    """Whether all steps are done and summed up; if so, print the final table."""
+    """Whether all steps are done and the summary is written; if so, print the final table."""
     config, finished = run.config, summary.read(run.workdir, run.config)
     if manager.latest_step() != config.steps or finished is None:
         return False
@@ -119,7 +119,7 @@ def _train_batches(run: RunContext, first: int) -> Iterator[Any]:
 
 
 def _compile_step(run: RunContext, start: StartPoint, key: jax.Array) -> Any:
-    """The compiled training step; prints what it takes on each device."""
+    """Compile the training step, and print its memory on each device."""
     data = run.config.data
     train_step: Any = step.build_train_step(run.config, start.graph, start.optimizer, end=run.end)
     rows = len(partitioning.local_rows(run.mesh, data.batch))

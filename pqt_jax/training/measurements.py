@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright 2026 The pqt_jax Authors
-"""What is measured between the steps of a run, and recorded."""
+"""The measurements of a run: records of steps, validation, bit-widths and sharpness."""
 
 from collections import deque
 from collections.abc import Callable
@@ -60,13 +60,13 @@ class Measurements:
         does not wait for the host.
 
         Args:
-          step: its number.
-          measured: what the step returned.
-          wait: whether this step, too, is checked now.
-          record: takes a record.
+          step: the step's number.
+          measured: the metrics that the step returned.
+          wait: whether to check this step now, and not after the next one.
+          record: a function that takes a record.
 
         Returns:
-          The last step of too many that were skipped in a row, which ends the run; else None.
+          The step at which too many steps in a row were skipped, which ends the run; else None.
         """
         self._unchecked.append((step, measured))
         while len(self._unchecked) > (not wait):

@@ -41,12 +41,12 @@ LABELS = {
 
 
 def make_plan(params: nnx.State, rules: Sequence[Rule], name: str, **options: Any) -> Plan:
-    """How weights are rounded to a format, or by the learned bits.
+    """Make the plan that rounds weights to a format, or by the learned bits.
 
     Args:
       params: with or without `BitParam`s.
       rules: which parameters are rounded, and by what blocks.
-      name: one of `LABELS`; nothing is rounded for "master".
+      name: one of `LABELS`. The plan of "master" rounds nothing.
       options: passed to `quantize.plan_mixed` for "mixed", else to `quantize.plan_uniform`.
 
     Raises:

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright 2026 The pqt_jax Authors
-"""What is fixed during a run, and the state from which it starts or resumes."""
+"""The fixed inputs of a run, and the state from which it starts or resumes."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -26,7 +26,7 @@ def _make_new_weights() -> None:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RunContext:
-    """What is fixed during a run.
+    """The fixed inputs of a run.
 
     Attributes:
       config: the checked configuration.

@@ -33,7 +33,7 @@ WIDTH, COLUMN = 100, 13
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Facts:
-    """What the summary shows apart from the config.
+    """The facts that the summary shows apart from the config.
 
     Attributes:
       data: one line about the text.

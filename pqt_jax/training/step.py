@@ -28,9 +28,9 @@ from pqt_jax.transform import bit_state
 Metrics = dict[str, jax.Array]
 TrainStep = Callable[[TrainState, jax.Array, jax.Array], tuple[TrainState, Metrics]]
 
-# By default XLA's CPU compiler starts whatever can start and keeps the results until they are used:
-# in the backward pass a layer's attention, while the MLP waits for its ŵ (LOG.md). With this option
-# a step takes less memory and returns the same bits.
+# By default XLA's CPU compiler runs each operation as early as possible, and keeps its result until
+# the result is used: in the backward pass a layer's attention runs while the MLP waits for its ŵ
+# (LOG.md). With this option a step takes less memory and returns the same bits.
 _CPU_OPTIONS = {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
 
 
@@ -40,7 +40,8 @@ class StepSplit:
 
     Attributes:
       microbatches: number of equal parts of the batch, whose gradients are added up.
-      noise_per: "step" for one ŵ, "microbatch" for one each, of `fold_in(step key, index)`.
+      noise_per: "step" for one ŵ in the whole step, "microbatch" for one ŵ in each microbatch, from
+        the key `fold_in(step key, index)`.
       loss_chunk: positions of the sequences whose logits are computed at once; 0 for all.
     """
 

@@ -27,7 +27,7 @@ from pqt_jax.training.step import Metrics
 def open_loggers(
     config: RunConfig, workdir: Path, start: int
 ) -> Iterator[tuple[Callable[[int], None], Callable[[Record], None]]]:
-    """Open everything that records are written to, and drop records of steps that will be repeated.
+    """Open all outputs of records, and drop the records of steps that will be repeated.
 
     Args:
       config: the run's configuration.
@@ -69,11 +69,11 @@ def step_record(
 
     Args:
       config: the run's configuration.
-      step: its number.
+      step: the step's number.
       mesh: the run's device mesh, or None for one device.
-      timer: its lap since the previous record gives the speed.
+      timer: gives the speed since the previous record.
       learning_rate: learning rate of the weights.
-      measured: what the step returned.
+      measured: the metrics that the step returned.
     """
     tokens, rate = config.data.batch * config.data.length, timer.lap()
     step_flops = flops.training_flops(model_config(config), config.data.length)

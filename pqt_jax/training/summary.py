@@ -37,7 +37,7 @@ def finish(
       run: the run.
       params: its trained parameters.
       validation_loss: from `final_evaluation.make_loss`.
-      timer: with the time of all steps.
+      timer: the timer of all steps.
 
     Raises:
       OutputError: if something cannot be written.

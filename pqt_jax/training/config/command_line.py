@@ -20,10 +20,10 @@ from pqt_jax.training.config.schema import RunConfig
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainOptions:
-    """What a command line asks for.
+    """The options of `pqt_jax.train`, with the configuration.
 
     Attributes:
-      config: checked.
+      config: the checked configuration.
       workdir: the run's folder.
       distributed: whether this process is one of several.
       profile: whether to trace a few steps.
@@ -88,7 +88,7 @@ def overrides(rest: Sequence[str]) -> list[tuple[str, str]]:
     while rest:
         name, has_value, value = rest.pop(0).partition("=")
         if not name.startswith("--config."):
-            raise InputError(f"unknown argument {name!r}; fields are given as --config.field=value")
+            raise InputError(f"unknown argument {name!r}; fields are set by --config.field=value")
         if not has_value:
             if not rest or rest[0].startswith("--"):
                 raise InputError(f"{name} has no value; give {name}=VALUE")

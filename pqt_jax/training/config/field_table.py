@@ -44,7 +44,7 @@ def markdown(cls: type = RunConfig, sections: Sequence[str] = ()) -> str:
 
     Args:
       cls: dataclass of a configuration: `RunConfig`, or `lab.sweep_config.SweepFileConfig`.
-      sections: names of those that are wanted; all without any.
+      sections: names of the sections to include; empty for all.
     """
     blocks = []
     for title, about, fields in _by_section(cls, list(model_classes(cls))):
@@ -84,7 +84,7 @@ def _row(field: Field) -> str:
 
 
 def _takes(field: Field) -> str:
-    """What can be given, in words, such as "a whole number, 1 or more"."""
+    """The accepted values in words, such as "a whole number, 1 or more"."""
     range_ = field.setting.describe_range(field.kind, brief=True)
     if field.kind is tuple:
         return f"values such as {as_text(field.default)}" if field.default else "values"
@@ -94,7 +94,7 @@ def _takes(field: Field) -> str:
 
 
 def _by_section(cls: type, models: Sequence[str]) -> Iterator[tuple[str, str, list[Field]]]:
-    """(title, what it is about, fields) of each section, the fields of every model among them."""
+    """(title, description, fields) of each section; each model has a section."""
     fields = {model: list_fields(cls, model) for model in models}
     names = dict.fromkeys(name.rpartition(".")[0] for name in fields[models[0]])
     for section in names:

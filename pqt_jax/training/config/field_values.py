@@ -22,8 +22,8 @@ class Field:
       name: dotted, such as "data.batch".
       kind: bool, int, float, str or tuple.
       member: the type of a tuple's members; str for other fields.
-      default: `dataclasses.MISSING` where the config file must say.
-      setting: what the field takes and means.
+      default: the default; `dataclasses.MISSING` if the config file must set the field.
+      setting: the field's range and meaning.
     """
 
     name: str
@@ -34,12 +34,12 @@ class Field:
 
     @property
     def kind_in_words(self) -> str:
-        """Such as "a whole number"."""
+        """The type in words, such as "a whole number"."""
         return _KINDS.get(self.kind, f"something like {self.default!r}")
 
 
 def convert(field: Field, value: Any) -> Any:
-    """The value in the field's type; a whole number can stand for a number, a list for a tuple.
+    """Convert a value to the field's type: whole numbers to numbers, and lists to tuples.
 
     Raises:
       InputError: for a value of another type.
@@ -54,10 +54,10 @@ def convert(field: Field, value: Any) -> Any:
 
 
 def parse(field: Field, text: str) -> Any:
-    """The value that a text stands for, in the field's type.
+    """Parse the text of a value into the field's type.
 
     Raises:
-      InputError: if it stands for none.
+      InputError: for a text that is not of this type.
     """
     try:
         return _parse(text, field.kind, field.member)
@@ -74,7 +74,7 @@ def _parse(text: str, kind: type, member: type = str) -> Any:
             raise ValueError(text)
         return words[text.lower()]
     if kind is int:
-        number = float(text)  # so that 1e3 can be given
+        number = float(text)  # so that 1e3 is accepted
         if not number.is_integer():
             raise ValueError(text)
         return int(number)
@@ -114,7 +114,7 @@ def _range_error(field: Field, value: Any) -> str:
 
 
 def shown(value: Any) -> str:
-    """A value for a message; whole numbers of many digits are shortened, as 1e30 was given."""
+    """A value as text for a message. Long whole numbers are shortened, such as 1e+30."""
 
     def shorten(digits: re.Match[str]) -> str:
         return f"{int(digits[0][:4]) / 1000:g}e+{len(digits[0]) - 1}"
@@ -127,7 +127,7 @@ def shown(value: Any) -> str:
 
 
 def as_float32(value: float) -> float:
-    """The value as training has it; XLA takes what is below the smallest normal number for 0."""
+    """The value as float32, as training uses it. XLA replaces subnormal numbers by 0."""
     with np.errstate(over="ignore"):
         rounded = float(np.float32(value))
     return 0.0 if abs(rounded) < np.finfo(np.float32).tiny else rounded

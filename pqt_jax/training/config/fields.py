@@ -6,8 +6,8 @@
     ConfigDict or JSON → `from_values` → dataclass, or InputError that names the field
     `with_changes`: texts of the command line → dataclass
 
-The functions know no particular configuration: sections are fields that are dataclasses, and the
-section `model` is one of several, told apart by their class attribute `name`.
+The functions work for any configuration. Its sections are fields that are dataclasses. The section
+`model` is one of several dataclasses, each with a different class attribute `name`.
 """
 
 import dataclasses
@@ -37,7 +37,7 @@ def list_fields(cls: type, model: str) -> dict[str, Field]:
 
     Args:
       cls: a configuration's dataclass.
-      model: name of the model that the section `model` is of.
+      model: name of the model whose fields the section `model` has.
     """
     listed: dict[str, Field] = {}
     for prefix, section in _sections(cls, model).items():
@@ -176,11 +176,11 @@ def _check_name(name: str, value: Any, known: Mapping[str, Field]) -> None:
 
 
 def hint(name: str, known: Sequence[str]) -> str:
-    """Which field a misspelt name may mean; else the fields of its section, or the sections.
+    """Suggest the field that a misspelt name may mean, or list the fields of its section.
 
     Args:
-      name: dotted.
-      known: the fields; of equally similar ones the first is meant.
+      name: the misspelt dotted name.
+      known: the names of the fields. Of equally similar names the first is suggested.
     """
 
     def similarity(field: str) -> list[float]:
@@ -203,7 +203,7 @@ def check_ranges(config: Any, only: str = "") -> None:
 
     Args:
       config: a configuration's dataclass.
-      only: what the names of the checked fields begin with.
+      only: check only the fields whose names begin with this.
     """
     values = dict(flatten(config))
     for name, field in list_fields(type(config), config.model.name).items():

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright 2026 The pqt_jax Authors
-"""Config files: Python that a user wrote, run once; whatever fails becomes one line."""
+"""Read config files, which are Python: the file is run once, and any failure becomes one line."""
 
 import importlib.util
 import os
@@ -20,7 +20,7 @@ _PACKAGE = Path(__file__).parents[2]
 
 
 def find(name: str) -> str:
-    """The path of a config file, which may be one of the package's own, given by its name.
+    """The path of a config file; the package's config files can be named without a path.
 
     Example:
       >>> Path(find("quickstart")).name, find("my/run.py")
@@ -92,20 +92,20 @@ def _check_path(path: str) -> None:
 
 def _config_files_in(folder: Path) -> str:
     """Up to three config files in a folder, such as "; there is a.py, b.py"; "" without any."""
-    found: list[str] = []
+    names: list[str] = []
     try:
         for path in sorted(folder.glob("*.py")):
             if path.is_file() and "def get_config" in path.read_text(errors="replace"):
-                found.append(str(path))
+                names.append(str(path))
     except OSError:
         pass  # then there is nothing to suggest
-    return f"; there is {', '.join(found[:3])}" if found else ""
+    return f"; there is {', '.join(names[:3])}" if names else ""
 
 
 def _reason(error: BaseException, path: str) -> str:
-    """What went wrong in a config file, on one line, and in which line of the file."""
+    """The error of a config file on one line, with the number of the line in the file."""
     text = " ".join(str(error).replace("\\n", " ").replace("\\'", "'").split())
-    if isinstance(error, AttributeError | KeyError):  # ConfigDict's own texts have many lines
+    if isinstance(error, AttributeError | KeyError):  # the messages of ConfigDict have many lines
         meant = re.search(r'Did you mean "(.*?)" instead of "(.*?)"', text)
         if meant:
             return f"no field {meant[2]!r}; did you mean {meant[1]!r}?"

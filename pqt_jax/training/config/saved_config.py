@@ -17,18 +17,18 @@ def as_json(config: RunConfig) -> str:
 
 
 def digest(config: RunConfig) -> str:
-    """Twelve hexadecimal digits that stand for the configuration without `MAY_CHANGE`."""
+    """A digest of the configuration without `MAY_CHANGE`, twelve hexadecimal digits."""
     relevant = {k: v for k, v in flatten(config) if not k.startswith(MAY_CHANGE)}
     return hashlib.sha256(json.dumps(relevant, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def describe(config: RunConfig) -> str:
-    """Every field with its value, one a line, as it would be given on the command line."""
+    """All fields with their values, one on each line, in the form of the command line."""
     return "\n".join(f"config.{name}={value}" for name, value in flatten(config))
 
 
 def completed(saved: dict[str, Any]) -> dict[str, Any]:
-    """A saved configuration, and the defaults of the fields that its version did not have.
+    """Add to a saved configuration the defaults of fields that its version did not have.
 
     Example:
       >>> from pqt_jax.models import Llama2Config
@@ -38,10 +38,10 @@ def completed(saved: dict[str, Any]) -> dict[str, Any]:
       (False, 0)
 
     Args:
-      saved: what was read from JSON.
+      saved: the configuration as read from JSON.
 
     Returns:
-      The same with more fields, as JSON would have them; as it was if it names no model's shape.
+      A configuration with all fields, as JSON values; `saved` itself if it lacks a model's shape.
     """
     model = saved.get("model")
     if not isinstance(model, dict) or model.get("name") not in tuple(MODELS):
@@ -67,11 +67,11 @@ def differences(
 ) -> list[str]:
     """Fields that differ between two saved configurations, one description each.
 
-    A field that the version of one did not have counts as having its default there.
+    A field that one of the two lacks counts as having its default there.
 
     Args:
       old, new: the configurations.
-      may: what the names of the fields begin with that may differ.
+      may: prefixes of the names of fields that may differ.
     """
     old, new = dict(flatten(completed(old))), dict(flatten(completed(new)))
     return [

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright 2026 The pqt_jax Authors
-"""Which values of different fields fit together, and which the devices can run.
+"""Checks between fields of a configuration, and against the devices.
 
 The range of each field is part of its declaration, in `schema` and in the model's configuration.
 """
@@ -25,7 +25,8 @@ def check(config: RunConfig) -> None:
     """Check the range of every field, then the rules between fields.
 
     Raises:
-      InputError: for the first value that cannot be used; it names the field and what can be.
+      InputError: for the first value that cannot be used; it names the field and the accepted
+        values.
     """
     check_ranges(config)
     _check_schedule(config)
@@ -37,14 +38,14 @@ def check(config: RunConfig) -> None:
 
 
 def check_devices(config: RunConfig) -> None:
-    """Check what depends on the devices; apart from `check`, since it starts JAX.
+    """Check the fields that depend on the devices. Unlike `check`, this starts JAX.
 
     Raises:
       InputError: if JAX has no device, or they cannot compute what the config asks for.
     """
     try:
         devices = jax.devices()
-    except (RuntimeError, AssertionError) as error:  # JAX_PLATFORMS names one that is not there
+    except (RuntimeError, AssertionError) as error:  # JAX_PLATFORMS names a missing platform
         reason = " ".join(str(error).split()) or "no reason given"
         platforms = os.environ.get("JAX_PLATFORMS", "")
         raise InputError(
@@ -62,8 +63,8 @@ def check_mesh(config: RunConfig, mesh: Mesh | None) -> None:
     """Check that the mesh divides the batch and the model.
 
     Args:
-      config: of the run.
-      mesh: of its devices; None for one device.
+      config: the run's configuration.
+      mesh: the device mesh; None for one device.
 
     Raises:
       InputError: if it does not; the message names the field.

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright 2026 The pqt_jax Authors
-"""How does each method train? One `Method` record each, and all that differs between them in it.
+"""How does each method train? Each has one `Method` record with everything that is special to it.
 
 A new method is one more record in `block_methods`, or a module of its own that is listed here.
 """

@@ -54,7 +54,7 @@ def _make_method(name: str, help: str, noise: str, cast: dict[str, Any] | None =
 
 
 def _make_penalty(bit_widths: Any, config: "RunConfig") -> Penalty | None:
-    """What `config.pqt.penalty` adds to the loss, apart from the decay of the bit-widths.
+    """The term that `config.pqt.penalty` adds to the loss; bit-widths decay without it, too.
 
         layer      Σ_layers mean_B |b_t − b_target|       `bit_width.layer_loss`
         average    (mean_B b_t − average_bits)²           `bit_width.average_loss`

@@ -35,7 +35,7 @@ class Conflict(NamedTuple):
 
 
 class BitsOptimizer(NamedTuple):
-    """How the optimizer treats bit-widths.
+    """The rate and the decay of the bit-widths' optimizer.
 
     Attributes:
       learning_rate: a constant, or a function of the step.

@@ -26,7 +26,7 @@ def sampling_rules(config: "RunConfig", **changes: Any) -> list[Rule]:
     """Return the rules of the section `config.pqt`.
 
     Args:
-      config: of the run.
+      config: the run's configuration.
       changes: options of `Rule` that a method changes.
     """
     pqt = config.pqt

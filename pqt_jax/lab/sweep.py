@@ -54,8 +54,12 @@ def parser() -> console.Parser:
         epilog="Any field of the config: --config.field=value. With --config, --help lists them.",
         add_help=False,
     )
-    parser.add_argument("--config", metavar="FILE", help="e.g. configs/lab/smoke.py")
-    parser.add_argument("--workdir", metavar="DIR", help="default: runs/CONFIG")
+    parser.add_argument(
+        "--config", metavar="FILE", help="config file, or its name in configs/: lab/smoke"
+    )
+    parser.add_argument(
+        "--workdir", metavar="DIR", help="folder of the sweep; default: runs/CONFIG"
+    )
     parser.add_argument("-h", "--help", action="store_true", help="show this and the fields")
     return parser
 
@@ -65,7 +69,8 @@ def _run(arguments: Sequence[str]) -> None:
     if options.help:
         return _print_help(options.config)
     if options.config is None:
-        raise InputError("--config is missing; try --config configs/lab/smoke.py")
+        command_line.overrides(rest)  # a misspelt option is the likelier mistake
+        raise InputError("--config is missing; try --config lab/smoke")
     if options.workdir == "":
         raise InputError("--workdir= is empty; give a directory")
     sweep = load_sweep(options.config, command_line.overrides(rest))

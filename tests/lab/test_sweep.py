@@ -424,7 +424,7 @@ def test_another_sweep_does_not_go_on_in_its_folder(swept, capsys):
 
 def test_the_config_of_a_training_run_is_refused(capsys):
     line = refused(sweep.main, ["--config", "configs/quickstart.py"], capsys)
-    assert "config.simulate.dtype is missing; start from pqt_jax.lab.sweep_config.default" in line
+    assert "it configures a training run; give it to python -m pqt_jax.train" in line
 
 
 def test_a_sweep_is_no_training_run(swept, capsys):

@@ -43,10 +43,14 @@ def make_parser() -> console.Parser:
         epilog="Any field of the config: --config.field=value; --help lists them.",
         add_help=False,
     )
-    parser.add_argument("--config", metavar="FILE", help="config file, e.g. configs/quickstart.py")
-    parser.add_argument("--workdir", metavar="DIR", help="default: runs/CONFIG-METHOD")
     parser.add_argument(
-        "--distributed", action="store_true", help="one of several processes: docs/scaling.md"
+        "--config", metavar="FILE", help="config file, or its name in configs/: quickstart"
+    )
+    parser.add_argument(
+        "--workdir", metavar="DIR", help="folder of the run; default: runs/CONFIG-METHOD"
+    )
+    parser.add_argument(
+        "--distributed", action="store_true", help="this is one of several processes of the run"
     )
     parser.add_argument(
         "--profile", action="store_true", help="write a trace of five steps to DIR/profile"
@@ -69,7 +73,8 @@ def parse(arguments: Sequence[str]) -> TrainOptions:
         print("\n" + field_table.help_text(load(known.config) if known.config else None))
         raise SystemExit(0)
     if known.config is None:
-        raise InputError("--config is missing; try --config configs/quickstart.py")
+        overrides(rest)  # a misspelt option is the likelier mistake
+        raise InputError("--config is missing; try --config quickstart")
     if known.workdir == "":
         raise InputError("--workdir= is empty; give a directory")
     config = load(known.config, overrides(rest))

@@ -15,6 +15,8 @@ from pqt_jax.training.config.field_values import Field
 from pqt_jax.training.config.fields import flatten, list_fields, model_classes, section_class
 from pqt_jax.training.config.schema import MAY_CHANGE, RunConfig
 
+_WIDTH = 80  # columns of a terminal
+
 
 def help_text(config: Any = None, cls: type = RunConfig) -> str:
     """The fields by section, for `--help`.
@@ -27,15 +29,15 @@ def help_text(config: Any = None, cls: type = RunConfig) -> str:
     models = [config.model.name] if config else list(model_classes(cls))
     lines = ["Fields of the config file, which --config.field=value sets:"]
     for title, about, fields in _by_section(type(config) if config else cls, models):
-        lines += ["", f"{title}: {about}"]
+        lines += ["", textwrap.fill(f"{title}: {about}", _WIDTH)]
         for field in fields:
             value = values.get(field.name, field.default)
             text = "" if value is dataclasses.MISSING else as_text(value)
             lines.append(f"  config.{field.name}={text}")
-            known = [field.setting.help, f"Takes {_takes(field)}."]
+            known = [field.setting.help + _resume_note(field), f"Takes {_takes(field)}."]
             if config and field.default not in (value, dataclasses.MISSING):
                 known.append(f"Default: {as_text(field.default) or 'empty'}.")
-            lines.append(textwrap.indent(textwrap.fill(" ".join(known), 84), "      "))
+            lines.append(textwrap.indent(textwrap.fill(" ".join(known), _WIDTH - 6), "      "))
     return "\n".join(lines)
 
 
@@ -73,14 +75,17 @@ def as_text(value: Any) -> str:
 
 def _row(field: Field) -> str:
     default = "" if field.default is dataclasses.MISSING else as_text(field.default) or '""'
-    note = " May change when a run is resumed." if field.name.startswith(MAY_CHANGE) else ""
     cells = (
         f"`config.{field.name}`",
         f"`{default}`" if default else "set by the config file",
         _takes(field),
-        field.setting.help + note,
+        field.setting.help + _resume_note(field),
     )
     return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
+
+
+def _resume_note(field: Field) -> str:
+    return " May change when a run is resumed." if field.name.startswith(MAY_CHANGE) else ""
 
 
 def _takes(field: Field) -> str:

@@ -2,6 +2,7 @@
 # Copyright 2026 The pqt_jax Authors
 """Read config files, which are Python: the file is run once, and any failure becomes one line."""
 
+import difflib
 import importlib.util
 import os
 import re
@@ -17,10 +18,11 @@ from pqt_jax.training.config.fields import from_values
 
 C = TypeVar("C")
 _PACKAGE = Path(__file__).parents[2]
+_FOLDERS = (_PACKAGE / "configs", _PACKAGE.parent / "configs")  # installed, a checkout
 
 
 def find(name: str) -> str:
-    """The path of a config file; the package's config files can be named without a path.
+    """Return the path of a config file; the package's config files can be named without a path.
 
     Example:
       >>> Path(find("quickstart")).name, find("my/run.py")
@@ -29,11 +31,18 @@ def find(name: str) -> str:
     Args:
       name: a path, or the name of a file in `configs` without its suffix, such as "lab/smoke".
     """
-    if name and not name.endswith(".py") and not os.path.exists(name):
-        for folder in (_PACKAGE / "configs", _PACKAGE.parent / "configs"):  # installed, a checkout
+    # A folder of that name, such as the workdir of an earlier run, does not hide the config.
+    if name and not name.endswith(".py") and not os.path.isfile(name):
+        for folder in _FOLDERS:
             if os.path.isfile(path := folder / f"{name}.py"):
                 return str(path)
     return name
+
+
+def list_names() -> list[str]:
+    """Return the names of the package's config files, as `find` takes them."""
+    folder = next((folder for folder in _FOLDERS if folder.is_dir()), _FOLDERS[0])
+    return [str(path.relative_to(folder).with_suffix("")) for path in sorted(folder.rglob("*.py"))]
 
 
 def read(path: str, cls: type[C]) -> C:
@@ -47,7 +56,7 @@ def read(path: str, cls: type[C]) -> C:
       InputError: for anything wrong with the file, or with the names and types of its fields.
     """
     if not path:
-        raise InputError("--config= is empty; give a config file, such as configs/quickstart.py")
+        raise InputError("--config= is empty; give a config file, or a name such as quickstart")
     path = find(path)
     _check_path(path)
     spec = importlib.util.spec_from_file_location("pqt_jax_user_config", path)
@@ -63,7 +72,9 @@ def read(path: str, cls: type[C]) -> C:
             raise InputError("get_config() must return a ConfigDict")
         values = config.to_dict()
         if "sweep" in values and not hasattr(cls, "sweep"):
-            raise InputError("it is a sweep's; give it to python -m pqt_jax.lab.sweep")
+            raise InputError("it configures a sweep; give it to python -m pqt_jax.lab.sweep")
+        if "model" in values and "sweep" not in values and hasattr(cls, "sweep"):
+            raise InputError("it configures a training run; give it to python -m pqt_jax.train")
         return from_values(cls, values)
     except InputError as error:
         raise InputError(f"--config={path}: {error}") from None
@@ -75,8 +86,11 @@ def _check_path(path: str) -> None:
     try:
         mode = os.stat(path).st_mode
     except (FileNotFoundError, NotADirectoryError):
+        names = list_names()
+        meant = difflib.get_close_matches(path.removesuffix(".py"), names, n=1)
+        named = f"did you mean {meant[0]}?" if meant else f"by name there are {', '.join(names)}"
         near = _config_files_in(Path(path).parent)
-        raise InputError(f"--config={path}: no such file{near}") from None
+        raise InputError(f"--config={path}: no such file{near}; {named}") from None
     except (OSError, ValueError) as error:  # ValueError: a NUL byte
         remedy = "give a config file"
         reason = (
@@ -91,7 +105,7 @@ def _check_path(path: str) -> None:
 
 
 def _config_files_in(folder: Path) -> str:
-    """Up to three config files in a folder, such as "; there is a.py, b.py"; "" without any."""
+    """Return up to eight config files of a folder, as "; there is a.py, b.py"; "" without any."""
     names: list[str] = []
     try:
         for path in sorted(folder.glob("*.py")):
@@ -99,7 +113,8 @@ def _config_files_in(folder: Path) -> str:
                 names.append(str(path))
     except OSError:
         pass  # then there is nothing to suggest
-    return f"; there is {', '.join(names[:3])}" if names else ""
+    more = f" and {len(names) - 8} more" if len(names) > 8 else ""
+    return f"; there is {', '.join(names[:8])}{more}" if names else ""
 
 
 def _reason(error: BaseException, path: str) -> str:

@@ -181,12 +181,27 @@ def test_what_is_refused_is_named_with_what_would_be_right(tmp_path, monkeypatch
         assert remedy in refusal(command_line.load, path)[-100:]
 
 
-def test_only_config_files_are_offered_and_three_at_most(tmp_path):
-    for name in "abcde":
+def test_only_config_files_are_offered_and_eight_at_most(tmp_path):
+    for name in "abcdefghijk":
         (tmp_path / f"{name}.py").write_text("def get_config(): pass" if name > "a" else "")
-    there = f"there is {tmp_path}/b.py, {tmp_path}/c.py, {tmp_path}/d.py"
+    offered = ", ".join(f"{tmp_path}/{name}.py" for name in "bcdefghi")
     for path in (tmp_path, tmp_path / "gone.py"):
-        assert refusal(command_line.load, str(path)).endswith(there)
+        assert f"; there is {offered} and 2 more" in refusal(command_line.load, str(path))
+
+
+def test_a_folder_does_not_hide_the_config_of_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "quickstart").mkdir()  # as a run leaves it whose workdir has the config's name
+    assert command_line.load("quickstart").method == "gaussws"
+
+
+def test_help_fits_a_terminal(capsys):
+    with pytest.raises(SystemExit):
+        command_line.parse(["--help", "--config=quickstart"])
+    lines = capsys.readouterr().out.splitlines()
+    fields = lines[lines.index("Fields of the config file, which --config.field=value sets:") :]
+    assert max(map(len, fields)) <= 80
+    assert any("May change when a run is resumed." in line for line in fields)
 
 
 def test_cudnn_masks_windows_of_even_length(monkeypatch):

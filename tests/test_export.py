@@ -69,6 +69,7 @@ def test_what_is_packed_comes_back_as_it_was_rounded(trained_run, tmp_path, name
     assert len(rows) == 14 and all(0 < row["error"] < 0.2 for row in rows)
 
 
+@pytest.mark.slow
 def test_evaluating_the_packed_weights_is_evaluating_the_rounded(trained_run, tmp_path, capsys):
     text = tiny.write_text(tmp_path / "text.txt", 3000)
     run(f"--workdir={trained_run}", "--format=fp4_e2m1", f"--out={tmp_path / 'out'}")

@@ -78,6 +78,7 @@ def test_the_validation_text_of_a_run_is_scored_in_nats_and_bits(prepared, tmp_p
         assert loss == pytest.approx(row["loss"]["value"], rel=1e-6)
 
 
+@pytest.mark.slow
 def test_text_is_generated_in_words(prepared, capsys):
     arguments = [f"--workdir={prepared / 'run'}", "--temperature=0", "--tokens=6"]
     assert generate.main([*arguments, "--prompt=the quick"]) == 0

@@ -120,6 +120,7 @@ def test_greedy_is_the_argmax_of_whole_forward_passes(name):
         np.testing.assert_array_equal(result, tokens[:, prompt.shape[1] :])
 
 
+@pytest.mark.slow
 def test_a_token_depends_on_key_row_and_position_alone():
     graph, params = build("llama2")
 

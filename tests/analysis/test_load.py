@@ -211,6 +211,7 @@ def test_a_hugging_face_folder(tmp_path):
         load.load_model(arguments(f"--hf={tmp_path / 'none'}"))
 
 
+@pytest.mark.slow
 def test_products_with_exact_scales_are_not_rounded_again(tmp_path):
     """They take float32, also where the parameters are bfloat16."""
     config = dataclasses.replace(tiny.LLAMA2, param_dtype="bfloat16")

@@ -62,6 +62,7 @@ def page_of(folder):
     return text, read.cells
 
 
+@pytest.mark.slow
 def test_a_real_run_by_default_in_its_own_folder(run_copy, capsys):
     record = run_copy / "bits.jsonl"
     taken = record.read_bytes()

@@ -75,6 +75,7 @@ def test_without_a_gpu_it_says_so():
     assert done.returncode == 2 and "no GPU; --smoke runs anywhere" in done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype, count", [("float32", 18951), ("bfloat16", 18871)])
 def test_uniform_noise_fused_or_not_is_within_what_the_section_allows(monkeypatch, dtype, count):
     """An H200 differed from the CPU by these counts beyond 1e-6 of the result (LOG.md)."""

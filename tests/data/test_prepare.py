@@ -58,6 +58,7 @@ def test_what_is_written_is_what_the_tokenizer_says(tmp_path, capsys, kind):
     assert len(text.validation) == index["validation"]["tokens"]
 
 
+@pytest.mark.slow
 def test_processes_and_batches_change_nothing(tmp_path, monkeypatch):
     given, _ = write_texts(tmp_path / "in")
     for name, processes, batch in (("a", 1, 1 << 20), ("b", 3, 10)):

@@ -34,6 +34,7 @@ def test_every_example_has_a_test():
     }
 
 
+@pytest.mark.slow
 def test_a_resumed_nnx_loop_ends_with_the_bits_of_a_straight_one(tmp_path, monkeypatch):
     example = load("nnx_loop_orbax")
     monkeypatch.setattr(example, "STEPS", 8)
@@ -56,6 +57,7 @@ def test_a_linen_train_state_updates_weights_and_bits(monkeypatch, capsys):
     assert losses[1] < losses[0] / 2
 
 
+@pytest.mark.slow
 def test_a_plain_tree_has_the_same_bits_on_a_mesh(monkeypatch):
     example = load("param_tree_mesh")
     monkeypatch.setattr(example, "STEPS", 2)

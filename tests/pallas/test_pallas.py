@@ -166,6 +166,7 @@ def test_on_a_gpu_the_models_layers_are_sampled_by_kernels(count_kernels):
     assert count_kernels(step, state, batch, jax.eval_shape(lambda: jax.random.key(0))) == 3 * 3
 
 
+@pytest.mark.slow
 def test_on_a_gpu_the_labs_runs_side_by_side_are_sampled_by_kernels(count_kernels):
     """One launch samples the matrix of all runs of a program."""
     arm = Arm("gaussws", default(TINY), {})

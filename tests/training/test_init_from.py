@@ -80,6 +80,7 @@ def test_weights_are_those_of_the_folder_and_bits_are_new(tmp_path, param_dtype)
     assert (flat(new.params)["h/attn/q/kernel"] != found["h/attn/q/kernel"]).any()
 
 
+@pytest.mark.slow
 def test_a_folder_that_changed_is_refused_by_name(tmp_path, capsys):
     config, model = export(tmp_path / "hf")
     given = f"--config.init_from={tmp_path / 'hf'}"

@@ -19,7 +19,9 @@ from support import tiny
 
 pytestmark = pytest.mark.jax_version
 
-KEY = jax.random.key(7)
+
+def noise_key():
+    return jax.random.key(7)
 
 
 def batch(i=0):
@@ -45,8 +47,8 @@ def test_a_penalty_is_added_to_the_loss_and_moves_bits_alone(name, first):
     given = {"penalty": name, "penalty_weight": 0.5, "weight_decay": 0.0, "average_bits": 4.5}
     config, state, train_step = setup(**given)
     _, plain_state, plain_step = setup(weight_decay=0.0)
-    after, measured = train_step(state, batch(), KEY)
-    plain_after, plain = plain_step(plain_state, batch(), KEY)
+    after, measured = train_step(state, batch(), noise_key())
+    plain_after, plain = plain_step(plain_state, batch(), noise_key())
     assert float(measured["penalty"]) == pytest.approx(0.5 * first, rel=1e-6)
     assert float(measured["loss"]) == float(plain["loss"]) and "penalty" not in plain
     jax.tree.map(
@@ -55,8 +57,8 @@ def test_a_penalty_is_added_to_the_loss_and_moves_bits_alone(name, first):
         nnx.to_pure_dict(bit_state.weights(plain_after.params)),
     )
     for i in range(1, 40):
-        after, measured = train_step(after, batch(i % 3), KEY)
-        plain_after, _ = plain_step(plain_after, batch(i % 3), KEY)
+        after, measured = train_step(after, batch(i % 3), noise_key())
+        plain_after, _ = plain_step(plain_after, batch(i % 3), noise_key())
     mean, plain_mean = (
         float(bit_width.statistics(b_t_of(config, s.params))["mean"]) for s in (after, plain_after)
     )
@@ -89,7 +91,7 @@ def test_bits_snap_once_and_stay():
     assert methods.snap_step(config) == 6
     seen = []
     for i in range(10):
-        state, measured = train_step(state, batch(i % 3), KEY)
+        state, measured = train_step(state, batch(i % 3), noise_key())
         seen.append(jax.device_get(paths_and_leaves(b_t_of(config, state.params))))
     moving = np.concatenate([x.ravel() for x in seen[5].values()])
     assert not np.isin(moving, [3, 4, 5, 9]).any()

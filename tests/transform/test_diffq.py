@@ -28,11 +28,14 @@ from pqt_jax.transform.tree_paths import map_paths, paths_and_leaves
 from support import tiny
 from support.command import main, refused
 
-KEY = jax.random.key(11)
 perturb = jax.jit(diffq.perturb, static_argnums=(3, 4))
 quantize = jax.jit(diffq.quantize, static_argnums=2)
 SHAPES = [(16, 6), (19, 5), (3, 20, 4), (2, 3, 7, 3)]  # whole groups; a ragged last one; stacks
 SLOWER = [*(pytest.param(s, marks=pytest.mark.slow) for s in SHAPES[:2]), *SHAPES[2:]]
+
+
+def noise_key():
+    return jax.random.key(11)
 
 
 def width(logit, low=2.0, high=15.0):
@@ -68,14 +71,14 @@ def inputs(shape, group=8, seed=0):
 def test_a_weight_moves_by_noise_times_the_step_of_its_group(shape, noise):
     w, logits = inputs(shape)
     options = diffq.Options(noise=noise)
-    found = perturb(jnp.asarray(w), jnp.asarray(logits), KEY, options)
+    found = perturb(jnp.asarray(w), jnp.asarray(logits), noise_key(), options)
     assert found.dtype == jnp.float32
-    draw = {"normal": lambda: jax.random.normal(KEY, shape) / 2}
-    r = draw.get(noise, lambda: jax.random.uniform(KEY, shape) - 0.5)()
+    draw = {"normal": lambda: jax.random.normal(noise_key(), shape) / 2}
+    r = draw.get(noise, lambda: jax.random.uniform(noise_key(), shape) - 0.5)()
     wide = w.astype(np.float64)
     expected = wide + np.asarray(r, np.float64) * steps_of(wide, logits)
     np.testing.assert_allclose(found, expected, rtol=2e-6, atol=1e-7)
-    rounded = perturb(jnp.asarray(w), jnp.asarray(logits), KEY, options, jnp.bfloat16)
+    rounded = perturb(jnp.asarray(w), jnp.asarray(logits), noise_key(), options, jnp.bfloat16)
     np.testing.assert_array_equal(rounded, found.astype(jnp.bfloat16))
 
 
@@ -85,7 +88,7 @@ def test_noise_has_the_laws_it_is_said_to_have():
     options = diffq.Options(min_bits=1.0)
     logits = jnp.full((64, 512), -jnp.inf)  # b is 1, and the step is the range, 1
     for noise, variance, fourth in (("normal", 1 / 4, 3 / 16), ("uniform", 1 / 12, 1 / 80)):
-        r = perturb(w, logits, KEY, options._replace(noise=noise)) - w
+        r = perturb(w, logits, noise_key(), options._replace(noise=noise)) - w
         r = np.asarray(r, np.float64)
         assert abs(r.mean()) < 5 * (variance / n) ** 0.5
         assert abs((r**2).mean() - variance) < 5 * ((fourth - variance**2) / n) ** 0.5
@@ -102,11 +105,11 @@ def test_gradients_are_those_of_the_formulas(shape):
     """To the logits by differences in float64; to the weights straight, past the range."""
     w, logits = inputs(shape)
     c = np.random.default_rng(1).normal(size=shape)
-    r = np.asarray(perturb(jnp.asarray(w), jnp.asarray(logits), KEY), np.float64) - w
+    r = np.asarray(perturb(jnp.asarray(w), jnp.asarray(logits), noise_key()), np.float64) - w
     r /= steps_of(w.astype(np.float64), logits)
 
     def loss(w, logits):
-        return jnp.sum(jnp.asarray(c, jnp.float32) * perturb(w, logits, KEY))
+        return jnp.sum(jnp.asarray(c, jnp.float32) * perturb(w, logits, noise_key()))
 
     to_w, to_logits = jax.grad(loss, (0, 1))(jnp.asarray(w), jnp.asarray(logits))
     np.testing.assert_array_equal(to_w, c.astype(np.float32))
@@ -155,7 +158,7 @@ def test_there_are_two_to_the_b_levels():
         logits = jnp.full((501, 1), math.log((b - 2.2) / (15 - b + 0.2)) if b > 2 else -jnp.inf)
         assert len(np.unique(quantize(w, logits).round(5))) == 2**b
     flat = jnp.full((8, 2), 0.3)
-    for function in (quantize, lambda *x: perturb(*x, KEY)):
+    for function in (quantize, lambda *x: perturb(*x, noise_key())):
         np.testing.assert_array_equal(function(flat, jnp.zeros((1, 2))), flat)
 
 
@@ -191,18 +194,18 @@ def test_sizes_count_each_weight_once():
 
 def test_logits_of_another_shape_are_named():
     with pytest.raises(ValueError, match=r"logits of shape \(3, 5\) for w of shape \(16, 5\) in"):
-        diffq.perturb(jnp.ones((16, 5)), jnp.ones((3, 5)), KEY)
+        diffq.perturb(jnp.ones((16, 5)), jnp.ones((3, 5)), noise_key())
 
 
 def test_noise_is_that_of_the_key_and_the_path_alone():
     """Neither other parameters nor more layers in a stack change it."""
     sample = jax.jit(diffq.sample)
     w, logits = (jnp.asarray(x) for x in inputs((3, 20, 4)))
-    whole = sample({"a": {"w": w}, "b": w}, {"a": {"w": logits}, "b": logits}, KEY)
-    alone = perturb(w, logits, keys.param_key(KEY, "a/w"))
+    whole = sample({"a": {"w": w}, "b": w}, {"a": {"w": logits}, "b": logits}, noise_key())
+    alone = perturb(w, logits, keys.param_key(noise_key(), "a/w"))
     np.testing.assert_array_equal(whole["a"]["w"], alone)
     assert (np.asarray(whole["b"]) != np.asarray(alone)).mean() > 0.9
-    fewer = sample({"b": w[:2]}, {"b": logits[:2]}, KEY)
+    fewer = sample({"b": w[:2]}, {"b": logits[:2]}, noise_key())
     np.testing.assert_array_equal(fewer["b"], whole["b"][:2])
     assert (np.asarray(whole["b"][0] - w[0]) != np.asarray(whole["b"][1] - w[1])).mean() > 0.9
 
@@ -240,12 +243,12 @@ def test_a_step_is_that_of_the_bare_model_under_sampled_weights(chunk, dtype):
     tokens, logits = jnp.asarray(batch(), jnp.int32), bit_state.collect_logits(state.params)
 
     def loss(params):
-        hats = diffq.sample(params, logits, keys.step_key(KEY, 0))
+        hats = diffq.sample(params, logits, keys.step_key(noise_key(), 0))
         return cross_entropy(nnx.merge(bare, hats)(tokens[:, :-1]), tokens[:, 1:])
 
     expected, gradient = jax.jit(jax.value_and_grad(loss))(params)
     norm = float(jnp.sqrt(sum(jnp.sum(g**2) for g in jax.tree.leaves(gradient))))
-    _, measured = train_step(state, batch(), KEY)
+    _, measured = train_step(state, batch(), noise_key())
     assert float(measured["loss"]) == pytest.approx(float(expected), rel=1e-6)
     assert float(measured["grad_norm"]) == pytest.approx(norm, rel=2e-2 if chunk else 1e-5)
     stats = [float(measured[f"bits_{name}"]) for name in ("mean", "min", "max")]
@@ -264,7 +267,7 @@ def test_logits_move_by_an_adam_of_their_own():
     fields = {"diffq__learning_rate": 0.25, "diffq__penalty": 1e5}
     _, _, state, train_step = setup(**fields, optimizer__clip_norm=1e-6)
     before = paths_and_leaves(jax.device_get(bit_state.collect_logits(state.params)))
-    after, _ = train_step(state, batch(), KEY)
+    after, _ = train_step(state, batch(), noise_key())
     for path, leaf in paths_and_leaves(bit_state.collect_logits(after.params)).items():
         assert leaf.shape == (2, before[path].shape[1], before[path].shape[2])
         np.testing.assert_allclose(leaf, before[path] - 0.25, rtol=1e-5)
@@ -276,7 +279,7 @@ def test_it_learns_and_a_penalty_drives_its_bits_down():
     for penalty in (0.0, 100.0):
         _, _, state, train_step = setup(diffq__penalty=penalty, diffq__learning_rate=0.05)
         for i in range(60):
-            state, measured = train_step(state, batch(i % 3), KEY)
+            state, measured = train_step(state, batch(i % 3), noise_key())
         ends[penalty] = {name: float(value) for name, value in measured.items()}
         assert ends[penalty]["loss"] < 1.5
     assert "penalty" not in ends[0.0]
@@ -289,12 +292,12 @@ def test_noise_of_a_microbatch_is_that_of_its_key():
     losses = {}
     for per in ("step", "microbatch"):
         _, graph, state, train_step = setup(data__microbatches=2, pqt__noise_per=per)
-        losses[per] = float(train_step(state, batch(), KEY)[1]["loss"])
+        losses[per] = float(train_step(state, batch(), noise_key())[1]["loss"])
     assert losses["step"] != losses["microbatch"]
     config, graph, state, _ = setup()
     expected = []
     for part in range(2):
-        key = jax.random.fold_in(keys.step_key(KEY, 0), part)
+        key = jax.random.fold_in(keys.step_key(noise_key(), 0), part)
         weights = methods.get_method(config).make_sampler(config)(state.params, key)
         tokens = jnp.asarray(batch()[part::2], jnp.int32)
         logits = jax.jit(lambda w, x: nnx.merge(graph, w)(x))(weights, tokens[:, :-1])
@@ -328,12 +331,14 @@ def test_a_mesh_changes_neither_noise_nor_training(sizes):
             sample = jax.jit(methods.get_method(config).make_sampler(config))
             # A step of 1: what is left is R alone, and w of 0 or 1.
             one = lambda path, x: jnp.zeros_like(x).at[..., 0, 0].set(1) if x.ndim > 1 else x  # noqa: E731
-            hats = paths_and_leaves(sample(map_paths(one, state.params), KEY))
-            w_hats = paths_and_leaves(sample(state.params, KEY))
+            hats = paths_and_leaves(sample(map_paths(one, state.params), noise_key()))
+            w_hats = paths_and_leaves(sample(state.params, noise_key()))
             places = paths_and_leaves(bit_state.collect_logits(state.params))
             measured = []
             for i in range(3):
-                state, values = train_step(state, partitioning.put_batch(batch(i, 8), on), KEY)
+                state, values = train_step(
+                    state, partitioning.put_batch(batch(i, 8), on), noise_key()
+                )
                 measured.append([float(values[n]) for n in ("loss", "grad_norm", "bits_min")])
         found[name] = jax.device_get((hats, w_hats)), measured
         if on is not None:

@@ -178,6 +178,7 @@ def test_fields_and_methods_of_the_bare_module_are_there():
     assert (user.apply(variables, X, rngs=rngs) != user.apply(variables, X)).any()
 
 
+@pytest.mark.slow
 def test_a_wrapped_cell_runs_in_a_recurrent_network():
     cell = pqt_transform(nn.LSTMCell(8), KERNELS)
     model = nn.RNN(

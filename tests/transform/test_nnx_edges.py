@@ -198,6 +198,7 @@ class Transforming(nnx.Module):
         return nnx.jit(lambda model, x: model.dropout(model.layer(x)))(self, x)
 
 
+@pytest.mark.slow
 def test_a_call_may_hold_transforms():
     model = pqt_transform(Transforming(), KERNELS)
     weights = np.asarray(model.layer.kernel[...])

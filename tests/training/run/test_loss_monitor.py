@@ -72,6 +72,7 @@ def test_a_resumed_watch_sees_what_an_uninterrupted_one_does():
     assert entry is not None and entry == second.add_step(25, 4.0, 0, 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("every", [1, 50])  # of log lines; a step is else seen one later
 def test_a_run_that_only_skips_ends_and_keeps_what_was_good(tmp_path, capsys, every):
     """Weights do not survive the first update, and no checkpoint is made after it."""

@@ -204,6 +204,7 @@ def test_a_run_of_an_older_version_goes_on(tmp_path, capsys, monkeypatch):
     assert "config.data.microbatches was 1 and is 2 (and 1 more)" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_signal_during_preparation_ends_the_run_in_order(tmp_path, capsys, monkeypatch):
     def interrupt(function):
         def interrupted(*args, **options):

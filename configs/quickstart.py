@@ -6,7 +6,7 @@ Paper     Ahn and Yoo, "Gaussian Weight Sampling for Scalable, Efficient and Sta
           Pseudo-Quantization Training", arXiv 2505.11170 (2025)
 Command   python -m pqt_jax.train --config configs/quickstart.py
 Text      the standard library's source of the running Python, read byte by byte
-Expect    two minutes on two idle CPU cores; a validation loss of 1.5 nats per byte, and
+Expect    about two minutes on two idle CPU cores; a validation loss of 1.5 nats per byte, and
           bit-widths that have come down from 6 to a mean of about 4.4
 
 Compare   --config.method=bf16 (no sampling) and --config.method=uniform (uniform noise)

@@ -7,14 +7,19 @@ import os
 import signal
 from pathlib import Path
 
+# A shell reports 128 + N for a process that signal N ended.
+HUNG_UP = 128 + signal.SIGHUP
 INTERRUPTED = 128 + signal.SIGINT
 UNREAD = 128 + signal.SIGPIPE
+TERMINATED = 128 + signal.SIGTERM
 EXIT_CODES = {
     0: "done",
     1: "something could not be written",
     2: "the input cannot be used: one line on stderr says why, and nothing was compiled",
+    HUNG_UP: "ended by SIGHUP, as when the terminal is closed",
     INTERRUPTED: "interrupted by Ctrl-C",
     UNREAD: "the reader of the output has gone, as in `command | head`",
+    TERMINATED: "ended by SIGTERM",
 }
 
 

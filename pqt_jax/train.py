@@ -46,8 +46,10 @@ EXIT_CODES = {
     2: errors.EXIT_CODES[2],
     SkipError.exit_code: "loss or gradient was not finite in too many consecutive steps",
     distributed.LOST: "another process of the run was lost",
-    130: "interrupted by Ctrl-C: a checkpoint is written unless training had not begun",
-    143: "the same after SIGTERM",
+    errors.HUNG_UP: "ended by SIGHUP, as when the terminal is closed: a checkpoint as after Ctrl-C",
+    errors.INTERRUPTED: "interrupted by Ctrl-C: a checkpoint is written, unless training had not "
+    "begun or a second signal ended the run at once",
+    errors.TERMINATED: "ended by SIGTERM: a checkpoint as after Ctrl-C",
 }
 _MEMORY = "give more of config.data.microbatches, config.model.remat, or a smaller batch or model"
 

@@ -31,7 +31,12 @@ from pqt_jax.training.run import signals
 from pqt_jax.training.run.run_metadata import Meta, changed_versions, make_metadata
 from pqt_jax.training.run.workdir import SWEEP, claim, read_metadata
 
-EXIT_CODES = errors.EXIT_CODES | {143: "ended by SIGTERM; written rows are kept"}
+EXIT_CODES = errors.EXIT_CODES | {
+    errors.HUNG_UP: "ended by SIGHUP, as when the terminal is closed; written rows are kept",
+    errors.INTERRUPTED: "interrupted by Ctrl-C; written rows are kept",
+    errors.UNREAD: "the reader of `--help` has gone; a sweep goes on without a reader",
+    errors.TERMINATED: "ended by SIGTERM; written rows are kept",
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -51,7 +56,7 @@ def parser() -> console.Parser:
     parser = console.Parser(
         prog="python -m pqt_jax.lab.sweep",
         description="Train arms × learning rates × seeds.",
-        epilog="Any field of the config: --config.field=value. With --config, --help lists them.",
+        epilog="Any field of the config: --config.field=value; --help lists them.",
         add_help=False,
     )
     parser.add_argument(

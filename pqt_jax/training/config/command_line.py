@@ -70,7 +70,8 @@ def parse(arguments: Sequence[str]) -> TrainOptions:
     known, rest = parser.parse_known_args(arguments)
     if known.help:
         parser.print_help()
-        print("\n" + field_table.help_text(load(known.config) if known.config else None))
+        fields = field_table.help_text(load(known.config) if known.config else None)
+        console.print_line("\n" + fields)
         raise SystemExit(0)
     if known.config is None:
         overrides(rest)  # a misspelt option is the likelier mistake

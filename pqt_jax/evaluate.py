@@ -48,16 +48,27 @@ def parser() -> console.Parser:
     find_tokenizer.add_tokenizer_option(result)
     positive = console.number(int, lambda n: 0 < n < 2**31, "a whole number from 1 on")
     add = result.add_argument
-    add("--data", metavar="GLOB", help="text files; default: the run's own validation text")
+    add(
+        "--data",
+        metavar="GLOB",
+        help="text files to evaluate on; default: the run's own validation text",
+    )
     add(
         "--weights",
         metavar="A,B",
         default="all",
-        help=f"all, or of {', '.join(named_formats.LABELS)}",
+        help=f"formats to round the weights to: all, or some of {', '.join(named_formats.LABELS)}; "
+        "default: all",
     )
-    add("--length", type=positive, metavar="T", help="tokens per window; default: as trained")
-    add("--batch", type=positive, default=16, metavar="N", help="windows at once; default: 16")
-    add("--json", metavar="FILE", help="write the numbers to this file, too")
+    add("--length", type=positive, metavar="T", help="tokens in a window; default: as trained")
+    add(
+        "--batch",
+        type=positive,
+        default=16,
+        metavar="N",
+        help="windows to compute at once; default: 16",
+    )
+    add("--json", metavar="FILE", help="also write the numbers to this file")
     return result
 
 

@@ -52,19 +52,56 @@ def parser() -> console.Parser:
     formats = ["master", *named_formats.FORMATS, "mixed"]
     share = console.number(float, lambda x: 0 < x <= 1, "above 0 and at most 1")
     add = result.add_argument
-    add("--format", choices=formats, required=True)
-    add("--out", metavar="DIR", required=True, help="written whole or not at all")
-    add("--overwrite", action="store_true", help="replace what is in DIR")
-    add("--layout", choices=LAYOUTS, default="packed", help="default: packed")
+    add(
+        "--format",
+        choices=formats,
+        required=True,
+        help="format of the exported weights: master for the weights as trained, mixed for the "
+        "format that the bit-width of each block needs, or one format for all weights",
+    )
+    add(
+        "--out",
+        metavar="DIR",
+        required=True,
+        help="folder to write; it is complete, or absent after a failure",
+    )
+    add("--overwrite", action="store_true", help="replace an export in the folder of --out")
+    add(
+        "--layout",
+        choices=LAYOUTS,
+        default="packed",
+        help="packed for the stored bits, huggingface for a folder that transformers loads; "
+        "default: packed",
+    )
     add(
         "--dtype",
         choices=["bfloat16", "float32"],
-        help="of Hugging Face weights; default: bfloat16 if it represents them exactly",
+        help="dtype of the weights in the Hugging Face layout; default: bfloat16 if it represents "
+        "them exactly, else float32",
     )
-    add("--block", type=_block, metavar="RxC", help="of a scale, as 1x32; default: as trained")
-    add("--scale", choices=[r.value for r in cast.ScaleRule], help="default: as trained")
-    add("--granularity", choices=["block", "tensor", "model"], help="of mixed; default: block")
-    add("--share", type=share, metavar="S", help="of the blocks that a mixed format has to carry")
+    add(
+        "--block",
+        type=_block,
+        metavar="RxC",
+        help="rows and columns of the blocks that share a scale, such as 1x32; default: as trained",
+    )
+    add(
+        "--scale",
+        choices=[r.value for r in cast.ScaleRule],
+        help="how the scale of a block is computed; default: as trained",
+    )
+    add(
+        "--granularity",
+        choices=["block", "tensor", "model"],
+        help="with --format=mixed, what shares one format; default: block",
+    )
+    add(
+        "--share",
+        type=share,
+        metavar="S",
+        help="with --granularity=tensor or model, share of the blocks that the common format must "
+        "be wide enough for; default: 1",
+    )
     return result
 
 

@@ -49,22 +49,53 @@ def parser() -> console.Parser:
     )
     probability = console.number(float, lambda p: 0 < p <= 1, "above 0 and at most 1")
     add, default_tokens = result.add_argument, generation.DEFAULT_TOKENS
-    add("--weights", choices=list(named_formats.LABELS), default="master", help="default: master")
+    add(
+        "--weights",
+        choices=list(named_formats.LABELS),
+        default="master",
+        help="format to round the weights to; default: master, the weights as trained",
+    )
     prompt = result.add_mutually_exclusive_group()
-    prompt.add_argument("--prompt", metavar="TEXT", help="default: a line break")
-    prompt.add_argument("--prompt-file", metavar="FILE", help="the prompt is the whole file")
-    add("--tokens", type=positive, metavar="N", help=f"default: {default_tokens}, or what fits")
-    add("--temperature", type=temperature, default=0.8, metavar="T", help="0: greedy; default: 0.8")
-    add("--top-k", type=positive, metavar="K", help="only the K most likely tokens")
+    prompt.add_argument(
+        "--prompt",
+        metavar="TEXT",
+        help="text to continue; default: the token that ends a document, or a line break",
+    )
+    prompt.add_argument("--prompt-file", metavar="FILE", help="file whose text is continued")
+    add(
+        "--tokens",
+        type=positive,
+        metavar="N",
+        help=f"most tokens to add to the prompt; default: {default_tokens}, or as many as fit",
+    )
+    add(
+        "--temperature",
+        type=temperature,
+        default=0.8,
+        metavar="T",
+        help="temperature of the sampling, 0 for the most likely token each time; default: 0.8",
+    )
+    add(
+        "--top-k",
+        type=positive,
+        metavar="K",
+        help="sample from the K most likely tokens only; default: from all",
+    )
     add(
         "--top-p",
         type=probability,
         default=1.0,
         metavar="P",
-        help="only the most likely tokens of total probability P",
+        help="sample only from the most likely tokens whose probabilities add up to P; default: 1",
     )
-    add("--seed", type=seed, default=0, metavar="N", help="default: 0")
-    add("--samples", type=positive, default=1, metavar="N", help="default: 1")
+    add("--seed", type=seed, default=0, metavar="N", help="seed of the sampling; default: 0")
+    add(
+        "--samples",
+        type=positive,
+        default=1,
+        metavar="N",
+        help="number of texts to sample from the prompt; default: 1",
+    )
     return result
 
 

@@ -46,7 +46,10 @@ def parser() -> console.Parser:
     result.add_argument(
         "runs", metavar="RUN", nargs="+", help="workdir of a run, finished or still training"
     )
-    about = "default: RUN/plot of one run, and plot of several; replaces what plot has written"
+    about = (
+        "folder to write; it may hold an older plot, which is replaced; default: RUN/plot for one "
+        "run, plot for several"
+    )
     result.add_argument("--out", metavar="DIR", help=about)
     return result
 

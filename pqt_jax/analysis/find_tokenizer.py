@@ -20,7 +20,10 @@ BYTES = 256  # the smallest vocabulary of a model that reads bytes
 
 def add_tokenizer_option(parser: console.Parser) -> None:
     """Add `--tokenizer`."""
-    about = "bytes, *.json, *.model or *.tiktoken; default: the one that the model was trained with"
+    about = (
+        "file of the tokenizer, *.json, *.model or *.tiktoken; or bytes; default: the one that the "
+        "model was trained with"
+    )
     parser.add_argument("--tokenizer", metavar="FILE", help=about)
 
 

@@ -157,9 +157,11 @@ def _structure(model: ModelConfig) -> tuple[nnx.GraphDef, nnx.State[Any, Any]]:
 def add_model_options(parser: console.Parser) -> None:
     """Add `--workdir`, `--hf` and `--packed`, of which exactly one is required."""
     origin = parser.add_mutually_exclusive_group(required=True)
-    origin.add_argument("--workdir", metavar="RUN", help="workdir of a training run")
+    origin.add_argument("--workdir", metavar="RUN", help="folder of a training run")
     origin.add_argument("--hf", metavar="DIR", help="Hugging Face folder of a GPT-2 or a Llama")
-    origin.add_argument("--packed", metavar="DIR", help="folder of packed weights")
+    origin.add_argument(
+        "--packed", metavar="DIR", help="folder of packed weights, which the export command writes"
+    )
 
 
 def load_model(options: Namespace) -> TrainedModel:

@@ -64,15 +64,62 @@ def parser() -> console.Parser:
     above = console.number(int, lambda n: 0 < n < 2**40, "a whole number from 1 on")
     share = console.number(float, lambda x: 0 < x < 1, "above 0 and below 1")
     add = result.add_argument
-    add("--tokenizer", required=True, metavar="FILE", help="bytes, *.json, *.model or *.tiktoken")
-    add("--input", required=True, metavar="GLOB", help="text, jsonl(.gz), Parquet or ArrayRecord")
-    add("--out", required=True, metavar="DIR", help="made whole or not at all")
-    add("--field", default=documents.FIELD, help="of JSON and Parquet; default: text")
-    add("--end", default="", metavar="TOKEN", help="that ends a document; default: the tokenizer's")
-    add("--pattern", default="", metavar="REGEX", help="of a tiktoken file; default: GPT-2's")
-    add("--validation", type=share, default=0.005, metavar="S", help="share; default: 0.005")
-    add("--shard", type=above, default=10**8, metavar="N", help="tokens of a file; default: 1e8")
-    add("--processes", type=above, default=os.cpu_count(), metavar="N", help="default: one a core")
+    add(
+        "--tokenizer",
+        required=True,
+        metavar="FILE",
+        help="file of the tokenizer, *.json, *.model or *.tiktoken; or bytes, for one token a byte",
+    )
+    add(
+        "--input",
+        required=True,
+        metavar="GLOB",
+        help="files of documents: text, JSON lines (also .gz), Parquet or ArrayRecord",
+    )
+    add(
+        "--out",
+        required=True,
+        metavar="DIR",
+        help="folder to write; it is complete, or absent after a failure",
+    )
+    add(
+        "--field",
+        default=documents.FIELD,
+        help="field of JSON and column of Parquet files that holds the text; default: text",
+    )
+    add(
+        "--end",
+        default="",
+        metavar="TOKEN",
+        help="token to add at the end of each document; default: the tokenizer's own",
+    )
+    add(
+        "--pattern",
+        default="",
+        metavar="REGEX",
+        help="regular expression by which a .tiktoken tokenizer splits text; default: GPT-2's",
+    )
+    add(
+        "--validation",
+        type=share,
+        default=0.005,
+        metavar="S",
+        help="share of the documents that become validation text; default: 0.005",
+    )
+    add(
+        "--shard",
+        type=above,
+        default=10**8,
+        metavar="N",
+        help="number of tokens in each file that is written; default: 1e8",
+    )
+    add(
+        "--processes",
+        type=above,
+        default=os.cpu_count(),
+        metavar="N",
+        help="number of processes that tokenize; default: one for each CPU core",
+    )
     return result
 
 

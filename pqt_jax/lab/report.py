@@ -43,15 +43,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def parser() -> console.Parser:
     """The parser of the command line."""
     parser = console.Parser(prog="python -m pqt_jax.lab.report", description="Report on a sweep.")
-    parser.add_argument("workdir", metavar="DIR", help="of the sweep, which may still be running")
-    parser.add_argument("--out", metavar="DIR", help="default: DIR/report; replaces an old report")
+    parser.add_argument(
+        "workdir", metavar="DIR", help="folder of the sweep, which may still be running"
+    )
+    parser.add_argument(
+        "--out",
+        metavar="DIR",
+        help="folder to write; it may hold an older report, which is replaced; default: DIR/report",
+    )
     parser.add_argument(
         "--usable",
         metavar="NATS",
         type=console.number(float, lambda x: 0 <= x < float("inf"), "a number from 0 on"),
         default=0.25,
-        help="a learning rate is usable if its final loss is at most so many nats above the first "
-        "arm's best; default: 0.25",
+        help="a learning rate counts as usable if its final loss is at most NATS above the best of "
+        "the first arm; default: 0.25",
     )
     return parser
 

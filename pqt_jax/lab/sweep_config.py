@@ -107,7 +107,7 @@ class SweepOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class SweepFileConfig(RunConfig):
-    """The fields of a config file of a sweep: those of a training run, and two sections more."""
+    """The training run that each arm of a sweep varies, and the sections of the sweep itself."""
 
     simulate: SimulateOptions = SimulateOptions()
     sweep: SweepOptions = SweepOptions()

@@ -136,9 +136,7 @@ def of_field(field: dataclasses.Field[Any]) -> Setting:
 # Fields that all models have.
 DTYPES = ("float32", "bfloat16")
 VOCAB_SIZE = about(
-    "Number of tokens in the vocabulary.",
-    minimum=256,
-    words="at least 256, one for each byte, and below 2^31",
+    "Number of tokens in the vocabulary; bytes as tokens take 256 of them.", minimum=256
 )
 D_MODEL = about("Width of the residual stream.", minimum=1)
 NUM_LAYERS = about("Number of layers.", minimum=1)

@@ -171,6 +171,7 @@ _DTYPES = {
 
 _BY_DTYPE = {dtype: fmt for fmt, dtype in _DTYPES.items()}
 _BY_NAME = {f.name: f for f in (FP32, BF16, FP16)}
+DTYPE_NAMES = tuple(str(dtype) for dtype in _DTYPES.values())
 
 
 def as_format(dtype: Any) -> FloatFormat:
@@ -198,7 +199,7 @@ def as_format(dtype: Any) -> FloatFormat:
             dtype = _BY_NAME.get(dtype) or getattr(ml_dtypes, dtype, dtype)
         return dtype if isinstance(dtype, FloatFormat) else _BY_DTYPE[np.dtype(dtype)]
     except (TypeError, KeyError):
-        names = ", ".join(str(d) for d in _DTYPES.values())
+        names = ", ".join(DTYPE_NAMES)
         raise ValueError(
-            f"dtype={dtype!r} names no format; give a FloatFormat, ExMy or one of {names}"
+            f"dtype={dtype!r} names no format; give ExMy, such as E3M2, or one of {names}"
         ) from None

@@ -139,7 +139,8 @@ def from_values(cls: type[C], values: Mapping[str, Any]) -> C:
         _check_name(name, value, known)
     for name in known:
         if name not in flat:
-            raise InputError(f"config.{name} is missing; start from {cls.__module__}.default")
+            module = cls.__module__.removesuffix(".schema")  # `training.config` exports its names
+            raise InputError(f"config.{name} is missing; start from {module}.default")
     return _build(cls, {name: convert(field, flat[name]) for name, field in known.items()})
 
 

@@ -15,7 +15,7 @@ from typing import Any
 from pqt_jax.models import ModelConfig
 from pqt_jax.models.setting import about, setting
 from pqt_jax.numerics import bit_width, blocks
-from pqt_jax.numerics.formats import as_format
+from pqt_jax.numerics.formats import DTYPE_NAMES, as_format
 from pqt_jax.training.config.fields import to_config_dict, to_dict
 from pqt_jax.training.methods import METHODS
 from pqt_jax.training.methods.sampling_rules import KERNEL_PATTERNS
@@ -55,7 +55,6 @@ class DataConfig:
         -1,
         "Token that ends a document; -1 for the one that the index of `tokens` names.",
         minimum=-1,
-        words="a token, or -1 for what the index says",
     )
     length: int = setting(128, "Tokens in a sequence.", minimum=1)
     batch: int = setting(16, "Sequences in a step.", minimum=1)
@@ -122,7 +121,12 @@ class PqtConfig:
     block: tuple[int, ...] = setting(
         (32, 32), "Rows and columns of the blocks that share a bit-width.", check=blocks.check_block
     )
-    dtype: str = setting("bfloat16", "Format that sampled weights are cast to.", check=as_format)
+    dtype: str = setting(
+        "bfloat16",
+        "Format that sampled weights are cast to.",
+        words=f"ExMy, such as E3M2, or one of {', '.join(DTYPE_NAMES)}",
+        check=as_format,
+    )
     learning_rate: float = setting(
         1e-3,
         "Highest learning rate of the bit-widths; it follows the weights' schedule.",
@@ -144,7 +148,6 @@ class PqtConfig:
         "Share of the steps after which bit-widths snap to formats; 1 for never.",
         minimum=0,
         maximum=1,
-        words="from 0 to 1, a share of the steps; 1 for never",
     )
 
 

@@ -218,3 +218,14 @@ def escaped(text: str) -> str:
     """
     text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
     return re.sub(r"\\udc([89a-f][0-9a-f])", r"\\x\1", text)  # also those that repr() escaped
+
+
+def format_quantity(number: int, noun: str) -> str:
+    """A number and what it counts, in the singular for 1.
+
+    Example:
+      >>> format_quantity(1, "matrix"), format_quantity(1200, "array")
+      ('1 matrix', '1,200 arrays')
+    """
+    plurals = {"matrix": "matrices", "process": "processes", "way to train": "ways to train"}
+    return f"{number:,} {noun if number == 1 else plurals.get(noun, noun + 's')}"

@@ -138,7 +138,7 @@ def test_what_is_there_is_not_replaced_unasked(trained_run, tmp_path, capsys):
     arguments = [f"--workdir={trained_run}", f"--out={out}"]
     run(*arguments, "--format=fp8_e4m3")
     before = (out / packed_file.FILE).read_bytes()
-    assert "give another folder, or ask to overwrite" in refused(
+    assert "give another folder, or --overwrite to replace it" in refused(
         export.main, [*arguments, "--format=fp4_e2m1"], capsys
     )
     assert (out / packed_file.FILE).read_bytes() == before
@@ -192,7 +192,7 @@ def test_a_run_does_not_lose_its_checkpoints(run_copy, capsys):
     before = sorted(run_copy.rglob("*"))
     step = max((run_copy / "checkpoints").iterdir())
     for folder, words in (
-        (step / "state", "which no such command writes, so it is not overwritten"),
+        (step / "state", "which does not belong to an earlier output; nothing is deleted"),
         (step.parent / "900", "is among a run's checkpoints; give another folder"),
         (step / "export", "is among a run's checkpoints; give another folder"),
     ):

@@ -94,7 +94,7 @@ def compare_runs(options: Namespace) -> None:
     """
     runs = dict(enumerate(run_reader.read_runs(options.runs)))
     out = options.out or str(Path(options.runs[0]) / "plot" if len(runs) == 1 else "plot")
-    workdir.check_not_in_checkpoints(folders.check_destination(out, _WRITTEN), out)
+    workdir.check_not_in_checkpoints(folders.check_destination(out, _WRITTEN, "--out="), out)
     pictures = {
         name: Picture(kind.title, kind.caption, encode_png(kind.draw(shown)))
         for name, kind in PICTURES.items()

@@ -75,7 +75,10 @@ def _window_length(options: Namespace, model: TrainedModel) -> int:
         config = model.run_config
         return model.config.max_length if config is None else config.data.length
     if options.length > model.config.max_length:
-        raise InputError(f"--length={options.length}; it must be at most {model.config.max_length}")
+        raise InputError(
+            f"--length={options.length}; it must be at most {model.config.max_length}, the model's "
+            "config.model.max_length"
+        )
     return options.length
 
 

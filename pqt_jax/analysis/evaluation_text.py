@@ -13,6 +13,7 @@ import numpy as np
 
 from pqt_jax.analysis.load import TrainedModel
 from pqt_jax.analysis.score import Document, Windows
+from pqt_jax.console import format_quantity
 from pqt_jax.data import source, tokenizers, tokens
 from pqt_jax.data.tokenizers import Tokenizer
 from pqt_jax.errors import InputError
@@ -45,7 +46,7 @@ def read_documents(
     data = model.run_config.data
     if data.tokens:
         return VALIDATION, _read_prepared(options, data.tokens, model.config.vocab_size, tokenizer)
-    texts, fingerprint = source.read_validation_files(data.files)
+    texts, fingerprint = source.read_validation_files(data.files, "give the text by --data")
     name = f"config.data.files={data.files!r}"
     if not data.files:
         name += ", the standard library of this Python,"
@@ -103,7 +104,7 @@ def describe_text(
       unit: "byte" or "token".
       length: inputs per window.
     """
-    count = "1 document" if len(documents) == 1 else f"{len(documents):,} documents"
+    count = format_quantity(len(documents), "document")
     total = sum(len(document.tokens) for document in documents)
     lines = [
         f"data: {name}: {count}, {total:,} {unit}s, {windows.targets.sum():,.0f} scored once each "

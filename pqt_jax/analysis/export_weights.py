@@ -39,7 +39,7 @@ def export(options: Namespace) -> None:
       OutputError: if the folder cannot be written.
     """
     workdir.check_not_in_checkpoints(
-        folders.check_destination(options.out, options.overwrite), options.out
+        folders.check_destination(options.out, options.overwrite, "--out="), options.out
     )
     model = load.load_model(options)
     plan = _make_plan(options, model)

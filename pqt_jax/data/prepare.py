@@ -30,12 +30,14 @@ import numpy as np
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from pqt_jax import console, errors
+from pqt_jax.console import format_quantity
 from pqt_jax.data import documents, shards, tokenizers, tokens
 from pqt_jax.data.source import match_files
 from pqt_jax.errors import InputError
 from pqt_jax.interchange.folders import atomic_folder, check_destination
 
 EXIT_CODES = errors.EXIT_CODES
+_COUNTED = ("document", "byte", "token")  # fields of the index are the plurals
 _BATCH = 1 << 20  # bytes of text that a process tokenizes at a time
 
 
@@ -125,7 +127,7 @@ def parser() -> console.Parser:
 
 def _run(arguments: Sequence[str]) -> None:
     options = parser().parse_args(arguments)
-    check_destination(options.out, None)
+    check_destination(options.out, None, "--out=")
     tokenizer = tokenizers.load(options.tokenizer, end=options.end, pattern=options.pattern)
     if tokenizer.end is None:
         ends = ", ".join(tokenizers.END_TOKENS)
@@ -147,18 +149,27 @@ def _run(arguments: Sequence[str]) -> None:
         }
         for split in tokens.SPLITS:
             if not index[split]["documents"]:
+                count = sum(index[other]["documents"] for other in tokens.SPLITS)
+                all_documents = format_quantity(count, "document")
+                share = _suggest_share(split, options.validation, count)
                 raise InputError(
-                    f"--validation={options.validation}: no document is for {split}; "
-                    "give more of them, or another share"
+                    f"--validation={options.validation}: none of {all_documents} is for {split}; "
+                    f"give more documents, or {share}"
                 )
         (folder / tokens.INDEX).write_text(json.dumps(index, indent=2) + "\n")
     for split in tokens.SPLITS:
-        has = index[split]
-        print(
-            f"{split}: {has['documents']:,} documents, {has['bytes']:,} bytes, {has['tokens']:,} "
-            f"tokens in {len(has['shards'])} files"
-        )
+        sizes = [format_quantity(index[split][f"{noun}s"], noun) for noun in _COUNTED]
+        files = format_quantity(len(index[split]["shards"]), "file")
+        print(f"{split}: {', '.join(sizes)} in {files}")
     print(f"written: {options.out}; train with --config.data.tokens={options.out}")
+
+
+def _suggest_share(split: str, share: float, count: int) -> str:
+    """The change of `share` that may give a split some of the documents, in words."""
+    if split == "train":
+        return "a smaller share"
+    larger = min(0.5, 3 / max(1, count))  # three documents on average
+    return f"a larger share, such as {larger:.2g}" if larger > share else "a larger share"
 
 
 def is_validation(text: bytes, share: float) -> bool:

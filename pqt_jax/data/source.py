@@ -91,11 +91,12 @@ def load(files: str = "") -> Text:
     return Text(train=arrays[0], validation=arrays[1], fingerprint=digest, description=description)
 
 
-def read_validation_files(files: str = "") -> tuple[dict[str, bytes], str]:
+def read_validation_files(files: str = "", give: str = _GIVE) -> tuple[dict[str, bytes], str]:
     """Read the validation text of `load` as separate files.
 
     Args:
       files: as for `load`.
+      give: what to give if no file matches, for messages.
 
     Returns:
       (content by name, the fingerprint that `load` returns).
@@ -103,7 +104,7 @@ def read_validation_files(files: str = "") -> tuple[dict[str, bytes], str]:
     Raises:
       InputError: like `load`.
     """
-    contents = _contents(*(match_files(files) if files else _standard_library()))
+    contents = _contents(*(match_files(files, give=give) if files else _standard_library()))
     return _split(contents)[1], _fingerprint(contents)
 
 

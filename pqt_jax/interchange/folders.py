@@ -74,8 +74,15 @@ def atomic_folder(out: str | os.PathLike[str], overwrite: Overwrite = False) -> 
         os.close(descriptor)
 
 
-def check_destination(out: str | os.PathLike[str], overwrite: Overwrite = False) -> Path:
+def check_destination(
+    out: str | os.PathLike[str], overwrite: Overwrite = False, option: str = ""
+) -> Path:
     """Raise what `atomic_folder` would raise now, before the work for its content is done.
+
+    Args:
+      out: as for `atomic_folder`.
+      overwrite: as for `atomic_folder`.
+      option: the option of a command that named the folder, such as "--out=", for messages.
 
     Returns:
       The path of the folder with all links resolved.
@@ -83,34 +90,37 @@ def check_destination(out: str | os.PathLike[str], overwrite: Overwrite = False)
     requested = Path(out)
     try:
         resolved = requested.resolve()
-        _check(requested, resolved, overwrite)
+        _check(requested, resolved, overwrite, option)
         return resolved
     except OSError as error:
         raise OutputError(requested, error) from None
     except (ValueError, RuntimeError) as error:  # a NUL byte; a loop of links before Python 3.13
         if isinstance(error, InputError):
             raise
-        raise InputError(f"{str(requested)!r} cannot be a folder: {error}; give another") from None
+        raise InputError(
+            f"{option}{str(requested)!r} cannot be a folder: {error}; give another"
+        ) from None
 
 
-def _check(requested: Path, out: Path, overwrite: Overwrite) -> None:
+def _check(requested: Path, out: Path, overwrite: Overwrite, option: str = "") -> None:
     """Raise InputError unless `out` is missing, empty, or may be replaced."""
     if not out.is_dir():
         if out.exists() or out.is_symlink():
-            raise InputError(f"{requested} is not a folder; give another")
+            raise InputError(f"{option}{requested} is not a folder; give another")
         return
     entries = sorted(out.iterdir())
     if entries and not overwrite:
-        or_ask = "" if overwrite is None else ", or ask to overwrite"
+        permission = "--overwrite" if option else "overwrite=True"
+        remedy = "" if overwrite is None else f", or {permission} to replace it"
         raise InputError(
-            f"{requested} exists and holds {entries[0].name}; give another folder{or_ask}"
+            f"{option}{requested} exists and holds {entries[0].name}; give another folder{remedy}"
         )
     known = overwrite if isinstance(overwrite, re.Pattern) else _WRITTEN
     foreign = [path.name for path in entries if path.is_dir() or not known.fullmatch(path.name)]
     if foreign:  # never delete files of the user
         raise InputError(
-            f"{requested} holds {foreign[0]}, which no such command writes, so it is not "
-            "overwritten; give another folder"
+            f"{option}{requested} holds {foreign[0]}, which does not belong to an earlier output; "
+            "nothing is deleted, give another folder"
         )
 
 

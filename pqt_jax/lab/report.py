@@ -68,9 +68,9 @@ def _run(arguments: Sequence[str]) -> None:
         raise InputError("--out= is empty; give a folder")
     table = sweep_table.read(Path(options.workdir))
     out = options.out or str(Path(options.workdir) / "report")
-    folders.check_destination(out, _OWN_FILES)
+    folders.check_destination(out, _OWN_FILES, "--out=")
     if Path(out).is_dir() and any(Path(out).iterdir()) and not (Path(out) / PAGE).exists():
-        raise InputError(f"{out} holds files and no {PAGE}; give another folder")
+        raise InputError(f"--out={out} holds files and no {PAGE}; give another folder")
     predictions = _evaluate_scores(table)
     pictures = _draw_figures(table, predictions)
     page = report_page.compose(table, list(predictions), list(pictures.values()), options.usable)

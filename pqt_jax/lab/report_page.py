@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from pqt_jax.analysis import html_page
 from pqt_jax.analysis.html_page import Picture, paragraph, section
+from pqt_jax.console import format_quantity
 from pqt_jax.lab import figures, prediction, tables
 from pqt_jax.lab.sweep_table import SweepTable
 
@@ -111,8 +112,11 @@ def _introduction(table: SweepTable, level: float, usable: float) -> str:
     missing = planned - len(table.rows)
     to_come = f" ({missing} to come)" if missing > 0 else ""
     return (
-        f"{len(table.rows)} runs: {len(table.arms)} ways to train, {len(table.rates)} learning "
-        f"rates, {len(table.seeds)} seeds each{to_come}, with jax {versions['jax']} and pqt_jax "
+        f"{format_quantity(len(table.rows), 'run')}: "
+        f"{format_quantity(len(table.arms), 'way to train')}, "
+        f"{format_quantity(len(table.rates), 'learning rate')}, "
+        f"{format_quantity(len(table.seeds), 'seed')} each{to_come}, "
+        f"with jax {versions['jax']} and pqt_jax "
         f"{versions['pqt_jax']}. A run has diverged if a loss is not finite, or if a loss and the "
         f"median of the {options['window']} losses that begin with it are more than "
         f"{options['margin']:g} nats above the least such median before it or the first loss, or "

@@ -25,8 +25,8 @@ from pqt_jax.transform.tree_paths import BITS, paths_and_leaves
 class LanguageModel(nnx.Module):
     """A decoder made of stacked blocks.
 
-    A subclass sets these attributes in its `__init__`, parts wrapped by `wrap_part` and blocks made
-    by `stack_blocks`:
+    A subclass sets these attributes in its `__init__`. It passes each part through `wrap_part`, and
+    makes the blocks by `stack_blocks`.
 
     Attributes:
       config: its shape, with `max_length`, `num_layers`, `kv_heads`, `remat`, `tie_embeddings`.

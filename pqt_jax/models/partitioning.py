@@ -24,6 +24,7 @@ from jax import lax
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from pqt_jax.console import format_quantity
 from pqt_jax.errors import InputError
 from pqt_jax.transform.tree_paths import map_paths
 
@@ -59,8 +60,8 @@ def make_mesh(data: int = 0, fsdp: int = 1, tensor: int = 1) -> Mesh | None:
     if not fits or (not data and wanted != len(devices)):
         raise InputError(
             f"config.mesh.data={data}, config.mesh.fsdp={fsdp}, config.mesh.tensor={tensor}: JAX "
-            f"has {len(devices)} devices, which these do not make up; give sizes of that product, "
-            "or data=0 for all that are left"
+            f"has {format_quantity(len(devices), 'device')}; give sizes whose product is that "
+            "number, or data=0 for all devices that the other two leave"
         )
     if wanted == 1:
         return None

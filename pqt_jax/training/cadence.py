@@ -47,7 +47,8 @@ class Cadence:
     def take_save(self, skipped_in_a_row: int) -> bool:
         """Whether to save a checkpoint now; if so, it is no longer due.
 
-        Among skipped steps only the end of the run saves: the weights may be what makes them so.
+        While steps are skipped, only the end of the run saves a checkpoint: the weights may be the
+        reason that the loss or the gradient is not finite.
         """
         save = self.last or self._stop or (self._save_is_due and not skipped_in_a_row)
         self._save_is_due &= not save

@@ -17,6 +17,7 @@ from typing import Any
 
 import jax
 
+from pqt_jax.console import format_quantity
 from pqt_jax.models import attention
 from pqt_jax.models.registry import model_config
 from pqt_jax.numerics import blocks
@@ -120,7 +121,11 @@ def format_remaining(config: RunConfig, step: int, rate: float) -> str:
     """
     left = config.steps - step
     tokens = left * config.data.batch * config.data.length
-    at = f"{tokens / rate / 3600:.2f} h at {rate:,.0f} tokens/s" if rate else "hours are in the log"
+    at = (
+        f"{tokens / rate / 3600:.2f} h at {rate:,.0f} tokens/s"
+        if rate
+        else "the log estimates the hours"
+    )
     return _row("to go", f"{left:,} of {config.steps:,} steps, {tokens:,} tokens: {at}")
 
 
@@ -155,15 +160,15 @@ def describe_rules(rules: Sequence[Rule], shapes: Mapping[str, Any]) -> list[str
     for rule in rules:
         matched = [shapes[path] for path in shapes if first_match(rules, path) == rule]
         if (spec := rule.spec) is None:
-            lines.append(f"{rule.pattern}: {_count(len(matched), 'array')} left alone")
+            lines.append(f"{rule.pattern}: {format_quantity(len(matched), 'array')} left alone")
             continue
         sampled = [shapes[path] for path in specs if first_match(rules, path) == rule]
         matrices = sum(blocks.matrix_shape(x.shape, spec.matrix_axes)[0] for x in sampled)
         bits = f"{spec.init_bits:g} to {spec.target_bits:g} bits, "
         noise = "no noise, " if spec.noise == "none" else f"{spec.noise} noise, {bits}"
         lines.append(
-            f"{rule.pattern}: {_count(len(sampled), 'array')}, {_count(matrices, 'matrix')}, "
-            f"{_weights(sampled):,} weights; {noise}"
+            f"{rule.pattern}: {format_quantity(len(sampled), 'array')}, "
+            f"{format_quantity(matrices, 'matrix')}, {_weights(sampled):,} weights; {noise}"
             f"{spec.block[0]}x{spec.block[1]}, {spec.dtype.name}"
         )
     return lines
@@ -197,9 +202,9 @@ def _sampled(config: RunConfig, shapes: Mapping[str, Any]) -> str:
 def _shape(config: RunConfig) -> str:
     model = model_config(config)
     kv = getattr(model, "num_kv_heads", 0)
-    heads = _count(model.num_heads, "head") + (f" ({kv} of keys and values)" if kv else "")
+    heads = format_quantity(model.num_heads, "head") + (f" ({kv} of keys and values)" if kv else "")
     return (
-        f"{_count(model.num_layers, 'layer')}, width {model.d_model}, {heads}, "
+        f"{format_quantity(model.num_layers, 'layer')}, width {model.d_model}, {heads}, "
         f"MLP {model.d_ff}, vocabulary {model.vocab_size:,}"
     )
 
@@ -211,7 +216,7 @@ def _method(config: RunConfig) -> str:
 
 def _mesh(facts: Facts) -> str:
     axes = " x ".join(f"{name}={count}" for name, count in facts.axes.items()) or "one device"
-    return f"{axes}, {_count(facts.processes, 'process')}, {facts.device_kind}"
+    return f"{axes}, {format_quantity(facts.processes, 'process')}, {facts.device_kind}"
 
 
 def _step(config: RunConfig) -> str:
@@ -225,11 +230,6 @@ def _step(config: RunConfig) -> str:
 def _memory(state: flops.StateBytes) -> str:
     terms = " + ".join(f"{format_bytes(count)} {name}" for name, count in state._asdict().items())
     return f"{terms} = {format_bytes(sum(state))} on each device; activations come on top"
-
-
-def _count(number: int, what: str) -> str:
-    plurals = {"matrix": "matrices", "process": "processes"}
-    return f"{number:,} {what if number == 1 else plurals.get(what, what + 's')}"
 
 
 def _row(name: str, value: str) -> str:

@@ -31,7 +31,7 @@ def weights(params: nnx.State) -> nnx.State:
 
 
 def collect_bits(params: nnx.State) -> dict[str, Any]:
-    """The b_i of all wrapped parts, nested by the paths of their parameters."""
+    """The b_i of all parameters that have bit-widths, nested by the paths of these parameters."""
 
     def collect(tree):
         bits = {}

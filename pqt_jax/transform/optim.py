@@ -71,8 +71,9 @@ def with_bits(
     def init(params):
         if _is_collection(params):
             raise ValueError(
-                'every leaf lies under "bits", and would be trained as a weight; give bits beside '
-                'their weights, {"params": ..., "pqt": ...}, or weights as {"params": ...}'
+                'every leaf lies under "bits", and would be trained as a weight; give bits '
+                'together with their weights, {"params": ..., "pqt": ...}, or weights as '
+                '{"params": ...}'
             )
         paths = bit_paths(params)
         if paths and bits is None:

@@ -116,10 +116,11 @@ BAD = {
     "--tokenizer=gpt2": "--tokenizer=gpt2; it must be bytes, a .json file",
     "--input=nothing/*": "--input='nothing/*' matches no file",
     "--validation=1": "--validation: '1'; it must be above 0 and below 1",
-    "--validation=1e-9": "--validation=1e-09: no document is for validation; give more",
+    "--validation=1e-9": "--validation=1e-09: none of 3 documents is for validation; give "
+    "more documents, or a larger share, such as 0.5",
     "--shard=0": "--shard: '0'; it must be a whole number from 1 on",
     "--processes=x": "--processes: 'x'; it must be a whole number",
-    "--out=in": "in exists and holds 00.txt; give another folder",
+    "--out=in": "--out=in exists and holds 00.txt; give another folder",
     "--end=x": "--end and --pattern do not go with --tokenizer=bytes",
     "--inputs=x": "unrecognized arguments: --inputs=x",
 }

@@ -70,7 +70,7 @@ def test_what_is_there_is_replaced_only_when_asked(tmp_path):
     out = tmp_path / "out"
     write(out, "old")
     with pytest.raises(
-        InputError, match="out exists and holds config.json; give another folder, or ask"
+        InputError, match="out exists and holds config.json; give another folder, or overwrite=True"
     ):
         write(out, "new")
     with pytest.raises(InputError, match="config.json; give another folder$"):
@@ -89,7 +89,7 @@ def test_a_folder_with_folders_is_never_replaced(tmp_path):
     (tmp_path / "home" / "documents").mkdir(parents=True)
     with pytest.raises(
         InputError,
-        match="home holds documents, which no such command writes, so it is not overwritt",
+        match="home holds documents, which does not belong to an earlier output; nothing is del",
     ):
         write(tmp_path / "home", "new", overwrite=True)
     assert (tmp_path / "home" / "documents").is_dir()
@@ -99,7 +99,9 @@ def test_a_folder_of_other_files_is_never_replaced(tmp_path):
     write(tmp_path / "export", "old")
     (tmp_path / "export" / "thesis.tex").write_text("mine")
     for check in (folders.check_destination, lambda out, _: write(out, "new", overwrite=True)):
-        with pytest.raises(InputError, match="holds thesis.tex, which no such command writes"):
+        with pytest.raises(
+            InputError, match="holds thesis.tex, which does not belong to an earlier output"
+        ):
             check(tmp_path / "export", True)
     assert content(tmp_path / "export") == {"config.json": "old", "thesis.tex": "mine"}
 

@@ -190,7 +190,7 @@ def test_the_loss_score_is_the_median_of_the_steps_before(table):
 def test_a_running_sweep_has_a_page(tmp_path):
     folder = write_sweep(tmp_path / "run", lambda row: row["arm"] == "BF16" and row["seed"] == 0)
     words = words_of(compose(sweep_table.read(folder)))
-    assert "3 runs: 1 ways to train, 3 learning rates, 1 seeds each (69 to come)" in words
+    assert "3 runs: 1 way to train, 3 learning rates, 1 seed each (69 to come)" in words
 
 
 def test_a_sweep_without_sharpness_has_no_figures_of_it(tmp_path):

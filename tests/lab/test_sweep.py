@@ -106,7 +106,7 @@ def test_the_smoke_sweep_has_a_report(swept, tmp_path):
     """The sweep of the fixture and this report are the commands of the documentation."""
     assert report.main([str(swept), f"--out={tmp_path / 'report'}"]) == 0
     page = (tmp_path / "report" / report.PAGE).read_text()
-    assert "10 runs: 2 ways to train, 1 learning rates, 5 seeds each" in page
+    assert "10 runs: 2 ways to train, 1 learning rate, 5 seeds each" in page
 
 
 def test_a_missing_unit_is_trained_again_to_the_same_bits(swept, sweep_copy, capsys):

@@ -237,7 +237,7 @@ def test_a_run_goes_on_on_other_meshes(tmp_path, monkeypatch):
             "config.mesh.data=16, config.mesh.fsdp=1, config.mesh.tensor=1: JAX has 8 dev",
         ),
         ((0, 3, 1), "config.mesh.data=0, config.mesh.fsdp=3, config.mesh.tensor=1: JAX has 8"),
-        ((0, 16, 1), "JAX has 8 devices, which these do not make up; give sizes of that product"),
+        ((0, 16, 1), "JAX has 8 devices; give sizes whose product is that number"),
     ],
 )
 def test_meshes_that_do_not_fit_are_refused(sizes, message):

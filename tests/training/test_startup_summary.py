@@ -111,7 +111,7 @@ def test_each_rule_has_a_line_of_what_it_matches():
 def test_what_is_left_and_what_the_step_takes():
     config = tiny.get_config()
     assert rows(startup_summary.format_remaining(config, 0, 0.0)) == {
-        "to go": "60 of 60 steps, 3,840 tokens: hours are in the log"
+        "to go": "60 of 60 steps, 3,840 tokens: the log estimates the hours"
     }
     assert "30 of 60 steps, 1,920 tokens: 0.53 h at 1 tokens/s" in startup_summary.format_remaining(
         config, 30, 1.0

@@ -263,7 +263,9 @@ def read_params(run: Path, like: Any, meta: Meta) -> tuple[int, Any]:
             )
         return step, restored["params"]
     if not damaged:
-        raise InputError(f"--workdir={run} holds no checkpoint; train first, or give another")
+        raise InputError(
+            f"--workdir={run} holds no checkpoint; train first, or give another workdir"
+        )
     reasons = "; ".join(f"step {step}: {reason}" for step, reason in damaged.items())
     raise InputError(f"no checkpoint in {folder} can be read ({reasons}); put a copy back")
 

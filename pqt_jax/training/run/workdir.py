@@ -181,7 +181,7 @@ def read_metadata(workdir: Path, option: str = "--workdir=", whose: str = TRAINI
         if not workdir.is_dir():
             what = "is not a directory" if workdir.exists() else "does not exist"
             raise InputError(f"{argument} {what}; give the workdir of {whose}")
-        meta = _read(workdir, option)
+        meta = _read(workdir, option, "give another workdir")
         if ("sweep" in meta["config"]) != (whose == SWEEP):
             raise InputError(f"{argument} is not of {whose}; give the workdir of one")
         return meta
@@ -197,14 +197,12 @@ def read_metadata(workdir: Path, option: str = "--workdir=", whose: str = TRAINI
         raise InputError(f"{argument}: {error}; give another") from None  # a NUL byte
 
 
-def _read(workdir: Path, option: str = "--workdir=") -> Meta:
+def _read(workdir: Path, option: str = "--workdir=", remedy: str = "give a new directory") -> Meta:
     meta: Any = None
     with contextlib.suppress(ValueError, RecursionError):
         meta = json.loads((workdir / RUN).read_text())
     if not is_metadata(meta):
-        raise InputError(
-            f"{option}{workdir}: {RUN} in it is damaged; put a copy back, or give a new directory"
-        )
+        raise InputError(f"{option}{workdir}: {RUN} in it is damaged; put a copy back, or {remedy}")
     return meta
 
 

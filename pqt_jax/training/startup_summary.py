@@ -110,7 +110,8 @@ def format_remaining(config: RunConfig, step: int, rate: float) -> str:
 
     Example:
       >>> from pqt_jax.models import Llama2Config
-      >>> config = schema.default(Llama2Config(256, 64, 2, 4, 128))
+      >>> from pqt_jax.training.config.schema import default
+      >>> config = default(Llama2Config(256, 64, 2, 4, 128))
       >>> print(format_remaining(config, step=400, rate=2048.0))
       to go:       600 of 1,000 steps, 1,228,800 tokens: 0.17 h at 2,048 tokens/s
 

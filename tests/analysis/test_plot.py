@@ -212,4 +212,4 @@ def test_help_says_where_it_writes(capsys):
     with pytest.raises(SystemExit):
         plot.main(["--help"])
     shown = " ".join(capsys.readouterr().out.split())
-    assert "default: RUN/plot of one run, and plot of several" in shown
+    assert "default: RUN/plot for one run, plot for several" in shown

@@ -135,4 +135,4 @@ def test_the_whole_study_runs_and_runs_nothing_twice(tmp_path):
     second = run()
     assert second.returncode == 0 and "\n$ " in first.stdout and "\n$ " not in second.stdout
     other = run("--steps=9")
-    assert other.returncode == 2 and "begun with other options" in other.stderr
+    assert other.returncode == 2 and "began with other options" in other.stderr

@@ -2,6 +2,7 @@
 # Copyright 2026 The pqt_jax Authors
 """Eight fake CPU devices, set before JAX starts, and compiled programs kept between runs."""
 
+import gc
 import pathlib
 import shutil
 
@@ -35,6 +36,18 @@ def pytest_collection(session):
         result = yield
     session.config.stash[COMPILED_AT_COLLECTION] = len(programs)
     return result
+
+
+@pytest.fixture(scope="module", autouse=True)
+def frozen_heap():
+    """Leave what a file of tests has made out of later garbage collections.
+
+    Compiled programs stay until the end. A full collection in a worker that has run half of the
+    tests would take more than a second, and each run of the trainer asks for two.
+    """
+    yield
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

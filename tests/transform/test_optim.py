@@ -80,7 +80,7 @@ def test_bits_left_without_an_optimizer_are_an_error_that_says_what_to_do():
 def test_bits_without_their_weights_are_an_error_that_says_what_to_do():
     bits = trees("transform")["bits"]
     for collection in ({"bits": bits}, {"h": {"bits": bits}, "head": {"bits": bits}}):
-        with pytest.raises(ValueError, match='every leaf lies under "bits".*together with their weights'):
+        with pytest.raises(ValueError, match='every leaf lies under "bits".*with their weights'):
             optim.adamw(1e-2, bits_learning_rate=1e-2).init(collection)
     optim.adamw(1e-2).init({"params": {"bits": bits}})  # a module called "bits"
     optim.adamw(1e-2).init({})

@@ -1,21 +1,32 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright 2026 The pqt_jax Authors
-"""Eight fake CPU devices, set before JAX starts, and compiled programs kept between runs."""
+"""Eight fake CPU devices, and how programs are compiled, set before JAX starts.
+
+Compiling is most of the time of the tests. Programs are kept between runs and shared by all
+processes, and they are compiled without LLVM's expensive passes, which changes the last bits of
+sums. `JAX_DISABLE_MOST_OPTIMIZATIONS=0` compiles as users do, and so does a test that is marked
+`optimized`.
+"""
 
 import gc
+import os
 import pathlib
 import shutil
+
+from support.paths import JAX_CACHE
+
+# Processes that tests start inherit these.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+os.environ["JAX_COMPILATION_CACHE_DIR"] = str(JAX_CACHE)
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
 import jax
 import pytest
 
 from support.compilation import count_compilations
-from support.paths import JAX_CACHE
 from support.session import shared_folder
 
 jax.config.update("jax_num_cpu_devices", 8)
-jax.config.update("jax_compilation_cache_dir", str(JAX_CACHE))
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
 def pytest_configure(config):
@@ -48,6 +59,21 @@ def frozen_heap():
     yield
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(autouse=True)
+def compiled_as_users_do(request, monkeypatch):
+    """Compile the programs of a test that is marked `optimized` with all of LLVM's passes."""
+    if request.node.get_closest_marker("optimized") is None:
+        yield
+        return
+    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "0")
+    before = jax.config.values["jax_disable_most_optimizations"]
+    jax.config.update("jax_disable_most_optimizations", False)
+    jax.clear_caches()  # a program that another test has compiled would be taken
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+    jax.clear_caches()
 
 
 @pytest.fixture(scope="session")

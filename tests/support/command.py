@@ -16,7 +16,7 @@ from pqt_jax import train
 from pqt_jax.training.run import metrics
 from support import tiny
 from support.compilation import count_compilations
-from support.paths import JAX_CACHE, ROOT
+from support.paths import ROOT
 
 
 def start(*arguments, **variables):
@@ -25,8 +25,6 @@ def start(*arguments, **variables):
         **os.environ,
         **variables,
         "PYTHONPATH": str(ROOT / "tests"),
-        "JAX_COMPILATION_CACHE_DIR": str(JAX_CACHE),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
     }
     pipe = subprocess.PIPE
     command = [sys.executable, "-m", "pqt_jax.train", "--config", "tests/support/tiny.py"]

@@ -70,6 +70,7 @@ def run(count, method="gaussws"):
     return out
 
 
+@pytest.mark.optimized
 def test_golden_training_step():
     """Three steps give the recorded values.
 

@@ -49,6 +49,7 @@ def test_it_is_read(folder, capsys):
     assert any(pathlib.Path("plots").iterdir())
 
 
+@pytest.mark.optimized
 def test_it_is_resumed_with_the_losses_that_its_own_commit_records(folder, capsys):
     expected = json.loads((RECORDED / "expected.json").read_text())
     line = refused(train.main, [*ARGUMENTS, "--config.seed=1"], capsys)

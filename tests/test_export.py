@@ -26,7 +26,7 @@ from support.command import refused
 from support.paths import ROOT
 
 FORMATS = [*named_formats.FORMATS, "mixed"]
-ALIKE = ("fp8_e5m2", "fp6_e2m3", "fp4_e2m1")
+ALIKE = ("bf16", "fp8_e5m2", "fp6_e3m2", "fp6_e2m3", "fp4_e2m1")
 SLOWER = [pytest.param(n, marks=pytest.mark.slow if n in ALIKE else ()) for n in FORMATS]
 
 

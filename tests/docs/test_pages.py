@@ -29,6 +29,8 @@ def test_the_pages_have_code():
     assert sum(map(len, map(code_blocks, PAGES))) >= 5
 
 
+@pytest.mark.slow
+@pytest.mark.jax_version
 @pytest.mark.parametrize("page", [p for p in PAGES if code_blocks(p)], ids=lambda page: page.stem)
 def test_code_in_a_page_runs(page):
     for number, block in enumerate(code_blocks(page)):

@@ -97,7 +97,13 @@ THEIRS = {
 }
 
 
-@pytest.mark.parametrize("shard", [{}, {"max_shard_size": "20KB"}], ids=["one", "shards"])
+SHARDS = [
+    pytest.param({}, id="one"),
+    pytest.param({"max_shard_size": "20KB"}, id="shards", marks=pytest.mark.slow),
+]
+
+
+@pytest.mark.parametrize("shard", SHARDS)
 @pytest.mark.parametrize("kind, options", THEIRS.values(), ids=THEIRS)
 def test_an_import_computes_what_transformers_does(tmp_path, kind, options, shard):
     torch.manual_seed(0)

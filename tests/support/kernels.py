@@ -218,7 +218,7 @@ class KernelTests:
 
     @pytest.mark.parametrize(
         "limit",
-        [slow(("MAX_ELEMENTS", 64 * 128)), ("MAX_GRID", 1)],
+        [slow(("MAX_ELEMENTS", 64 * 128)), slow(("MAX_GRID", 1))],
         ids=str,
     )
     def test_large_arrays_go_in_pieces(self, monkeypatch, limit):

@@ -70,7 +70,6 @@ def run(count, method="gaussws"):
     return out
 
 
-@pytest.mark.optimized
 def test_golden_training_step():
     """Three steps give the recorded values.
 

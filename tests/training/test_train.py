@@ -118,6 +118,7 @@ def test_output_that_cannot_show_a_name_shows_its_escape(tmp_path, monkeypatch):
     assert "config.data.files=" in out and "\\xe9\\xff/text.txt" in out and err == ""
 
 
+@pytest.mark.slow
 def test_short_and_empty_text_in_a_process_of_its_own(tmp_path):
     (tmp_path / "empty.txt").write_text("")
     tiny.write_text(tmp_path / "short.txt", 100)  # its last twentieth is shorter than a sequence

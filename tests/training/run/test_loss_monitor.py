@@ -97,6 +97,7 @@ def test_a_run_that_only_skips_ends_and_keeps_what_was_good(tmp_path, capsys, ev
     assert "Traceback" not in out
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_is_due_at_a_skipped_step_is_written_after_it(tmp_path, monkeypatch):
     see = LossMonitor.add_step
 

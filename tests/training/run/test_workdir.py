@@ -117,8 +117,12 @@ sys.stdin.read()
 """
 
 
-@pytest.mark.parametrize("first", ["training", "sweep"])
-@pytest.mark.parametrize("second", ["training", "sweep"])
+MIXED = [("training", "sweep"), ("sweep", "training")]
+PAIRS = [("training", "training"), ("sweep", "sweep")]
+PAIRS += [pytest.param(*pair, marks=pytest.mark.slow) for pair in MIXED]
+
+
+@pytest.mark.parametrize(("first", "second"), PAIRS)
 def test_a_training_run_is_alone_and_processes_of_a_sweep_are_not(tmp_path, first, second):
     """By locks alone, as where both come to a new folder before either can read whose it is."""
     meta = json.dumps(run_metadata.make_metadata(tiny.get_config(), TEXT))

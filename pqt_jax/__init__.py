@@ -9,9 +9,10 @@ from pqt_jax.numerics import cast, formats, keys
 from pqt_jax.numerics.formats import FloatFormat
 from pqt_jax.numerics.spec import Spec
 from pqt_jax.quantization import quantize
-from pqt_jax.transform import optim
+from pqt_jax.transform import optim, presets
+from pqt_jax.transform.inspection import quantize_model, summary
 from pqt_jax.transform.model import pqt_transform
-from pqt_jax.transform.nnx_wrapper import BitParam
+from pqt_jax.transform.nnx_wrapper import BitParam, with_key
 from pqt_jax.transform.param_transform import ParamTransform, param_transform
 from pqt_jax.transform.perturb import perturb
 from pqt_jax.transform.perturb_encoded import perturb_encoded
@@ -33,5 +34,9 @@ __all__ = [
     "perturb",
     "perturb_encoded",
     "pqt_transform",
+    "presets",
     "quantize",
+    "quantize_model",
+    "summary",
+    "with_key",
 ]

@@ -13,7 +13,14 @@ from pqt_jax.transform.rules import Rule, check_rules
 M = TypeVar("M", linen.Module, nnx.Module)
 
 
-def pqt_transform(model: M, rules: Sequence[Rule], *, prefix: str = "", strict: bool = False) -> M:
+def pqt_transform(
+    model: M,
+    rules: Sequence[Rule],
+    *,
+    prefix: str = "",
+    strict: bool = False,
+    require_key: bool = False,
+) -> M:
     """Wrap a Flax model, NNX or Linen, so that its weights are sampled.
 
     Parameters keep their paths and dtypes. A checkpoint of the bare model loads into the wrapped
@@ -31,13 +38,16 @@ def pqt_transform(model: M, rules: Sequence[Rule], *, prefix: str = "", strict: 
     `nnx.SpectralNorm` write to parameters: wrap the layer inside them. Code that runs after the
     call has returned, such as a generator, sees the bare weights.
 
-    **Linen.** The result is a module with the same variables and one more collection, "pqt", which
-    is `{"bits": …}` and is made by `init`. It samples if `apply` gets the rng stream "pqt", and
-    otherwise runs the bare model. A lifted transform must name both, as it must any collection and
-    rng: a scan over layers takes `variable_axes={"params": 0, "pqt": 0}` and
-    `split_rngs={"params": True, "pqt": True}`. A scan without the rng runs the bare model.
+    The call also takes `pqt_method`, the name of a method to call instead of `__call__`. `with_key`
+    samples for functions that call the model themselves.
 
-    Both calls take `pqt_method`, the name of a method of the model to call instead of `__call__`.
+    **Linen.** The result is a module of a subclass of the model's class, with the same variables
+    and one more collection, "pqt", which is `{"bits": …}` and is made by `init`. It samples if
+    `apply` gets the rng stream "pqt", and otherwise runs the bare model, however it is called:
+    `method=`, functions of the bare class, `bind`, layers that are read from it. A lifted transform
+    must name both, as it must any collection and rng: a scan over layers takes
+    `variable_axes={"params": 0, "pqt": 0}` and `split_rngs={"params": True, "pqt": True}`. A scan
+    without the rng runs the bare model. A module that has its place in a parent is wrapped there.
 
     Example:
       >>> import jax
@@ -54,6 +64,8 @@ def pqt_transform(model: M, rules: Sequence[Rule], *, prefix: str = "", strict: 
       rules: as for `param_transform`.
       prefix: path of this module in a larger model; rules and keys see `prefix/path`.
       strict: whether a parameter of two axes or more that no rule matches is an error.
+      require_key: whether a call without a key is an error. To run the bare model on purpose, call
+        `eval()` of an NNX module first, and give a Linen module variables without bits.
 
     Returns:
       The wrapped module.
@@ -63,8 +75,9 @@ def pqt_transform(model: M, rules: Sequence[Rule], *, prefix: str = "", strict: 
       ValueError: as `param_transform`; for a Linen model when `init` runs.
     """
     rules = check_rules(rules)
+    options = {"prefix": prefix, "strict": strict, "require_key": require_key}
     if isinstance(model, nnx.Module):
-        return nnx_wrapper.wrap(model, rules, prefix, strict)
+        return nnx_wrapper.wrap(model, rules, **options)
     if isinstance(model, linen.Module):
-        return linen_wrapper.wrap(model, rules, prefix, strict)
+        return linen_wrapper.wrap(model, rules, **options)
     raise TypeError(f"model is of type {type(model).__name__}; give a Linen or an NNX module")

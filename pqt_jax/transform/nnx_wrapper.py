@@ -7,7 +7,6 @@ wrapped(x, pqt_key=key)     w → ŵ in every sampled variable, the bare call, �
 """
 
 import contextlib
-import copyreg
 import functools
 import inspect
 import types
@@ -29,6 +28,7 @@ from pqt_jax.transform.param_transform import Bits, param_transform
 from pqt_jax.transform.perturb import perturb_tree
 from pqt_jax.transform.rules import Rule
 from pqt_jax.transform.tree_paths import BITS, same_leaves
+from pqt_jax.transform.wrapped_class import Recipe, pickled_as_recipe
 
 M = TypeVar("M", bound=nnx.Module)
 
@@ -39,7 +39,12 @@ class BitParam(nnx.Param):
     """The b_i of one parameter, float32, one per block. Its type tells it apart from weights."""
 
 
-def wrap(model: M, rules: tuple[Rule, ...], prefix: str, strict: bool) -> M:
+# The bits of a Linen model that `nnx.bridge.ToNNX` holds get this type, and those of an NNX model
+# that `nnx.bridge.ToLinen` holds get Linen's collection.
+nnx.register_variable_name("pqt", BitParam)
+
+
+def wrap(model: M, rules: tuple[Rule, ...], *, prefix: str, strict: bool, require_key: bool) -> M:
     """Wrap an NNX module; its call takes `pqt_key` and `pqt_lead`. See `pqt_transform`."""
     name = type(model).__name__
     if any(hasattr(part, BITS) for _, part in nnx.iter_modules(model)):
@@ -50,17 +55,22 @@ def wrap(model: M, rules: tuple[Rule, ...], prefix: str, strict: bool) -> M:
         raise TypeError(f"{name} takes pqt_key itself; wrap the parts that it hands the key to")
     if isinstance(model, nnx.Dict | nnx.List):
         raise TypeError(f"{name} is a container and would hold its bits; wrap what it holds")
-    for path, variable in _variables(_parameters(model)).items():
+    for path, variable in _variables(parameters(model)).items():
         if holds_reference(variable):
             raise TypeError(
                 f"{name}: {_join(path)!r} holds a reference and no array; wrap "
                 "nnx.with_vars(model, ref=False, hijax=False)"
             )
-    bits = param_transform(rules, prefix=prefix, strict=strict).init(_parameters(model))
+    bits = param_transform(rules, prefix=prefix, strict=strict).init(parameters(model))
     wrapped = nnx.clone(model)
-    wrapped.__class__ = _wrapped_class(type(model), rules, prefix, strict)
+    wrapped.__class__ = _wrapped_class(
+        type(model), rules, prefix=prefix, strict=strict, require_key=require_key
+    )
     # Plain dicts, not modules: a model that iterates over its child modules finds no new ones.
     setattr(wrapped, BITS, nnx.data(jax.tree.map(BitParam, bits)))
+    if require_key and not hasattr(wrapped, "deterministic"):
+        # train() and eval() of this module, and of any above it, set it.
+        setattr(wrapped, "deterministic", False)  # noqa: B010
     return wrapped
 
 
@@ -73,45 +83,111 @@ def get_bits(model: nnx.Module) -> Bits:
     return jax.tree.map(lambda b_i: b_i.get_value(), getattr(model, BITS), is_leaf=is_bit_param)
 
 
+@contextlib.contextmanager
+def with_key(model: M, key: jax.Array, *, lead: jax.Array | int | None = None) -> Iterator[M]:
+    """Let a wrapped NNX module hold ŵ while the body of a `with` statement runs.
+
+    For functions and methods that call the model themselves and take no key. What holds for a
+    sampled call holds for the body: whatever it sets stays, and it must not write to a parameter
+    that is sampled.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from pqt_jax import pqt_transform
+      >>> model = pqt_transform(nnx.Linear(32, 32, rngs=nnx.Rngs(0)), [Rule("kernel")])
+      >>> x, key = jnp.ones((1, 32)), jax.random.key(0)
+      >>> with with_key(model, key):
+      ...     y = jnp.tanh(model(x))
+      >>> bool((y == jnp.tanh(model(x, pqt_key=key))).all())
+      True
+
+    Args:
+      model: a wrapped NNX module. It is changed while the body runs.
+      key: key of the step, as for `pqt_key`.
+      lead: index of the layer, as for `pqt_lead`.
+
+    Yields:
+      The model.
+
+    Raises:
+      TypeError: for a module that is not wrapped.
+      ValueError: if the body writes to a sampled parameter, or samples again.
+    """
+    recipe = getattr(type(model), "pqt_recipe", None)
+    if recipe is None:
+        raise TypeError(f"{type(model).__name__} is not wrapped; wrap it with pqt_transform")
+    prefix, strict = recipe.options["prefix"], recipe.options["strict"]
+    sampled = perturb_tree(
+        parameters(model),
+        get_bits(model),
+        key,
+        recipe.rules,
+        prefix=prefix,
+        strict=strict,
+        lead=lead,
+    )
+    with _sampled_weights(model, sampled):
+        yield model
+
+
 @functools.cache
-def _wrapped_class(cls: type, rules: tuple[Rule, ...], prefix: str, strict: bool) -> type:
+def _wrapped_class(cls: type, rules: tuple[Rule, ...], **options: Any) -> type:
     """Make the class of wrapped modules: `cls`, with a call that samples first."""
 
     def __call__(self, *args, pqt_key=None, pqt_lead=None, pqt_method="__call__", **kwargs):
         method = _find_method(cls, pqt_method)
-        if pqt_key is None:
-            return method(self, *args, **kwargs)
-        weights, bits = _parameters(self), get_bits(self)
-        sampled = perturb_tree(
-            weights, bits, pqt_key, rules, prefix=prefix, strict=strict, lead=pqt_lead
-        )
-        with _sampled_weights(self, sampled):
-            return method(self, *args, **kwargs)
+        if pqt_key is not None:
+            with with_key(self, pqt_key, lead=pqt_lead):
+                return method(self, *args, **kwargs)
+        if options["require_key"]:
+            _check_key(self)
+        return method(self, *args, **kwargs)
 
     def fill(namespace: dict[str, Any]) -> None:
+        if options["require_key"]:
+            namespace.update({name: _checked(method) for name, method in _methods(cls).items()})
         namespace.update(
             __call__=__call__,
             __module__=cls.__module__,
             __doc__=f"{cls.__name__} with sampled weights; `pqt_key=None` is the bare model.",
-            pqt_recipe=(cls, rules, prefix, strict),
+            pqt_recipe=Recipe(cls, rules, options),
         )
 
     if _has_call(cls):
         functools.update_wrapper(__call__, cls.__call__)
         __call__.__signature__ = _extend_signature(inspect.signature(cls.__call__))
-    options = {"metaclass": _metaclass(type(cls)), "pytree": is_pytree_class(cls)}
-    return types.new_class(f"PQT{cls.__name__}", (cls,), options, fill)
+    metaclass = pickled_as_recipe(type(cls), _wrapped_class)
+    keywords = {"metaclass": metaclass, "pytree": is_pytree_class(cls)}
+    return types.new_class(f"PQT{cls.__name__}", (cls,), keywords, fill)
 
 
-@functools.cache
-def _metaclass(base: type) -> type:
-    """Make a subclass of `base` whose classes are pickled as the arguments that made them.
+def _methods(cls: type) -> dict[str, Callable[..., Any]]:
+    """The public methods of a class by name, without those of every NNX module."""
+    members = {name: inspect.getattr_static(cls, name) for name in dir(cls) if name[0] != "_"}
+    return {
+        name: member
+        for name, member in members.items()
+        if inspect.isfunction(member) and not hasattr(nnx.Module, name)
+    }
 
-    No module holds a wrapped class under its name, so that pickle could not find it otherwise.
-    """
-    metaclass = types.new_class(f"PQT{base.__name__}", (base,))
-    copyreg.pickle(metaclass, lambda cls: (_wrapped_class, cls.pqt_recipe))
-    return metaclass
+
+def _checked(method: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(method)
+    def call(self, *args, **kwargs):
+        _check_key(self)
+        return method(self, *args, **kwargs)
+
+    return call
+
+
+def _check_key(model: Any) -> None:
+    """Refuse to run bare in training. In a sampled call, of this module or another, all may run."""
+    if not model.deterministic and not _sampled_now:
+        raise ValueError(
+            f"{type(model).__name__.removeprefix('PQT')} was wrapped with require_key=True and is "
+            "called without a key: give pqt_key=key or use with_key(model, key), or call "
+            "model.eval() first to run the bare model on purpose"
+        )
 
 
 def _has_call(cls: type) -> bool:
@@ -146,7 +222,7 @@ def _sampled_weights(model: nnx.Module, sampled: nnx.State) -> Iterator[None]:
     The call runs on the module itself, so that whatever it sets or creates stays, as it does for
     the bare model.
     """
-    weights, hats = _variables(_parameters(model)), _variables(sampled)
+    weights, hats = _variables(parameters(model)), _variables(sampled)
     pairs = {path: (get_raw_value(weights[path]), get_raw_value(hats[path])) for path in hats}
     pairs = {path: (w, w_hat) for path, (w, w_hat) in pairs.items() if not same_leaves(w, w_hat)}
     for path in pairs:
@@ -160,7 +236,7 @@ def _sampled_weights(model: nnx.Module, sampled: nnx.State) -> Iterator[None]:
         for path, (_, w_hat) in pairs.items():
             set_raw_value(weights[path], w_hat)
         yield
-        after = _variables(_parameters(model))
+        after = _variables(parameters(model))
         for path, (_, w_hat) in pairs.items():
             is_in_place = after.get(path) is weights[path]
             if not is_in_place:
@@ -216,5 +292,6 @@ def _is_parameter(path: Sequence[Any], value: Any) -> bool:
     return is_param and not issubclass(variable_type, BitParam)
 
 
-def _parameters(model: nnx.Module) -> nnx.State:
+def parameters(model: nnx.Module) -> nnx.State:
+    """Return the parameters of a module, without bits."""
     return nnx.state(model, _is_parameter)

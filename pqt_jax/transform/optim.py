@@ -6,7 +6,12 @@
     bits      AdamW with its own learning rate; decay of b_i towards 0 takes b_t to b_target
 
 Bits are the leaves under `pqt_bits` (NNX). In a tree with the top-level key "params", they are also
-the leaves under the top-level keys "pqt" (Linen variables) and "bits" (`param_transform`).
+the leaves under the top-level keys "pqt" (Linen variables) and "bits" (`param_transform`). In a
+Linen model inside `nnx.bridge.ToNNX` they are the leaves under a key "bits" whose path without this
+key is that of a weight.
+
+A transformation of optax alone knows nothing of bits: it would move b_i at the rate of the weights,
+and decay it by theirs. `with_bits` combines any two transformations.
 """
 
 import functools
@@ -31,11 +36,25 @@ def bit_paths(params: Any) -> set[str]:
     """
     paths = {path: path.split("/") for path in leaf_paths(params)}
     has_params = any(names[0] == "params" for names in paths.values())
-    return {
-        path
-        for path, names in paths.items()
-        if BITS in names or (has_params and names[0] in ("pqt", "bits"))
-    }
+
+    def is_bits(names: list[str]) -> bool:
+        if BITS in names or (has_params and names[0] in ("pqt", "bits")):
+            return True
+        folders = [i for i, name in enumerate(names[:-1]) if name == "bits"]
+        return any("/".join(names[:i] + names[i + 1 :]) in paths for i in folders)
+
+    return {path for path, names in paths.items() if is_bits(names)}
+
+
+def labels(params: Any) -> Any:
+    """Return a tree of "weights" and "bits", for `optax.multi_transform`.
+
+    Example:
+      >>> labels({"params": {"kernel": 0.0}, "bits": {"kernel": 1.0}})
+      {'bits': {'kernel': 'bits'}, 'params': {'kernel': 'weights'}}
+    """
+    bits = bit_paths(params)
+    return map_paths(lambda path, _: "bits" if path in bits else "weights", params)
 
 
 def decays(path: str, leaf: Any) -> bool:
@@ -44,7 +63,10 @@ def decays(path: str, leaf: Any) -> bool:
 
 
 def with_bits(
-    weights: optax.GradientTransformation, bits: optax.GradientTransformation | None
+    weights: optax.GradientTransformation,
+    bits: optax.GradientTransformation | None,
+    *,
+    require_bits: bool = True,
 ) -> optax.GradientTransformation:
     """Combine a transformation of the weights and one of the bits.
 
@@ -55,17 +77,19 @@ def with_bits(
     Args:
       weights: transformation of every leaf that is not a bit-width.
       bits: transformation of the bit-widths; None is an error if the tree has any.
+      require_bits: whether a transformation of bits is an error for a tree without any.
 
     Returns:
       A GradientTransformation of the whole tree.
 
     Raises:
-      ValueError: from `init`, if there are bits and no transformation for them, and for a tree that
-        is only the "pqt" collection, whose bits would be taken for weights.
+      ValueError: from `init`, if there are bits and no transformation for them, or a transformation
+        and no bits, and for a tree that is only the "pqt" collection, whose bits would be taken for
+        weights.
     """
     # Labels are computed from each tree, so that the transformation stores no arrays.
     inner = optax.multi_transform(
-        {"weights": weights, "bits": bits if bits is not None else optax.set_to_zero()}, _labels
+        {"weights": weights, "bits": bits if bits is not None else optax.set_to_zero()}, labels
     )
 
     def init(params):
@@ -81,6 +105,12 @@ def with_bits(
                 f"{len(paths)} bit-widths have no optimizer of their own (first {min(paths)!r}); "
                 "pass bits_learning_rate=... to optim.adamw, or a transformation to "
                 "optim.with_bits(weights, bits); optax.set_to_zero() keeps them as they are"
+            )
+        if require_bits and bits is not None and not paths:
+            raise ValueError(
+                "there is a transformation of bit-widths (bits_learning_rate), and the tree has "
+                'none: give {"params": …, "pqt": …} of a Linen model, {"params": …, "bits": …} of '
+                "param_transform, or the state of a wrapped NNX model with its BitParam"
             )
         return inner.init(params)
 
@@ -138,6 +168,7 @@ def grouped(
     clip_norm: float | None = 1.0,
     bits_learning_rate: Schedule | None = None,
     bits_weight_decay: float = 1.0,
+    require_bits: bool = True,
 ) -> optax.GradientTransformation:
     """Any optimizer that scales gradients, with decoupled decay, and AdamW for the bit-widths.
 
@@ -147,8 +178,11 @@ def grouped(
       b1, b2, eps: options of Adam, in both groups.
       weight_decay: decoupled decay of the weights that are matrices, see `decays`.
       clip_norm: bound on the global norm of the gradients of the weights; None for no bound.
-      bits_learning_rate: learning rate of the bits; required if the tree has any.
+      bits_learning_rate: learning rate of the bits; required if the tree has any, and an error if
+        it has none.
       bits_weight_decay: decoupled decay of b_i towards 0, that is, of b_t towards b_target.
+      require_bits: whether a rate of bits is an error for a tree that has none, such as that of a
+        baseline under the same options.
 
     Returns:
       A GradientTransformation.
@@ -162,18 +196,13 @@ def grouped(
     bits = None
     if bits_learning_rate is not None:
         bits = optax.adamw(bits_learning_rate, b1, b2, eps, weight_decay=bits_weight_decay)
-    return with_bits(weights, bits)
+    return with_bits(weights, bits, require_bits=require_bits)
 
 
 def _is_collection(params: Any) -> bool:
     """Whether a tree is the "pqt" collection of a Linen model, which has bits and no weights."""
     folders = [path.split("/")[:-1] for path in leaf_paths(params)]
     return bool(folders) and all("bits" in names and names[0] != "params" for names in folders)
-
-
-def _labels(params: Any) -> Any:
-    bits = bit_paths(params)
-    return map_paths(lambda path, _: "bits" if path in bits else "weights", params)
 
 
 def _decay_mask(params: Any) -> Any:

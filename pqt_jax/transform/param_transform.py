@@ -22,6 +22,7 @@ from pqt_jax.numerics import bit_width, blocks
 from pqt_jax.numerics.deterministic_rounding import quantize_mixed
 from pqt_jax.numerics.spec import Spec
 from pqt_jax.transform.perturb import perturb, perturb_tree
+from pqt_jax.transform.presets import describe
 from pqt_jax.transform.rules import Rule, check_rules, first_match, map_sampled, resolve
 from pqt_jax.transform.tree_paths import insert_leaf, lookup_bits, map_paths, paths_and_leaves
 
@@ -46,7 +47,8 @@ class ParamTransform(NamedTuple):
       bit_widths: `bits -> b_t`, the same nested dict, in bits per weight.
       quantize: `(params, bits) -> params_q`: each block rounded to the smallest format that carries
         its b_t, see `deterministic_rounding.quantize_mixed`.
-      summary: `(params, bits) -> str`, a table of path, shape, blocks, mean b_t and format.
+      summary: `(params, bits) -> str`, a table of path, shape, blocks, mean b_t and format, and one
+        of the parameters of two axes or more that no rule matches, with what they probably are.
     """
 
     init: Any
@@ -120,7 +122,8 @@ def param_transform(
         return map_sampled(visit, params, rules, prefix=prefix, strict=strict)
 
     def summary(params: Any, bits: Bits) -> str:
-        return _table(paths_and_leaves(params, prefix), specs_of(params), bits, prefix)
+        shapes = paths_and_leaves(params, prefix)
+        return _table(shapes, specs_of(params), bits, prefix) + _undecided(shapes, rules)
 
     return ParamTransform(
         init=init, sample=sample, bit_widths=bit_widths, quantize=quantize_by_bits, summary=summary
@@ -142,8 +145,22 @@ def _table(shapes: dict[str, Any], specs: dict[str, Spec], bits: Bits, prefix: s
             b_t = bit_width.bit_width(b_i, spec.target_bits, spec.init_bits)
             mean = f"{float(jnp.mean(b_t)):.2f}"
             rows.append((path, shape, str(b_t.size), mean, f"{spec.dtype.name} + {spec.noise}"))
-    widths = [max(len(row[i]) for row in rows) for i in range(5)]
-    line = "  ".join(f"{{:{side}{width}}}" for side, width in zip("<<>><", widths, strict=True))
+    return _align(rows, "<<>><")
+
+
+def _undecided(shapes: dict[str, Any], rules: Sequence[Rule]) -> str:
+    """The parameters of two axes or more that no rule matches, and what each probably is."""
+    rows = [("no rule decides about", "shape", "")]
+    for path, leaf in shapes.items():
+        shape = jnp.shape(leaf)
+        if len(shape) >= 2 and first_match(rules, path) is None:
+            rows.append((path, "x".join(map(str, shape)), describe(path, shape)))
+    return "\n\n" + _align(rows, "<<<") if len(rows) > 1 else ""
+
+
+def _align(rows: list[tuple[str, ...]], sides: str) -> str:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    line = "  ".join(f"{{:{side}{width}}}" for side, width in zip(sides, widths, strict=True))
     lines = [line.format(*row) for row in rows]
-    lines.insert(1, "  ".join("-" * w for w in widths))
+    lines.insert(1, "  ".join("-" * width for width in widths))
     return "\n".join(line.rstrip() for line in lines)

@@ -63,6 +63,10 @@ def perturb_tree(
       TypeError, ValueError: as `rules.resolve` and `perturb`; the message names the parameter.
     """
     keys.check_key(key)
+    if not any(rule.spec for rule in rules):
+        raise ValueError(
+            "a key is given, and no rule samples a parameter; add a rule, or run the bare model"
+        )
     if lead is None:
         keys.consume(key)
 

@@ -93,24 +93,93 @@ def test_setting_the_raw_value_avoids_the_check_of_the_trace_level():
     np.testing.assert_array_equal(variable[...], [1, 1], err_msg=message)
 
 
-class Rewinding(linen.Module):
-    """Takes a name in its scope, and rewinds the scope."""
+class Overlaying(linen.Module):
+    """A layer in an overlaid scope, which counts its calls."""
 
     @linen.compact
     def __call__(self, x):
-        y = linen.Dense(4, name="dense")(x)
-        rewound = flax_internals.rewound_scope(self.scope)
-        kernel = rewound.variables()["params"]["dense"]["kernel"]
-        return y, kernel, self.scope.name_reserved("dense"), rewound.name_reserved("dense")
+        linen.Dense(4, name="dense")(x)
+        self.make_rng("dropout")
+        scope = flax_internals.overlay_scope(
+            self.scope, {"params": {"dense": {"kernel": jnp.ones((4, 4))}}}, hide="pqt"
+        )
+        inner = Counting(parent=scope)
+        return inner(x), inner.scope, self.scope
 
 
-def test_a_rewound_scope_has_no_names_taken_and_the_same_variables():
-    message = changed("flax.core.Scope.rewound")
+class Counting(linen.Module):
+    @linen.compact
+    def __call__(self, x):
+        count = self.variable("counts", "n", lambda: 0)
+        count.value += 1
+        drawn = jax.random.key_data(self.make_rng("dropout"))
+        return linen.Dense(4, use_bias=False, name="dense")(x), drawn
+
+
+def test_an_overlaid_scope_replaces_and_hides_collections():
+    message = changed("flax.core.Scope: _variables, _mutable_collection, rewound or its arguments")
+    x, rngs = jnp.ones((2, 4)), {"dropout": make_key(), "pqt": make_key()}
+    params = linen.Dense(4).init(make_key(), x)["params"]
+    variables = {"params": {"dense": params}, "pqt": {"bits": 1}}
+    ((y, drawn), scope, below), after = Overlaying().apply(
+        variables, x, rngs=rngs, mutable=["counts", "params"]
+    )
+    np.testing.assert_array_equal(y, jnp.full((2, 4), 4.0), err_msg=message)
+    assert isinstance(scope, flax_internals.OverlaidScope), message  # also after the rewinding
+    assert scope.path == below.path and not scope.has_rng("pqt"), message
+    assert "pqt" not in scope.variables() and not scope.is_mutable_collection("params"), message
+    assert after["counts"] == {"n": 1} and after["params"] == variables["params"], message
+    # Random streams go on where those of the scope below are: this is the second draw.
+    want = below.rngs["dropout"].create(below.rngs["dropout"], 2).as_jax_rng()
+    np.testing.assert_array_equal(drawn, jax.random.key_data(want), err_msg=message)
+
+
+class Held(linen.Module):
+    """Looks at its place, and at what it holds."""
+
+    own: linen.Module
+    outside: linen.Module
+
+    def __call__(self, x):
+        return flax_internals.unbind_below(self), self.own(self.outside(x))
+
+
+class Holding(linen.Module):
+    def setup(self):
+        self.outside = linen.Dense(4)
+        self.held = Held(linen.Dense(4, parent=None), self.outside)
+
+    def __call__(self, x):
+        return self.held(x)[0], self.outside
+
+
+def test_modules_that_were_taken_are_unbound_and_those_from_outside_stay():
+    message = changed("linen.Module.clone or Scope.path")
     x = jnp.ones((2, 4))
-    variables = Rewinding().init(make_key(), x)
-    _, kernel, taken, taken_after = Rewinding().apply(variables, x)
-    assert taken and not taken_after, message
-    assert kernel is variables["params"]["dense"]["kernel"], message
+    variables = Holding().init(make_key(), x)
+    assert variables["params"]["held"].keys() == {"own"}, message
+    fields, outside = Holding().apply(variables, x)
+    assert fields["own"].scope is None and fields["own"].name is None, message
+    assert fields["outside"] is outside, message
+
+
+class Renamed(linen.Dense):
+    pass
+
+
+class Rebinding(linen.Module):
+    @linen.compact
+    def __call__(self, x):
+        dense = linen.Dense(4)
+        y = dense(x)
+        return y, flax_internals.rebind(dense, Renamed)(x)
+
+
+def test_a_bound_module_becomes_one_of_another_class_at_its_place():
+    message = changed("linen.Module._state, or what else a bound module has")
+    variables = Rebinding().init(make_key(), jnp.ones((2, 4)))
+    assert variables["params"].keys() == {"Dense_0"}, message
+    np.testing.assert_array_equal(*Rebinding().apply(variables, jnp.ones((2, 4))), err_msg=message)
 
 
 class Drawing(linen.Module):
@@ -130,6 +199,8 @@ def test_the_key_of_a_scope_does_not_depend_on_draws():
 
 
 class Methods(linen.Module):
+    width: int = 4
+
     @linen.nowrap
     def unwrapped(self):
         pass
@@ -138,7 +209,39 @@ class Methods(linen.Module):
         pass
 
 
-def test_nowrap_marks_a_method():
-    message = changed("the attribute that linen.nowrap sets")
-    assert flax_internals.is_nowrap(Methods.unwrapped), message
-    assert not flax_internals.is_nowrap(Methods.wrapped), message
+def test_methods_that_flax_wraps_are_known():
+    message = changed("method_handler_wrapped, the mark of a module's method")
+    assert flax_internals.is_module_method(Methods.wrapped), message
+    assert flax_internals.is_module_method(linen.remat(Methods.wrapped)), message
+    assert not flax_internals.is_module_method(Methods.unwrapped), message
+    assert not flax_internals.is_module_method(4), message
+    assert flax_internals.field_names(Methods()) == ["width"], message
+
+
+class Intercepting:
+    """Before a bare class in the order of bases, as `linen_wrapper.Wrapped` is."""
+
+    def _call_wrapped_method(self, fun, args, kwargs):
+        calls.append(fun.__name__)
+        return super()._call_wrapped_method(fun, args, kwargs)
+
+    def _try_setup(self, shallow=False):
+        setups.append(shallow)
+        return super()._try_setup(shallow)
+
+
+calls, setups = [], []
+
+
+class Intercepted(Intercepting, Methods):
+    def lifted(self):
+        return linen.remat(Methods.wrapped)(self)
+
+
+def test_flax_calls_every_method_and_every_setup_through_one():
+    model = Intercepted()
+    model.apply({}, method=Methods.wrapped)  # by the bare class
+    assert calls[-1] == "wrapped", changed("linen.Module._call_wrapped_method")
+    setups.clear()
+    model.apply({}, method="lifted")
+    assert True in setups, changed("linen.Module._try_setup: shallow before a lifted function")

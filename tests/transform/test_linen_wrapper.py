@@ -247,11 +247,9 @@ def test_another_method_can_be_called_sampled():
     model = pqt_transform(Tied(), [Rule("dense/kernel")])
     variables = model.init(make_key(), TOKENS)
     bare = Tied().apply({"params": variables["params"]}, TOKENS, method="encode")
-    got = model.apply(variables, TOKENS, pqt_method="encode")
+    got = model.apply(variables, TOKENS, method="encode")
     np.testing.assert_array_equal(got, bare)
-    assert (
-        model.apply(variables, TOKENS, pqt_method="encode", rngs={"pqt": make_key()}) != bare
-    ).any()
+    assert (model.apply(variables, TOKENS, method="encode", rngs={"pqt": make_key()}) != bare).any()
 
 
 def test_random_streams_are_those_of_the_bare_model():

@@ -293,7 +293,6 @@ class Chain(nnx.List):
         (lambda: nnx.with_vars(layer(), ref=True), "'bias' holds a reference and no array"),
         (lambda: nnx.with_vars(layer(), hijax=True), "'bias' holds a reference and no array"),
         (lambda: nnx.bridge.ToNNX(nn.Dense(4), rngs=nnx.Rngs(0)), "ToNNX holds a Linen module"),
-        (lambda: nnx.bridge.to_linen(nnx.Linear, 4, 4), "ToLinen holds an NNX module"),
         (lambda: nnx.Linear, "is of type"),
     ],
 )

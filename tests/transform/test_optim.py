@@ -86,6 +86,18 @@ def test_bits_without_their_weights_are_an_error_that_says_what_to_do():
     optim.adamw(1e-2).init({})
 
 
+@pytest.mark.parametrize("tree", [dict, lambda: trees("linen")["params"]])
+def test_a_rate_of_bits_that_are_not_there_is_an_error(tree):
+    with pytest.raises(ValueError, match="a transformation of bit-widths .* the tree has none"):
+        optim.adamw(1e-2, bits_learning_rate=1e-2).init(tree())
+
+
+def test_bits_below_a_key_of_their_own_are_known_by_the_paths_of_their_weights():
+    ones = jnp.ones((2, 2))
+    tree = {"enc": {"bits": {"kernel": ones}, "kernel": ones}, "bits": {"head": ones}}
+    assert optim.bit_paths(tree) == {"enc/bits/kernel"}
+
+
 def test_it_trains_a_wrapped_nnx_module_under_jit():
     model = pqt_transform(nnx.Linear(64, 64, rngs=nnx.Rngs(0)), [Rule("kernel")])
     graphdef, state = nnx.split(model)

@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright 2026 The pqt_jax Authors
+"""Rules for the layers that Flax has, found by the names and shapes of their parameters.
+
+params → what each parameter is → one rule for each kind
+
+Dense layers, convolutions, recurrent cells and experts have kernels whose last two axes are the
+matrix. Attention in Flax has kernels of three axes, (width, heads, width of a head) and back.
+Embeddings, biases, scales and depthwise convolutions are not sampled. What is none of these is left
+undecided, and `pqt_jax.summary` lists it.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from flax import nnx
+
+from pqt_jax.transform.rules import Rule
+from pqt_jax.transform.tree_paths import paths_and_leaves
+
+Kind = Literal["matrix", "projection to heads", "projection from heads", "not sampled", "undecided"]
+
+MATRIX_AXES: dict[Kind, tuple[int, int]] = {
+    "matrix": (1, 1),
+    "projection to heads": (1, 2),
+    "projection from heads": (2, 1),
+}
+
+NAMES_NOT_SAMPLED = ("embedding", "bias", "scale")
+PROJECTIONS = ("query", "key", "value")
+
+
+def flax(model: Any, **options: Any) -> list[Rule]:
+    """Make rules for a model that is built from Flax's own layers.
+
+    Example:
+      >>> attention = nnx.MultiHeadAttention(4, 64, 64, decode=False, rngs=nnx.Rngs(0))
+      >>> for rule in flax(attention, target_bits=3):
+      ...     print(rule.pattern, rule.spec and rule.spec.matrix_axes)
+      (.*/)?(key/bias|query/bias|value/bias) None
+      (.*/)?(key/kernel|query/kernel|value/kernel) (1, 2)
+      (.*/)?(out/kernel) (2, 1)
+
+    Args:
+      model: an NNX module, or a pytree of parameters or of their shapes, such as
+        `jax.eval_shape(model.init, key, x)["params"]` of a Linen module.
+      options: of every rule that samples, as for `Rule`, without `matrix_axes`.
+
+    Returns:
+      Rules for `pqt_transform`, `param_transform` and the rest.
+
+    Raises:
+      ValueError: if there is nothing that they would sample.
+    """
+    params = nnx.state(model, nnx.Param) if isinstance(model, nnx.Module) else model
+    kinds = classify(params)
+    rules = [Rule(pattern, None)] if (pattern := _pattern(kinds, "not sampled")) else []
+    for kind, matrix_axes in MATRIX_AXES.items():
+        if pattern := _pattern(kinds, kind):
+            rules.append(Rule(pattern, matrix_axes=matrix_axes, **options))
+    if not any(rule.spec for rule in rules):
+        raise ValueError(
+            "no parameter has the name and shape of a kernel of Flax's layers; write rules by "
+            f"hand, for {', '.join(kinds) or 'there is no parameter of two axes'}"
+        )
+    return rules
+
+
+def classify(params: Any) -> dict[str, Kind]:
+    """Tell what each parameter of two axes or more is, by path.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> classify({"dense": {"kernel": jnp.ones((4, 4))}, "table": jnp.ones((4, 4))})
+      {'dense/kernel': 'matrix', 'table': 'undecided'}
+
+    Args:
+      params: pytree of arrays or of their shapes. Vectors and scalars are left out.
+
+    Returns:
+      path → kind. A "matrix" is the last two axes; attention projects to and from heads; the other
+      kinds are "not sampled" and "undecided".
+    """
+    shapes = {path: tuple(leaf.shape) for path, leaf in paths_and_leaves(params).items()}
+    return {path: _kind(path, shapes) for path, shape in shapes.items() if len(shape) >= 2}
+
+
+def describe(path: str, shape: tuple[int, ...]) -> str:
+    """Say in words what a parameter that no rule decides about probably is.
+
+    Example:
+      >>> describe("encoder/pos_embed", (1, 196, 768))
+      'probably an embedding: Rule(pattern, None) leaves it alone'
+    """
+    name = path.split("/")[-1]
+    if "emb" in name or name in ("wte", "wpe", "cls", "table"):
+        return "probably an embedding: Rule(pattern, None) leaves it alone"
+    if "bias" in name or "scale" in name:
+        return "probably a bias or a scale of several axes: Rule(pattern, None) leaves it alone"
+    if shape[-2] == 1:
+        return "probably a depthwise convolution: Rule(pattern, None) leaves it alone"
+    if len(shape) == 2:
+        return "probably a matrix: Rule(pattern) samples it"
+    return (
+        "probably a stack of matrices, or an einsum of several axes: name its two axes in "
+        "Rule(pattern, matrix_axes=…)"
+    )
+
+
+def _kind(path: str, shapes: Mapping[str, tuple[int, ...]]) -> Kind:
+    shape = shapes[path]
+    *folders, name = path.split("/")
+    if name in NAMES_NOT_SAMPLED or (name == "kernel" and shape[-2] == 1):
+        return "not sampled"
+    if name != "kernel":
+        return "undecided"
+    if not folders or folders[-1] not in (*PROJECTIONS, "out") or len(shape) < 3:
+        return "matrix"
+    *above, layer = folders
+    back = shapes.get("/".join([*above, "out", "kernel"]), ())
+    queries = shapes.get("/".join([*above, "query", "kernel"]), ())
+    if len(queries) != len(back) or queries[-2:] != back[-3:-1]:
+        return "undecided"  # a stack of matrices, or another attention than Flax's
+    return "projection from heads" if layer == "out" else "projection to heads"
+
+
+def _pattern(kinds: Mapping[str, Kind], kind: Kind) -> str:
+    """Match every path of a kind: by the last two names where these tell the kind apart."""
+    ends: dict[str, set[Kind]] = {}
+    for path, found in kinds.items():
+        ends.setdefault(_end(path), set()).add(found)
+    short = sorted({_end(path) for path in kinds if ends[_end(path)] == {kind}})
+    whole = [path for path, found in kinds.items() if found == kind and ends[_end(path)] != {kind}]
+    choices = []
+    if short:
+        choices.append(f"(.*/)?({'|'.join(map(re.escape, short))})")
+    choices.extend(map(re.escape, whole))
+    return "|".join(choices)
+
+
+def _end(path: str) -> str:
+    return "/".join(path.split("/")[-2:])

@@ -1,0 +1,169 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright 2026 The pqt_jax Authors
+"""Rules for Flax's own layers, and what a model samples."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen, nnx
+
+from pqt_jax import (
+    Rule,
+    param_transform,
+    pqt_transform,
+    presets,
+    quantize_model,
+    summary,
+)
+
+pytestmark = pytest.mark.jax_version
+
+X = np.random.default_rng(1).normal(size=(2, 6, 64)).astype(np.float32)
+
+
+class LinenBlock(linen.Module):
+    @linen.compact
+    def __call__(self, x):
+        x = x + linen.MultiHeadDotProductAttention(num_heads=2, name="attention")(x)
+        x = linen.LayerNorm()(x)
+        return x + linen.Dense(64, name="down")(linen.gelu(linen.Dense(96, name="up")(x)))
+
+
+class LinenTransformer(linen.Module):
+    scanned: bool = False
+
+    @linen.compact
+    def __call__(self, x):
+        table = self.param("pos_embed", linen.initializers.ones, (6, 64))
+        x = x + linen.Embed(7, 64)(jnp.arange(6)) + table
+        if self.scanned:
+            stack = linen.scan(
+                lambda block, x, _: (block(x), None),
+                variable_axes={"params": 0},
+                split_rngs={"params": True},
+                length=3,
+            )
+            x, _ = stack(LinenBlock(name="h"), x, None)
+        else:
+            x = LinenBlock(name="h_0")(x)
+        mixed = self.param("mixer", linen.initializers.lecun_normal(), (2, 64, 32))
+        x = jnp.concatenate([x @ mixed[0], x @ mixed[1]], -1)
+        return linen.Conv(64, (3,), feature_group_count=64, name="depthwise")(x)
+
+
+class NnxTransformer(nnx.Module):
+    def __init__(self, rngs):
+        self.attention = nnx.MultiHeadAttention(2, 64, 64, decode=False, rngs=rngs)
+        self.embed = nnx.Embed(7, 64, rngs=rngs)
+        self.up = nnx.Linear(64, 96, rngs=rngs)
+        self.conv = nnx.Conv(96, 64, (3,), rngs=rngs)
+
+    def __call__(self, x):
+        return self.conv(self.up(self.attention(x + self.embed(jnp.arange(6)))))
+
+
+def make_key():
+    return jax.random.key(5)
+
+
+@pytest.mark.parametrize("scanned", [False, True])
+def test_a_linen_transformer_is_wrapped_by_one_line(scanned):
+    bare = LinenTransformer(scanned)
+    shapes = jax.eval_shape(bare.init, make_key(), X)["params"]
+    model = pqt_transform(bare, presets.flax(shapes, target_bits=3))
+    variables = model.init(make_key(), X)
+    stack = (3,) if scanned else ()
+    bits = variables["pqt"]["bits"]
+    got = {k: v.shape for k, v in jax.tree_util.tree_leaves_with_path(bits)}
+    name = "h" if scanned else "h_0"
+    attention = bits[name]["attention"]
+    # Heads and the width of a head are one side of the matrix of a projection.
+    assert all(attention[p]["kernel"].shape == (*stack, 2, 2) for p in attention)
+    assert bits[name]["up"]["kernel"].shape == (*stack, 2, 3)
+    assert len(got) == 6
+    sampled = model.apply(variables, X, rngs={"pqt": make_key()})
+    assert (sampled != model.apply(variables, X)).any()
+    table = summary(model, variables)
+    sampled_rows, rest = table.split("no rule decides about")
+    assert "pos_embed" in rest and "probably an embedding" in rest
+    assert "mixer" in rest and "probably a stack of matrices" in rest
+    assert "depthwise" not in rest and "h" in sampled_rows
+
+
+def test_an_nnx_transformer_is_wrapped_by_one_line():
+    bare = NnxTransformer(nnx.Rngs(0))
+    model = pqt_transform(bare, presets.flax(bare), strict=True)
+    assert (model(X, pqt_key=make_key()) != model(X)).any()
+    assert "no rule decides about" not in summary(model)
+    rounded = quantize_model(model)
+    assert type(rounded) is NnxTransformer and not hasattr(rounded, "pqt_bits")
+    params = nnx.to_pure_dict(nnx.state(bare, nnx.Param))
+    transform = param_transform(presets.flax(bare))
+    want = transform.quantize(params, transform.init(params))
+    jax.tree.map(
+        np.testing.assert_array_equal, nnx.to_pure_dict(nnx.state(rounded, nnx.Param)), want
+    )
+    np.testing.assert_array_equal(model(X), bare(X))
+
+
+def test_a_linen_model_is_rounded_by_its_bits():
+    model = pqt_transform(LinenBlock(), [Rule(".*(up|down)/kernel", 3)])
+    variables = model.init(make_key(), X)
+    rounded = quantize_model(model, variables)
+    assert rounded.keys() == {"params"}
+    transform = param_transform([Rule(".*(up|down)/kernel", 3)])
+    want = transform.quantize(variables["params"], variables["pqt"]["bits"])
+    jax.tree.map(np.testing.assert_array_equal, rounded["params"], want)
+    np.testing.assert_array_equal(model.apply(rounded, X), LinenBlock().apply(rounded, X))
+
+
+def test_a_module_that_holds_wrapped_ones_is_summed_up_and_rounded():
+    parts = [nnx.Linear(64, 64, rngs=nnx.Rngs(i)) for i in range(2)]
+    model = nnx.Sequential(*(pqt_transform(part, [Rule("kernel")]) for part in parts))
+    assert summary(model).count("kernel") == 2 and "layers/0" in summary(model)
+    rounded = quantize_model(model)
+    assert {type(layer) for layer in rounded.layers} == {nnx.Linear}
+    assert (rounded.layers[1].kernel[...] != parts[1].kernel[...]).any()
+
+
+def test_names_and_shapes_that_disagree_are_undecided():
+    ones = jnp.ones
+    params = {
+        "a": {"query": {"kernel": ones((64, 2, 32))}, "out": {"kernel": ones((2, 32, 64))}},
+        "b": {"query": {"kernel": ones((3, 64, 64))}, "out": {"kernel": ones((64, 64))}},
+        "c": {"query": {"kernel": ones((64, 64))}},
+    }
+    kinds = presets.classify(params)
+    assert kinds == {
+        "a/query/kernel": "projection to heads",
+        "a/out/kernel": "projection from heads",
+        "b/query/kernel": "undecided",
+        "b/out/kernel": "matrix",
+        "c/query/kernel": "matrix",
+    }
+    shapes = {k: b.shape for k, b in _leaves(param_transform(presets.flax(params)).init(params))}
+    assert shapes == {
+        "a/query/kernel": (2, 2),
+        "a/out/kernel": (2, 2),
+        "b/out/kernel": (2, 2),
+        "c/query/kernel": (2, 2),
+    }
+
+
+def _leaves(tree):
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return [("/".join(entry.key for entry in path), leaf) for path, leaf in leaves]
+
+
+def test_errors():
+    with pytest.raises(ValueError, match="no parameter has the name and shape.*by hand, for w"):
+        presets.flax({"w": jnp.ones((4, 4))})
+    linear = nnx.Linear(4, 4, rngs=nnx.Rngs(0))
+    for function in (summary, quantize_model):
+        with pytest.raises(TypeError, match="nothing in Linear is wrapped"):
+            function(linear)
+        with pytest.raises(TypeError, match="LinenBlock is not wrapped"):
+            function(LinenBlock(), {})
+        with pytest.raises(TypeError, match="a Linen module needs its variables"):
+            function(pqt_transform(LinenBlock(), [Rule(".*kernel")]))

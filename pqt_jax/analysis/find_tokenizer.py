@@ -72,4 +72,9 @@ def _load_of_run(data: str) -> Tokenizer:
         raise InputError(f"--tokenizer is missing; config.data.tokens={data!r} has none")
     index = tokens.read_index(Path(data)).tokenizer
     name = index["name"] if index["name"] == "bytes" else str(Path(data) / index["name"])
-    return tokenizers.load(name, end=index["end"], pattern=index["pattern"])
+    tokenizer = tokenizers.load(name, end=index["end"], pattern=index["pattern"])
+    if tokenizer.fingerprint != index["fingerprint"]:
+        raise InputError(
+            f"{name} is not the tokenizer that made the tokens of {data}; put a copy back"
+        )
+    return tokenizer

@@ -46,6 +46,7 @@ def generate(options: Namespace) -> None:
             temperature=options.temperature,
             top_k=None if options.top_k is None else min(options.top_k, model.config.vocab_size),
             top_p=options.top_p,
+            vocab_size=tokenizer.vocab_size,
         )
         if options.samples > 1:
             print(f"--- sample {i + 1} of {options.samples}")

@@ -98,6 +98,7 @@ def generate_tokens(
     temperature: float = 1.0,
     top_k: int | None = None,
     top_p: float = 1.0,
+    vocab_size: int | None = None,
 ) -> jax.Array:
     """Continue a prompt.
 
@@ -108,6 +109,8 @@ def generate_tokens(
       steps: number of tokens to add, at least 1.
       key: row r at position t uses `fold_in(fold_in(key, r), t)`.
       temperature, top_k, top_p: as in `sample_token`.
+      vocab_size: only tokens below it are drawn, where the model's vocabulary is padded; None for
+        all.
 
     Returns:
       int32[B, steps], the added tokens.
@@ -117,11 +120,16 @@ def generate_tokens(
         `sample_token`.
     """
     options = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
-    return _generate(graph, params, jnp.asarray(prompt), key, steps=steps, **options)
+    return _generate(
+        graph, params, jnp.asarray(prompt), key, steps=steps, vocab_size=vocab_size, **options
+    )
 
 
-@functools.partial(jax.jit, static_argnames=("graph", "steps", "temperature", "top_k", "top_p"))
-def _generate(graph, params, prompt, key, *, steps, **options):
+_STATIC = ("graph", "steps", "vocab_size", "temperature", "top_k", "top_p")
+
+
+@functools.partial(jax.jit, static_argnames=_STATIC)
+def _generate(graph, params, prompt, key, *, steps, vocab_size, **options):
     model = nnx.merge(graph, params)
     rows, length = prompt.shape
     if not length or steps < 1:
@@ -133,6 +141,8 @@ def _generate(graph, params, prompt, key, *, steps, **options):
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(rows))
 
     def draw(logits, position):
+        if vocab_size is not None and vocab_size < logits.shape[-1]:
+            logits = jnp.where(jnp.arange(logits.shape[-1]) < vocab_size, logits, -jnp.inf)
         row_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, position)
         return jax.vmap(functools.partial(sample_token, **options))(logits, row_keys)
 

@@ -44,7 +44,8 @@ class Windows:
     """Documents divided into N windows of T targets, for U units.
 
     Attributes:
-      tokens: int[N, T + 1], padded with zeros after the end of a document.
+      tokens: int[N, T + 1], padded with zeros after the end of a document; fewer columns if no
+        document is as long.
       counts: int32[N], the number of targets in each window that are scored.
       units: int32[N], the unit that each window belongs to.
       targets: float64[U], the number of scored targets of each unit.
@@ -85,7 +86,8 @@ def make_windows(documents: Sequence[Document], length: int) -> Windows:
             rows.append(document.tokens[start : start + length + 1])
             units.append(unit)
     counts = np.array([len(row) - 1 for row in rows], np.int32)
-    tokens = np.zeros((len(rows), length + 1), documents[0].tokens.dtype)
+    width = max(map(len, rows))  # no window is longer than the longest document
+    tokens = np.zeros((len(rows), width), documents[0].tokens.dtype)
     for padded, row in zip(tokens, rows, strict=True):
         padded[: len(row)] = row
     one_document = len(documents) == 1

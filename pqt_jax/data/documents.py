@@ -2,19 +2,26 @@
 # Copyright 2026 The pqt_jax Authors
 """Data files of common formats → documents, read one at a time.
 
-*.jsonl, *.json (.gz)        a document is one field of the object on each line, as in C4
-*.parquet                    a document is a value of one column
-*.array_record               a document is a record
-any other file (.gz)         a document is the whole file
+JSON lines, or an array      a document is one field of an object, as in C4
+CSV, TSV                     a document is a value of one column; the first row has its name
+Parquet                      a document is a value of one column
+ArrayRecord                  a document is a record
+text                         a document is the whole file
+
+Each but Parquet and ArrayRecord may be compressed by gzip, bzip2, xz or zstd. `file_kinds` tells
+what a file is.
 """
 
-import gzip
+import codecs
+import csv
 import json
+import lzma
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, cast
+from typing import Any
 
+from pqt_jax.data.file_kinds import open_file, recognize
 from pqt_jax.errors import InputError, system_reason
 
 FIELD = "text"
@@ -24,46 +31,59 @@ def read_documents(path: Path, field: str = FIELD) -> Iterator[bytes]:
     """Read the documents of a file, in order, including empty ones.
 
     Args:
-      path: the file. Its suffix decides the format.
-      field: the field of JSON objects, or the column of a Parquet file, with the text.
+      path: the file.
+      field: the field of JSON objects, or the column of a table, with the text.
 
     Yields:
-      UTF-8 text; for a plain file its bytes, unchecked.
+      UTF-8 text; for a plain file its bytes, unchecked. Empty for null.
 
     Raises:
-      InputError: naming file and line, if the file cannot be read.
+      InputError: naming file and line, if the file cannot be read or is no file of documents.
     """
-    suffixes = path.suffixes[-2:]
-    kind = path.suffix if path.suffix != ".gz" else (suffixes[0] if len(suffixes) == 2 else "")
+    compression = ""
     try:
-        if kind in (".jsonl", ".json"):
-            yield from _json_lines(path, field)
-        elif kind == ".parquet":
+        kind, compression = recognize(path, "--input")
+        if kind == "json":
+            yield from _json(path, compression, field)
+        elif kind in ("csv", "tsv"):
+            yield from _csv(path, compression, field, "," if kind == "csv" else "\t")
+        elif kind == "parquet":
             yield from _parquet(path, field)
-        elif kind in (".array_record", ".arrayrecord"):
+        elif kind == "array_record":
             yield from _array_record(path)
         else:
-            with _open(path) as file:
+            with open_file(path, compression) as file:
                 yield file.read()
     except ImportError as error:
         raise InputError(
-            f"--input: {path} needs the package {error.name}; pip install 'pqt_jax[data]'"
+            f"--input: {path} needs the package {error.name}; pip install {error.name}"
         ) from None
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise InputError(
-            f"--input: {path} is not a complete gzip file: {error}; leave it out"
-        ) from None
+    except (EOFError, zlib.error, lzma.LZMAError) as error:
+        raise _incomplete(path, compression, error) from None
     except OSError as error:
-        why = system_reason(error, "leave it out") if error.strerror else f"{error}; leave it out"
+        if not error.strerror:  # of gzip and bzip2
+            raise _incomplete(path, compression, error) from None
+        why = system_reason(error, "leave it out")
         raise InputError(f"--input: {path} cannot be read: {why}") from None
+    except Exception as error:
+        if type(error).__module__.split(".")[0] != "zstandard":
+            raise
+        raise _incomplete(path, compression, error) from None
 
 
-def _open(path: Path) -> IO[bytes]:
-    return cast(IO[bytes], gzip.open(path)) if path.suffix == ".gz" else path.open("rb")
+def _incomplete(path: Path, compression: str, error: Exception) -> InputError:
+    kind = compression or "compressed"
+    reason = " ".join(str(error).split())
+    return InputError(f"--input: {path} is not a complete {kind} file: {reason:.200}; leave it out")
 
 
-def _json_lines(path: Path, field: str) -> Iterator[bytes]:
-    with _open(path) as file:
+def _json(path: Path, compression: str, field: str) -> Iterator[bytes]:
+    with open_file(path, compression) as file:
+        first = next((line for line in file if line.strip()), b"")
+        if first.lstrip().startswith(b"["):
+            yield from _json_array(path, first + file.read(), field)
+            return
+    with open_file(path, compression) as file:
         for number, line in enumerate(file, 1):
             if not line.strip():
                 continue
@@ -72,15 +92,50 @@ def _json_lines(path: Path, field: str) -> Iterator[bytes]:
                 record = json.loads(line)
             except (ValueError, RecursionError) as error:
                 raise InputError(f"{where} is not JSON: {error}; fix it") from None
-            if not isinstance(record, dict) or not isinstance(record.get(field), str):
-                names = ", ".join(record) if isinstance(record, dict) else type(record).__name__
-                if isinstance(record, dict) and field in record:
-                    names = f"{field}: {type(record[field]).__name__}"
+            yield _text_of(record, field, where)
+
+
+def _json_array(path: Path, content: bytes, field: str) -> Iterator[bytes]:
+    try:
+        records = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"--input: {path} is not JSON: {error}; fix it") from None
+    for number, record in enumerate(records, 1):
+        yield _text_of(record, field, f"--input: {path}, entry {number}")
+
+
+def _text_of(record: Any, field: str, where: str) -> bytes:
+    if isinstance(record, dict) and field in record and record[field] is None:
+        return b""
+    if not isinstance(record, dict) or not isinstance(record.get(field), str):
+        names = ", ".join(record) if isinstance(record, dict) else type(record).__name__
+        if isinstance(record, dict) and field in record:
+            names = f"{field}: {type(record[field]).__name__}"
+        raise InputError(f"{where} has no text {field!r} (there is {names:.200}); give --field")
+    # A lone surrogate is valid in JSON but not in UTF-8: it becomes a question mark.
+    return record[field].encode(errors="replace")
+
+
+def _csv(path: Path, compression: str, field: str, delimiter: str) -> Iterator[bytes]:
+    csv.field_size_limit(1 << 30)
+    with open_file(path, compression) as file:
+        lines = codecs.getreader("utf-8-sig")(file)
+        try:
+            rows = csv.DictReader(lines, delimiter=delimiter, strict=True)
+            names = list(rows.fieldnames or ())
+            if field not in names:
+                there = ", ".join(names)
                 raise InputError(
-                    f"{where} has no text {field!r} (there is {names:.200}); give --field"
+                    f"--input: {path} has no column {field!r} (there is {there:.200}); give --field"
                 )
-            # A lone surrogate is valid in JSON but not in UTF-8: it becomes a question mark.
-            yield record[field].encode(errors="replace")
+            for row in rows:
+                yield (row[field] or "").encode()
+        except UnicodeDecodeError as error:
+            raise InputError(
+                f"--input: {path} has bytes that are not UTF-8 ({error.reason}); convert it"
+            ) from None
+        except csv.Error as error:
+            raise InputError(f"--input: {path} is not CSV: {error}; fix it") from None
 
 
 def _parquet(path: Path, field: str) -> Iterator[bytes]:
@@ -96,7 +151,10 @@ def _parquet(path: Path, field: str) -> Iterator[bytes]:
                 f"--input: {path} has no column {field!r} (there is {there:.200}); give --field"
             )
         kind = file.schema_arrow.field(field).type
-        if not (pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind)):
+        if pyarrow.types.is_dictionary(kind):
+            kind = kind.value_type
+        is_text = ("is_string", "is_large_string", "is_string_view")
+        if not any(getattr(pyarrow.types, name)(kind) for name in is_text):
             raise InputError(f"--input: {path}: column {field!r} is {kind}, no text; give --field")
         for batch in file.iter_batches(batch_size=1024, columns=[field]):
             for text in batch.column(0).to_pylist():

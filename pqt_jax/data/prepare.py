@@ -20,6 +20,7 @@ import multiprocessing
 import os
 import shutil
 import sys
+import time
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
 from concurrent import futures
@@ -33,11 +34,13 @@ from pqt_jax import console, errors
 from pqt_jax.console import format_quantity
 from pqt_jax.data import documents, shards, tokenizers, tokens
 from pqt_jax.data.source import match_files
+from pqt_jax.data.splits import list_some, named_split
 from pqt_jax.errors import InputError
 from pqt_jax.interchange.folders import atomic_folder, check_destination
 
 EXIT_CODES = errors.EXIT_CODES
 _COUNTED = ("document", "byte", "token")  # fields of the index are the plurals
+_LINE_EVERY = 30  # seconds between lines of progress where there is no terminal
 _BATCH = 1 << 20  # bytes of text that a process tokenizes at a time
 
 
@@ -75,8 +78,11 @@ def parser() -> console.Parser:
     add(
         "--input",
         required=True,
+        nargs="+",
+        action="extend",
         metavar="GLOB",
-        help="files of documents: text, JSON lines (also .gz), Parquet or ArrayRecord",
+        help="files of documents: text, JSON, CSV (also compressed), Parquet or ArrayRecord; "
+        "one or more patterns or files",
     )
     add(
         "--out",
@@ -135,8 +141,13 @@ def _run(arguments: Sequence[str]) -> None:
             f"--tokenizer={options.tokenizer} has none of {ends}; give the token that ends a "
             "document by --end"
         )
-    _, paths = match_files(options.input, "--input")
-    paths = sorted(paths)
+    paths = sorted({path for glob in options.input for path in match_files(glob, "--input")[1]})
+    named = [str(path) for path in paths if named_split(path.name) in ("validation", "test")]
+    if named:
+        console.print_error(
+            f"warning: documents of all files are divided, also those of {list_some(named)}; leave "
+            "out of --input what is for validation or tests"
+        )
     with atomic_folder(options.out, None) as folder:
         writers = {
             split: shards.ShardWriter(folder, split, tokenizer.dtype, options.shard)
@@ -268,18 +279,24 @@ def _make_index(
 
 @contextlib.contextmanager
 def _progress(paths: Sequence[Path]) -> Iterator[Callable[[Batch], None]]:
-    """Show a progress bar on a terminal. Yields a function to call after each batch."""
+    """Show a progress bar on a terminal, and else a line each half minute.
+
+    Yields a function to call after each batch.
+    """
     columns = (TextColumn("files"), MofNCompleteColumn(), BarColumn(bar_width=None))
     more = (TextColumn("{task.fields[shown]}"), TimeRemainingColumn(compact=True))
-    order, size = {path: i for i, path in enumerate(paths)}, 0
+    order, size, last = {path: i for i, path in enumerate(paths)}, 0, time.monotonic()
     with Progress(*columns, *more, disable=not sys.stdout.isatty()) as bar:
         task = bar.add_task("", total=len(paths), shown="")
 
         def advance(batch: Batch) -> None:
-            nonlocal size
+            nonlocal size, last
             size += sum(map(len, batch.texts))
-            shown = f"{size / 1e6:,.0f} MB of text"
-            bar.update(task, completed=order[batch.path] + 1, shown=shown)
+            shown, done = f"{size / 1e6:,.0f} MB of text", order[batch.path] + 1
+            bar.update(task, completed=done, shown=shown)
+            if bar.disable and time.monotonic() > last + _LINE_EVERY:
+                last = time.monotonic()
+                print(f"file {done:,} of {len(paths):,}, {shown}", flush=True)
 
         yield advance
 

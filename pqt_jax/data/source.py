@@ -18,6 +18,8 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from pqt_jax.data.file_kinds import recognize
+from pqt_jax.data.splits import describe_contradictions, list_some
 from pqt_jax.errors import InputError, system_reason
 
 _FIELD = "config.data.files"
@@ -88,6 +90,10 @@ def load(files: str = "") -> Text:
         f"{sum(map(len, arrays)):,} bytes in {len(contents)} file{'s' * (len(contents) > 1)} under "
         f"{root}, {len(arrays[1]):,} of them for validation, fingerprint {digest[:12]}"
     )
+    if files and len(contents) > 1:
+        description += f"; validation: {list_some(list(validation))}"
+        if contradictions := describe_contradictions(train, validation):
+            description += f"; {contradictions}"
     return Text(train=arrays[0], validation=arrays[1], fingerprint=digest, description=description)
 
 
@@ -210,6 +216,12 @@ def _read(path: Path, argument: str) -> bytes:
     try:
         if not stat.S_ISREG(path.stat().st_mode):  # a pipe or a device may never end
             raise InputError(f"{argument}: {path} is not a regular file; leave it out")
+        kind = recognize(path, argument)
+        if kind.kind == "parquet" or kind.compression:
+            raise InputError(
+                f"{argument}: {path} is a {kind.compression or kind.kind} file, and text is read "
+                "here; unpack it, or prepare it with pqt_jax.data.prepare"
+            )
         content = path.read_bytes()
     except OSError as error:
         why = system_reason(error, "leave it out")

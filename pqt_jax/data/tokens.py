@@ -9,6 +9,8 @@ Files that are truncated, empty or changed, and tokens outside the vocabulary, a
 before compilation.
 """
 
+import dataclasses
+import functools
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
@@ -18,6 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pqt_jax.data.source import VALIDATION_ONE_IN, Text, match_files
+from pqt_jax.data.splits import describe_contradictions, list_some, named_split
 from pqt_jax.errors import InputError, system_reason
 
 INDEX = "index.json"
@@ -26,12 +29,15 @@ SPLITS = ("train", "validation")
 _FIELD = "config.data.tokens"
 _GIVE = "give a folder that pqt_jax.data.prepare made, or a glob of .bin files"
 _HEADER = 1024  # bytes of an llm.c header: int32 magic, version, number of tokens, zeros
-_MAGIC = {(20240520, 1): np.uint16, (20240801, 7): np.uint32}  # GPT-2 and Llama 3
+_MAGIC = {
+    20240520: (1, np.uint16),
+    20240801: (7, np.uint32),
+}  # of GPT-2 and Llama 3: version, dtype
 _CHUNK = 1 << 24  # number of tokens checked at a time
 
 
 class Stream:
-    """The concatenation of arrays, read in slices.
+    """The concatenation of arrays or shards, read in slices.
 
     Example:
       >>> stream = Stream([np.arange(3, dtype=np.uint16), np.arange(3, 8, dtype=np.uint16)])
@@ -39,10 +45,10 @@ class Stream:
       (8, [1, 2, 3, 4])
 
     Args:
-      arrays: arrays of one dtype; may be memory maps.
+      arrays: arrays or shards of one dtype.
     """
 
-    def __init__(self, arrays: Sequence[np.ndarray]):
+    def __init__(self, arrays: Sequence[Any]):
         self.arrays = list(arrays)
         self.ends = np.cumsum([len(array) for array in self.arrays])
         self.dtype = self.arrays[0].dtype
@@ -63,8 +69,9 @@ class Stream:
         return slices[0] if len(slices) == 1 else np.concatenate(slices or [self.arrays[0][:0]])
 
 
-class Shard(NamedTuple):
-    """A file of tokens.
+@dataclasses.dataclass(frozen=True)
+class Shard:
+    """Tokens of a file.
 
     Attributes:
       path: the file.
@@ -80,9 +87,24 @@ class Shard(NamedTuple):
     dtype: np.dtype
     digest: str = ""
 
-    def tokens(self) -> np.ndarray:
-        """Map the tokens into memory."""
-        return np.memmap(self.path, self.dtype, "r", self.offset, (self.count,))
+    def __len__(self) -> int:
+        """Number of tokens."""
+        return self.count
+
+    def __getitem__(self, at: slice) -> np.ndarray:
+        """Tokens `start:stop`, mapped into memory."""
+        return _map(self)[at]
+
+    def part(self, start: int, stop: int) -> "Shard":
+        """The shard of the tokens `start:stop`; its digest is unknown."""
+        offset = self.offset + start * self.dtype.itemsize
+        return dataclasses.replace(self, offset=offset, count=stop - start, digest="")
+
+
+@functools.lru_cache(maxsize=256)
+def _map(shard: Shard) -> np.ndarray:
+    """Map a file into memory. A map keeps the file open, and there may be 10,000 files."""
+    return np.memmap(shard.path, shard.dtype, "r", shard.offset, (shard.count,))
 
 
 class Index(NamedTuple):
@@ -91,7 +113,7 @@ class Index(NamedTuple):
     Attributes:
       vocab_size: every token is smaller.
       end: the token after each document.
-      tokenizer: the name of its file, and the options given to `tokenizers.load`.
+      tokenizer: the name of its file, the options given to `tokenizers.load`, and its fingerprint.
       shards: the shards of each of `SPLITS`.
     """
 
@@ -105,8 +127,9 @@ def load(path: str, vocab_size: int) -> Text:
     """Open token files.
 
     Args:
-      path: a folder written by `data.prepare`, or a glob of .bin files. Files with "val" in their
-        name are for validation; if there are none, the last twentieth of all tokens is.
+      path: a folder written by `data.prepare`, or a glob of .bin files. Files whose name or folder
+        has the word val, valid, validation or dev are for validation; if there are none, the last
+        twentieth of all tokens is.
       vocab_size: the model's vocabulary size; every token must be smaller.
 
     Returns:
@@ -147,7 +170,7 @@ def read_index(folder: Path) -> Index:
 
 def _parse(folder: Path, index: dict[str, Any]) -> Index:
     dtype, tokenizer = np.dtype(index["dtype"]), index["tokenizer"]
-    about = {name: str(tokenizer[name]) for name in ("name", "end", "pattern")}
+    about = {name: str(tokenizer[name]) for name in ("name", "end", "pattern", "fingerprint")}
     shards = {
         split: [
             Shard(
@@ -180,14 +203,14 @@ def _load_prepared(folder: Path, vocab_size: int) -> Text:
             _check_size(shard)
             _check_digest(shard)
             digest.update(f"{split} {shard.count} {shard.digest}\n".encode())
-        streams.append(Stream([shard.tokens() for shard in shards]))
+        streams.append(Stream(shards))
     where = f"{folder}, tokenizer {index.tokenizer['name']}"
     return _make_text(streams, digest.hexdigest(), where, index.end)
 
 
 def _load_binary(pattern: str, vocab_size: int) -> Text:
     root, paths = match_files(pattern, _FIELD, _GIVE)
-    shards = {path: _read_shard(path) for path in sorted(paths)}
+    shards = {path: _read_shard(path, vocab_size) for path in sorted(paths)}
     if len(kinds := {shard.dtype for shard in shards.values()}) > 1:
         raise InputError(f"{_FIELD}={pattern!r} has files of {' and of '.join(map(str, kinds))}")
     digest = hashlib.sha256()
@@ -201,19 +224,30 @@ def _load_binary(pattern: str, vocab_size: int) -> Text:
                     f"{_FIELD}: {path} holds token {worst} at {where}; it must be below "
                     f"config.model.vocab_size={vocab_size}"
                 )
-    validation = [shard.tokens() for path, shard in shards.items() if "val" in path.name]
-    train = [shard.tokens() for path, shard in shards.items() if "val" not in path.name]
+    names = {path: path.relative_to(root).as_posix() for path in shards}
+    held_out = [path for path in shards if named_split(names[path]) == "validation"]
+    validation = [shards[path] for path in held_out]
+    train = [shard for path, shard in shards.items() if path not in held_out]
     if not train:
         raise InputError(
             f"{_FIELD}={pattern!r} matches validation files alone; give training files"
         )
+    said = f"; validation: {list_some([names[path] for path in held_out])}"
     if not validation:  # the last tokens, as for a single text file
-        stream = Stream(train)
-        split = len(stream) - len(stream) // VALIDATION_ONE_IN
-        pairs = list(zip(train, map(int, stream.ends), strict=True))
-        train = [array[: max(0, split - end + len(array))] for array, end in pairs]
-        validation = [array[max(0, split - end + len(array)) :] for array, end in pairs]
-    return _make_text([Stream(train), Stream(validation)], digest.hexdigest(), str(root))
+        total = sum(map(len, train))
+        split, ends = total - total // VALIDATION_ONE_IN, np.cumsum([len(shard) for shard in train])
+        cuts = [
+            (shard, min(max(0, split - int(end) + len(shard)), len(shard)))
+            for shard, end in zip(train, ends, strict=True)
+        ]
+        train = [shard.part(0, cut) for shard, cut in cuts if cut]
+        validation = [shard.part(cut, len(shard)) for shard, cut in cuts if cut < len(shard)]
+        validation = validation or [np.zeros(0, train[0].dtype)]
+        said = "; validation: the last tokens"
+    trained = [name for path, name in names.items() if path not in held_out]
+    if contradictions := describe_contradictions(trained, []):
+        said += f"; {contradictions}"
+    return _make_text([Stream(train), Stream(validation)], digest.hexdigest(), f"{root}{said}")
 
 
 def _make_text(streams: Sequence[Stream], digest: str, where: str, end: int | None = None) -> Text:
@@ -227,17 +261,28 @@ def _make_text(streams: Sequence[Stream], digest: str, where: str, end: int | No
     )
 
 
-def _read_shard(path: Path) -> Shard:
+def _read_shard(path: Path, vocab_size: int) -> Shard:
     """Read the size and dtype of a .bin file, from its header if it has one."""
-    head = np.fromfile(path, np.int32, 3)
-    known = _MAGIC.get((int(head[0]), int(head[1]))) if len(head) == 3 else None
-    if known is None:
+    head = [*map(int, np.fromfile(path, np.int32, 3))]
+    if len(head) == 3 and head[0] in _MAGIC:
+        version, dtype = _MAGIC[head[0]]
+        if head[1] != version:
+            raise InputError(
+                f"{_FIELD}: {path} is a file of llm.c of version {head[1]}, and version {version} "
+                "is read; write it anew"
+            )
+        shard = Shard(path=path, offset=_HEADER, count=head[2], dtype=np.dtype(dtype))
+    else:
         size = path.stat().st_size
         shard = Shard(path=path, offset=0, count=size // 2, dtype=np.dtype(np.uint16))
         if size % 2:
             raise InputError(f"{_FIELD}: {path} has {size} bytes, no whole number of uint16 tokens")
-    else:
-        shard = Shard(path=path, offset=_HEADER, count=int(head[2]), dtype=np.dtype(known))
+        if vocab_size > 1 << 16:
+            raise InputError(
+                f"{_FIELD}: {path} has no header, so its tokens would be read as uint16, which "
+                f"cannot hold config.model.vocab_size={vocab_size}; give files with a header of "
+                "llm.c, or a folder of pqt_jax.data.prepare"
+            )
     _check_size(shard)
     return shard
 
@@ -260,6 +305,5 @@ def _check_digest(shard: Shard) -> None:
 
 
 def _chunks(shard: Shard) -> Iterator[tuple[int, np.ndarray]]:
-    tokens = shard.tokens()
-    for start in range(0, len(tokens), _CHUNK):
-        yield start, tokens[start : start + _CHUNK]
+    for start in range(0, len(shard), _CHUNK):
+        yield start, shard[start : start + _CHUNK]

@@ -5,6 +5,7 @@
 import contextlib
 import math
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +31,16 @@ def write(path: Path, content: str | bytes) -> None:
     Raises:
       OutputError: if it cannot be written.
     """
+    write_chunks(path, [content.encode() if isinstance(content, str) else content])
+
+
+def write_chunks(path: Path, chunks: Iterable[bytes]) -> None:
+    """Write a file atomically, as `write`, chunk by chunk."""
     temporary = path.with_name(path.name + ".tmp")
     try:
-        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+        with temporary.open("wb") as file:
+            for chunk in chunks:
+                file.write(chunk)
         os.replace(temporary, path)
     except OSError as error:
         with contextlib.suppress(OSError):

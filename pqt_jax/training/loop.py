@@ -14,7 +14,14 @@ import numpy as np
 
 from pqt_jax.data import pipeline
 from pqt_jax.models import partitioning
-from pqt_jax.training import final_evaluation, flops, startup_summary, step, step_records, summary
+from pqt_jax.training import (
+    final_evaluation,
+    flops,
+    startup_summary,
+    step,
+    step_records,
+    summary,
+)
 from pqt_jax.training.cadence import Cadence
 from pqt_jax.training.measurements import Measurements
 from pqt_jax.training.run import checkpoint, distributed, profiling
@@ -22,7 +29,7 @@ from pqt_jax.training.run import workdir as run_folder
 from pqt_jax.training.run.distributed import print_on_first_process
 from pqt_jax.training.run.loss_monitor import SkipError
 from pqt_jax.training.run_context import RunContext, StartPoint, restore_or_init
-from pqt_jax.training.state import TrainState
+from pqt_jax.training.state import TrainState, check_step_memory
 
 DONE = 0
 
@@ -127,6 +134,8 @@ def _compile_step(run: RunContext, start: StartPoint, key: jax.Array) -> Any:
     tokens = partitioning.put_batch(tokens, run.mesh, data.batch)
     compiled = train_step.lower(start.train_state, tokens, key).compile()
     limit = flops.device_memory(jax.local_devices()[0])
-    print_on_first_process(startup_summary.format_step_memory(compiled.memory_analysis(), limit))
+    memory = compiled.memory_analysis()
+    print_on_first_process(startup_summary.format_step_memory(memory, limit))
+    check_step_memory(memory, limit)
     print_on_first_process(f"ready after {start.timer.seconds():.0f} s")
     return compiled

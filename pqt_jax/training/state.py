@@ -122,3 +122,23 @@ def check_memory(config: RunConfig, parameters: int) -> None:
             f"{needed / 1e9:,.0f} GB on each device, and there are {there / 1e9:,.0f} GB; give a "
             "smaller model, or a larger config.mesh.fsdp"
         )
+
+
+def check_step_memory(memory: Any, limit: int) -> None:
+    """Raise InputError if the compiled step needs more than twice the memory of a device.
+
+    Up to that it is tried: a CPU may swap, and what XLA says is an upper bound.
+
+    Args:
+      memory: what `memory_analysis()` of the compiled step returns.
+      limit: bytes of the device, from `flops.device_memory`.
+    """
+    if memory is None:
+        return
+    needed = memory.argument_size_in_bytes + memory.temp_size_in_bytes
+    if needed > 2 * limit:
+        raise InputError(
+            f"config.data.batch: the compiled step takes {needed / 1e9:,.1f} GB on each device, "
+            f"and there are {limit / 1e9:,.1f} GB; give more config.data.microbatches, a "
+            "config.data.loss_chunk, config.model.remat, or a larger config.mesh.fsdp"
+        )

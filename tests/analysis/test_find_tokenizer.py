@@ -6,14 +6,16 @@ import dataclasses
 import json
 import math
 import re
+import shutil
 
 import numpy as np
 import pytest
 from flax import nnx
 
 from pqt_jax import evaluate, generate, train
-from pqt_jax.analysis import load
+from pqt_jax.analysis import find_tokenizer, load
 from pqt_jax.data import prepare, tokenizers, tokens
+from pqt_jax.errors import InputError
 from pqt_jax.interchange import huggingface
 from pqt_jax.models import Llama2
 from pqt_jax.training.loss import token_losses
@@ -151,3 +153,13 @@ def test_documents_of_characters_that_tokens_cut_are_scored(prepared, tmp_path):
     tokenizer = tokenizers.load(str(prepared / "tokenizer.json"))
     first = len(tokenizer.decode(tokenizer.encode(b"the")[:1]))
     assert results["bytes"] == (2 - 1) + (6 - 1) + (8 - first)
+
+
+def test_a_tokenizer_that_has_changed_is_refused(prepared, tmp_path):
+    folder = tmp_path / "tokens"
+    shutil.copytree(prepared / "out", folder)
+    assert find_tokenizer._load_of_run(str(folder)).vocab_size
+    path = folder / "tokenizer.json"
+    path.write_text(path.read_text() + "\n")
+    with pytest.raises(InputError, match="tokenizer.json is not the tokenizer that made"):
+        find_tokenizer._load_of_run(str(folder))

@@ -225,3 +225,16 @@ def test_a_model_of_other_tokens_is_refused(tmp_path, capsys):
 def test_options_that_leave_nothing_to_draw_are_refused(options):
     with pytest.raises(ValueError, match=next(iter(options))):
         sample_token(LOGITS, jax.random.key(0), **options)
+
+
+def test_tokens_of_a_padded_vocabulary_are_never_drawn():
+    graph, params = build("gpt2")
+    options = {"steps": 8, "key": jax.random.key(0), "temperature": 1e3}
+    assert (generate_tokens(graph, params, PROMPT, **options) >= 40).any()
+    for temperature in (1e3, 0.0):
+        options["temperature"] = temperature
+        assert (generate_tokens(graph, params, PROMPT, vocab_size=40, **options) < 40).all()
+    everything = generate_tokens(graph, params, PROMPT, **options)
+    size = MODELS["gpt2"][1].vocab_size
+    same = generate_tokens(graph, params, PROMPT, vocab_size=size, **options)
+    np.testing.assert_array_equal(everything, same)

@@ -82,3 +82,10 @@ def test_measures():
     assert results["perplexity"] == pytest.approx([math.exp(x) for x in loss])
     assert results["bits_per_byte"] == pytest.approx([x / 3 / math.log(2) for x in loss])
     assert results["difference"] == pytest.approx([0.01] * 3)  # it is the same for every document
+
+
+def test_windows_are_no_longer_than_the_longest_document():
+    documents = texts(5, 3)
+    wide, narrow = score.make_windows(documents, 1024), score.make_windows(documents, 4)
+    assert wide.tokens.shape == narrow.tokens.shape == (2, 5)
+    np.testing.assert_array_equal(wide.tokens, narrow.tokens)

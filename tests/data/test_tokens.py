@@ -3,6 +3,7 @@
 """Files of tokens, ours, nanoGPT's and llm.c's, and whatever can be wrong with them."""
 
 import json
+import resource
 
 import numpy as np
 import pytest
@@ -143,3 +144,39 @@ def test_a_prepared_folder_that_has_changed_is_refused(prepared):
     assert tokens.load(str(prepared), 257).fingerprint == before.fingerprint
     with pytest.raises(InputError, match="has a vocabulary of 257 tokens; config.model.vocab_size"):
         tokens.load(str(prepared), 256)
+
+
+def test_files_of_another_version_or_without_a_header_are_not_guessed(tmp_path):
+    write_llm_c(tmp_path / "a.bin", range(9), 20240801, 6, np.uint32)
+    with pytest.raises(InputError, match="llm.c of version 6, and version 7 is read"):
+        tokens.load(f"{tmp_path}/*.bin", 70_000)
+    (tmp_path / "a.bin").write_bytes(np.arange(40, dtype=np.uint16).tobytes())
+    assert len(tokens.load(f"{tmp_path}/*.bin", 65_536).train) == 38
+    with pytest.raises(InputError, match="no header, .* cannot hold config.model.vocab_size=65537"):
+        tokens.load(f"{tmp_path}/*.bin", 65_537)
+
+
+def test_folders_and_whole_words_choose_validation(tmp_path):
+    for name in ("train/0.bin", "train/medieval.bin", "val/0.bin", "test/0.bin"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        write_llm_c(tmp_path / name, range(len(name)))
+    text = tokens.load(f"{tmp_path}/*/*.bin", 100)
+    assert len(text.validation) == len("val/0.bin")
+    assert (
+        "; validation: val/0.bin; trained on in spite of its name: test/0.bin" in text.description
+    )
+
+
+def test_more_files_than_a_process_may_open(tmp_path):
+    """Of 10,000 files only some are mapped at a time."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    for i in range(600):
+        (tmp_path / f"train_{i:05d}.bin").write_bytes(np.full(5, i % 7, np.uint16).tobytes())
+    resource.setrlimit(resource.RLIMIT_NOFILE, (400, limits[1]))
+    try:
+        text = tokens.load(f"{tmp_path}/*.bin", 8)
+        assert len(text.train) + len(text.validation) == 3000
+        for i in range(0, 2850, 5):
+            assert text.train[i : i + 5].tolist() == [i // 5 % 7] * 5
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)

@@ -9,12 +9,14 @@ from types import SimpleNamespace
 import jax
 import pytest
 
+from pqt_jax.errors import InputError
 from pqt_jax.models import partitioning
 from pqt_jax.models.attention import Choice
 from pqt_jax.training import flops as costs
 from pqt_jax.training import startup_summary
 from pqt_jax.training.config import command_line
 from pqt_jax.training.run import metrics
+from pqt_jax.training.state import check_step_memory
 from pqt_jax.transform.rules import Rule
 from support import tiny
 from support.command import main
@@ -121,6 +123,10 @@ def test_what_is_left_and_what_the_step_takes():
         "compiled": "2 GB arguments + 500 MB temporaries = 2.5 GB of 80 GB on each device"
     }
     assert "does not say" in startup_summary.format_step_memory(None, 1)
+    check_step_memory(memory, 125 * 10**7)
+    check_step_memory(None, 1)
+    with pytest.raises(InputError, match="takes 2.5 GB on each device, and there are 1.2 GB"):
+        check_step_memory(memory, 1249 * 10**6)
     sizes = {0: "0 bytes", 1000: "1 kB", 999_999: "1 MB", 2 * 10**15: "2,000.000 TB"}
     assert {n: startup_summary.format_bytes(n) for n in sizes} == sizes
 

@@ -5,6 +5,7 @@
 import contextlib
 import json
 import math
+import re
 import resource
 import sys
 import time
@@ -83,10 +84,40 @@ def truncate(path: Path, step: int) -> int:
     """
     if not path.exists():
         return 0
-    records = [(line, _parse(line)) for line in _lines(path)]
-    kept = [line for line, record in records if record and record["step"] <= step]
-    files.write(path, "".join(f"{line}\n" for line in kept))
-    return sum(record is None for _, record in records)
+    broken = 0
+
+    def kept() -> Iterator[bytes]:
+        nonlocal broken
+        for lines in _blocks(path):
+            # Almost every block has whole lines of steps that stay; it is not parsed.
+            steps = _WHOLE.findall(lines)
+            if len(steps) == lines.count(b"\n") and max(map(int, steps)) <= step:
+                yield lines
+                continue
+            for line in filter(None, lines.decode(errors="replace").split("\n")):
+                record = _parse(line)
+                broken += record is None
+                if record and record["step"] <= step:
+                    yield f"{line}\n".encode()
+
+    files.write_chunks(path, kept())
+    return broken
+
+
+# A line as `append` writes it: a flat object whose first field is the step.
+_WHOLE = re.compile(rb'^\{"step": (\d{1,18})(?:, "[^"\\\n]*": [^"\\{}\[\]\n]+)*\}$', re.MULTILINE)
+
+
+def _blocks(path: Path, size: int = 1 << 20) -> Iterator[bytes]:
+    """Yield the whole lines of a file, about `size` bytes at a time."""
+    rest = b""
+    with path.open("rb") as file:
+        while block := file.read(size):
+            lines, newline, rest = (rest + block).rpartition(b"\n")
+            if newline:
+                yield lines + newline
+    if rest:
+        yield rest + b"\n"
 
 
 def format_line(record: Mapping[str, Any]) -> str:

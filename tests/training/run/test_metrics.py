@@ -8,6 +8,8 @@ import json
 import os
 import re
 import sys
+import time
+import tracemalloc
 from types import SimpleNamespace
 
 import numpy as np
@@ -163,3 +165,30 @@ def test_a_terminal_that_goes_away_ends_nothing(monkeypatch):
         report({"step": 2, "loss": 2.0})
         advance(3)
     assert "0/10" in terminal.getvalue()
+
+
+def test_a_million_lines_are_cut_in_little_time_and_memory(tmp_path):
+    """A resume after weeks: most blocks of lines are copied and not parsed."""
+    path, count = tmp_path / "metrics.jsonl", 300_000
+    with path.open("w") as file:
+        for step in range(1, count + 1):
+            file.write(f'{{"step": {step}, "loss": 2.5, "tokens": {step * 64}, "lr": 0.001}}\n')
+            if step in (7, 200_000):
+                file.write('{"step": 3, "lo\n')
+    tracemalloc.start()
+    began = time.process_time()
+    assert metrics.truncate(path, count - 5) == 2
+    seconds, (_, peak) = time.process_time() - began, tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 30e6 and seconds < 6  # and under tracemalloc
+    lines = path.read_text().splitlines()
+    assert len(lines) == count - 5 and json.loads(lines[-1])["step"] == count - 5
+
+
+def test_lines_that_only_look_whole_are_parsed(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    lines = ['{"step": 1, "a": 1}', '{"step": 2, "a": }', '{"step": 3, "a": [1]}', '{"a": 1}']
+    path.write_text("\n".join([*lines, '{"step": 4, "a": "x"}', '{"step": 5']))
+    assert metrics.truncate(path, 4) >= 2
+    assert path.read_text().splitlines()[0] == lines[0]
+    assert all(json.loads(line)["step"] <= 4 for line in path.read_text().splitlines())

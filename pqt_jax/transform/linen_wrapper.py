@@ -233,7 +233,8 @@ def _on_sampled(method: Any) -> Any:
 
     @functools.wraps(method)
     def call(self, *args, **kwargs):
-        model = self._pqt_sampled()
+        # A class below the wrapped one may call its methods on the bare module.
+        model = self._pqt_sampled() if isinstance(self, Wrapped) else None
         return method(self if model is None else model, *args, **kwargs)
 
     return call

@@ -90,8 +90,9 @@ def truncate(path: Path, step: int) -> int:
         nonlocal broken
         for lines in _blocks(path):
             # Almost every block has whole lines of steps that stay; it is not parsed.
-            steps = _WHOLE.findall(lines)
-            if len(steps) == lines.count(b"\n") and max(map(int, steps)) <= step:
+            steps = _START.findall(lines)
+            is_whole = len(steps) == lines.count(b"}\n") == lines.count(b"\n")
+            if is_whole and max(map(int, steps)) <= step:
                 yield lines
                 continue
             for line in filter(None, lines.decode(errors="replace").split("\n")):
@@ -104,8 +105,8 @@ def truncate(path: Path, step: int) -> int:
     return broken
 
 
-# A line as `append` writes it: a flat object whose first field is the step.
-_WHOLE = re.compile(rb'^\{"step": (\d{1,18})(?:, "[^"\\\n]*": [^"\\{}\[\]\n]+)*\}$', re.MULTILINE)
+# The start of a line as `append` writes it. A line that was cut off has no end "}".
+_START = re.compile(rb'\{"step": (\d{1,18})[,}]')
 
 
 def _blocks(path: Path, size: int = 1 << 20) -> Iterator[bytes]:

@@ -167,7 +167,7 @@ def test_a_terminal_that_goes_away_ends_nothing(monkeypatch):
     assert "0/10" in terminal.getvalue()
 
 
-def test_a_million_lines_are_cut_in_little_time_and_memory(tmp_path):
+def test_many_lines_are_cut_in_little_time_and_memory(tmp_path):
     """A resume after weeks: most blocks of lines are copied and not parsed."""
     path, count = tmp_path / "metrics.jsonl", 300_000
     with path.open("w") as file:

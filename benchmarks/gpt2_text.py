@@ -52,16 +52,19 @@ def main() -> int:
     add("--batch", type=int, default=64, help="sequences of 1024 tokens in a step; default: 64")
     add("--attention", choices=["cudnn", "xla"], default="cudnn")
     add("--markdown", type=Path, metavar="FILE", help="put the table into this file")
+    add("--methods", nargs="+", choices=METHODS, default=METHODS, help="default: all, bf16 first")
     add("--together", action="store_true", help="train all methods at once, with --steps")
     add("--smoke", action="store_true", help="a tiny model on 100 kB of text, on any device")
     options = parser.parse_args()
+    if options.methods[0] != "bf16":
+        parser.error("--methods must begin with bf16, with which the others are compared")
     if options.together and options.steps is None:
         parser.error("--together needs --steps: the rate of one method says nothing about three")
     runs = options.runs.resolve()
     runs.mkdir(parents=True, exist_ok=True)
     request = {"smoke": options.smoke, "tokenizer": options.tokenizer, "batch": options.batch}
     request |= {"attention": options.attention, "steps": options.steps, "minutes": options.minutes}
-    request |= {"together": options.together}
+    request |= {"together": options.together, "methods": list(options.methods)}
     if once(runs / "request.json", lambda: request) != request:
         parser.error(f"--runs={options.runs} began with other options; give those, or another DIR")
     study = Study(runs, options)
@@ -96,6 +99,7 @@ class Study:
 
     def run(self) -> dict[str, Any]:
         """Run all steps, and return the record."""
+        names = self.options.methods
         text = once(self.runs / "text.json", self._text)
         share = "0.3" if self.options.smoke else "0.01"
         self._command(
@@ -105,12 +109,12 @@ class Study:
             *("--validation", share),
         )
         plan = once(self.runs / "plan.json", self._plan)
-        training = [self._training(self.runs / method, method, plan["steps"]) for method in METHODS]
+        training = [self._training(self.runs / method, method, plan["steps"]) for method in names]
         for some in [training] if self.options.together else [[one] for one in training]:
             self._commands(some)
         memory = self.runs / "memory.json"
         scoring: list[tuple[Path, tuple[str, ...]]] = []
-        for method in METHODS:
+        for method in names:
             workdir = self.runs / method
             scores = workdir / "evaluation.json"
             what = ("-m", "pqt_jax.evaluate", "--workdir", str(workdir), "--weights", "all")
@@ -118,10 +122,10 @@ class Study:
         what = ("benchmarks/step_memory.py", f"--out={memory}")
         scoring.append((memory, (*what, *self._arguments("bf16", plan["steps"]))))
         self._commands(scoring)
-        methods = {method: gpt2_text_report.read_run(self.runs / method) for method in METHODS}
+        methods = {method: gpt2_text_report.read_run(self.runs / method) for method in names}
         gpt2_text_report.check_paired(methods, plan["steps"])
         measured = json.loads(memory.read_text())
-        for method in METHODS:
+        for method in names:
             methods[method]["memory"] = measured["methods"].pop(method)
         about = {"command": "python " + " ".join(sys.argv), "commands": self.commands}
         about |= {"smoke": self.options.smoke, "together": self.options.together, "text": text}

@@ -121,12 +121,12 @@ def test_docs_have_a_place_for_the_table(reports):
 @pytest.mark.slow
 def test_the_whole_study_runs_and_runs_nothing_twice(tmp_path):
     command = [sys.executable, str(BENCHMARKS / "gpt2_text.py"), f"--runs={tmp_path / 'runs'}"]
-    command += ["--smoke", f"--markdown={tmp_path / 'results.md'}"]
+    command += ["--smoke", f"--markdown={tmp_path / 'results.md'}", "--methods", "bf16", "gaussws"]
     run = lambda *more: subprocess.run([*command, *more], capture_output=True, text=True)  # noqa: E731
     first = run()
     assert first.returncode == 0, first.stdout + first.stderr
     record = json.loads((tmp_path / "runs" / "results.json").read_text())
-    assert list(record["runs"]) == ["bf16", "gaussws", "uniform"]
+    assert list(record["runs"]) == ["bf16", "gaussws"]
     assert {found["summary"]["steps"] for found in record["runs"].values()} == {record["steps"]}
     assert record["rate"] > 0 and record["text"]["bytes"] >= 100_000
     for found in record["runs"].values():

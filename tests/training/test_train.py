@@ -16,9 +16,8 @@ from support import tiny
 from support.command import end, main, start
 from support.compilation import count_compilations
 
-pytestmark = pytest.mark.jax_version
 
-
+@pytest.mark.jax_version
 @pytest.mark.slow
 def test_bf16_and_gpt2_run_to_the_end_in_process(tmp_path, capsys):
     (tmp_path / "gpt2.py").write_text(
@@ -51,6 +50,7 @@ def test_the_rate_counts_the_wait_for_the_step_before(tmp_path, monkeypatch):
     assert 0 < logged[1]["tokens_per_s"] < tokens / (4 * 0.05)
 
 
+@pytest.mark.jax_version
 @pytest.mark.slow
 def test_a_run_that_diverged_ends_with_a_summary(tmp_path, capsys):
     arguments = ("--config.steps=6", "--config.optimizer.learning_rate=1e36")

@@ -17,8 +17,6 @@ from pqt_jax.training.run import distributed, metrics
 from support import tiny
 from support.command import end, start, wait_for
 
-pytestmark = pytest.mark.jax_version
-
 SAID = re.compile("step|config|error|Traceback")  # beside what the transport between CPUs prints
 
 
@@ -69,39 +67,32 @@ def same(folder, other):
     assert found["formats"] == wanted["formats"]
 
 
+@pytest.mark.jax_version
 @pytest.mark.slow
 def test_two_processes_train_as_one_also_after_a_signal_to_one_of_them(tmp_path, text):
-    """2 × 2 devices, stopped by a signal to the second process, ended by one process of one."""
-    fields = [text, "--config.steps=24", "--config.mesh.fsdp=2"]
-    both = start_all(f"--workdir={tmp_path / 'two'}", *fields)
-    wait_for(both[0], "step=6 ")
+    """2 × 2 devices, weights split between the processes: stopped by a signal, ended, and read."""
+    given = [f"--workdir={tmp_path / 'two'}", text, "--config.steps=12"]
+    given += ["--config.mesh.fsdp=2", "--config.mesh.tensor=2"]
+    both = start_all(*given)
+    wait_for(both[0], "step=2 ")
     both[1].send_signal(signal.SIGTERM)
     (out, err), (other, other_err) = (end(p, 128 + signal.SIGTERM) for p in both)
-    assert re.search(r"stopped at step \d+ of 24; run the command again", out)
+    assert re.search(r"stopped at step \d+ of 12; run the command again", out)
     assert not SAID.search(other) and err == ""
     assert other_err.startswith("stopping after this step") and other_err.count("\n") == 1
-    alone = start(
-        f"--workdir={tmp_path / 'two'}", text, "--config.steps=24", JAX_NUM_CPU_DEVICES="1"
-    )
-    out, err = end(alone)
-    assert "resumed from step" in out and err == ""
-    end(start(f"--workdir={tmp_path / 'one'}", *fields[:2], JAX_NUM_CPU_DEVICES="1"))
-    same(tmp_path / "two", tmp_path / "one")
-
-
-@pytest.mark.slow
-def test_two_processes_finish_with_files_pictures_and_a_table(tmp_path, text):
-    given = [f"--workdir={tmp_path / 'run'}", text, "--config.steps=8", "--config.mesh.tensor=2"]
     (out, err), (other, other_err) = (end(p) for p in start_all(*given))
-    assert "learned mixed bits" in out and not SAID.search(other) and err == other_err == ""
-    names = {p.name for p in (tmp_path / "run").iterdir()}
+    assert "resumed from step" in out and "learned mixed bits" in out
+    assert not SAID.search(other) and err == other_err == ""
+    names = {p.name for p in (tmp_path / "two").iterdir()}
     assert {"loss.png", "bits.png", "summary.json", "metrics.jsonl"} <= names
+    alone = (f"--workdir={tmp_path / 'one'}", *given[1:3])
+    end(start(*alone, JAX_NUM_CPU_DEVICES="1"))
+    same(tmp_path / "two", tmp_path / "one")
     (out, err), (other, other_err) = (end(p) for p in start_all(*given))
-    assert "finished: all 8 steps are done" in out and err == other_err == ""
-    end(start(f"--workdir={tmp_path / 'one'}", text, "--config.steps=8", JAX_NUM_CPU_DEVICES="1"))
-    same(tmp_path / "run", tmp_path / "one")
+    assert "finished: all 12 steps are done" in out and err == other_err == ""
 
 
+@pytest.mark.jax_version
 @pytest.mark.slow
 @pytest.mark.parametrize("killed", [0, 1])
 def test_a_process_that_is_killed_ends_the_other_and_loses_nothing(tmp_path, text, killed):
@@ -154,6 +145,7 @@ def test_processes_of_different_runs_are_refused(tmp_path, text, name, value, me
     assert not (tmp_path / "run").exists() and not (tmp_path / "elsewhere").exists()
 
 
+@pytest.mark.jax_version
 @pytest.mark.slow
 def test_a_process_without_the_others_waits_and_says_so(tmp_path, text):
     missing = start(
@@ -247,6 +239,7 @@ def test_one_process_agrees_with_itself():
     assert stop() == signal.SIGINT
 
 
+@pytest.mark.jax_version
 @pytest.mark.slow
 def test_an_error_of_one_process_ends_all_soon(tmp_path, text):
     """Of the first, whose disk is full; without it they would wait for five minutes."""

@@ -14,9 +14,11 @@ import subprocess
 import numpy as np
 import pytest
 
+from pqt_jax import train
 from pqt_jax.training.run import metrics
 from support import tiny
 from support.command import end, main, saved_leaves, start, timeless, wait_for
+from support.paths import ROOT
 
 pytestmark = pytest.mark.slow
 KILLS = 6
@@ -84,15 +86,17 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("kind", DAMAGE)
-def test_a_damaged_newest_checkpoint_gives_way_and_its_step_is_saved_again(run_copy, kind):
+def test_a_damaged_newest_checkpoint_gives_way_and_its_step_is_saved_again(run_copy, kind, capsys):
     """Rolled back from step 8 to 4, and on to 8."""
     _, before = saved_leaves(run_copy)
     DAMAGE[kind](run_copy / "checkpoints" / "8")
     (run_copy / "summary.json").unlink()
     config = next(iter(run_copy.glob("run.json"))).read_text()
     text = re.search(r'"files": "(.*?)"', config)[1]
-    given = [f"--workdir={run_copy}", f"--config.data.files={text}", "--config.steps=8"]
-    out, err = end(start(*given))
+    given = [f"--config={ROOT / 'tests/support/tiny.py'}", f"--workdir={run_copy}"]
+    given += [f"--config.data.files={text}", "--config.steps=8"]
+    assert train.main(given) == 0
+    out, err = capsys.readouterr()
     assert re.fullmatch(
         r"checkpoint of step 8 cannot be read \(.+\) and was moved to .*/damaged/8; "
         r"resuming from step 4\n",
@@ -103,7 +107,8 @@ def test_a_damaged_newest_checkpoint_gives_way_and_its_step_is_saved_again(run_c
     assert step == 8
     for path, leaf in before.items():
         np.testing.assert_array_equal(leaf, after[path], err_msg=path)
-    out, err = end(start(*given))
+    assert train.main(given) == 0
+    out, err = capsys.readouterr()
     assert "finished: all 8 steps are done" in out and err == ""
 
 

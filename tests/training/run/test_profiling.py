@@ -14,8 +14,6 @@ from support import tiny
 from support.command import end, main, refused, start
 from support.paths import ROOT
 
-pytestmark = pytest.mark.jax_version
-
 
 @pytest.mark.parametrize("left, steps", [(100, [11, 16]), (12, [7, 12]), (4, [3, 5]), (1, [1, 2])])
 def test_a_trace_is_of_warm_steps_and_always_whole(tmp_path, monkeypatch, capsys, left, steps):
@@ -41,6 +39,7 @@ def test_a_trace_that_cannot_be_written_is_a_warning(tmp_path, monkeypatch, caps
     assert capsys.readouterr().err == f"warning: no trace is written to {tmp_path}: no\n"
 
 
+@pytest.mark.jax_version
 @pytest.mark.slow
 def test_the_command_writes_a_trace(tmp_path):
     assert main(tmp_path, "--config.steps=3", "--profile") == 0

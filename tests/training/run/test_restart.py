@@ -22,10 +22,9 @@ from pqt_jax.training.run import metrics, run_metadata, run_plots
 from support import tiny
 from support.command import check_outputs, end, main, saved_leaves, start, timeless, wait_for
 
-pytestmark = pytest.mark.jax_version
-
 
 @pytest.mark.slow  # five processes that train
+@pytest.mark.jax_version
 def test_interrupted_and_killed_runs_end_where_a_straight_run_does(tmp_path):
     text = f"--config.data.files={tiny.write_text(tmp_path / 'text.txt')}"
     straight, broken = tmp_path / "straight", tmp_path / "broken"

@@ -4,8 +4,9 @@
 
     --workdir RUN | --hf DIR | --packed DIR → weights in each format → a row of losses for each
 
-Each text file of `--data` is a document. Every number is deterministic and has a 95 % interval
-(`analysis.intervals`). `analysis.score` says which tokens are scored.
+Each text file of `--data` is a document, and so is each validation document of a prepared folder.
+Every number is deterministic and has a 95 % interval (`analysis.intervals`). `analysis.score`
+says which tokens are scored.
 
 Exit codes: `errors.EXIT_CODES`.
 """
@@ -51,7 +52,8 @@ def parser() -> console.Parser:
     add(
         "--data",
         metavar="GLOB",
-        help="text files to evaluate on; default: the run's own validation text",
+        help="text files to evaluate on, or a folder of prepared tokens, for its validation text; "
+        "default: the run's own validation text",
     )
     add(
         "--weights",

@@ -18,6 +18,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -32,12 +33,13 @@ from pqt_jax.training import init_from, loop, startup_summary, state
 from pqt_jax.training.config import command_line, saved_config, validation
 from pqt_jax.training.config.fields import flatten
 from pqt_jax.training.config.schema import RunConfig
-from pqt_jax.training.run import distributed, run_metadata, trackers, workdir
+from pqt_jax.training.run import distributed, run_metadata, tokenizer_copy, trackers, workdir
 from pqt_jax.training.run.distributed import ProcessError
 from pqt_jax.training.run.loss_monitor import SkipError
 from pqt_jax.training.run.orbax_errors import quiet_orbax
 from pqt_jax.training.run.run_metadata import Meta
 from pqt_jax.training.run.signals import collect_signals
+from pqt_jax.training.run.tokenizer_copy import TokenizerFile
 from pqt_jax.training.run_context import RunContext
 
 EXIT_CODES = {
@@ -96,7 +98,7 @@ def _run(arguments: Sequence[str], signals: Sequence[int]) -> int:
         # Connect to each other now: later, processes would wait only half a minute for each other.
         distributed.all_gather_int(0)
     checked = distributed.run_in_all(lambda: _prepare(options))
-    lock = _claim_workdir(options, checked.meta)
+    lock = _claim_workdir(options, checked)
     try:
         if number := max(distributed.all_gather_int(signals[0] if signals else 0)):
             return loop.report_stop("before training", number)
@@ -130,6 +132,7 @@ class _CheckedInput:
     mesh: Mesh | None
     take_start: Callable[[], Any]  # can be called once, so that nothing else keeps the weights
     meta: Meta
+    tokenizer: TokenizerFile | None  # to be copied into the workdir
 
 
 def _prepare(options: command_line.TrainOptions) -> _CheckedInput:
@@ -147,30 +150,58 @@ def _prepare(options: command_line.TrainOptions) -> _CheckedInput:
     validation.check_mesh(config, mesh)
     start = init_from.read(config, workdir.read_init_fingerprint(options.workdir))
     meta = run_metadata.make_metadata(config, text, start.fingerprint)
-    return _CheckedInput(text=text, mesh=mesh, take_start=[start.params].pop, meta=meta)
+    return _CheckedInput(
+        text=text,
+        mesh=mesh,
+        take_start=[start.params].pop,
+        meta=meta,
+        tokenizer=_read_tokenizer(options),
+    )
 
 
-def _claim_workdir(options: command_line.TrainOptions, meta: Meta) -> int | None:
+def _read_tokenizer(options: command_line.TrainOptions) -> TokenizerFile | None:
+    """The tokenizer of prepared data, unless the workdir has a copy already."""
+    folder = Path(options.config.data.tokens)
+    if not options.config.data.tokens or not folder.is_dir():
+        return None
+    if tokenizer_copy.is_there(options.workdir):
+        return None
+    tokenizer = tokenizer_copy.read_prepared(folder)
+    if tokenizer is None and distributed.is_first_process():
+        console.print_error(
+            f"warning: config.data.tokens={options.config.data.tokens!r} has no tokenizer any "
+            "more; give --tokenizer to generate and evaluate"
+        )
+    return tokenizer
+
+
+def _claim_workdir(options: command_line.TrainOptions, checked: _CheckedInput) -> int | None:
     """Claim the workdir for all processes, after a check that they belong to one run.
 
     Returns:
       The descriptor of the lock in the first process; None in the others.
     """
-    run = {"--workdir": str(options.workdir.absolute()), **meta}
+    run = {"--workdir": str(options.workdir.absolute()), **checked.meta}
     first = json.loads(distributed.broadcast_from_first(json.dumps(run)))
     distributed.run_in_all(lambda: _check_one_run(first, run))
     is_first = distributed.is_first_process()
     lock = distributed.run_in_all(
-        lambda: workdir.claim(options.workdir, meta) if is_first else None
+        lambda: workdir.claim(options.workdir, checked.meta) if is_first else None
     )
     distributed.run_in_all(lambda: workdir.check_shared(options.workdir))
+    if is_first and checked.tokenizer is not None:
+        tokenizer_copy.write(options.workdir, checked.tokenizer)
     return lock
 
 
 def _check_one_run(first: Meta, run: Meta) -> None:
     """Raise InputError, naming the field, if this process and the first one have different runs."""
     before, now = (
-        {name: value for name, value in meta.items() if name not in ("config", "versions")}
+        {
+            name: value
+            for name, value in meta.items()
+            if name not in ("config", "versions", "directory")
+        }
         | {f"config.{name}": value for name, value in flatten(meta["config"])}
         for meta in (first, json.loads(json.dumps(run)))
     )

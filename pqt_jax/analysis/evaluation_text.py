@@ -38,6 +38,15 @@ def read_documents(
     Raises:
       InputError: if the text cannot be read, or is not the one that the run was trained on.
     """
+    if options.data is not None and (Path(options.data) / tokens.INDEX).exists():
+        folder = Path(options.data)
+        if tokens.read_index(folder).tokenizer["fingerprint"] != tokenizer.fingerprint:
+            raise InputError(
+                f"--data={folder} was made by another tokenizer than the model's; prepare its text "
+                "with the model's, or give the text itself"
+            )
+        text = tokens.load(options.data, model.config.vocab_size, "--data")
+        return f"--data={options.data}", _split_documents(text, folder, tokenizer)
     if options.data is not None:
         texts = source.read_files(options.data, "--data")
         documents = [_tokenize(text, tokenizer, name) for name, text in texts.items()]
@@ -63,11 +72,22 @@ def _read_prepared(
         raise InputError(f"--data is missing; {name} does not say where a document ends")
     text = tokens.load(folder, vocab_size)
     _check_fingerprint(options, text.fingerprint, name)
-    all_tokens, end = text.validation[:], tokens.read_index(Path(folder)).end
-    documents = np.split(all_tokens, np.flatnonzero(all_tokens == end) + 1)[:-1]
+    return _split_documents(text, Path(folder), tokenizer)
+
+
+def _split_documents(text: source.Text, folder: Path, tokenizer: Tokenizer) -> list[Document]:
+    """The validation documents of a prepared folder.
+
+    A tokenizer that normalizes text does not give its bytes back. So the decoded sizes of all
+    documents are multiplied by one number, which makes their sum that of the index.
+    """
+    index, all_tokens = tokens.read_index(folder), text.validation[:]
+    documents = np.split(all_tokens, np.flatnonzero(all_tokens == index.end) + 1)[:-1]
+    documents = [ids[:-1] for ids in documents]
+    sizes = [len(tokenizer.decode(ids.tolist())) for ids in documents]
+    factor = index.bytes["validation"] / max(1, sum(sizes))
     return [
-        _document(ids[:-1], len(tokenizer.decode(ids[:-1].tolist())), tokenizer)
-        for ids in documents
+        _document(ids, size, tokenizer, factor) for ids, size in zip(documents, sizes, strict=True)
     ]
 
 
@@ -86,10 +106,10 @@ def _tokenize(text: bytes, tokenizer: Tokenizer, name: str) -> Document:
     return _document(ids, len(text), tokenizer)
 
 
-def _document(ids: np.ndarray, text_bytes: int, tokenizer: Tokenizer) -> Document:
-    """A document of `text_bytes` bytes, without those of its first token, which is not scored."""
+def _document(ids: np.ndarray, decoded: int, tokenizer: Tokenizer, factor: float = 1) -> Document:
+    """A document of `factor · decoded` bytes, without those of its first, unscored token."""
     first = tokenizers.count_first_token_bytes(tokenizer, ids[:4].tolist()) if ids.size else 0
-    return Document(ids, max(0, text_bytes - first))
+    return Document(ids, factor * max(0, decoded - first))
 
 
 def describe_text(

@@ -2,7 +2,7 @@
 # Copyright 2026 The pqt_jax Authors
 """Find the tokenizer of a trained model.
 
-It is the one that `--tokenizer` names, or else the one stored with the training data (a run) or
+It is the one that `--tokenizer` names, or else the one stored with the run, its data, or
 with the weights (a Hugging Face or a packed folder), or else bytes.
 """
 
@@ -14,6 +14,7 @@ from pqt_jax.analysis.load import TrainedModel
 from pqt_jax.data import tokenizers, tokens
 from pqt_jax.data.tokenizers import Tokenizer
 from pqt_jax.errors import InputError
+from pqt_jax.training.run import tokenizer_copy
 
 BYTES = 256  # the smallest vocabulary of a model that reads bytes
 
@@ -51,7 +52,7 @@ def _load(options: Namespace, model: TrainedModel) -> Tokenizer:
     if options.tokenizer is not None:
         return tokenizers.load(options.tokenizer)
     if model.run_config is not None:
-        return _load_of_run(model.run_config.data.tokens)
+        return _load_of_run(Path(options.workdir), model.run_config.data.tokens)
     folder = Path(options.hf if options.hf is not None else options.packed)
     for name in ("tokenizer.json", "tokenizer.model"):
         if (folder / name).is_file():
@@ -64,17 +65,12 @@ def _load(options: Namespace, model: TrainedModel) -> Tokenizer:
     )
 
 
-def _load_of_run(data: str) -> Tokenizer:
-    """The tokenizer of a run on prepared tokens (`config.data.tokens`), or on text as bytes."""
+def _load_of_run(workdir: Path, data: str) -> Tokenizer:
+    """The tokenizer in the workdir; in the data, for a run without; bytes for a run on text."""
+    if tokenizer_copy.is_there(workdir):
+        return tokenizer_copy.load(workdir)
     if not data:
         return tokenizers.load("bytes")
     if not Path(data).is_dir():
         raise InputError(f"--tokenizer is missing; config.data.tokens={data!r} has none")
-    index = tokens.read_index(Path(data)).tokenizer
-    name = index["name"] if index["name"] == "bytes" else str(Path(data) / index["name"])
-    tokenizer = tokenizers.load(name, end=index["end"], pattern=index["pattern"])
-    if tokenizer.fingerprint != index["fingerprint"]:
-        raise InputError(
-            f"{name} is not the tokenizer that made the tokens of {data}; put a copy back"
-        )
-    return tokenizer
+    return tokenizer_copy.load_described(Path(data), tokens.read_index(Path(data)).tokenizer)

@@ -27,7 +27,7 @@ from pqt_jax.training.config import saved_config, validation
 from pqt_jax.training.config.fields import from_values
 from pqt_jax.training.config.schema import RunConfig
 from pqt_jax.training.methods.sampling_rules import quantization_rules
-from pqt_jax.training.run import checkpoint, workdir
+from pqt_jax.training.run import checkpoint, run_metadata, workdir
 from pqt_jax.transform.rules import Rule
 from pqt_jax.transform.tree_paths import map_paths, paths_and_leaves
 
@@ -40,7 +40,7 @@ class LoadedRun:
 
     Attributes:
       config: the run's config, with `model.attention` set to "auto", since this may be another
-        machine.
+        machine, and with the data where it is seen from this directory.
       graph: structure of the bare model.
       params: its parameters, and the `BitParam`s if bits were learned.
       step: the step of the checkpoint.
@@ -85,7 +85,11 @@ def load_run(path: Path) -> LoadedRun:
     try:
         config = from_values(RunConfig, saved_config.completed(meta["config"]))
         model = dataclasses.replace(config.model, attention="auto")
-        config = dataclasses.replace(config, model=model)
+        places = {
+            n: run_metadata.locate(meta, getattr(config.data, n)) for n in ("files", "tokens")
+        }
+        data = dataclasses.replace(config.data, **places)
+        config = dataclasses.replace(config, model=model, data=data)
         validation.check(config)
     except InputError as error:
         raise InputError(

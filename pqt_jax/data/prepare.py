@@ -167,6 +167,7 @@ def _run(arguments: Sequence[str]) -> None:
                     f"--validation={options.validation}: none of {all_documents} is for {split}; "
                     f"give more documents, or {share}"
                 )
+        index[tokens.DIGEST] = tokens.compute_digest(index)
         (folder / tokens.INDEX).write_text(json.dumps(index, indent=2) + "\n")
     for split in tokens.SPLITS:
         sizes = [format_quantity(index[split][f"{noun}s"], noun) for noun in _COUNTED]

@@ -102,7 +102,6 @@ def load(path: str, *, end: str = "", pattern: str = "") -> Tokenizer:
     except OSError as error:
         why = system_reason(error, "give a tokenizer's file")
         raise InputError(f"--tokenizer={path} cannot be read: {why}") from None
-    digest = hashlib.sha256(content + b"\0" + end.encode() + b"\0" + pattern.encode()).hexdigest()
     try:
         vocab_size, end_token, encode, decode = loaders[kind](path, content, end, pattern)
     except ImportError as error:
@@ -118,10 +117,15 @@ def load(path: str, *, end: str = "", pattern: str = "") -> Tokenizer:
         name=os.path.basename(path),
         vocab_size=vocab_size,
         end=end_token,
-        fingerprint=digest,
+        fingerprint=fingerprint(content, end, pattern),
         encode=encode,
         decode=decode,
     )
+
+
+def fingerprint(content: bytes, end: str, pattern: str) -> str:
+    """SHA-256, in hexadecimal, of a tokenizer's file and the options of `load`."""
+    return hashlib.sha256(content + b"\0" + end.encode() + b"\0" + pattern.encode()).hexdigest()
 
 
 _Parts = tuple[int, int | None, Callable[[bytes], Any], Callable[[Sequence[int]], bytes]]

@@ -24,7 +24,9 @@ from pqt_jax.data.splits import describe_contradictions, list_some, named_split
 from pqt_jax.errors import InputError, system_reason
 
 INDEX = "index.json"
+DIGEST = "sha256"  # the field of the index that has the digest of the others
 VERSION = 1
+_DTYPES = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
 SPLITS = ("train", "validation")
 _FIELD = "config.data.tokens"
 _GIVE = "give a folder that pqt_jax.data.prepare made, or a glob of .bin files"
@@ -115,15 +117,17 @@ class Index(NamedTuple):
       end: the token after each document.
       tokenizer: the name of its file, the options given to `tokenizers.load`, and its fingerprint.
       shards: the shards of each of `SPLITS`.
+      bytes: the number of bytes of text of each of `SPLITS`.
     """
 
     vocab_size: int
     end: int
     tokenizer: dict[str, str]
     shards: dict[str, list[Shard]]
+    bytes: dict[str, int]
 
 
-def load(path: str, vocab_size: int) -> Text:
+def load(path: str, vocab_size: int, argument: str = _FIELD) -> Text:
     """Open token files.
 
     Args:
@@ -131,6 +135,7 @@ def load(path: str, vocab_size: int) -> Text:
         has the word val, valid, validation or dev are for validation; if there are none, the last
         twentieth of all tokens is.
       vocab_size: the model's vocabulary size; every token must be smaller.
+      argument: the name of the argument that gave the path, for messages.
 
     Returns:
       The streams, with a fingerprint of contents and order.
@@ -141,14 +146,14 @@ def load(path: str, vocab_size: int) -> Text:
     folder = Path(path)
     try:
         if folder.is_dir():
-            return _load_prepared(folder, vocab_size)
+            return _load_prepared(folder, vocab_size, argument)
         return _load_binary(path, vocab_size)
     except OSError as error:
         why = system_reason(error, "give files of tokens")
-        raise InputError(f"{_FIELD}={path!r}: {error.filename} cannot be read: {why}") from None
+        raise InputError(f"{argument}={path!r}: {error.filename} cannot be read: {why}") from None
 
 
-def read_index(folder: Path) -> Index:
+def read_index(folder: Path, argument: str = _FIELD) -> Index:
     """Read the index of a prepared folder.
 
     Raises:
@@ -156,10 +161,12 @@ def read_index(folder: Path) -> Index:
     """
     path = folder / INDEX
     if not path.exists():
-        raise InputError(f"{_FIELD}={str(folder)!r} holds no {INDEX}; {_GIVE}")
+        raise InputError(f"{argument}={str(folder)!r} holds no {INDEX}; {_GIVE}")
     try:
         index = json.loads(path.read_text())
         if (version := index["version"]) == VERSION:
+            if index.get(DIGEST, digest := compute_digest(index)) != digest:
+                raise ValueError(DIGEST)
             return _parse(folder, index)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise InputError(f"{path} is damaged; put a copy back, or prepare the data again") from None
@@ -168,9 +175,19 @@ def read_index(folder: Path) -> Index:
     )
 
 
+def compute_digest(index: dict[str, Any]) -> str:
+    """SHA-256, in hexadecimal, of all other fields of an index, in any order and layout."""
+    others = {name: value for name, value in index.items() if name != DIGEST}
+    return hashlib.sha256(json.dumps(others, sort_keys=True).encode()).hexdigest()
+
+
+def parse_tokenizer(description: dict[str, Any]) -> dict[str, str]:
+    """Read the description of a tokenizer; raises KeyError or TypeError if it is damaged."""
+    return {name: str(description[name]) for name in ("name", "end", "pattern", "fingerprint")}
+
+
 def _parse(folder: Path, index: dict[str, Any]) -> Index:
-    dtype, tokenizer = np.dtype(index["dtype"]), index["tokenizer"]
-    about = {name: str(tokenizer[name]) for name in ("name", "end", "pattern", "fingerprint")}
+    dtype, about = _DTYPES[index["dtype"]], parse_tokenizer(index["tokenizer"])
     shards = {
         split: [
             Shard(
@@ -187,21 +204,22 @@ def _parse(folder: Path, index: dict[str, Any]) -> Index:
     size, end = int(index["vocab_size"]), int(index["end"])
     if not 0 <= end < size:
         raise ValueError(f"vocab_size={size}, end={end}")
-    return Index(vocab_size=size, end=end, tokenizer=about, shards=shards)
+    sizes = {split: int(index[split]["bytes"]) for split in SPLITS}
+    return Index(vocab_size=size, end=end, tokenizer=about, shards=shards, bytes=sizes)
 
 
-def _load_prepared(folder: Path, vocab_size: int) -> Text:
-    index = read_index(folder)
+def _load_prepared(folder: Path, vocab_size: int, argument: str) -> Text:
+    index = read_index(folder, argument)
     if index.vocab_size > vocab_size:
         raise InputError(
-            f"{_FIELD}={str(folder)!r} has a vocabulary of {index.vocab_size} tokens; "
+            f"{argument}={str(folder)!r} has a vocabulary of {index.vocab_size} tokens; "
             f"config.model.vocab_size={vocab_size} must be at least that"
         )
     digest, streams = hashlib.sha256(), []
     for split, shards in index.shards.items():
         for shard in shards:
-            _check_size(shard)
-            _check_digest(shard)
+            _check_size(shard, argument)
+            _check_digest(shard, argument)
             digest.update(f"{split} {shard.count} {shard.digest}\n".encode())
         streams.append(Stream(shards))
     where = f"{folder}, tokenizer {index.tokenizer['name']}"
@@ -287,21 +305,21 @@ def _read_shard(path: Path, vocab_size: int) -> Shard:
     return shard
 
 
-def _check_size(shard: Shard) -> None:
+def _check_size(shard: Shard, argument: str = _FIELD) -> None:
     size, wanted = shard.path.stat().st_size, shard.offset + shard.count * shard.dtype.itemsize
     if not shard.count:
-        raise InputError(f"{_FIELD}: {shard.path} is empty; leave it out")
+        raise InputError(f"{argument}: {shard.path} is empty; leave it out")
     if size != wanted:
         raise InputError(
-            f"{_FIELD}: {shard.path} has {size:,} bytes and must have {wanted:,}; it is "
+            f"{argument}: {shard.path} has {size:,} bytes and must have {wanted:,}; it is "
             "incomplete, put a copy back"
         )
 
 
-def _check_digest(shard: Shard) -> None:
+def _check_digest(shard: Shard, argument: str) -> None:
     with shard.path.open("rb") as file:
         if hashlib.file_digest(file, "sha256").hexdigest() != shard.digest:
-            raise InputError(f"{_FIELD}: {shard.path} is not what was written; put a copy back")
+            raise InputError(f"{argument}: {shard.path} is not what was written; put a copy back")
 
 
 def _chunks(shard: Shard) -> Iterator[tuple[int, np.ndarray]]:

@@ -2,6 +2,7 @@
 # Copyright 2026 The pqt_jax Authors
 """Runs and models with a tokenizer are evaluated and sampled from, as those of bytes are."""
 
+import argparse
 import dataclasses
 import json
 import math
@@ -13,7 +14,7 @@ import pytest
 from flax import nnx
 
 from pqt_jax import evaluate, generate, train
-from pqt_jax.analysis import find_tokenizer, load
+from pqt_jax.analysis import evaluation_text, find_tokenizer, load
 from pqt_jax.data import prepare, tokenizers, tokens
 from pqt_jax.errors import InputError
 from pqt_jax.interchange import huggingface
@@ -156,10 +157,66 @@ def test_documents_of_characters_that_tokens_cut_are_scored(prepared, tmp_path):
 
 
 def test_a_tokenizer_that_has_changed_is_refused(prepared, tmp_path):
-    folder = tmp_path / "tokens"
+    """In a run of an older version, which has no copy of it."""
+    folder, old = tmp_path / "tokens", tmp_path / "run"
     shutil.copytree(prepared / "out", folder)
-    assert find_tokenizer._load_of_run(str(folder)).vocab_size
+    assert find_tokenizer._load_of_run(old, str(folder)).vocab_size
     path = folder / "tokenizer.json"
     path.write_text(path.read_text() + "\n")
     with pytest.raises(InputError, match="tokenizer.json is not the tokenizer that made"):
-        find_tokenizer._load_of_run(str(folder))
+        find_tokenizer._load_of_run(old, str(folder))
+
+
+def test_a_run_is_read_from_anywhere_and_after_its_data_is_gone(prepared, tmp_path, monkeypatch):
+    shutil.copytree(prepared / "out", tmp_path / "tokens")
+    run = shutil.copytree(prepared / "run", tmp_path / "run")
+    meta = json.loads((run / "run.json").read_text())
+    meta["config"]["data"]["tokens"], meta["directory"] = "tokens", str(tmp_path)
+    (run / "run.json").write_text(json.dumps(meta))
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    options = argparse.Namespace(workdir="../run", hf=None, packed=None, tokenizer=None, data=None)
+    model = load.load_model(options)
+    tokenizer = find_tokenizer.find_tokenizer(options, model)
+    _, documents = evaluation_text.read_documents(options, model, tokenizer)
+    (tmp_path / "tokens").rename(tmp_path / "moved")
+    model = load.load_model(options)
+    assert find_tokenizer.find_tokenizer(options, model).fingerprint == tokenizer.fingerprint
+    with pytest.raises(InputError, match="--data is missing; config.data.tokens='tokens' does not"):
+        evaluation_text.read_documents(options, model, tokenizer)
+    options.data = "../moved"
+    name, again = evaluation_text.read_documents(options, model, tokenizer)
+    assert name == "--data=../moved" and len(again) == len(documents) > 1
+    assert [d.bytes for d in again] == [d.bytes for d in documents]
+    with pytest.raises(InputError, match="--data=../moved was made by another tokenizer than the"):
+        evaluation_text.read_documents(options, model, tokenizers.load("bytes"))
+
+
+def test_the_bytes_of_a_text_are_counted_where_tokens_do_not_give_them_back(tmp_path):
+    """A tokenizer that leaves out accents and letters' case."""
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+
+    texts = [f"Ünder the  NAÏVE fox {'é' * i}" for i in range(1, 9)]
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer()
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    special = ["[UNK]", "<|endoftext|>"]
+    trainer = trainers.WordPieceTrainer(special_tokens=special, show_progress=False)
+    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    for i, text in enumerate(texts):
+        (tmp_path / f"{i}.txt").write_text(text)
+    given = [f"--tokenizer={tmp_path}/tokenizer.json", f"--input={tmp_path}/*.txt"]
+    given += [f"--out={tmp_path / 'out'}", "--processes=1", "--validation=0.6"]
+    assert prepare.main(given) == 0
+    text = tokens.load(str(tmp_path / "out"), 400)
+    loaded = tokenizers.load(str(tmp_path / "tokenizer.json"))
+    found = evaluation_text._split_documents(text, tmp_path / "out", loaded)
+    chosen = [x.encode() for x in texts if prepare.is_validation(x.encode(), 0.6)]
+    assert len(found) == len(chosen) > 1
+    decoded = [len(loaded.decode(document.tokens.tolist())) for document in found]
+    factor = sum(map(len, chosen)) / sum(decoded)
+    assert factor > 1.1
+    first = tokenizers.count_first_token_bytes(loaded, found[0].tokens[:4].tolist())
+    wanted = [factor * (size - first) for size in decoded]  # all begin with the same word
+    assert [document.bytes for document in found] == pytest.approx(wanted)

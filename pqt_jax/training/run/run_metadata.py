@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright 2026 The pqt_jax Authors
-"""The metadata of a run: what must be unchanged to resume it, and the versions of packages.
+"""The metadata of a run: what must be unchanged to resume it, versions, and where it began.
 
     config, text, starting weights → metadata → `run.json`, and every checkpoint
 
@@ -8,8 +8,10 @@ Two runs are the same if their configurations agree, apart from `saved_config.MA
 text, starting weights and noise stream have the same fingerprints.
 """
 
+import glob
 import importlib.metadata
 import json
+import os
 import platform
 from typing import Any
 
@@ -30,7 +32,7 @@ Meta = dict[str, Any]
 
 
 def make_metadata(config: RunConfig, text: Text, init_fingerprint: str = "") -> Meta:
-    """Make the metadata of a run: what must be unchanged to resume it, and the versions used.
+    """Make the metadata of a run that begins or goes on in the current directory.
 
     Args:
       config: the run's configuration.
@@ -44,7 +46,23 @@ def make_metadata(config: RunConfig, text: Text, init_fingerprint: str = "") -> 
         "init_fingerprint": init_fingerprint,
         "stream_version": philox.STREAM_VERSION,
         "versions": {"python": platform.python_version(), **versions},
+        "directory": os.getcwd(),
     }
+
+
+def locate(meta: Meta, files: str) -> str:
+    """Find the data of a run from any directory.
+
+    Args:
+      meta: metadata of the run.
+      files: its `config.data.files` or `config.data.tokens`; a relative one begins at the directory
+        in which the run began.
+
+    Returns:
+      The path or pattern below that directory, or `files` itself if nothing is there.
+    """
+    there = os.path.join(str(meta.get("directory", "")), os.path.expanduser(files))
+    return there if files and glob.glob(there, recursive=True) else files
 
 
 def is_metadata(meta: Any) -> bool:

@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright 2026 The pqt_jax Authors
+"""The tokenizer of a run, copied into its folder, so that the run is read wherever it lies.
+
+    config.data.tokens=DIR: the tokenizer of DIR/index.json → WORKDIR/tokenizer/
+        description.json    name of the file, options of `tokenizers.load`, fingerprint
+        tokenizer.json      the file itself, under its own name; none for bytes
+
+A run on text (`config.data.files`) reads bytes, and a run on .bin files has no tokenizer: they have
+no copy.
+"""
+
+import contextlib
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+from pqt_jax.data import tokenizers, tokens
+from pqt_jax.data.tokenizers import Tokenizer
+from pqt_jax.errors import InputError, OutputError, system_reason
+from pqt_jax.interchange import files
+from pqt_jax.training.run.workdir import TOKENIZER
+
+DESCRIPTION = "description.json"
+
+
+class TokenizerFile(NamedTuple):
+    """The file of a tokenizer, and how it is read.
+
+    Attributes:
+      description: the name of the file, the options of `tokenizers.load`, and its fingerprint; as
+        in `tokens.Index`.
+      content: the content of the file; empty for bytes.
+    """
+
+    description: dict[str, str]
+    content: bytes
+
+
+def read_prepared(folder: Path) -> TokenizerFile | None:
+    """Read the tokenizer of a folder that `data.prepare` made; None if its file is missing.
+
+    Raises:
+      InputError: if it is not the tokenizer that made the tokens, or cannot be read.
+    """
+    description = tokens.read_index(folder).tokenizer
+    if description["name"] == "bytes":
+        return TokenizerFile(description, b"")
+    path = folder / description["name"]
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        why = system_reason(error, "put a copy back")
+        raise InputError(f"config.data.tokens: {path} cannot be read: {why}") from None
+    if (
+        tokenizers.fingerprint(content, description["end"], description["pattern"])
+        != (description["fingerprint"])
+    ):
+        raise InputError(
+            f"config.data.tokens: {path} is not the tokenizer that made the tokens; put a copy back"
+        )
+    return TokenizerFile(description, content)
+
+
+def write(workdir: Path, tokenizer: TokenizerFile) -> None:
+    """Copy a tokenizer into the folder of a run; the description last, since it says all is there.
+
+    Raises:
+      OutputError: if it cannot be written.
+    """
+    folder = workdir / TOKENIZER
+    try:
+        folder.mkdir(exist_ok=True)
+    except OSError as error:
+        raise OutputError(folder, error) from None
+    if tokenizer.content:
+        files.write(folder / tokenizer.description["name"], tokenizer.content)
+    files.write(folder / DESCRIPTION, json.dumps(tokenizer.description, indent=2) + "\n")
+
+
+def is_there(workdir: Path) -> bool:
+    """Whether a run has a copy of its tokenizer."""
+    return (workdir / TOKENIZER / DESCRIPTION).exists()
+
+
+def load(workdir: Path) -> Tokenizer:
+    """Load the copy of the tokenizer that a run has.
+
+    Raises:
+      InputError: if it is damaged, or a package that reads it is missing.
+    """
+    folder = workdir / TOKENIZER
+    description = None
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
+        description = tokens.parse_tokenizer(json.loads((folder / DESCRIPTION).read_text()))
+    if description is None:
+        raise InputError(
+            f"--workdir={workdir}: {TOKENIZER}/{DESCRIPTION} in it is damaged; put a copy back, or "
+            "give --tokenizer"
+        )
+    return load_described(folder, description)
+
+
+def load_described(folder: Path, description: dict[str, str]) -> Tokenizer:
+    """Load the tokenizer that a description names.
+
+    Args:
+      folder: where its file is.
+      description: as in `TokenizerFile`.
+
+    Raises:
+      InputError: if the file is not the one that was described.
+    """
+    name = description["name"]
+    path = name if name == "bytes" else str(folder / name)
+    tokenizer = tokenizers.load(path, end=description["end"], pattern=description["pattern"])
+    if tokenizer.fingerprint != description["fingerprint"]:
+        raise InputError(
+            f"{path} is not the tokenizer that made the tokens; put a copy back, or give "
+            "--tokenizer"
+        )
+    return tokenizer

@@ -21,8 +21,6 @@ from pqt_jax.training.optimizer import make_optimizer
 from pqt_jax.training.step import build_train_step
 from support import tiny
 
-pytestmark = pytest.mark.jax_version
-
 END = 200
 GROUPED = dataclasses.replace(tiny.LLAMA2, num_heads=4, num_kv_heads=2)
 MODELS = {
@@ -123,6 +121,7 @@ def test_logits_of_a_document_are_those_of_it_alone(name, sampled):
             assert np.abs(plain[i, at] - expected).max() > 1e-2 * scale
 
 
+@pytest.mark.jax_version
 @pytest.mark.parametrize("name", ["llama2", *SLOWER])
 def test_no_gradient_crosses_a_boundary(name):
     model = build(name)

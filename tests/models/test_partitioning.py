@@ -30,10 +30,9 @@ from pqt_jax.transform.tree_paths import paths_and_leaves
 from support import tiny
 from support.command import main
 
-pytestmark = pytest.mark.jax_version
-
 SLOW = pytest.mark.slow
-SIZES = [*(pytest.param(n, marks=SLOW) for n in [(8, 1, 1), (1, 8, 1), (1, 1, 2)]), (2, 2, 2)]
+SIZES = [pytest.param(n, marks=SLOW) for n in [(8, 1, 1), (1, 8, 1), (1, 1, 2)]]
+SIZES += [pytest.param((2, 2, 2), marks=pytest.mark.jax_version)]
 # Every shard holds whole blocks: 256 / 8 = 32.
 WIDE = {"d_model": 256, "num_heads": 8, "d_ff": 512, "vocab_size": 512}
 ALL = "all"
@@ -169,6 +168,7 @@ def test_sampling_moves_nothing_but_bits(sizes):
         assert kind == "all-gather" and shape.startswith("f32") and size(shape) <= blocks, shape
 
 
+@pytest.mark.jax_version
 @pytest.mark.slow
 def test_microbatches_and_chunks_go_with_a_mesh():
     mesh = make((2, 2, 2))
@@ -178,6 +178,7 @@ def test_microbatches_and_chunks_go_with_a_mesh():
     assert float(measured["loss"]) == pytest.approx(run("llama2", (1, 1, 1))[0][0, 0], rel=2e-6)
 
 
+@pytest.mark.jax_version
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["gpt2", "llama2"])
 def test_documents_are_apart_on_every_mesh(name):

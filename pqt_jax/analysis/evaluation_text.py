@@ -15,7 +15,7 @@ from pqt_jax.analysis.load import TrainedModel
 from pqt_jax.analysis.score import Document, Windows
 from pqt_jax.console import format_quantity
 from pqt_jax.data import source, tokenizers, tokens
-from pqt_jax.data.tokenizers import Tokenizer
+from pqt_jax.data.tokenizers import TextError, Tokenizer
 from pqt_jax.errors import InputError
 from pqt_jax.training.run import workdir
 
@@ -99,10 +99,8 @@ def _check_fingerprint(options: Namespace, fingerprint: str, name: str) -> None:
 def _tokenize(text: bytes, tokenizer: Tokenizer, name: str) -> Document:
     try:
         ids = np.asarray(tokenizer.encode(text), tokenizer.dtype)
-    except UnicodeDecodeError as error:
-        raise InputError(
-            f"--data: {name} holds bytes that are not UTF-8 ({error.reason}); leave it out"
-        ) from None
+    except TextError as error:
+        raise InputError(f"--data: {name} {error}; leave it out") from None
     return _document(ids, len(text), tokenizer)
 
 

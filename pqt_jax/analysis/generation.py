@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pqt_jax.analysis import find_tokenizer, load, sampling
-from pqt_jax.data.tokenizers import Tokenizer
+from pqt_jax.data.tokenizers import TextError, Tokenizer
 from pqt_jax.errors import InputError, system_reason
 from pqt_jax.training import named_formats
 
@@ -83,11 +83,8 @@ def _tokenize(text: bytes | None, tokenizer: Tokenizer, is_masked: bool) -> np.n
         return np.array([tokenizer.end], np.int32)
     try:
         return np.asarray(tokenizer.encode(b"\n" if text is None else text), np.int32)
-    except UnicodeDecodeError as error:
-        raise InputError(
-            f"the prompt holds bytes that are not UTF-8 ({error.reason}), which tokenizer "
-            f"{tokenizer.name} cannot read; give text"
-        ) from None
+    except TextError as error:
+        raise InputError(f"tokenizer {tokenizer.name}: the prompt {error}; give another") from None
 
 
 def _count_steps(

@@ -32,7 +32,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from pqt_jax import console, errors
 from pqt_jax.console import format_quantity
-from pqt_jax.data import documents, shards, tokenizers, tokens
+from pqt_jax.data import documents, shards, tokenizer_kinds, tokenizers, tokens
 from pqt_jax.data.source import match_files
 from pqt_jax.data.splits import list_some, named_split
 from pqt_jax.errors import InputError
@@ -45,9 +45,10 @@ _BATCH = 1 << 20  # bytes of text that a process tokenizes at a time
 
 
 class Batch(NamedTuple):
-    """Documents of one file that one process tokenizes."""
+    """Documents of one file that one process tokenizes, and their numbers in the file from 1 on."""
 
     texts: list[bytes]
+    numbers: list[int]
     path: Path
 
 
@@ -136,7 +137,7 @@ def _run(arguments: Sequence[str]) -> None:
     check_destination(options.out, None, "--out=")
     tokenizer = tokenizers.load(options.tokenizer, end=options.end, pattern=options.pattern)
     if tokenizer.end is None:
-        ends = ", ".join(tokenizers.END_TOKENS)
+        ends = ", ".join(tokenizer_kinds.END_TOKENS)
         raise InputError(
             f"--tokenizer={options.tokenizer} has none of {ends}; give the token that ends a "
             "document by --end"
@@ -204,7 +205,7 @@ def _tokenize(
     ):
         try:
             for batch in _make_batches(paths, options.field):
-                waiting.append((batch, pool.submit(_encode, batch.texts)))
+                waiting.append((batch, pool.submit(_encode, batch.texts, batch.numbers)))
                 if len(waiting) > 2 * options.processes:
                     yield from _split_batch(*waiting.popleft(), options.validation, advance)
             while waiting:
@@ -219,10 +220,9 @@ def _split_batch(
 ) -> Iterator[tuple[str, bytes, np.ndarray]]:
     try:
         documents_tokens = future.result()
-    except UnicodeDecodeError as error:
+    except tokenizers.TextError as error:
         raise InputError(
-            f"--input: {batch.path} has bytes that are not UTF-8 ({error.reason}); leave it out, "
-            "or give --tokenizer=bytes"
+            f"--input: {batch.path}, {error}; leave it out, or give --tokenizer=bytes"
         ) from None
     except futures.process.BrokenProcessPool:
         raise InputError(
@@ -236,15 +236,16 @@ def _split_batch(
 
 def _make_batches(paths: Sequence[Path], field: str) -> Iterator[Batch]:
     for path in paths:
-        batch, size = Batch([], path), 0
-        for text in documents.read_documents(path, field):
+        batch, size = Batch([], [], path), 0
+        for number, text in enumerate(documents.read_documents(path, field), 1):
             if not text:
                 continue
             batch.texts.append(text)
+            batch.numbers.append(number)
             size += len(text)
             if size >= _BATCH:
                 yield batch
-                batch, size = Batch([], path), 0
+                batch, size = Batch([], [], path), 0
         yield batch
 
 
@@ -258,8 +259,14 @@ def _initialize(path: str, options: dict[str, str]) -> None:
     _encoder = tokenizers.load(path, **options)
 
 
-def _encode(texts: Sequence[bytes]) -> list[np.ndarray]:
-    return [np.asarray(_encoder.encode(text), _encoder.dtype) for text in texts]
+def _encode(texts: Sequence[bytes], numbers: Sequence[int]) -> list[np.ndarray]:
+    encoded = []
+    for text, number in zip(texts, numbers, strict=True):
+        try:
+            encoded.append(np.asarray(_encoder.encode(text), _encoder.dtype))
+        except tokenizers.TextError as error:
+            raise tokenizers.TextError(f"document {number} {error}") from None
+    return encoded
 
 
 def _make_index(

@@ -7,21 +7,32 @@
     *.model             SentencePiece
     *.tiktoken          byte-pair ranks of tiktoken
 
-The packages that read them are installed by the extra `data`.
+The packages that read them are installed by the extra `data`. `tokenizer_kinds` reads the files.
 """
 
+import contextlib
 import hashlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
+from pqt_jax.data import tokenizer_kinds
+from pqt_jax.data.tokenizer_kinds import Parts
 from pqt_jax.errors import InputError, system_reason
 
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}".encode()
-END_TOKENS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>")  # tried in this order
+_READERS = {
+    ".json": tokenizer_kinds.read_hugging_face,
+    ".model": tokenizer_kinds.read_sentencepiece,
+    ".tiktoken": tokenizer_kinds.read_tiktoken,
+}
+
+
+class TextError(ValueError):
+    """A text that a tokenizer cannot encode. The message is what follows the name of the text."""
 
 
 class Tokenizer(NamedTuple):
@@ -30,16 +41,19 @@ class Tokenizer(NamedTuple):
     Attributes:
       name: "bytes", or the name of its file.
       vocab_size: every token is smaller.
-      end: the token that ends a document, or None if it is unknown.
+      begin: the token (BOS) that the file puts before a document, or None. `encode` adds none.
+      end: the token that ends a document, or None if it is unknown. `encode` never returns it,
+        whatever a text spells.
       fingerprint: SHA-256 of the file and the options.
-      encode: UTF-8 text → tokens, without special tokens. Raises UnicodeDecodeError for bytes that
-        are not UTF-8.
+      encode: UTF-8 text → tokens, without special tokens. Raises TextError for bytes that are not
+        UTF-8, and for a text that the tokenizer's package cannot encode.
       decode: tokens → bytes of text. Of an incomplete character, its bytes (bytes, *.tiktoken) or
         those of U+FFFD.
     """
 
     name: str
     vocab_size: int
+    begin: int | None
     end: int | None
     fingerprint: str
     encode: Callable[[bytes], Sequence[int] | np.ndarray]
@@ -90,10 +104,9 @@ def load(path: str, *, end: str = "", pattern: str = "") -> Tokenizer:
         if end or pattern:
             raise InputError("--end and --pattern do not go with --tokenizer=bytes; leave them out")
         return _bytes()
-    loaders = {".json": _hugging_face, ".model": _sentencepiece, ".tiktoken": _tiktoken}
     kind = Path(path).suffix
-    if kind not in loaders:
-        known = ", ".join(f"a {suffix} file" for suffix in loaders)
+    if kind not in _READERS:
+        known = ", ".join(f"a {suffix} file" for suffix in _READERS)
         raise InputError(f"--tokenizer={path}; it must be bytes, {known}")
     if pattern and kind != ".tiktoken":
         raise InputError("--pattern goes with a .tiktoken file; leave it out")
@@ -103,32 +116,30 @@ def load(path: str, *, end: str = "", pattern: str = "") -> Tokenizer:
         why = system_reason(error, "give a tokenizer's file")
         raise InputError(f"--tokenizer={path} cannot be read: {why}") from None
     try:
-        vocab_size, end_token, encode, decode = loaders[kind](path, content, end, pattern)
+        with _package_errors():
+            parts = _READERS[kind](content, end, pattern)
     except ImportError as error:
         raise InputError(
             f"--tokenizer={path} needs the package {error.name}; pip install 'pqt_jax[data]'"
         ) from None
     except InputError as error:
         raise InputError(f"--tokenizer={path}: {error}") from None
-    except Exception as error:  # each package has its own exceptions
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise InputError(f"--tokenizer={path} is not a valid tokenizer: {reason:.200}") from None
+    except ValueError as error:
+        raise InputError(f"--tokenizer={path} is not a valid tokenizer: {error}") from None
     return Tokenizer(
         name=os.path.basename(path),
-        vocab_size=vocab_size,
-        end=end_token,
+        vocab_size=parts.vocab_size,
+        begin=parts.begin,
+        end=parts.end,
         fingerprint=fingerprint(content, end, pattern),
-        encode=encode,
-        decode=decode,
+        encode=_checked_encode(parts),
+        decode=parts.decode,
     )
 
 
 def fingerprint(content: bytes, end: str, pattern: str) -> str:
     """SHA-256, in hexadecimal, of a tokenizer's file and the options of `load`."""
     return hashlib.sha256(content + b"\0" + end.encode() + b"\0" + pattern.encode()).hexdigest()
-
-
-_Parts = tuple[int, int | None, Callable[[bytes], Any], Callable[[Sequence[int]], bytes]]
 
 
 def _bytes() -> Tokenizer:
@@ -141,78 +152,68 @@ def _bytes() -> Tokenizer:
         return bytes(token for token in tokens if token < 256)
 
     return Tokenizer(
-        name="bytes", vocab_size=257, end=256, fingerprint=digest, encode=encode, decode=decode
+        name="bytes",
+        vocab_size=257,
+        begin=None,
+        end=256,
+        fingerprint=digest,
+        encode=encode,
+        decode=decode,
     )
 
 
-def _hugging_face(path: str, content: bytes, end: str, _: str) -> _Parts:
-    import tokenizers  # a heavy package that few runs need
+def _checked_encode(parts: Parts) -> Callable[[bytes], Sequence[int]]:
+    """`Tokenizer.encode` of the parts of a file."""
 
-    model = tokenizers.Tokenizer.from_str(content.decode())
-    model.no_padding()
-    model.no_truncation()
-    model.encode_special_tokens = True  # a special token spelled in a text is text
+    def encode(text: bytes) -> Sequence[int]:
+        try:
+            characters = text.decode()
+        except UnicodeDecodeError as error:
+            raise TextError(f"has bytes that are not UTF-8 ({error.reason})") from None
+        try:
+            with _package_errors():
+                tokens = parts.encode(characters)
+        except ValueError as error:
+            raise TextError(f"cannot be tokenized: {error}") from None
+        if parts.end in tokens:  # such as the unknown token
+            raise TextError(f"holds text that becomes token {parts.end}, which ends documents")
+        return tokens
 
-    def encode(text: bytes) -> list[int]:
-        return model.encode(text.decode(), add_special_tokens=False).ids
-
-    def decode(tokens: Sequence[int]) -> bytes:
-        return model.decode([int(t) for t in tokens]).encode()
-
-    # There may be gaps between the IDs of added tokens and the others.
-    size = max(model.get_vocab(with_added_tokens=True).values()) + 1
-    return size, _find_end(end, model.token_to_id), encode, decode
-
-
-def _sentencepiece(path: str, content: bytes, end: str, _: str) -> _Parts:
-    import sentencepiece
-
-    model = sentencepiece.SentencePieceProcessor(model_proto=content)
-
-    def find(token: str) -> int | None:
-        piece = model.piece_to_id(token)
-        return None if piece == model.unk_id() else piece
-
-    def encode(text: bytes) -> list[int]:
-        return model.encode(text.decode())
-
-    def decode(tokens: Sequence[int]) -> bytes:
-        return model.decode([int(t) for t in tokens]).encode()
-
-    file_end = model.eos_id()
-    end_token = file_end if not end and file_end >= 0 else _find_end(end, find)
-    return model.vocab_size(), end_token, encode, decode
+    return encode
 
 
-def _tiktoken(path: str, content: bytes, end: str, pattern: str) -> _Parts:
-    import tiktoken
-    import tiktoken.load
-    from tiktoken_ext.openai_public import r50k_pat_str
+@contextlib.contextmanager
+def _package_errors() -> Iterator[None]:
+    """Make ValueErrors of a line from what a tokenizer's package raises.
 
-    os.environ.setdefault("TIKTOKEN_CACHE_DIR", "")  # nothing is downloaded or cached
-    ranks = tiktoken.load.load_tiktoken_bpe(path)
-    if not ranks:
-        raise InputError("it holds no ranks")
-    name = end or END_TOKENS[0]
-    last = max(ranks.values()) + 1
-    model = tiktoken.Encoding(
-        "file", pat_str=pattern or r50k_pat_str, mergeable_ranks=ranks, special_tokens={name: last}
-    )
-
-    def encode(text: bytes) -> list[int]:
-        return model.encode_ordinary(text.decode())
-
-    def decode(tokens: Sequence[int]) -> bytes:
-        return model.decode_bytes([int(t) for t in tokens])
-
-    return last + 1, last, encode, decode
+    Each package has its own exceptions. A panic of Rust code is a BaseException, which also cannot
+    be pickled, and it is written to stderr by itself.
+    """
+    with _without_stderr():
+        try:
+            yield
+        except (InputError, ImportError):
+            raise
+        except BaseException as error:
+            if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+                raise
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise ValueError(f"{reason:.200}") from None
 
 
-def _find_end(name: str, find: Callable[[str], int | None]) -> int | None:
-    for token in (name,) if name else END_TOKENS:
-        token_id = find(token)
-        if token_id is not None:
-            return token_id
-    if name:
-        raise InputError(f"it has no token {name!r}; give another --end")
-    return None
+@contextlib.contextmanager
+def _without_stderr() -> Iterator[None]:
+    """Drop what native code writes to stderr."""
+    try:
+        saved = os.dup(2)
+    except OSError:  # it is closed
+        yield
+        return
+    null = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(null, 2)
+        yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
+        os.close(null)

@@ -126,7 +126,7 @@ BAD = {
 }
 
 
-def killed(_):
+def killed(*_):
     os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -162,4 +162,30 @@ def test_text_that_is_none_is_named(tmp_path, capsys):
     (tmp_path / "a.txt").write_bytes(b"abc\xff")
     given = [f"--tokenizer={make('json', tmp_path)}", f"--input={tmp_path}/a.txt", "--processes=1"]
     message = refused(prepare.main, [*given, f"--out={tmp_path / 'out'}"], capsys)
-    assert f"{tmp_path}/a.txt has bytes that are not UTF-8 (" in message
+    assert f"{tmp_path}/a.txt, document 1 has bytes that are not UTF-8 (" in message
+
+
+@pytest.mark.parametrize("kind", ["words", "user_defined"])
+def test_a_text_that_spells_the_end_token_is_one_document(tmp_path, kind):
+    lines = [json.dumps({"text": f"a </s> b</s>c </s> {i}"}) + "\n" for i in range(32)]
+    (tmp_path / "in.jsonl").write_text("".join(lines))
+    given = [f"--tokenizer={make(kind, tmp_path)}", f"--input={tmp_path}/in.jsonl"]
+    assert (
+        prepare.main([*given, f"--out={tmp_path / 'out'}", "--validation=0.3", "--end=</s>"]) == 0
+    )
+    index = tokens.read_index(tmp_path / "out")
+    streams = tokens.load(str(tmp_path / "out"), index.vocab_size)
+    ends = [int((part[:] == index.end).sum()) for part in (streams.train, streams.validation)]
+    assert sum(ends) == 32 and min(ends) > 0
+
+
+def test_what_a_tokenizer_cannot_encode_is_named_by_file_and_document(tmp_path, capfd):
+    texts = ["a", "", "b" + "\n" * 2_000_000 + "c"]  # too much for the stack of tiktoken's regex
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in texts))
+    given = [f"--tokenizer={make('tiktoken', tmp_path)}", f"--input={tmp_path}/in.jsonl"]
+    assert prepare.main([*given, f"--out={tmp_path / 'out'}", "--processes=1"]) == 2
+    message = capfd.readouterr().err  # also of the other process
+    assert message.startswith(
+        f"error: --input: {tmp_path}/in.jsonl, document 3 cannot be tokenized"
+    )
+    assert message.count("\n") == 1 and "StackOverflow" in message

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright 2026 The pqt_jax Authors
-"""Tokenizers of four kinds, made here, against the packages that they are of."""
+"""Tokenizers of all kinds, made here, against the packages that they are of."""
+
+import base64
 
 import numpy as np
 import pytest
@@ -42,11 +44,72 @@ def test_tokens_are_those_of_the_package(tmp_path):
     assert ours.end == 260
 
 
+SPELLED = {  # what the text "a</s>b </s> <s> <unk>" becomes
+    "words": ["<unk>"] * 4,
+    "pieces": ["<unk>", "</", "##s>", "<unk>", "<unk>"],
+    "unigram": "▁ a </ s> b ▁ </ s> ▁ <unk> s> ▁ <unk>".split(),
+    "whole_words": "a </ s> b </ s> < s> < <unk> <unk> <unk> >".split(),
+}
+
+
+@pytest.mark.parametrize("kind", SPELLED)
+def test_a_text_that_spells_special_tokens_is_text(tmp_path, kind):
+    import tokenizers as hugging_face
+
+    path = make(kind, tmp_path)
+    tokenizer, theirs = tokenizers.load(path), hugging_face.Tokenizer.from_file(path)
+    assert [tokenizer.begin, tokenizer.end] == [1, 2]
+    theirs.encode_special_tokens = True
+    spelled = b"a</s>b </s> <s> <unk>"
+    assert {1, 2} & set(theirs.encode(spelled.decode(), add_special_tokens=False).ids)
+    found = tokenizer.encode(spelled)
+    assert [theirs.id_to_token(token) for token in found] == SPELLED[kind]
+    plain = "a b c 0 1"
+    assert tokenizer.encode(plain.encode()) == theirs.encode(plain, add_special_tokens=False).ids
+    tokens = [1, *theirs.encode("a b").ids[1:], 2]
+    assert tokenizer.decode(tokens) == theirs.decode(tokens).encode()
+
+
+def test_sentencepiece_finds_no_user_defined_end_in_a_text(tmp_path):
+    tokenizer = tokenizers.load(make("user_defined", tmp_path))
+    found = tokenizer.encode(b"a</s>b")
+    assert tokenizer.end not in found and tokenizer.decode(found) == b"a</s>b"
+
+
+def test_an_end_that_a_text_cannot_avoid_is_refused(tmp_path):
+    words = tokenizers.load(make("words", tmp_path), end="<unk>")
+    assert words.encode(b"a b") == [3, 4]
+    with pytest.raises(tokenizers.TextError, match="holds text that becomes token 0, which ends"):
+        words.encode(b"a d")
+
+
+@pytest.mark.parametrize(
+    "kind, begin", [("bytes", None), ("json", None), ("model", 1), ("tiktoken", None)]
+)
+def test_a_file_says_what_begins_documents(tmp_path, kind, begin):
+    assert tokenizers.load(make(kind, tmp_path)).begin == begin
+
+
+def test_text_that_tiktoken_cannot_split_is_refused(tmp_path, capfd):
+    path = make("tiktoken", tmp_path)
+    with pytest.raises(tokenizers.TextError, match="tokenized: .*StackOverflow"):
+        tokenizers.load(path).encode(b"a" + b" " * 2_000_000 + b"b")
+    with pytest.raises(tokenizers.TextError, match="--pattern leaves out some of its characters"):
+        tokenizers.load(path, pattern=r"\d+").encode(b"a1")
+    with pytest.raises(tokenizers.TextError, match="cannot be tokenized: "):
+        tokenizers.load(path, pattern=r"b|(?=a)").encode(b"ba")
+    assert capfd.readouterr().err == ""
+    assert tokenizers.load(path).decode([97, 1000]) == b"a"
+
+
 def test_the_fingerprint_is_of_all_that_decides(tmp_path):
     path = make("tiktoken", tmp_path)
     prints = {tokenizers.load(path).fingerprint, tokenizers.load(path, end="<x>").fingerprint}
     prints.add(tokenizers.load(path, pattern=r"\w+|\W+").fingerprint)
     assert len(prints) == 3 and tokenizers.load(path).fingerprint in prints
+
+
+RANKS = b"".join(base64.b64encode(bytes([i])) + b" %d\n" % i for i in range(256))
 
 
 @pytest.mark.parametrize(
@@ -57,8 +120,14 @@ def test_the_fingerprint_is_of_all_that_decides(tmp_path):
         ("t.json", b"\xff", {}, "t.json is not a valid tokenizer: "),
         ("t.model", b"abc", {}, "t.model is not a valid tokenizer: "),
         ("t.tiktoken", b"", {}, "t.tiktoken: it holds no ranks"),
-        ("t.tiktoken", b"abc", {}, "t.tiktoken is not a valid tokenizer: "),
-        ("t.tiktoken", b"YQ== 0\n", {"pattern": "("}, "t.tiktoken is not a valid tokenizer: "),
+        ("t.tiktoken", b"YQ== 0\nabc", {}, "t.tiktoken: line 2 is no piece in base64 and its"),
+        ("t.tiktoken", b"YQ== -1\n", {}, "line 1: rank -1; it must be 0 or more and below 2^31"),
+        ("t.tiktoken", b"YQ== 7\nYg== 7\n", {}, "line 2: rank 7 is that of line 1, too"),
+        ("t.tiktoken", b"YQ== 7\nYQ== 8\n", {}, "line 2 holds the piece of line 1"),
+        ("t.tiktoken", b"YQ== 0\n", {}, "it has no rank for byte 0, so it cannot read all texts"),
+        ("t.tiktoken", RANKS, {"pattern": "("}, "t.tiktoken is not a valid tokenizer: "),
+        ("t.tiktoken", RANKS, {"pattern": r"\d*"}, r"--pattern='\\d*' matches the empty text; it"),
+        ("t.model", RANKS, {}, "t.model: it holds ranks of tiktoken, as Llama 3's does, without"),
         ("t.txt", b"", {}, "t.txt; it must be bytes, a .json file, a .model file, a .tiktoken"),
         ("t.json", b"", {"pattern": "x"}, "--pattern goes with a .tiktoken file"),
     ],

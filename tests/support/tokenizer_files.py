@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright 2026 The pqt_jax Authors
-"""Tokenizers of four kinds, trained here on a little text."""
+"""Tokenizers of several kinds, trained or made here on a little text."""
 
 import base64
 import io
@@ -23,7 +23,63 @@ def make_hugging_face(path, end="<|endoftext|>"):
     return path
 
 
-def make_sentencepiece(path):
+def make_of_model(path, model, split):
+    """A tokenizer.json of a vocabulary with special tokens, whose post-processor adds <s>."""
+    from tokenizers import Tokenizer, processors
+
+    tokenizer = Tokenizer(model)
+    tokenizer.pre_tokenizer = split
+    tokenizer.add_special_tokens(["<unk>", "<s>", "</s>"])
+    begin = ("<s>", tokenizer.token_to_id("<s>"))
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[begin]
+    )
+    tokenizer.save(str(path))
+    return path
+
+
+VOCABULARY = ["<unk>", "<s>", "</s>", "a", "b", "c", "</", "s>", "##s>", *"0123456789"]
+
+
+def make_words(path):
+    from tokenizers import models, pre_tokenizers
+
+    vocabulary = {word: i for i, word in enumerate(VOCABULARY)}
+    model = models.WordLevel(vocabulary, unk_token="<unk>")
+    return make_of_model(path, model, pre_tokenizers.WhitespaceSplit())
+
+
+def make_pieces(path):
+    from tokenizers import models, pre_tokenizers
+
+    vocabulary = {word: i for i, word in enumerate(VOCABULARY)}
+    model = models.WordPiece(vocabulary, unk_token="<unk>")
+    return make_of_model(path, model, pre_tokenizers.WhitespaceSplit())
+
+
+def make_unigram(path):
+    from tokenizers import models, pre_tokenizers
+
+    pieces = [(word, -float(i)) for i, word in enumerate(VOCABULARY)]
+    model = models.Unigram([*pieces, ("▁", -3.0)], unk_id=0, byte_fallback=False)
+    return make_of_model(path, model, pre_tokenizers.Metaspace())
+
+
+def make_whole_words(path):
+    """BPE that looks a word up before it merges, as Llama 3's."""
+    from tokenizers import models, pre_tokenizers
+
+    vocabulary = {word: i for i, word in enumerate([*VOCABULARY, *"</>s"])}
+    merges = [("<", "/"), ("s", ">"), ("</", "s>")]
+    model = models.BPE(vocabulary, merges, unk_token="<unk>", ignore_merges=True)
+    return make_of_model(path, model, pre_tokenizers.WhitespaceSplit())
+
+
+def make_user_defined(path):
+    return make_sentencepiece(path, eos_id=-1, user_defined_symbols=["</s>"])
+
+
+def make_sentencepiece(path, **options):
     import sentencepiece
 
     written = io.BytesIO()
@@ -34,6 +90,7 @@ def make_sentencepiece(path):
         byte_fallback=True,
         model_type="bpe",
         minloglevel=2,
+        **options,
     )
     path.write_bytes(written.getvalue())
     return path
@@ -46,12 +103,20 @@ def make_tiktoken(path):
     return path
 
 
+KINDS = {
+    "json": (make_hugging_face, "json"),
+    "words": (make_words, "json"),
+    "pieces": (make_pieces, "json"),
+    "unigram": (make_unigram, "json"),
+    "whole_words": (make_whole_words, "json"),
+    "model": (make_sentencepiece, "model"),
+    "user_defined": (make_user_defined, "model"),
+    "tiktoken": (make_tiktoken, "tiktoken"),
+}
+
+
 def make(kind, folder):
     if kind == "bytes":
         return "bytes"
-    maker = {
-        "json": make_hugging_face,
-        "model": make_sentencepiece,
-        "tiktoken": make_tiktoken,
-    }[kind]
-    return str(maker(folder / f"tokenizer.{kind}"))
+    maker, suffix = KINDS[kind]
+    return str(maker(folder / f"tokenizer.{suffix}"))

@@ -46,7 +46,7 @@ def parser() -> console.Parser:
         prog="python -m pqt_jax.evaluate", description="Evaluate trained weights."
     )
     load.add_model_options(result)
-    find_tokenizer.add_tokenizer_option(result)
+    find_tokenizer.add_tokenizer_options(result)
     positive = console.number(int, lambda n: 0 < n < 2**31, "a whole number from 1 on")
     add = result.add_argument
     add(

@@ -41,7 +41,7 @@ def parser() -> console.Parser:
         prog="python -m pqt_jax.generate", description="Sample text from a model."
     )
     load.add_model_options(result)
-    find_tokenizer.add_tokenizer_option(result)
+    find_tokenizer.add_tokenizer_options(result)
     positive = console.number(int, lambda n: 0 < n < 2**31, "a whole number from 1 on")
     seed = console.number(int, lambda n: 0 <= n < 2**32, "a whole number from 0 to 2^32 - 1")
     temperature = console.number(
@@ -59,7 +59,7 @@ def parser() -> console.Parser:
     prompt.add_argument(
         "--prompt",
         metavar="TEXT",
-        help="text to continue; default: the token that ends a document, or a line break",
+        help="text to continue; default: the token that begins or ends a document, or a line break",
     )
     prompt.add_argument("--prompt-file", metavar="FILE", help="file whose text is continued")
     add(

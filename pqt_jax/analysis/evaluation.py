@@ -51,7 +51,10 @@ def evaluate(options: Namespace) -> None:
         raise InputError(f"{text}: {error}; give more text") from None
     unit = "byte" if tokenizer.name == "bytes" else "token"
     print(f"weights: {model.origin}")
-    print(evaluation_text.describe_text(text, documents, windows, unit, length), flush=True)
+    about = evaluation_text.describe_text(
+        text, documents, windows, unit=unit, length=length, begin=tokenizer.begin
+    )
+    print(about, flush=True)
     results = _score_formats(options, model, windows, formats)
     if options.json is not None:
         content = {
@@ -63,6 +66,7 @@ def evaluate(options: Namespace) -> None:
             "scored": int(windows.targets.sum()),
             "bytes": round(windows.bytes.sum()),
             "tokenizer": tokenizer.name,
+            "begin": tokenizer.begin,
             "length": length,
             "confidence": intervals.CONFIDENCE,
             "weights": _as_json(results),

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from pqt_jax.analysis import find_tokenizer
 from pqt_jax.analysis.load import TrainedModel
 from pqt_jax.analysis.score import Document, Windows
 from pqt_jax.console import format_quantity
@@ -49,7 +50,7 @@ def read_documents(
         return f"--data={options.data}", _split_documents(text, folder, tokenizer)
     if options.data is not None:
         texts = source.read_files(options.data, "--data")
-        documents = [_tokenize(text, tokenizer, name) for name, text in texts.items()]
+        documents = [_tokenize(text, model, tokenizer, name) for name, text in texts.items()]
         return f"--data={options.data}", documents
     assert model.run_config is not None
     data = model.run_config.data
@@ -60,7 +61,7 @@ def read_documents(
     if not data.files:
         name += ", the standard library of this Python,"
     _check_fingerprint(options, fingerprint, name)
-    return VALIDATION, [_tokenize(text, tokenizer, name) for name, text in texts.items()]
+    return VALIDATION, [_tokenize(text, model, tokenizer, name) for name, text in texts.items()]
 
 
 def _read_prepared(
@@ -96,22 +97,31 @@ def _check_fingerprint(options: Namespace, fingerprint: str, name: str) -> None:
         raise InputError(f"{name} is not the text that the run was trained on; give --data")
 
 
-def _tokenize(text: bytes, tokenizer: Tokenizer, name: str) -> Document:
+def _tokenize(text: bytes, model: TrainedModel, tokenizer: Tokenizer, name: str) -> Document:
     try:
         ids = np.asarray(tokenizer.encode(text), tokenizer.dtype)
     except TextError as error:
         raise InputError(f"--data: {name} {error}; leave it out") from None
+    find_tokenizer.check_tokens(ids, tokenizer, model, name)
     return _document(ids, len(text), tokenizer)
 
 
 def _document(ids: np.ndarray, decoded: int, tokenizer: Tokenizer, factor: float = 1) -> Document:
     """A document of `factor · decoded` bytes, without those of its first, unscored token."""
+    if tokenizer.begin is not None:
+        return Document(np.array([tokenizer.begin, *ids], np.int32), factor * decoded)
     first = tokenizers.count_first_token_bytes(tokenizer, ids[:4].tolist()) if ids.size else 0
     return Document(ids, factor * max(0, decoded - first))
 
 
 def describe_text(
-    name: str, documents: Sequence[Document], windows: Windows, unit: str, length: int
+    name: str,
+    documents: Sequence[Document],
+    windows: Windows,
+    *,
+    unit: str,
+    length: int,
+    begin: int | None,
 ) -> str:
     """Two lines: how much text is scored, and what the intervals are computed from.
 
@@ -121,12 +131,16 @@ def describe_text(
       windows: made from them.
       unit: "byte" or "token".
       length: inputs per window.
+      begin: the token that each document begins with, or None.
     """
     count = format_quantity(len(documents), "document")
     total = sum(len(document.tokens) for document in documents)
+    unscored = f"the first {unit} of a document has no context"
+    if begin is not None:
+        unscored = f"each document begins with BOS, token {begin}"
     lines = [
         f"data: {name}: {count}, {total:,} {unit}s, {windows.targets.sum():,.0f} scored once each "
-        f"(the first {unit} of a document has no context), in windows of {length}"
+        f"({unscored}), in windows of {length}"
     ]
     units = len(windows.targets)
     if units < 2:

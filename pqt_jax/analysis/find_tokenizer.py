@@ -9,7 +9,10 @@ with the weights (a Hugging Face or a packed folder), or else bytes.
 from argparse import Namespace
 from pathlib import Path
 
+import numpy as np
+
 from pqt_jax import console
+from pqt_jax.analysis.document_begin import add_bos_option, set_begin
 from pqt_jax.analysis.load import TrainedModel
 from pqt_jax.data import tokenizers, tokens
 from pqt_jax.data.tokenizers import Tokenizer
@@ -19,33 +22,55 @@ from pqt_jax.training.run import tokenizer_copy
 BYTES = 256  # the smallest vocabulary of a model that reads bytes
 
 
-def add_tokenizer_option(parser: console.Parser) -> None:
-    """Add `--tokenizer`."""
+def add_tokenizer_options(parser: console.Parser) -> None:
+    """Add `--tokenizer` and how it is used."""
     about = (
         "file of the tokenizer, *.json, *.model or *.tiktoken; or bytes; default: the one that the "
         "model was trained with"
     )
     parser.add_argument("--tokenizer", metavar="FILE", help=about)
+    add_bos_option(parser)
 
 
 def find_tokenizer(options: Namespace, model: TrainedModel) -> Tokenizer:
     """Load the tokenizer of a model.
 
+    It may have more tokens than the model, which `check_tokens` looks at.
+
     Args:
-      options: with `tokenizer`, and the options of `load.add_model_options`.
+      options: of a parser with `add_tokenizer_options` and `load.add_model_options`.
       model: from `load.load_model`.
 
+    Returns:
+      The tokenizer; its `begin` is what the model's documents begin with.
+
     Raises:
-      InputError: if there is none, it cannot be loaded, or it has more tokens than the model.
+      InputError: if there is none, it cannot be loaded, or the model lacks its BOS.
     """
-    tokenizer = _load(options, model)
-    size = BYTES if tokenizer.name == "bytes" else tokenizer.vocab_size
-    if size > model.config.vocab_size:
-        raise InputError(
-            f"tokenizer {tokenizer.name} has {size} tokens, and the model of {model.origin} only "
-            f"{model.config.vocab_size}; give the model's tokenizer by --tokenizer"
-        )
+    tokenizer = set_begin(options, _load(options, model))
+    if tokenizer.begin is not None:
+        check_tokens(np.array([tokenizer.begin]), tokenizer, model, "a document that begins by BOS")
     return tokenizer
+
+
+def check_tokens(ids: np.ndarray, tokenizer: Tokenizer, model: TrainedModel, text: str) -> None:
+    """Check that the model has all tokens of a text.
+
+    Args:
+      ids: int[tokens].
+      tokenizer: from `find_tokenizer`.
+      model: from `load.load_model`.
+      text: name of the text, for the message.
+
+    Raises:
+      InputError: naming a token that is out of range.
+    """
+    if ids.size and (worst := int(ids.max())) >= model.config.vocab_size:
+        raise InputError(
+            f"{text} holds token {worst} of tokenizer {tokenizer.name}, and the model of "
+            f"{model.origin} has {model.config.vocab_size} tokens; give the model's tokenizer by "
+            "--tokenizer"
+        )
 
 
 def _load(options: Namespace, model: TrainedModel) -> Tokenizer:

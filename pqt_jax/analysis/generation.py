@@ -31,7 +31,8 @@ def generate(options: Namespace) -> None:
     model = load.load_model(options)
     tokenizer = find_tokenizer.find_tokenizer(options, model)
     is_masked = model.run_config is not None and model.run_config.data.boundaries == "mask"
-    prompt = _tokenize(text, tokenizer, is_masked)
+    start, prompt = _tokenize(text, tokenizer, is_masked)
+    find_tokenizer.check_tokens(prompt, tokenizer, model, "the prompt")
     steps = _count_steps(options, model.config.max_length, len(prompt), tokenizer)
     weights = named_formats.round_to_format(
         model.run_config, model.params, model.rules, options.weights
@@ -50,7 +51,7 @@ def generate(options: Namespace) -> None:
         )
         if options.samples > 1:
             print(f"--- sample {i + 1} of {options.samples}")
-        print(_decode(np.concatenate([prompt, tokens[0]]), tokenizer), flush=True)
+        print(_decode(np.concatenate([prompt[start:], tokens[0]]), tokenizer), flush=True)
 
 
 def _read_prompt(options: Namespace) -> bytes | None:
@@ -73,18 +74,25 @@ def _read_prompt(options: Namespace) -> bytes | None:
     return prompt
 
 
-def _tokenize(text: bytes | None, tokenizer: Tokenizer, is_masked: bool) -> np.ndarray:
-    """The prompt as tokens; the default is what comes before a document.
+def _tokenize(text: bytes | None, tokenizer: Tokenizer, is_masked: bool) -> tuple[int, np.ndarray]:
+    """The prompt as tokens, after the number of those that are special.
 
-    That is the end token of the previous document. A model that was trained with masked boundaries
-    has never had to predict what follows that token, so its default is a line break, as for bytes.
+    Documents begin with a BOS if the model's do. The default prompt is what comes before a
+    document: that BOS, or else the end token of the previous document. A model that was trained
+    with masked boundaries has never had to predict what follows that end token, so its default is
+    a line break, as for bytes.
     """
-    if text is None and not is_masked and tokenizer.end is not None and tokenizer.name != "bytes":
-        return np.array([tokenizer.end], np.int32)
+    start = [] if tokenizer.begin is None else [tokenizer.begin]
+    if text is None:
+        is_known = tokenizer.end is not None and tokenizer.name != "bytes"
+        if not start and is_known and not is_masked:
+            start = [tokenizer.end]
+        text = b"" if start else b"\n"
     try:
-        return np.asarray(tokenizer.encode(b"\n" if text is None else text), np.int32)
+        tokens = tokenizer.encode(text) if text else []
     except TextError as error:
         raise InputError(f"tokenizer {tokenizer.name}: the prompt {error}; give another") from None
+    return len(start), np.array([*start, *tokens], np.int32)
 
 
 def _count_steps(
@@ -111,8 +119,6 @@ def _count_steps(
 
 def _decode(tokens: np.ndarray, tokenizer: Tokenizer) -> str:
     """The text up to the end of its document."""
-    if tokenizer.end is not None:
-        begin = int(tokens[0] == tokenizer.end)
-        ends = np.flatnonzero(tokens[begin:] == tokenizer.end)
-        tokens = tokens[begin : begin + int(ends[0]) if len(ends) else None]
+    ends = np.flatnonzero(tokens == tokenizer.end)
+    tokens = tokens[: int(ends[0]) if len(ends) else None]
     return tokenizer.decode(tokens.tolist()).decode(errors="replace")

@@ -210,16 +210,14 @@ def _parse(folder: Path, index: dict[str, Any]) -> Index:
 
 def _load_prepared(folder: Path, vocab_size: int, argument: str) -> Text:
     index = read_index(folder, argument)
-    if index.vocab_size > vocab_size:
-        raise InputError(
-            f"{argument}={str(folder)!r} has a vocabulary of {index.vocab_size} tokens; "
-            f"config.model.vocab_size={vocab_size} must be at least that"
-        )
     digest, streams = hashlib.sha256(), []
     for split, shards in index.shards.items():
         for shard in shards:
             _check_size(shard, argument)
             _check_digest(shard, argument)
+            if index.vocab_size > vocab_size:  # most tokenizers have tokens that never occur
+                for at, tokens in _chunks(shard):
+                    _check_range(shard, at, tokens, vocab_size, argument)
             digest.update(f"{split} {shard.count} {shard.digest}\n".encode())
         streams.append(Stream(shards))
     where = f"{folder}, tokenizer {index.tokenizer['name']}"
@@ -236,12 +234,7 @@ def _load_binary(pattern: str, vocab_size: int) -> Text:
         digest.update(f"{path.name} {shard.count}\n".encode(errors="surrogateescape"))
         for at, tokens in _chunks(shard):
             digest.update(tokens.tobytes())
-            if (worst := int(tokens.max())) >= vocab_size:
-                where = at + int(tokens.argmax())
-                raise InputError(
-                    f"{_FIELD}: {path} holds token {worst} at {where}; it must be below "
-                    f"config.model.vocab_size={vocab_size}"
-                )
+            _check_range(shard, at, tokens, vocab_size)
     names = {path: path.relative_to(root).as_posix() for path in shards}
     held_out = [path for path in shards if named_split(names[path]) == "validation"]
     validation = [shards[path] for path in held_out]
@@ -320,6 +313,17 @@ def _check_digest(shard: Shard, argument: str) -> None:
     with shard.path.open("rb") as file:
         if hashlib.file_digest(file, "sha256").hexdigest() != shard.digest:
             raise InputError(f"{argument}: {shard.path} is not what was written; put a copy back")
+
+
+def _check_range(
+    shard: Shard, at: int, tokens: np.ndarray, vocab_size: int, argument: str = _FIELD
+) -> None:
+    """Check the tokens of a shard from `at` on."""
+    if (worst := int(tokens.max())) >= vocab_size:
+        raise InputError(
+            f"{argument}: {shard.path} holds token {worst} at {at + int(tokens.argmax())}; it must "
+            f"be below config.model.vocab_size={vocab_size}"
+        )
 
 
 def _chunks(shard: Shard) -> Iterator[tuple[int, np.ndarray]]:

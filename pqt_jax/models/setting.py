@@ -135,9 +135,7 @@ def of_field(field: dataclasses.Field[Any]) -> Setting:
 
 # Fields that all models have.
 DTYPES = ("float32", "bfloat16")
-VOCAB_SIZE = about(
-    "Number of tokens in the vocabulary; bytes as tokens take 256 of them.", minimum=256
-)
+VOCAB_SIZE = about("Number of tokens in the vocabulary; of bytes, 256 or more.", minimum=1)
 D_MODEL = about("Width of the residual stream.", minimum=1)
 NUM_LAYERS = about("Number of layers.", minimum=1)
 NUM_HEADS = about("Attention heads in a layer; they divide d_model.", minimum=1)

@@ -139,9 +139,10 @@ def test_files_without_a_tokenizer_need_one(prepared, tmp_path, capsys):
 
 def test_tokens_that_the_model_does_not_have_are_refused(prepared, trained_run, capsys):
     arguments = [f"--workdir={trained_run}", f"--tokenizer={prepared / 'tokenizer.json'}"]
-    message = refused(generate.main, arguments, capsys)
+    message = refused(generate.main, [*arguments, "--prompt=the quick"], capsys)
     assert re.search(
-        r"tokenizer tokenizer.json has \d+ tokens, and the model of .* only 256", message
+        r"the prompt holds token \d+ of tokenizer tokenizer.json, and the model of .* has 256",
+        message,
     )
     assert tokens.read_index(prepared / "out").tokenizer["name"] == "tokenizer.json"
 

@@ -10,6 +10,10 @@ import pytest
 
 from pqt_jax.data import prepare, tokens
 from pqt_jax.errors import InputError
+from pqt_jax.training.config import validation
+from pqt_jax.training.config.fields import from_values
+from pqt_jax.training.config.schema import RunConfig
+from support import tiny
 
 
 def write_llm_c(path, ids, magic=20240520, version=1, dtype=np.uint16, count=None):
@@ -142,8 +146,10 @@ def test_a_prepared_folder_that_has_changed_is_refused(prepared):
             tokens.load(str(prepared), 257)
     index.write_text(text)
     assert tokens.load(str(prepared), 257).fingerprint == before.fingerprint
-    with pytest.raises(InputError, match="has a vocabulary of 257 tokens; config.model.vocab_size"):
+    with pytest.raises(InputError, match=r"bin holds token 256 at \d+; it must be below config.mo"):
         tokens.load(str(prepared), 256)
+    index.write_text(json.dumps(json.loads(text) | {"vocab_size": 1000}))  # that never occur
+    assert len(tokens.load(str(prepared), 257).train) == len(before.train)
 
 
 def test_files_of_another_version_or_without_a_header_are_not_guessed(tmp_path):
@@ -180,3 +186,11 @@ def test_more_files_than_a_process_may_open(tmp_path):
             assert text.train[i : i + 5].tolist() == [i // 5 % 7] * 5
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+def test_a_model_may_have_few_tokens(tmp_path):
+    config = tiny.get_config()
+    config.model.vocab_size, config.data.tokens = 50, f"{tmp_path}/*.bin"
+    validation.check(from_values(RunConfig, config.to_dict()))
+    write_llm_c(tmp_path / "a.bin", range(50), 20240520, 1, np.uint16)
+    assert int(tokens.load(config.data.tokens, 50).train[:].max()) == 47

@@ -113,6 +113,9 @@ def _check_data(config: RunConfig) -> None:
         raise InputError(
             f"config.data.files={data.files!r} and config.data.tokens={data.tokens!r}; give one"
         )
+    if not data.tokens and model.vocab_size < 256:
+        wanted = "256 or more, since text without config.data.tokens is read as bytes"
+        _refuse("model.vocab_size", model.vocab_size, wanted)
     if data.batch % data.microbatches:
         wanted = f"a divisor of config.data.batch={data.batch}"
         _refuse("data.microbatches", data.microbatches, wanted)

@@ -38,6 +38,7 @@ model.remat=maybe
 model.attention=flash
 model.attention=cudnn
 model.dtype=float8
+model.vocab_size=0
 model.vocab_size=100
 model.num_heads=5
 model.num_heads=32

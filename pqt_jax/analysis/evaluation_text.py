@@ -14,8 +14,9 @@ import numpy as np
 from pqt_jax.analysis import find_tokenizer
 from pqt_jax.analysis.load import TrainedModel
 from pqt_jax.analysis.score import Document, Windows
-from pqt_jax.console import format_quantity
+from pqt_jax.console import format_quantity, print_error
 from pqt_jax.data import source, tokenizers, tokens
+from pqt_jax.data.splits import list_some
 from pqt_jax.data.tokenizers import TextError, Tokenizer
 from pqt_jax.errors import InputError
 from pqt_jax.training.run import workdir
@@ -49,7 +50,9 @@ def read_documents(
         text = tokens.load(options.data, model.config.vocab_size, "--data")
         return f"--data={options.data}", _split_documents(text, folder, tokenizer)
     if options.data is not None:
-        texts = source.read_files(options.data, "--data")
+        texts, empty = source.read_files(options.data, "--data")
+        if empty:
+            print_error(f"warning: --data: left out, since empty: {list_some(empty)}")
         documents = [_tokenize(text, model, tokenizer, name) for name, text in texts.items()]
         return f"--data={options.data}", documents
     assert model.run_config is not None

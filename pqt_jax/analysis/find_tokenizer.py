@@ -18,6 +18,7 @@ from pqt_jax.data import tokenizers, tokens
 from pqt_jax.data.tokenizers import Tokenizer
 from pqt_jax.errors import InputError
 from pqt_jax.training.run import tokenizer_copy
+from pqt_jax.training.run.workdir import TOKENIZER
 
 BYTES = 256  # the smallest vocabulary of a model that reads bytes
 
@@ -29,6 +30,13 @@ def add_tokenizer_options(parser: console.Parser) -> None:
         "model was trained with"
     )
     parser.add_argument("--tokenizer", metavar="FILE", help=about)
+    parser.add_argument(
+        "--pattern",
+        default="",
+        metavar="REGEX",
+        help="regular expression by which a .tiktoken tokenizer splits text; default: that of "
+        "prepared data beside it, or GPT-2's",
+    )
     add_bos_option(parser)
 
 
@@ -75,7 +83,9 @@ def check_tokens(ids: np.ndarray, tokenizer: Tokenizer, model: TrainedModel, tex
 
 def _load(options: Namespace, model: TrainedModel) -> Tokenizer:
     if options.tokenizer is not None:
-        return tokenizers.load(options.tokenizer)
+        return _load_file(options.tokenizer, options.pattern)
+    if options.pattern:
+        raise InputError("--pattern goes with --tokenizer=FILE.tiktoken; leave it out")
     if model.run_config is not None:
         return _load_of_run(Path(options.workdir), model.run_config.data.tokens)
     folder = Path(options.hf if options.hf is not None else options.packed)
@@ -88,6 +98,24 @@ def _load(options: Namespace, model: TrainedModel) -> Tokenizer:
         f"--tokenizer is missing; the model of {folder} has {model.config.vocab_size} tokens, and "
         "its folder holds no tokenizer"
     )
+
+
+def _load_file(path: str, pattern: str) -> Tokenizer:
+    """The tokenizer of a file. That of tiktoken does not say how text is split."""
+    if Path(path).suffix != ".tiktoken" or pattern:
+        return tokenizers.load(path, pattern=pattern)
+    folder = Path(path).absolute().parent
+    if (folder / tokens.INDEX).is_file():
+        description = tokens.read_index(folder).tokenizer
+        if description["name"] == Path(path).name:
+            return tokenizer_copy.load_described(folder, description)
+    if folder.name == TOKENIZER and tokenizer_copy.is_there(folder.parent):
+        return tokenizer_copy.load(folder.parent)
+    console.print_error(
+        f"warning: {path} does not say by which pattern text is split; GPT-2's is used, give "
+        "another by --pattern"
+    )
+    return tokenizers.load(path)
 
 
 def _load_of_run(workdir: Path, data: str) -> Tokenizer:

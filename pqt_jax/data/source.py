@@ -79,10 +79,10 @@ def load(files: str = "") -> Text:
       file, the last 5 % of its bytes.
 
     Raises:
-      InputError: if no file matches, or a file is unreadable or empty.
+      InputError: if no file matches, one is unreadable, or all are empty.
     """
     root, paths = match_files(files) if files else _standard_library()
-    contents = _contents(root, paths)
+    contents, empty = _contents(root, paths)
     train, validation = _split(contents)
     arrays = [np.frombuffer(b"".join(part.values()), np.uint8) for part in (train, validation)]
     digest = _fingerprint(contents)
@@ -94,6 +94,8 @@ def load(files: str = "") -> Text:
         description += f"; validation: {list_some(list(validation))}"
         if contradictions := describe_contradictions(train, validation):
             description += f"; {contradictions}"
+    if empty:
+        description += f"; left out, since empty: {list_some(empty)}"
     return Text(train=arrays[0], validation=arrays[1], fingerprint=digest, description=description)
 
 
@@ -110,11 +112,11 @@ def read_validation_files(files: str = "", give: str = _GIVE) -> tuple[dict[str,
     Raises:
       InputError: like `load`.
     """
-    contents = _contents(*(match_files(files, give=give) if files else _standard_library()))
+    contents, _ = _contents(*(match_files(files, give=give) if files else _standard_library()))
     return _split(contents)[1], _fingerprint(contents)
 
 
-def read_files(pattern: str, argument: str) -> dict[str, bytes]:
+def read_files(pattern: str, argument: str) -> tuple[dict[str, bytes], list[str]]:
     """Read all files that a glob matches.
 
     Args:
@@ -122,10 +124,10 @@ def read_files(pattern: str, argument: str) -> dict[str, bytes]:
       argument: the name of the argument, for messages.
 
     Returns:
-      Content by name, sorted by name.
+      (content by name, sorted by name; the names of files that are left out since they are empty).
 
     Raises:
-      InputError: if no file matches, or a file is unreadable or empty.
+      InputError: if no file matches, one is unreadable, or all are empty.
     """
     return _contents(*match_files(pattern, argument), argument)
 
@@ -179,9 +181,16 @@ def match_files(pattern: str, argument: str = _FIELD, give: str = _GIVE) -> tupl
     return root, [path.absolute() for path in paths]
 
 
-def _contents(root: Path, paths: Sequence[Path], argument: str = _FIELD) -> dict[str, bytes]:
+def _contents(
+    root: Path, paths: Sequence[Path], argument: str = _FIELD
+) -> tuple[dict[str, bytes], list[str]]:
+    """Read files: (content by name, names of those that are empty)."""
     names = {path.relative_to(root).as_posix(): path for path in paths}
-    return {name: _read(names[name], argument) for name in sorted(names)}
+    contents = {name: _read(names[name], argument) for name in sorted(names)}
+    empty = [name for name in contents if not contents[name]]
+    if len(empty) == len(contents):
+        raise InputError(f"{argument}: {names[empty[0]]} is empty; give files with text")
+    return {name: content for name, content in contents.items() if content}, empty
 
 
 def _fingerprint(contents: dict[str, bytes]) -> str:
@@ -222,10 +231,7 @@ def _read(path: Path, argument: str) -> bytes:
                 f"{argument}: {path} is a {kind.compression or kind.kind} file, and text is read "
                 "here; unpack it, or prepare it with pqt_jax.data.prepare"
             )
-        content = path.read_bytes()
+        return path.read_bytes()
     except OSError as error:
         why = system_reason(error, "leave it out")
         raise InputError(f"{argument}: cannot read {path}: {why}") from None
-    if not content:
-        raise InputError(f"{argument}: {path} is empty; leave it out")
-    return content

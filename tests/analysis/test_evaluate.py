@@ -5,10 +5,15 @@
 import json
 import math
 import re
+from argparse import Namespace
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from pqt_jax import evaluate
+from pqt_jax.analysis import evaluation_text
+from pqt_jax.data import tokenizers
 from pqt_jax.errors import InputError
 from pqt_jax.training import named_formats
 from pqt_jax.training.run import digests
@@ -59,6 +64,16 @@ def test_documents_and_chosen_formats(trained_run, tmp_path, capsys):
     assert evaluate.main([*options, f"--data={tmp_path}/short.txt"]) == 0
     out = capsys.readouterr().out
     assert "no intervals: there is only one document" in out and "nan" not in out
+
+
+def test_an_empty_file_is_left_out_and_named(tmp_path, capsys):
+    for name, text in (("a", "text"), ("b", ""), ("c", "more")):
+        (tmp_path / f"{name}.txt").write_text(text)
+    options = Namespace(data=f"{tmp_path}/*.txt")
+    model: Any = SimpleNamespace(config=tiny.LLAMA2, origin="run")
+    _, documents = evaluation_text.read_documents(options, model, tokenizers.load("bytes"))
+    assert [bytes(document.tokens.tolist()) for document in documents] == [b"text", b"more"]
+    assert capsys.readouterr().err == "warning: --data: left out, since empty: b.txt\n"
 
 
 BAD_OPTIONS = {

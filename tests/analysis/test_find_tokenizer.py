@@ -2,12 +2,12 @@
 # Copyright 2026 The pqt_jax Authors
 """Runs and models with a tokenizer are evaluated and sampled from, as those of bytes are."""
 
-import argparse
 import dataclasses
 import json
 import math
 import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,6 +20,7 @@ from pqt_jax.errors import InputError
 from pqt_jax.interchange import huggingface
 from pqt_jax.models import Llama2
 from pqt_jax.training.loss import token_losses
+from pqt_jax.training.run import tokenizer_copy
 from support import tiny
 from support.command import refused
 from support.session import shared_folder
@@ -157,6 +158,34 @@ def test_documents_of_characters_that_tokens_cut_are_scored(prepared, tmp_path):
     assert results["bytes"] == (2 - 1) + (6 - 1) + (8 - first)
 
 
+def test_the_pattern_of_tiktoken_is_taken_from_prepared_data_or_said_to_be_missing(
+    tmp_path, capsys
+):
+    path, pattern, text = make("tiktoken", tmp_path), r"\w|\W", b"the the"
+    given = tokenizers.load(path, pattern=pattern)
+    assert len(given.encode(text)) == 7 != len(tokenizers.load(path).encode(text))
+    assert len(find_tokenizer._load_file(path, pattern).encode(text)) == 7
+    assert capsys.readouterr().err == ""
+    assert len(find_tokenizer._load_file(path, "").encode(text)) != 7
+    assert capsys.readouterr().err == (
+        f"warning: {path} does not say by which pattern text is split; GPT-2's is used, give "
+        "another by --pattern\n"
+    )
+    about = {"name": given.name, "end": "", "pattern": pattern, "fingerprint": given.fingerprint}
+    index = {"version": 1, "dtype": "uint16", "vocab_size": 261, "end": 260, "tokenizer": about}
+    splits = {split: {"shards": [], "bytes": 0} for split in tokens.SPLITS}
+    (tmp_path / tokens.INDEX).write_text(json.dumps(index | splits))
+    tokenizer_copy.write(tmp_path, tokenizer_copy.TokenizerFile(about, Path(path).read_bytes()))
+    for place in (path, str(tmp_path / "tokenizer" / given.name)):
+        assert len(find_tokenizer._load_file(place, "").encode(text)) == 7
+    assert capsys.readouterr().err == ""
+
+
+def test_a_pattern_needs_a_tokenizer(trained_run, capsys):
+    message = refused(generate.main, [f"--workdir={trained_run}", "--pattern=x"], capsys)
+    assert "--pattern goes with --tokenizer=FILE.tiktoken; leave it out" in message
+
+
 def test_a_tokenizer_that_has_changed_is_refused(prepared, tmp_path):
     """In a run of an older version, which has no copy of it."""
     folder, old = tmp_path / "tokens", tmp_path / "run"
@@ -176,7 +205,7 @@ def test_a_run_is_read_from_anywhere_and_after_its_data_is_gone(prepared, tmp_pa
     (run / "run.json").write_text(json.dumps(meta))
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
-    options = argparse.Namespace(workdir="../run", hf=None, packed=None, tokenizer=None, data=None)
+    options = evaluate.parser().parse_args(["--workdir=../run"])
     model = load.load_model(options)
     tokenizer = find_tokenizer.find_tokenizer(options, model)
     _, documents = evaluation_text.read_documents(options, model, tokenizer)

@@ -88,7 +88,7 @@ def test_the_fingerprint_does_not_see_where_the_files_are(tmp_path):
         (None, "*.txt", "'.*' matches no file; give a text file, or a glob"),
         (None, "missing.txt", "missing.txt' does not exist"),
         (lambda p: (p / "sub").mkdir(), "s*", "matches only folders"),
-        (lambda p: (p / "a.txt").write_text(""), "a.txt", "a.txt is empty; leave it out"),
+        (lambda p: (p / "a.txt").write_text(""), "a.txt", "a.txt is empty; give files with text"),
         (lambda p: (p / "a.txt").symlink_to(p / "gone"), "*.txt", "cannot read .*a.txt: No such"),
         (lambda p: (p / "a").symlink_to(p / "a"), "a", "Too many levels .*; leave it out"),
         (lambda p: os.mkfifo(p / "a.txt"), "*.txt", "a.txt is not a regular file; leave it out"),
@@ -102,6 +102,20 @@ def test_unusable_files_are_named(tmp_path, make, files, message):
         make(tmp_path)
     with pytest.raises(InputError, match=message):
         source.load(str(tmp_path / files))
+
+
+def test_empty_files_are_left_out_and_named(tmp_path):
+    pattern = folder(tmp_path, 30)
+    before = source.load(pattern)
+    for name in ("0.txt", "e0.txt", "e1.txt"):
+        (tmp_path / "part0" / name).write_text("")
+    text = source.load(pattern)
+    assert "; left out, since empty: part0/0.txt, part0/e0.txt" in text.description
+    assert "left out" not in before.description and len(text.validation)
+    contents, fingerprint = source.read_validation_files(pattern)
+    assert all(contents.values()) and fingerprint == text.fingerprint
+    contents, empty = source.read_files(pattern, "--data")
+    assert all(contents.values()) and len(contents) == 29 and len(empty) == 3
 
 
 def test_names_may_hold_any_byte(tmp_path):
@@ -186,6 +200,6 @@ def test_validation_windows_are_fixed_and_spread_over_the_text():
 def test_a_file_whose_name_reads_as_a_pattern_is_itself(tmp_path):
     (tmp_path / "v[1].txt").write_text("it")
     (tmp_path / "v1.txt").write_text("not it")
-    assert source.read_files(f"{tmp_path}/v[1].txt", "--data") == {"v[1].txt": b"it"}
+    assert source.read_files(f"{tmp_path}/v[1].txt", "--data")[0] == {"v[1].txt": b"it"}
     (tmp_path / "v[1].txt").unlink()
-    assert source.read_files(f"{tmp_path}/v[1].txt", "--data") == {"v1.txt": b"not it"}
+    assert source.read_files(f"{tmp_path}/v[1].txt", "--data")[0] == {"v1.txt": b"not it"}

@@ -148,7 +148,8 @@ def test_a_prepared_folder_that_has_changed_is_refused(prepared):
     assert tokens.load(str(prepared), 257).fingerprint == before.fingerprint
     with pytest.raises(InputError, match=r"bin holds token 256 at \d+; it must be below config.mo"):
         tokens.load(str(prepared), 256)
-    index.write_text(json.dumps(json.loads(text) | {"vocab_size": 1000}))  # that never occur
+    larger = json.loads(text) | {"vocab_size": 1000}  # tokens that never occur
+    index.write_text(json.dumps(larger | {tokens.DIGEST: tokens.compute_digest(larger)}))
     assert len(tokens.load(str(prepared), 257).train) == len(before.train)
 
 

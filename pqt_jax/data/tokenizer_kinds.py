@@ -47,11 +47,12 @@ def read_hugging_face(content: bytes, end: str, _: str) -> Parts:
     end_token = _find_end(end, model.token_to_id)
     vocabulary = model.get_vocab(with_added_tokens=True)
     size = max(vocabulary.values()) + 1  # there may be gaps before added tokens
-    special = {
-        token.content for token in model.get_added_tokens_decoder().values() if token.special
-    }
-    special |= {name for name, token in vocabulary.items() if token == end_token}
-    model = tokenizers.Tokenizer.from_str(_hide(json.loads(model.to_str()), special))
+    own = model.get_vocab(with_added_tokens=False)  # what texts are compared with
+    added = model.get_added_tokens_decoder().values()
+    special = {token.content for token in added if token.special}
+    ends = {name for name, token in vocabulary.items() if token == end_token}
+    if names := (special & own.keys()) | (ends - special):
+        model = tokenizers.Tokenizer.from_str(_hide(json.loads(model.to_str()), names))
     model.no_padding()
     model.no_truncation()
     model.encode_special_tokens = True
@@ -156,7 +157,7 @@ def read_tiktoken(content: bytes, end: str, pattern: str) -> Parts:
 
     def encode(text: str) -> list[int]:
         tokens = model.encode_ordinary(text)
-        if len(model.decode_bytes(tokens)) != len(text.encode()):
+        if pattern and len(model.decode_bytes(tokens)) != len(text.encode()):
             raise ValueError("--pattern leaves out some of its characters")
         return tokens
 

@@ -76,6 +76,19 @@ def test_sentencepiece_finds_no_user_defined_end_in_a_text(tmp_path):
     assert tokenizer.end not in found and tokenizer.decode(found) == b"a</s>b"
 
 
+def test_an_added_end_that_is_not_special_is_not_found_in_a_text(tmp_path):
+    import tokenizers as hugging_face
+
+    path = make("json", tmp_path)
+    model = hugging_face.Tokenizer.from_file(path)
+    model.add_tokens(["[STOP]", "[GO]"])
+    model.save(path)
+    tokenizer = tokenizers.load(path, end="[STOP]")
+    found = tokenizer.encode(b"a[STOP]b[GO]")
+    assert tokenizer.end == tokenizer.vocab_size - 2 not in found
+    assert found[-1] == tokenizer.vocab_size - 1 and tokenizer.decode(found) == b"a[STOP]b[GO]"
+
+
 def test_an_end_that_a_text_cannot_avoid_is_refused(tmp_path):
     words = tokenizers.load(make("words", tmp_path), end="<unk>")
     assert words.encode(b"a b") == [3, 4]

@@ -20,6 +20,10 @@ from pqt_jax.training.methods.sampling_rules import quantization_rules
 from pqt_jax.transform import bit_state
 from pqt_jax.transform.tree_paths import paths_and_leaves
 
+# The program that makes new weights runs once, and LLVM's highest level takes twice as long to
+# compile it (LOG.md). The weights have the same bits.
+_CPU_OPTIONS = {"xla_backend_optimization_level": 1}
+
 
 class TrainState(NamedTuple):
     """Everything that a step changes.
@@ -54,7 +58,8 @@ def init_state(
       (structure, state); new weights are a function of `config.seed`. Bit-widths are always new.
     """
     graph, init = _initializer(config, optimizer)
-    return graph, jax.jit(init)(start)
+    options = _CPU_OPTIONS if jax.default_backend() == "cpu" else None
+    return graph, jax.jit(init, compiler_options=options)(start)
 
 
 def abstract_state(

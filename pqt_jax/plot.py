@@ -4,6 +4,8 @@
 
     runs, finished or still training → pictures, and one HTML page that holds them all
 
+Runs that differ by their seed alone are compared with the baseline together, seed by seed.
+
 The folder is written whole and replaces one that an earlier call wrote. Runs are read without
 taking their lock.
 
@@ -51,6 +53,11 @@ def parser() -> console.Parser:
         "run, plot for several"
     )
     result.add_argument("--out", metavar="DIR", help=about)
+    about = (
+        "the RUN whose losses are subtracted from those of the others, with its other seeds; "
+        "default: the first with method bf16, or the first"
+    )
+    result.add_argument("--baseline", metavar="RUN", help=about)
     return result
 
 

@@ -11,10 +11,18 @@ from typing import NamedTuple
 
 from matplotlib.figure import Figure
 
-from pqt_jax.analysis import html_page, run_figures, run_reader, run_tables
+from pqt_jax.analysis import (
+    difference_figure,
+    differences,
+    html_page,
+    run_figures,
+    run_reader,
+    run_tables,
+)
 from pqt_jax.analysis.html_page import Picture
 from pqt_jax.analysis.plot_style import Runs
 from pqt_jax.analysis.run_reader import RecordedRun
+from pqt_jax.errors import InputError
 from pqt_jax.interchange import folders
 from pqt_jax.interchange.png import encode_png
 from pqt_jax.training.run import workdir
@@ -79,7 +87,8 @@ PICTURES = {
         shows=_has_bit_history,
     ),
 }
-_WRITTEN = re.compile("|".join(map(re.escape, (PAGE, *PICTURES))))
+DIFFERENCE = "difference.png"  # it needs a baseline, and so runs that differ by more than a seed
+_WRITTEN = re.compile("|".join(map(re.escape, (PAGE, DIFFERENCE, *PICTURES))))
 
 
 def compare_runs(options: Namespace) -> None:
@@ -89,18 +98,21 @@ def compare_runs(options: Namespace) -> None:
       options: the options of `pqt_jax.plot`.
 
     Raises:
-      InputError: if a run cannot be read, or the folder holds files of another kind.
+      InputError: if a run cannot be read, the baseline is none of them, or the folder holds files
+        of another kind.
       OutputError: if the folder cannot be written.
     """
     runs = dict(enumerate(run_reader.read_runs(options.runs)))
+    baseline, reason = _choose_baseline(options, runs)
     out = options.out or str(Path(options.runs[0]) / "plot" if len(runs) == 1 else "plot")
     workdir.check_not_in_checkpoints(folders.check_destination(out, _WRITTEN, "--out="), out)
-    pictures = {
-        name: Picture(kind.title, kind.caption, encode_png(kind.draw(shown)))
-        for name, kind in PICTURES.items()
-        if (shown := {i: run for i, run in runs.items() if kind.shows(run)})
-    }
-    page = make_page(runs, list(pictures.values()))
+    pictures = {}
+    for name, kind in PICTURES.items():
+        if shown := {i: run for i, run in runs.items() if kind.shows(run)}:
+            pictures[name] = Picture(kind.title, kind.caption, encode_png(kind.draw(shown)))
+        if name == "loss.png" and _differ(runs):
+            pictures[DIFFERENCE] = _draw_differences(runs, baseline, reason)
+    page = make_page(runs, baseline, list(pictures.values()))
     with folders.atomic_folder(out, _WRITTEN) as folder:
         for name, picture in pictures.items():
             (folder / name).write_bytes(picture.content)
@@ -108,21 +120,58 @@ def compare_runs(options: Namespace) -> None:
     print(f"written: {Path(out) / PAGE}")
 
 
-def make_page(runs: Runs, pictures: Sequence[Picture]) -> str:
-    """The HTML page: a table of results, the configurations, the pictures.
+def _choose_baseline(options: Namespace, runs: Runs) -> tuple[int, str]:
+    """(number of the baseline, why it is the baseline)."""
+    if options.baseline is None:
+        number = differences.default_baseline(runs)
+        is_bf16 = runs[number].fields.get("config.method") == "bf16"
+        why = "the first run with method bf16" if is_bf16 else "the first run"
+        return number, f"{why}; --baseline=RUN chooses another"
+    paths = [Path(folder).resolve() for folder in options.runs]
+    if (path := Path(options.baseline).resolve()) not in paths:
+        raise InputError(f"--baseline={options.baseline} is not among the runs; give one of them")
+    return paths.index(path), "as --baseline says"
+
+
+def _differ(runs: Runs) -> bool:
+    """Whether runs differ by more than their seeds."""
+    return len(differences.group_by_seed(runs)) > 1
+
+
+def _draw_differences(runs: Runs, baseline: int, reason: str) -> Picture:
+    base, _ = differences.split(runs, baseline)
+    caption = (
+        f"The baseline is {differences.group_label(base)} ({reason}); below zero is better. Runs "
+        "that differ by their seed alone are one curve: the mean of the differences between runs "
+        "of the same seed, with Student's 95 % interval from two seeds on. The vertical scales "
+        "ignore the first fifth, and spikes."
+    )
+    figure = difference_figure.draw_differences(runs, baseline)
+    return Picture("Loss minus the baseline's", caption, encode_png(figure))
+
+
+def make_page(runs: Runs, baseline: int, pictures: Sequence[Picture]) -> str:
+    """The HTML page: tables of runs and losses, the configurations, the pictures.
 
     Args:
       runs: runs by their numbers.
+      baseline: the number of the run with which the others are compared.
       pictures: pictures of these runs, in order.
     """
     names = ", ".join(run.name for run in runs.values())
     title = f"Run {names}" if len(runs) == 1 else f"{len(runs)} runs"
     title += f": {names}" if len(runs) > 1 and len(names) < 80 else ""
     now = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
-    overview = html_page.section(
-        "Results", run_tables.results_table(runs), html_page.paragraph(run_tables.ABOUT)
-    )
-    sections = [overview, run_tables.configuration_section(runs)]
+    sections = [
+        html_page.section("Runs", run_tables.training_table(runs)),
+        html_page.section(
+            "Loss in fewer bits",
+            run_tables.loss_table(runs),
+            html_page.paragraph(run_tables.ABOUT_LOSSES),
+        ),
+        *_difference_section(runs, baseline),
+        run_tables.configuration_section(runs),
+    ]
     sections += map(html_page.picture, pictures)
     learning = [run for run in runs.values() if run_reader.learns_bits(run)]
     if not learning:
@@ -131,6 +180,17 @@ def make_page(runs: Runs, pictures: Sequence[Picture]) -> str:
         missing = f"Without {workdir.BIT_HISTORY}, and so without bit-widths by layer: "
         sections.append(html_page.paragraph(missing + ", ".join(without_history) + "."))
     return html_page.page(title, f"As of {now}; {_describe_state(runs)}.", sections)
+
+
+def _difference_section(runs: Runs, baseline: int) -> list[str]:
+    """The table of differences, where the baseline and runs of another group are finished."""
+    finished = {i: run for i, run in runs.items() if run.summary}
+    base = [i for i in differences.split(runs, baseline)[0] if i in finished]
+    if not base or not _differ(finished):
+        return []
+    table = run_tables.difference_table(finished, base[0])
+    about = html_page.paragraph(run_tables.ABOUT_DIFFERENCES)
+    return [html_page.section("Loss minus the baseline's", table, about)]
 
 
 def _describe_state(runs: Runs) -> str:

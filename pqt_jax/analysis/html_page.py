@@ -23,7 +23,9 @@ body {{ font: 15px/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff;
 h1 {{ font-size: 1.6em; margin: 0; overflow-wrap: anywhere; }}
 h2 {{ font-size: 1.2em; margin: 2em 0 .4em; }}
 p, figcaption, summary {{ color: #444; max-width: 75em; }}
-.wide {{ overflow-x: auto; }}
+.wide {{ overflow-x: auto; /* with a shadow at the right edge until it is scrolled there */
+ background: linear-gradient(270deg, #fff 40%, #fff0) right/3em 100% no-repeat local,
+  linear-gradient(270deg, #0003, #0000) right/1em 100% no-repeat scroll; }}
 table {{ border-collapse: collapse; font-size: 13px; font-variant-numeric: tabular-nums; }}
 th, td {{ padding: .3em .6em; text-align: left; vertical-align: top; }}
 thead th {{ border-bottom: 2px solid #888; vertical-align: bottom; }}
@@ -32,9 +34,11 @@ tbody th {{ font-weight: normal; }}
 .numbers td {{ text-align: right; white-space: nowrap; }}
 .numbers thead th + th {{ text-align: right; }}
 .numbers th:first-child {{ min-width: 11em; overflow-wrap: anywhere; }}
-td small {{ color: #666; display: block; }}
+.fields td {{ min-width: 6em; }}
+small {{ color: #666; display: block; }}
 code {{ font-size: 12.5px; overflow-wrap: anywhere; }}
 tbody th code {{ white-space: nowrap; }}
+.note {{ border-left: 4px solid #d9731a; padding: .4em .8em; background: #fdf3e7; color: #1a1a1a; }}
 i {{ display: inline-block; width: 1.6em; margin-right: .4em; vertical-align: middle; }}
 figure {{ margin: 0 0 1.5em; }}
 img {{ max-width: 100%; height: auto; }}
@@ -84,13 +88,18 @@ def paragraph(words: str) -> str:
     return f"<p>{text(words)}</p>"
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[str]], kind: str = "") -> str:
+def note(words: str) -> str:
+    """A paragraph that nobody should miss: what the page cannot show."""
+    return f'<p class="note">{text(words)}</p>'
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]], kind: str = "fields") -> str:
     """A table, which scrolls if it is wider than the page.
 
     Args:
       head: the header of each column, HTML.
       rows: a cell for each column, HTML; the first cell names the row.
-      kind: "numbers" to align all but the first column to the right.
+      kind: "fields", or "numbers" to align all but the first column to the right.
     """
     top = "".join(f'<th scope="col">{cell}</th>' for cell in head)
     lines = [
@@ -123,12 +132,16 @@ def swatch(color: str, style: str, label: str) -> str:
 
 
 def picture(image: Picture) -> str:
-    """A section with a picture, which is embedded in the page, and its caption."""
+    """A section with a picture, which is embedded in the page, and its caption.
+
+    On a narrow page a wide picture scrolls, since its text could not be read in the page's width.
+    """
     width = int.from_bytes(image.content[16:20]) * 2 // 3  # of the PNG, reduced to look sharp
     data = base64.b64encode(image.content).decode()
     title, caption = text(image.title), text(image.caption)
     return section(
         image.title,
-        f'<figure><img alt="{title}" width="{width}" src="data:image/png;base64,{data}">',
+        f'<figure><div class="wide"><img alt="{title}" width="{width}" '
+        f'style="min-width: {min(width, 660)}px" src="data:image/png;base64,{data}"></div>',
         f"<figcaption>{caption}</figcaption></figure>",
     )

@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright 2026 The pqt_jax Authors
-"""95 % intervals for a loss per token over documents of different lengths.
+"""95 % intervals: of a mean, and of a loss per token over documents of different lengths.
 
-Document d has n_d tokens and the summed loss s_d. The loss per token, L = Σ s_d / Σ n_d, is a ratio
-of two sums over documents. Tokens of one document depend on each other, so that whole documents are
-the sample. The standard error is the jackknife's, from the losses L₋d that D documents have without
-document d:
+The mean of n numbers has Student's interval, mean ± t(n − 1) · s / √n.
+
+For a loss per token: document d has n_d tokens and the summed loss s_d. The loss per token,
+L = Σ s_d / Σ n_d, is a ratio of two sums over documents. Tokens of one document depend on each
+other, so that whole documents are the sample. The standard error is the jackknife's, from the
+losses L₋d that D documents have without document d:
 
     se² = (D − 1) / D · Σ (L₋d − mean L₋d)²        interval: L ± t(D − 1) · se
 
@@ -25,11 +27,32 @@ CONFIDENCE = 0.95
 
 
 class Interval(NamedTuple):
-    """An estimate with the ends of its interval, which are NaN for fewer than two documents."""
+    """An estimate with the ends of its interval, which are NaN for a sample of fewer than two."""
 
     value: float
     low: float
     high: float
+
+
+def mean_interval(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The means over the first axis with Student's intervals.
+
+    Example:
+      >>> [round(float(x), 3) for x in mean_interval(np.array([0.5, 0.6, 0.4]))]
+      [0.5, 0.252, 0.748]
+
+    Args:
+      values: float64[n, ...].
+
+    Returns:
+      (mean, low, high), float64[...] each: NaN for no values, and NaN bounds for one.
+    """
+    unknown = np.full(values.shape[1:], np.nan)
+    if (n := len(values)) < 2:
+        return (values.mean(0) if n else unknown), unknown, unknown
+    mean = values.mean(0)
+    half = stdtrit(n - 1, (1 + CONFIDENCE) / 2) * values.std(0, ddof=1) / np.sqrt(n)
+    return mean, mean - half, mean + half
 
 
 def ratio_interval(sums: np.ndarray, counts: np.ndarray) -> Interval:

@@ -3,9 +3,10 @@
 """Colors, line styles and legends of runs and formats, shared by all pictures and the page."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
@@ -16,7 +17,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from pqt_jax.analysis.run_reader import RecordedRun
 from pqt_jax.console import shorten
 from pqt_jax.numerics.mixed_formats import MIXED_FORMATS
-from pqt_jax.training.run.run_plots import style_axes
+from pqt_jax.training.run.run_plots import style_axes, widen
 
 Runs = Mapping[int, RecordedRun]  # by their numbers, which start at 0
 
@@ -51,8 +52,13 @@ def run_style(i: int) -> RunStyle:
 
 
 def run_label(i: int, run: RecordedRun, max_length: int = 40) -> str:
-    """Number and name of a run, for a picture: $ is escaped, since it would begin a formula."""
-    return f"{i + 1}  {shorten(run.name, max_length)}".replace("$", r"\$")
+    """Number and name of a run, for a picture."""
+    return escape_dollars(f"{i + 1}  {shorten(run.name, max_length)}")
+
+
+def escape_dollars(text: str) -> str:
+    """Text for Matplotlib, in which a dollar sign would begin a formula."""
+    return text.replace("$", r"\$")
 
 
 def format_count(n: float, _: object = None) -> str:
@@ -78,6 +84,30 @@ def draw_curve(axes: Axes, x: Any, y: Any, style: RunStyle, markers: bool = Fals
     axes.plot(x, y, color=style.color, ls=style.dash, lw=1.7, **options)
 
 
+def draw_band(axes: Axes, x: Any, low: Any, high: Any, style: RunStyle) -> None:
+    """Draw the interval around a curve of a run."""
+    axes.fill_between(x, low, high, color=style.color, alpha=0.15, lw=0)
+
+
+def later_range(values: np.ndarray) -> tuple[float, float]:
+    """The range of a curve for a scale, without its first fifth and without spikes.
+
+    Args:
+      values: float64[N], N > 0, finite.
+    """
+    later = values[len(values) // 5 :]
+    low, median, high = np.percentile(later, [5, 50, 95])
+    return max(later.min(), 2 * low - median), min(later.max(), 2 * high - median)
+
+
+def set_scale(axes: Axes, ranges: Sequence[tuple[float, float]], span: float) -> None:
+    """Scale the vertical axis to all ranges, and to no less than `span`; nothing without any."""
+    if ranges:
+        low, high = widen(min(low for low, _ in ranges), max(high for _, high in ranges), span)
+        margin = 0.05 * (high - low)
+        axes.set_ylim(low - margin, high + margin)
+
+
 def style_token_axes(axes: Axes) -> None:
     """Style axes whose x is a number of tokens."""
     axes.set(xlabel="tokens")
@@ -93,28 +123,47 @@ def format_as_percent(axis: Axis) -> None:
 
 def add_run_legend(figure: Figure, runs: Runs, notes: Mapping[int, str] | None = None) -> None:
     """Add a legend of all runs below the axes, each with its note if it has one."""
-    handles, texts = [], []
+    texts = {}
     for i, run in runs.items():
-        color, dash, marker = run_style(i)
-        handles.append(Line2D([], [], color=color, ls=dash, lw=1.7, marker=marker, ms=4.5))
         note = (notes or {}).get(i)
-        texts.append(run_label(i, run) + (f" ({note})" if note else ""))
+        texts[i] = run_label(i, run) + (f" ({note})" if note else "")
+    add_legend(figure, texts)
+
+
+def add_legend(figure: Figure, texts: Mapping[int, str]) -> None:
+    """Add a legend below the axes: a text for each style, by the number of its run."""
+    handles = []
+    for color, dash, marker in map(run_style, texts):
+        handles.append(Line2D([], [], color=color, ls=dash, lw=1.7, marker=marker, ms=4.5))
     width = int(figure.get_figwidth() * 11)  # in characters
-    columns = max(1, min(len(texts), width // (max(map(len, texts)) + 9)))
-    _add_legend_below(figure, handles, texts, columns)
+    columns = max(1, min(len(texts), width // (max(map(len, texts.values())) + 9)))
+    _add_legend_below(figure, handles, list(texts.values()), columns)
 
 
-def add_format_legend(figure: Figure) -> None:
-    """Add a legend of all mixed formats below the axes."""
-    names = ["BF16" if fmt.name == "BF16" else f"FP{fmt.bits} {fmt.name}" for fmt in MIXED_FORMATS]
-    columns = max(1, min(len(names), int(figure.get_figwidth() * 11) // 18))
-    _add_legend_below(figure, [Patch(color=color) for color in FORMATS.values()], names, columns)
+def add_format_legend(figure: Figure, present: Collection[str]) -> None:
+    """Add a legend of mixed formats below the axes, the narrowest first.
+
+    Args:
+      figure: the figure.
+      present: names of the formats that it shows.
+    """
+    formats = [fmt for fmt in MIXED_FORMATS if fmt.name in present]
+    if not formats:
+        return
+    columns = len(formats) if figure.get_figwidth() > 9 else min(3, len(formats))
+    handles = [Patch(color=FORMATS[fmt.name]) for fmt in formats]
+    _add_legend_below(figure, handles, [fmt.label for fmt in formats], columns)
 
 
-def _add_legend_below(figure: Figure, handles: list[Any], texts: list[str], columns: int) -> None:
+def _add_legend_below(
+    figure: Figure, handles: Sequence[Any], texts: Sequence[str], columns: int
+) -> None:
+    """Matplotlib fills a legend by columns; this one is read by rows."""
     figure.set_figheight(figure.get_figheight() + 0.25 * math.ceil(len(texts) / columns))
+    order = [i for start in range(columns) for i in range(start, len(texts), columns)]
     options = {"loc": "outside lower center", "ncols": columns, "frameon": False}
-    figure.legend(handles, texts, handlelength=3.2, **options)
+    chosen = [handles[i] for i in order], [texts[i] for i in order]
+    figure.legend(*chosen, handlelength=3.2, **options)
 
 
 def make_axes_per_run(runs: Runs) -> tuple[Figure, list[Axes]]:

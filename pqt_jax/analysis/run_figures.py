@@ -11,11 +11,12 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from pqt_jax.analysis import plot_style, run_reader
-from pqt_jax.analysis.plot_style import Runs, run_style
+from pqt_jax.analysis.plot_style import Runs, run_style, set_scale
 from pqt_jax.analysis.run_reader import RecordedRun
 from pqt_jax.models.decoder import short_kernel_name
-from pqt_jax.training.run.run_plots import leave_empty, smooth, style_axes
+from pqt_jax.training.run.run_plots import BITS_SPAN, leave_empty, smooth, style_axes, widen
 
+LOSS_SPAN = 0.05  # least range of a scale of losses, in nats per token
 B_T = "mean bit-width $b_t$ (bits)"
 
 
@@ -43,7 +44,7 @@ def draw_losses(runs: Runs) -> Figure:
     for axes, curves in shown.items():
         axes.set(ylabel="loss (nats per token)")
         scaled = _select_for_scale(curves)
-        _set_scale(axes, [v.min() for v in scaled], [_top_of_scale(v) for v in scaled])
+        set_scale(axes, [(v.min(), plot_style.later_range(v)[1]) for v in scaled], LOSS_SPAN)
         plot_style.style_token_axes(axes)
     plot_style.add_run_legend(figure, runs, notes)
     return figure
@@ -69,17 +70,8 @@ def _select_for_scale(curves: Sequence[np.ndarray]) -> list[np.ndarray]:
     return [values for values in finite if len(values)]
 
 
-def _top_of_scale(values: np.ndarray) -> float:
-    """The upper end of a scale; the first fifth and spikes may be above it."""
-    later = values[len(values) // 5 :]
-    median, high = np.percentile(later, [50, 95])
-    return min(later.max(), 2 * high - median)
-
-
-def _set_scale(axes: Axes, lows: Sequence[float], highs: Sequence[float]) -> None:
-    if lows:
-        margin = 0.05 * (max(highs) - min(lows)) or 0.5
-        axes.set_ylim(min(lows) - margin, max(highs) + margin)
+def _set_bits_scale(axes: Axes, curves: Sequence[np.ndarray]) -> None:
+    set_scale(axes, [(v.min(), v.max()) for v in curves], BITS_SPAN)
 
 
 def draw_bits(runs: Runs) -> Figure:
@@ -93,7 +85,7 @@ def draw_bits(runs: Runs) -> Figure:
     for i, (tokens, means) in curves.items():
         plot_style.draw_curve(over_training, tokens, means, run_style(i))
     scaled = _select_for_scale([means for _, means in curves.values()])
-    _set_scale(over_training, [v.min() for v in scaled], [v.max() for v in scaled])
+    _set_bits_scale(over_training, scaled)
     over_training.set(title="all blocks, over training", ylabel=B_T)
     plot_style.style_token_axes(over_training)
     for axes, path in zip(by_kernel, paths, strict=False):
@@ -110,7 +102,7 @@ def draw_bits(runs: Runs) -> Figure:
     layers = [means for run in runs.values() for means in latest_layers(run).values()]
     scaled = _select_for_scale([means for means in layers if np.isfinite(means).any()])
     for axes in by_kernel[: len(paths)]:
-        _set_scale(axes, [v.min() for v in scaled], [v.max() for v in scaled])
+        _set_bits_scale(axes, scaled)
     notes = {i: _note_gap(tokens, np.isfinite(means)) for i, (tokens, means) in curves.items()}
     plot_style.add_run_legend(figure, runs, notes)
     return figure
@@ -131,7 +123,7 @@ def draw_bits_over_training(runs: Runs) -> Figure:
     grids = {i: _mean_by_layer(run) for i, run in runs.items()}
     values = np.concatenate([grid.ravel() for grid in grids.values()])
     values = values[np.isfinite(values)]
-    low, high = (values.min(), values.max()) if len(values) else (0, 1)
+    low, high = widen(values.min(), values.max(), BITS_SPAN) if len(values) else (0, 1)
     image = None
     for (i, run), axes in zip(runs.items(), axes_per_run, strict=True):
         edges, layers = run_reader.bit_record_edges(run), np.arange(len(grids[i]) + 1) - 0.5
@@ -176,7 +168,8 @@ def draw_formats(runs: Runs) -> Figure:
     plot_style.format_as_percent(axes.xaxis)
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.tick_params("y", length=0)
-    plot_style.add_format_legend(figure)
+    present = {name for run in runs.values() for name in run_reader.latest_formats(run)}
+    plot_style.add_format_legend(figure, present)
     return figure
 
 
@@ -205,5 +198,6 @@ def draw_formats_over_training(runs: Runs) -> Figure:
         axes.margins(x=0)
         if not np.any(shares):
             leave_empty(axes, "no finite bit-width")
-    plot_style.add_format_legend(figure)
+    present = {name for run in runs.values() for record in run.bits for name in record.formats}
+    plot_style.add_format_legend(figure, present)
     return figure

@@ -6,18 +6,23 @@ from typing import Any
 
 import numpy as np
 
-from pqt_jax.analysis import html_page, plot_style, run_reader
+from pqt_jax.analysis import differences, html_page, plot_style, run_reader
 from pqt_jax.analysis.html_page import text
+from pqt_jax.analysis.intervals import Interval
 from pqt_jax.analysis.plot_style import Runs
 from pqt_jax.analysis.run_reader import RecordedRun
 from pqt_jax.training import methods, named_formats
 from pqt_jax.training.run import metrics
 
 NOTHING = "–"
-ABOUT = (
-    "Losses are nats per token on the validation text, of the weights in each format. Below each "
-    "is its distance from the loss of the master weights. For a run that is not finished, the "
-    "table has the newest recorded loss."
+ABOUT_LOSSES = (
+    "Validation losses in nats per token, of the weights in each format. Below each is its "
+    "distance from the loss of the master weights. For a run that is not finished, the table has "
+    "the newest recorded loss."
+)
+ABOUT_DIFFERENCES = (
+    "Of finished runs: the mean difference between runs of the same seed, with Student's 95 % "
+    "interval from two seeds on. The loss of the baseline is the mean over its seeds."
 )
 EVENTS = {"spike": "spikes", "skipped": "skipped"}  # kinds of records → columns
 _STROKES = {"-": "solid", "--": "dashed", ":": "dotted", "-.": "double"}
@@ -32,29 +37,68 @@ def run_names(runs: Runs) -> list[str]:
     return swatches
 
 
-def results_table(runs: Runs) -> str:
-    """A row for each run: model, training, losses, speed, and spikes and skipped steps if any."""
-    summaries = [metrics.numeric_fields(run.summary or {}) for run in runs.values()]
-    formats = [n for n in named_formats.LABELS if n == "master" or any(n in s for s in summaries)]
+def training_table(runs: Runs) -> str:
+    """A row for each run: model, training, speed, and spikes and skipped steps if any."""
     kinds = [kind for kind in EVENTS if any(_count_events(run, kind) for run in runs.values())]
     head = ["run", "model", "parameters", "method", "seed", "steps", "tokens"]
-    head += [named_formats.LABELS[name] for name in formats]
     head += ["mean b<sub>t</sub>", "tokens/s", *(EVENTS[kind] for kind in kinds)]
     rows = []
-    for name, run, summary in zip(run_names(runs), runs.values(), summaries, strict=True):
+    for name, run in zip(run_names(runs), runs.values(), strict=True):
         events = [_count_events(run, kind) or NOTHING for kind in kinds]
-        losses = [_loss(run, summary, fmt) for fmt in formats]
-        rows.append(
-            [
-                name,
-                *_describe_training(run),
-                *losses,
-                _mean_bits(run),
-                _speed(run, summary),
-                *events,
-            ]
-        )
+        rows.append([name, *_describe_training(run), _mean_bits(run), _speed(run), *events])
     return html_page.table(head, rows, "numbers")
+
+
+def loss_table(runs: Runs) -> str:
+    """A row for each run: its validation loss with the weights in each format."""
+    formats = _scored_formats(runs)
+    rows = [
+        [name, *(_loss(run, fmt) for fmt in formats)]
+        for name, run in zip(run_names(runs), runs.values(), strict=True)
+    ]
+    head = ["run", *(named_formats.LABELS[name] for name in formats)]
+    return html_page.table(head, rows, "numbers")
+
+
+def difference_table(runs: Runs, baseline: int) -> str:
+    """The losses of the baseline, and what those of each other group of seeds add to them.
+
+    Args:
+      runs: finished runs by their numbers, in two groups of seeds or more.
+      baseline: the number of a run of the baseline.
+    """
+    base, groups = differences.split(runs, baseline)
+    formats = [name for name in _scored_formats(runs) if name != "mixed"]
+    losses = [
+        np.mean([differences.final_loss(run, name) for run in base.values()]) for name in formats
+    ]
+    rows = [[f"{_group_name(base)}<small>baseline</small>", *map(_format_loss, losses)]]
+    for group in groups:
+        cells = [differences.final_difference(group, base, name) for name in formats]
+        pairs = differences.describe_pairs(group, base)
+        rows.append(
+            [f"{_group_name(group)}<small>{pairs}</small>", *map(_format_difference, cells)]
+        )
+    head = ["runs", *(named_formats.LABELS[name] for name in formats)]
+    return html_page.table(head, rows, "numbers")
+
+
+def _group_name(group: Runs) -> str:
+    color, dash, _ = plot_style.run_style(min(group))
+    return html_page.swatch(color, _STROKES[dash], differences.group_label(group))
+
+
+def _format_difference(difference: Interval) -> str:
+    if np.isnan(difference.value):
+        return NOTHING
+    value, low, high = (f"{round(x, 4) + 0.0:+.4f}" for x in difference)  # + 0.0: not -0.0000
+    return value + ("" if np.isnan(difference.low) else f"<small>[{low}, {high}]</small>")
+
+
+def _scored_formats(runs: Runs) -> list[str]:
+    """The master weights, and the formats that a summary has a loss of."""
+    summaries = [metrics.numeric_fields(run.summary or {}) for run in runs.values()]
+    return [n for n in named_formats.LABELS if n == "master" or any(n in s for s in summaries)]
 
 
 def _count_events(run: RecordedRun, kind: str) -> str:
@@ -85,8 +129,9 @@ def _format_integer(number: Any) -> str:
     return f"{number:,}" if isinstance(number, int) else text(number)
 
 
-def _loss(run: RecordedRun, summary: metrics.Record, name: str) -> str:
+def _loss(run: RecordedRun, name: str) -> str:
     """The loss of a format, with its distance from the loss of the master weights."""
+    summary = metrics.numeric_fields(run.summary or {})
     if not summary and name == "master":
         steps = [record["step"] for record in run.records if "validation_loss" in record]
         _, values = run_reader.read_curve(run, "validation_loss")
@@ -94,7 +139,7 @@ def _loss(run: RecordedRun, summary: metrics.Record, name: str) -> str:
     method = run.fields.get("config.method")
     if name not in summary or (name == "mixed" and _learns_no_bits(method)):
         return NOTHING
-    value, master = (np.nan if summary.get(n) is None else summary[n] for n in (name, "master"))
+    value, master = (differences.final_loss(run, n) for n in (name, "master"))
     distance = round(value - master, 4) + 0.0  # + 0.0: not -0.0000
     below = f"<small>{distance:+.4f}</small>" if np.isfinite(distance) else ""
     return _format_loss(value) + ("" if name == "master" else below)
@@ -116,8 +161,9 @@ def _mean_bits(run: RecordedRun) -> str:
     return f"{means[-1]:.2f}" if np.isfinite(means[-1]) else "not finite"
 
 
-def _speed(run: RecordedRun, summary: metrics.Record) -> str:
+def _speed(run: RecordedRun) -> str:
     """Tokens per second: of a finished run, or the median of the records so far."""
+    summary = metrics.numeric_fields(run.summary or {})
     _, rates = run_reader.read_curve(run, "tokens_per_s")
     rates = rates[np.isfinite(rates)]
     rate = summary.get("tokens_per_s") or (np.median(rates) if len(rates) else None)

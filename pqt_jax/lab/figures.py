@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from pqt_jax.analysis.intervals import Interval
-from pqt_jax.analysis.plot_style import run_style
+from pqt_jax.analysis.plot_style import escape_dollars, run_style
 from pqt_jax.lab.prediction import PredictionAtStep
 from pqt_jax.lab.statistics import proportion
 from pqt_jax.lab.sweep_table import SweepTable
@@ -33,7 +33,7 @@ def draw_heat_maps(table: SweepTable) -> Figure:
         for outcome, mark in (("diverged", "×"), ("stuck", "○")):
             for row, column in np.argwhere(table.has_outcome(arm, outcome)):
                 ax.text(column, row, mark, ha="center", va="center", color=_RED, fontsize=11)
-        ax.set_title(_escape_dollars(arm), fontsize=10)
+        ax.set_title(escape_dollars(arm), fontsize=10)
         ax.set_xticks(range(len(table.rates)), [f"{rate:g}" for rate in table.rates], fontsize=8)
         ax.set_yticks(range(len(table.seeds)), [str(seed) for seed in table.seeds], fontsize=7)
         ax.set_xlabel("learning rate", fontsize=8)
@@ -236,14 +236,9 @@ def _draw_band(
     style = run_style(i)
     marker = style.marker if markers or len(x) == 1 else None
     stroke = {"color": style.color, "ls": style.dash, "marker": marker, "ms": 4, "lw": 1.4}
-    ax.plot(x, middle, label=_escape_dollars(arm), **stroke)
+    ax.plot(x, middle, label=escape_dollars(arm), **stroke)
     top = np.where(np.isnan(high), middle, high)
     ax.fill_between(x, low, top, color=style.color, alpha=0.12, lw=0)
-
-
-def _escape_dollars(arm: str) -> str:
-    """An arm's name as Matplotlib text: a dollar sign must not start a formula."""
-    return arm.replace("$", r"\$")
 
 
 def _add_legend(figure: Figure, ax: Axes) -> Figure:

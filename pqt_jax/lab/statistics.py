@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pqt_jax.analysis.intervals import CONFIDENCE, Interval
+from pqt_jax.analysis.intervals import CONFIDENCE, Interval, mean_interval
 from pqt_jax.lab.outcomes import Losses
 
 _UNKNOWN = Interval(math.nan, math.nan, math.nan)
@@ -75,14 +75,7 @@ def paired_difference(values: Losses, baseline: Losses) -> Interval:
     """
     differences = np.asarray(values, np.float64) - np.asarray(baseline, np.float64)
     differences = differences[np.isfinite(differences)]
-    n = differences.size
-    if n < 2:
-        return Interval(float(differences[0]) if n else math.nan, math.nan, math.nan)
-    import scipy.stats
-
-    mean, error = differences.mean(), differences.std(ddof=1) / math.sqrt(n)
-    half_width = scipy.stats.t.ppf((1 + CONFIDENCE) / 2, n - 1) * error
-    return Interval(float(mean), float(mean - half_width), float(mean + half_width))
+    return Interval(*map(float, mean_interval(differences)))
 
 
 def roc_curve(scores: Sequence[float], diverged: Sequence[bool]) -> RocCurve:

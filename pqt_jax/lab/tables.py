@@ -15,10 +15,9 @@ from pqt_jax.lab.prediction import Alarm
 from pqt_jax.lab.run_records import FORMATS
 from pqt_jax.lab.statistics import paired_difference, proportion
 from pqt_jax.lab.sweep_table import SweepTable
+from pqt_jax.training import named_formats
 
-_FORMAT_LABELS = dict(
-    zip(FORMATS, ("as they are", "FP8 E4M3", "FP6 E3M2", "FP4 E2M1"), strict=True)
-)
+_FORMAT_LABELS = named_formats.LABELS | {"master": "as they are"}
 _NONE = "—"
 
 

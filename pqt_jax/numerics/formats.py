@@ -73,6 +73,16 @@ class FloatFormat:
         return {(8, 7): "BF16", (5, 10): "FP16", (8, 23): "FP32"}.get((e, m), f"E{e}M{m}")
 
     @property
+    def label(self) -> str:
+        """The name in tables and pictures: `FP6 E3M2`; BF16, FP16 and FP32 are as in `name`.
+
+        Example:
+          >>> E3M2.label, as_format("E4M7").label, BF16.label
+          ('FP6 E3M2', 'FP12 E4M7', 'BF16')
+        """
+        return self.name if self.name in _BY_NAME else f"FP{self.bits} {self.name}"
+
+    @property
     def bits(self) -> int:
         """Bits per value, the sign included."""
         return 1 + self.exponent_bits + self.mantissa_bits

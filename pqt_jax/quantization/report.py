@@ -24,6 +24,7 @@ from pqt_jax.console import format_row
 from pqt_jax.interchange import files
 from pqt_jax.numerics import blocks, reference
 from pqt_jax.numerics.deterministic_rounding import FormatAssignment, round_parameter
+from pqt_jax.numerics.formats import as_format
 from pqt_jax.numerics.mixed_formats import MIXED_FORMATS
 from pqt_jax.quantization import sizes
 from pqt_jax.quantization.quantize import Plan
@@ -179,7 +180,7 @@ def format_table(rows: Sequence[MatrixReport]) -> str:
 def _line(name: str, rows: Sequence[MatrixReport]) -> str:
     size = total_size(rows)
     counts = count_formats(rows)
-    shares = [f"{fmt} {count / size.weights:.0%}" for fmt, count in counts.items()]
+    shares = [f"{as_format(fmt).label} {count / size.weights:.0%}" for fmt, count in counts.items()]
     error, block, saturated, flushed = (
         np.max([getattr(row, field) for row in rows])
         for field in ("error", "worst_block", "saturated", "flushed")

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from pqt_jax.models.decoder import short_kernel_name
+from pqt_jax.numerics.formats import as_format
 from pqt_jax.quantization.report import MatrixReport, count_formats, total_size
 
 _COLORS = ("#b3452f", "#d9822b", "#2f6db3", "#5fa55a", "#8a8a8a", "#7a5ca8", "#444444")
@@ -57,7 +58,7 @@ def _draw_bars(axes: Axes, names: Sequence[str], groups: Sequence[Sequence[Matri
     bottom = np.zeros(len(groups))
     for color, fmt in zip(_COLORS, formats, strict=False):
         share = [count_formats(g).get(fmt, 0) / max(total_size(g).weights, 1) for g in groups]
-        axes.bar(names, share, bottom=bottom, color=color, label=fmt, width=0.8)
+        axes.bar(names, share, bottom=bottom, color=color, label=as_format(fmt).label, width=0.8)
         bottom += share
     axes.spines[["top", "right"]].set_visible(False)
     axes.set_ylim(0, 1)

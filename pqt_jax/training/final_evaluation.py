@@ -163,8 +163,12 @@ def format_table(losses: Mapping[str, Any]) -> str:
     elif losses.get("size_mb") is not None:
         labels["mixed"] += f" ({number('mean_bits'):.2f}: {losses['size_mb']:.4g} MB)"
     elif losses["formats"] is not None:
-        shares = ", ".join(f"{name} {share:.0%}" for name, share in losses["formats"].items())
-        labels["mixed"] += f" ({number('mean_bits'):.2f}: {shares.replace('%', ' %')})"
+        shares = [
+            f"{fmt.label} {100 * losses['formats'][fmt.name]:.0f} %"
+            for fmt in MIXED_FORMATS
+            if fmt.name in losses["formats"]
+        ]
+        labels["mixed"] += f" ({number('mean_bits'):.2f}: {', '.join(shares)})"
     widths = (max(23, *map(len, labels.values())), -10, -12)
     lines = [format_row(["weights", "nats/token", "vs master"], widths)]
     for name, label in labels.items():

@@ -30,12 +30,7 @@ FORMATS = {
 }
 LABELS = {
     "master": "master weights",
-    "bf16": "BF16",
-    "fp8_e4m3": "FP8 E4M3",
-    "fp8_e5m2": "FP8 E5M2",
-    "fp6_e3m2": "FP6 E3M2",
-    "fp6_e2m3": "FP6 E2M3",
-    "fp4_e2m1": "FP4 E2M1",
+    **{name: fmt.label for name, fmt in FORMATS.items()},
     "mixed": "learned mixed bits",
 }
 

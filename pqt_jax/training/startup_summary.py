@@ -170,7 +170,7 @@ def describe_rules(rules: Sequence[Rule], shapes: Mapping[str, Any]) -> list[str
         lines.append(
             f"{rule.pattern}: {format_quantity(len(sampled), 'array')}, "
             f"{format_quantity(matrices, 'matrix')}, {_weights(sampled):,} weights; {noise}"
-            f"{spec.block[0]}x{spec.block[1]}, {spec.dtype.name}"
+            f"{spec.block[0]}x{spec.block[1]}, {spec.dtype.label}"
         )
     return lines
 

@@ -138,13 +138,13 @@ def _table(shapes: dict[str, Any], specs: dict[str, Spec], bits: Bits, prefix: s
         if spec is None:
             rows.append((path, shape, "", "", str(jnp.result_type(leaf))))
         elif spec.noise == "none":
-            rows.append((path, shape, "", "", spec.dtype.name))
+            rows.append((path, shape, "", "", spec.dtype.label))
         else:
             b_i = lookup_bits(bits, path, prefix)
             blocks.check_grid(b_i, leaf, spec.block, spec.matrix_axes)
             b_t = bit_width.bit_width(b_i, spec.target_bits, spec.init_bits)
             mean = f"{float(jnp.mean(b_t)):.2f}"
-            rows.append((path, shape, str(b_t.size), mean, f"{spec.dtype.name} + {spec.noise}"))
+            rows.append((path, shape, str(b_t.size), mean, f"{spec.dtype.label} + {spec.noise}"))
     return _align(rows, "<<>><")
 
 

@@ -11,7 +11,7 @@ import shutil
 import pytest
 
 from pqt_jax import plot
-from pqt_jax.analysis import comparison, load
+from pqt_jax.analysis import comparison, load, run_reader
 from pqt_jax.errors import InputError
 from pqt_jax.training import methods
 from pqt_jax.training.run import bit_history
@@ -117,20 +117,34 @@ def test_ten_runs_of_every_kind(tmp_path, monkeypatch, capsys):
     assert plot.main([*map(str, runs)]) == 0
     assert {run: state_of(run) for run in runs} == before
     assert capsys.readouterr().out == "written: plot/report.html\n"
-    assert set(os.listdir("plot")) == {"report.html", *comparison.PICTURES}
+    files = {"report.html", comparison.DIFFERENCE, *comparison.PICTURES}
+    assert set(os.listdir("plot")) == files
     text, cells = page_of(tmp_path / "plot")
-    names = [cell for cell in cells if re.match(r"\d+ ", cell) and " of " not in cell]
-    wanted = [escaped_name(run, base) for run in runs]
-    assert names == 2 * [f"{i + 1} {name}" for i, name in enumerate(wanted)]
     assert "7 of 10 finished" in text and "10 runs" in text
-    assert {"90 of 200not finished", "0 of 200not finished", "spikes", "skipped"} <= set(cells)
-    row = rows_of(cells, len(runs))
-    assert row["at work"][7] == "3.4000at 80" and row["at work"][-2:] == ["2", "1"]
-    assert row["begun"][7] == row["nothing yet"][7] == "–" and row["whole"][-1] == "–"
-    assert row["diverged"][-4] == "4.00" and row["bf16"][-4] == "–"
-    assert row["bf16"][2] == "–" and row["deeper"][1] == "llama23 layers, 32 wide"
-    assert row["deeper"][6] == "25.6k" and row["whole"][6] == "12.8k"
-    assert row["whole"][8] == "1.0100+0.0100"
+    training, losses, minus, fields = (rows_of(table) for table in tables_of(text))
+    names = [f"{i + 1} {escaped_name(run, base)}" for i, run in enumerate(runs)]
+    assert training[0][-4:] == ["mean bt", "tokens/s", "spikes", "skipped"]
+    assert losses[0][:3] == ["run", "master weights", "BF16"] and "FP6 E3M2" in losses[0]
+    assert [row[0] for row in training[1:]] == [row[0] for row in losses[1:]] == names
+    assert fields[0][1:] == names
+    trained, scored = (
+        {row[0].split(" ", 1)[1]: row for row in table[1:]} for table in (training, losses)
+    )
+    assert trained["at work"][5] == "90 of 200not finished" and trained["at work"][-2:] == [
+        "2",
+        "1",
+    ]
+    assert trained["nothing yet"][5] == "0 of 200not finished"
+    assert trained["runs/whole"][-1] == "–" and trained["runs/whole"][6] == "12.8k"
+    assert trained["diverged"][7] == "4.00" and trained["bf16"][7] == "–"
+    assert trained["bf16"][2] == "–" and trained["deeper"][1] == "llama23 layers, 32 wide"
+    assert trained["deeper"][6] == "25.6k"
+    assert scored["at work"][1] == "3.4000at 80"
+    assert scored["begun"][1] == scored["nothing yet"][1] == "–"
+    assert scored["runs/whole"][2] == "1.0100+0.0100"
+    # The bf16 run is the baseline, though it is not the first. Two runs of a seed are no sample.
+    assert minus[1][0].endswith("bf16baseline") and minus[1][1] == "1.0000"
+    assert all(row[0].endswith("no interval") and row[1] == "+0.0000" for row in minus[2:])
     assert "config.model.num_heads" in cells and "fields that all have in common" in text
 
 
@@ -138,11 +152,57 @@ def escaped_name(run, base):
     return f"{run.parent.name}/whole" if run.name == "whole" else run.name
 
 
-def rows_of(cells, count):
-    """The rows of the first table by the ends of their names."""
-    width = next(i for i, cell in enumerate(cells) if cell.startswith("1 "))
-    found = [cells[width * i : width * (i + 1)] for i in range(1, count + 1)]
-    return {re.sub(r"^\d+ (runs/)?", "", row[0]): row for row in found}
+def tables_of(text):
+    """The HTML of each table that is not folded away."""
+    return re.findall(
+        r"<table.*?</table>", re.sub(r"<details>.*?</details>", "", text, flags=re.S), re.S
+    )
+
+
+def rows_of(table):
+    """The cells of each row of a table."""
+    return [Reader(f"{row}</tr>").cells for row in re.findall(r"(<tr>.*?)</tr>", table, re.S)]
+
+
+def test_no_table_and_no_picture_is_cut(tmp_path, monkeypatch):
+    """Each is in a box that scrolls, and those of a few runs fit into 1200 pixels."""
+    runs = [make_run(tmp_path / f"a-run-with-a-name-{i}", seed=i) for i in range(3)]
+    runs.append(make_run(tmp_path / "bf16", bits=False, method="bf16"))
+    monkeypatch.chdir(tmp_path)
+    assert plot.main([*map(str, runs)]) == 0
+    text, _ = page_of(tmp_path / "plot")
+    assert ".wide { overflow-x: auto;" in text and "img { max-width: 100%" in text
+    inner = re.findall(r"<(?:table|img)", text)
+    boxed = re.findall(r'<div class="wide"><(?:table|img)', text)
+    assert len(inner) == len(boxed) > 5
+    assert all(int(width) <= 660 for width in re.findall(r"min-width: (\d+)px", text))
+    for table in tables_of(text)[:3]:
+        columns = zip(*rows_of(table), strict=True)
+        # A digit of 13 px is 8 px wide; long headers wrap, and cells have 16 px of padding.
+        width = sum(8 * max(map(len, column[1:])) + 16 for column in columns)
+        assert 400 < width < 1100
+
+
+def test_the_baseline_is_chosen_by_option_and_named(tmp_path, monkeypatch, capsys):
+    runs = [make_run(tmp_path / "runs" / f"gauss-{i}", seed=i) for i in range(3)]
+    runs += [make_run(tmp_path / "runs" / f"bf16-{i}", method="bf16", seed=i) for i in range(2)]
+    monkeypatch.chdir(tmp_path)
+    for option, caption in (
+        ([], "4, 5  bf16 (the first run with method bf16; --baseline=RUN chooses another)"),
+        (["--baseline=runs/gauss-1/"], "1, 2, 3  gauss (as --baseline says)"),
+    ):
+        assert plot.main([*map(str, runs), *option]) == 0
+        assert f"The baseline is {caption}; below zero" in page_of(tmp_path / "plot")[0]
+    assert "minus the baseline" not in make_page_of(runs[:3])
+    wrong = [*map(str, runs[:4]), f"--baseline={runs[4]}"]
+    line = refused(plot.main, wrong, capsys)
+    assert f"--baseline={runs[4]} is not among the runs; give one of them" in line
+
+
+def make_page_of(folders):
+    """The page of runs, from their numbers alone."""
+    runs = dict(enumerate(run_reader.read_runs([*map(str, folders)])))
+    return comparison.make_page(runs, 0, [])
 
 
 def bad(tmp_path):

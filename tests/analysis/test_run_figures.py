@@ -2,6 +2,12 @@
 # Copyright 2026 The pqt_jax Authors
 """Pictures of several runs: what they show, and what they say is missing."""
 
+import json
+import re
+
+import numpy as np
+from matplotlib.figure import Figure
+
 from pqt_jax.analysis import plot_style, run_figures, run_reader
 from support.runs import make_run
 
@@ -51,11 +57,54 @@ def test_bits_are_drawn_by_layer_and_kernel_and_over_training(tmp_path):
     heat = run_figures.draw_bits_over_training(runs).axes[0].collections[0]
     assert heat.get_array().shape == (2, 10) and heat.get_array()[1, -1] == 2
     assert heat.get_clim() == (2, 5.8)
+    figure = run_figures.draw_formats(runs)
+    assert legend_of(figure) == legend_of(run_figures.draw_formats_over_training(runs))
+    assert legend_of(figure) == ["FP6 E3M2", "FP8 E4M3"]  # and none that no run has
     areas = run_figures.draw_formats_over_training(runs).axes[0].collections
     top = [max(path.vertices[:, 1].max() for path in area.get_paths()) for area in areas]
     assert top == [0, 0.25, 1, 1, 1]
     bars = [patch.get_width() for patch in run_figures.draw_formats(runs).axes[0].patches]
     assert bars == [0, 0, 0.25, 0.25, 0.75, 0.75, 0, 0, 0, 0]
+
+
+def legend_of(figure):
+    return [text.get_text() for text in figure.legends[0].get_texts()]
+
+
+def test_a_scale_of_bits_is_never_less_than_one_bit(tmp_path):
+    """Kernels that differ by 0.02 bits are drawn as equal, in all pictures."""
+    noise = np.random.default_rng(0).normal(5, 0.01, (4, 10))
+    run = make_run(tmp_path / "run")
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    flat = [record | {"bits_mean": 5.0} if "loss" in record else record for record in lines]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in flat))
+    bits = [json.loads(line) for line in (run / "bits.jsonl").read_text().splitlines()]
+    for record, layers in zip(bits, noise.T, strict=True):
+        record["layers"] = {"h/attn/q/kernel": layers.tolist()}
+    (run / "bits.jsonl").write_text("".join(json.dumps(record) + "\n" for record in bits))
+    runs = dict(enumerate(run_reader.read_runs([str(run)])))
+    scales = [axes.get_ylim() for axes in run_figures.draw_bits(runs).axes]
+    scales.append(run_figures.draw_bits_over_training(runs).axes[0].collections[0].get_clim())
+    assert len(scales) == 3
+    assert all(high - low >= 1 and low < 4.6 and 5.4 < high for low, high in scales)
+
+
+def test_a_scale_of_losses_is_never_less_than_a_twentieth(tmp_path):
+    run = make_run(tmp_path / "run")
+    text = re.sub(r'loss": [\d.]+', 'loss": 2.0', (run / "metrics.jsonl").read_text())
+    (run / "metrics.jsonl").write_text(text)
+    figure = run_figures.draw_losses(dict(enumerate(run_reader.read_runs([str(run)]))))
+    for axes in figure.axes:
+        low, high = axes.get_ylim()
+        assert low < 1.976 and 2.024 < high < 2.1
+
+
+def test_legends_are_read_by_rows():
+    figure = Figure(figsize=(4, 3), layout="constrained")
+    plot_style.add_format_legend(figure, ["E4M7", "BF16", "E3M2", "E2M1"])
+    (legend,) = figure.legends
+    assert legend_of(figure) == ["FP4 E2M1", "BF16", "FP6 E3M2", "FP12 E4M7"]  # by columns
+    assert legend._ncols == 3
 
 
 def test_twenty_runs_look_different():

@@ -114,9 +114,15 @@ def test_table_and_picture():
     rows = report.measure_matrices(params, plan_mixed(params, bits, RULES))
     lines = report.format_table(rows).split("\n")
     assert [line.split()[0] for line in lines] == ["parameter", "h/kernel", "head/kernel", "all"]
-    assert lines[1].endswith("E3M2 100%") and lines[2].endswith("E2M1 100%")
-    assert lines[3].endswith("E2M1 7%, E3M2 93%") and "6.0" in lines[1] and "4.012" in lines[2]
+    assert lines[1].endswith("  FP6 E3M2 100%") and lines[2].endswith("  FP4 E2M1 100%")
+    assert (
+        lines[3].endswith("  FP4 E2M1 7%, FP6 E3M2 93%")
+        and "6.0" in lines[1]
+        and "4.012" in lines[2]
+    )
     figure = report_figure.draw_report(rows, "a model")
     titles = [axes.get_title() for axes in figure.axes[:3]]
     assert titles == ["formats by layer", "formats by kind", "error of each matrix"]
+    labels = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert labels == ["FP4 E2M1", "FP6 E3M2"]
     assert encode_png(figure).startswith(b"\x89PNG")

@@ -105,7 +105,7 @@ def test_each_rule_has_a_line_of_what_it_matches():
     rules = [Rule("c/.*", None), Rule("b/.*", noise="uniform", dtype="E2M1"), Rule(".*kernel")]
     assert startup_summary.describe_rules(rules, shapes) == [
         "c/.*: 1 array left alone",
-        "b/.*: 1 array, 1 matrix, 1,024 weights; uniform noise, 6 to 4 bits, 32x32, E2M1",
+        "b/.*: 1 array, 1 matrix, 1,024 weights; uniform noise, 6 to 4 bits, 32x32, FP4 E2M1",
         ".*kernel: 1 array, 2 matrices, 4,096 weights; gauss noise, 6 to 4 bits, 32x32, BF16",
     ]
 

@@ -14,6 +14,7 @@ from pqt_jax.models.decoder import short_kernel_name
 from pqt_jax.transform.tree_paths import paths_and_leaves
 
 BLUE, ORANGE, GREY = "#2f6db3", "#d9822b", "#8a8a8a"
+BITS_SPAN = 1.0  # least range of a scale of bit-widths: learned ones scatter by a tenth of it
 Records = Sequence[Mapping[str, Any]]
 
 
@@ -68,6 +69,8 @@ def _draw_bits_by_step(axes: Axes, records: Records) -> None:
     axes.fill_between(steps, low, high, color=BLUE, alpha=0.2, lw=0, label="min to max")
     axes.plot(steps, mean, color=BLUE, lw=2, label="mean")
     axes.set(xlabel="step", ylabel="bit-width $b_t$ (bits)", title="all blocks, by step")
+    if len(steps):
+        axes.set_ylim(widen(low.min() - 0.05, high.max() + 0.05, BITS_SPAN))
     axes.legend(frameon=False)
     style_axes(axes)
     _note_end_of_finite_values(axes, records, "bits_mean")
@@ -79,7 +82,7 @@ def _draw_histogram(axes: Axes, leaves: Mapping[str, np.ndarray]) -> None:
     if not len(values):  # a run that diverged may have no bit-width left
         leave_empty(axes, "no finite bit-width")
     else:
-        axes.hist(values, bins=40, color=BLUE)
+        axes.hist(values, bins=40, range=widen(values.min(), values.max(), BITS_SPAN), color=BLUE)
         axes.axvline(values.mean(), color=ORANGE, lw=1.5, label=f"mean {values.mean():.2f}")
         axes.legend(frameon=False, loc="upper right")
         axes.margins(y=0.25)  # room for the legend
@@ -96,7 +99,9 @@ def _draw_bits_by_layer(axes: Axes, leaves: Mapping[str, np.ndarray]) -> Any:
         grid[i, : len(row)] = row
     image = None
     if np.isfinite(grid).any():
-        image = axes.imshow(grid, aspect="auto", cmap="viridis", interpolation="nearest")
+        low, high = widen(np.nanmin(grid), np.nanmax(grid), BITS_SPAN)
+        options = {"cmap": "viridis", "interpolation": "nearest", "vmin": low, "vmax": high}
+        image = axes.imshow(grid, aspect="auto", **options)
         axes.set_yticks(range(len(rows)), [short_kernel_name(name) for name in rows])
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     else:
@@ -124,6 +129,19 @@ def smooth(values: np.ndarray) -> np.ndarray:
     ends = np.minimum(index + half + 1, len(values))
     total = np.concatenate([[0.0], np.cumsum(values)])
     return (total[ends] - total[index - half]) / (ends - index + half)
+
+
+def widen(low: float, high: float, span: float) -> tuple[float, float]:
+    """The limits of a scale, moved apart where they are closer than `span`.
+
+    A scale that is fitted to noise makes the noise look like structure.
+
+    Example:
+      >>> widen(4.5, 4.75, 1.0), widen(2.0, 6.0, 1.0)
+      ((4.125, 5.125), (2.0, 6.0))
+    """
+    missing = max(0.0, span - (high - low)) / 2
+    return float(low - missing), float(high + missing)
 
 
 def _note_end_of_finite_values(axes: Axes, records: Records, name: str) -> None:

@@ -31,6 +31,16 @@ def test_numbers_of_blocks_are_whole():
     assert all(tick % 1 == 0 for tick in figure.axes[1].get_yticks())
 
 
+def test_scales_of_bits_are_never_less_than_one_bit():
+    """Bit-widths of an untrained model scatter by a hundredth of a bit, which is no structure."""
+    names = ("bits_mean", "bits_min", "bits_max")
+    records = [{"step": i, **dict.fromkeys(names, 5.0)} for i in (1, 2)]
+    b_t = {"a": 5 + 0.01 * np.random.default_rng(0).normal(size=(3, 4, 4))}
+    by_step, histogram, by_layer, _ = run_plots.draw_bits(records, b_t, "title").axes
+    scales = [by_step.get_ylim(), histogram.get_xlim(), by_layer.images[0].get_clim()]
+    assert all(high - low >= 1 and low < 4.6 and 5.4 < high for low, high in scales)
+
+
 def test_a_run_without_records_is_drawn():
     for figure in (
         run_plots.draw_losses([], "nothing"),

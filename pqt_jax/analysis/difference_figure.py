@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright 2026 The pqt_jax Authors
+"""The picture of runs against a baseline: differences over training, averaged over seeds."""
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from pqt_jax.analysis import differences, plot_style
+from pqt_jax.analysis.plot_style import Runs, escape_dollars, run_style
+
+SPAN = 0.02  # nats per token, the least range of a scale: another seed changes about as much
+
+
+def draw_differences(runs: Runs, baseline: int) -> Figure:
+    """Training and validation loss minus the baseline's, by tokens.
+
+    A group of seeds has the style of its first run.
+
+    Args:
+      runs: runs by their numbers, in two groups of seeds or more.
+      baseline: the number of a run of the baseline.
+    """
+    base, groups = differences.split(runs, baseline)
+    figure = Figure(figsize=(12, 4.6), dpi=150, layout="constrained")
+    training, validation = figure.subplots(1, 2)
+    _draw(training, base, groups, "loss", smoothed=True)
+    _draw(validation, base, groups, "validation_loss", smoothed=False)
+    training.set(title="training loss minus the baseline's, smoothed")
+    validation.set(title="validation loss minus the baseline's, master weights")
+    texts = {min(base): f"{differences.group_label(base)} (baseline)"}
+    for group in groups:
+        pairs = differences.describe_pairs(group, base)
+        texts[min(group)] = f"{differences.group_label(group)} ({pairs})"
+    plot_style.add_legend(figure, {i: escape_dollars(text) for i, text in texts.items()})
+    return figure
+
+
+def _draw(axes: Axes, base: Runs, groups: list[Runs], field: str, *, smoothed: bool) -> None:
+    style = run_style(min(base))
+    axes.axhline(0, color=style.color, ls=style.dash, lw=1.7)
+    ranges = [(0.0, 0.0)]
+    for group in groups:
+        style = run_style(min(group))
+        curve = differences.difference_curve(group, base, field, smoothed=smoothed)
+        plot_style.draw_band(axes, curve.tokens, curve.low, curve.high, style)
+        plot_style.draw_curve(axes, curve.tokens, curve.mean, style, markers=not smoothed)
+        for values in (curve.low, curve.mean, curve.high):
+            if np.isfinite(values).any():
+                ranges.append(plot_style.later_range(values[np.isfinite(values)]))
+    plot_style.set_scale(axes, ranges, SPAN)
+    axes.set(ylabel="difference (nats per token)")
+    plot_style.style_token_axes(axes)

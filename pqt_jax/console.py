@@ -227,5 +227,6 @@ def format_quantity(number: int, noun: str) -> str:
       >>> format_quantity(1, "matrix"), format_quantity(1200, "array")
       ('1 matrix', '1,200 arrays')
     """
-    plurals = {"matrix": "matrices", "process": "processes", "way to train": "ways to train"}
+    plurals = {"matrix": "matrices", "process": "processes", "loss": "losses"}
+    plurals |= {"way to train": "ways to train"}
     return f"{number:,} {noun if number == 1 else plurals.get(noun, noun + 's')}"

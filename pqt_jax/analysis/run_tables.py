@@ -70,7 +70,8 @@ def difference_table(runs: Runs, baseline: int) -> str:
     base, groups = differences.split(runs, baseline)
     formats = [name for name in _scored_formats(runs) if name != "mixed"]
     losses = [
-        np.mean([differences.final_loss(run, name) for run in base.values()]) for name in formats
+        float(np.mean([differences.final_loss(run, name) for run in base.values()]))
+        for name in formats
     ]
     rows = [[f"{_group_name(base)}<small>baseline</small>", *map(_format_loss, losses)]]
     for group in groups:

@@ -13,9 +13,12 @@ from pqt_jax.analysis.plot_style import escape_dollars, run_style
 from pqt_jax.lab.prediction import PredictionAtStep
 from pqt_jax.lab.statistics import proportion
 from pqt_jax.lab.sweep_table import SweepTable
+from pqt_jax.training.run.run_plots import widen
 
 _QUANTILES = (0.1, 0.5, 0.9)  # over seeds: lower edge of the band, median, upper edge
 _MOST_POINTS = 80  # of a curve; neighbouring points of longer curves are averaged
+_LEAST_RATIO = 3  # of the ends of a logarithmic scale, so that noise does not look like structure
+_MARKS = {"diverged": "×", "stuck": "○"}  # of outcomes
 _RED, _GREY = "#d9302a", "#888"
 
 
@@ -30,7 +33,7 @@ def draw_heat_maps(table: SweepTable) -> Figure:
         image = ax.imshow(
             values, vmin=low, vmax=max(high, low + 1e-9), cmap="cividis", aspect="auto"
         )
-        for outcome, mark in (("diverged", "×"), ("stuck", "○")):
+        for outcome, mark in _MARKS.items():
             for row, column in np.argwhere(table.has_outcome(arm, outcome)):
                 ax.text(column, row, mark, ha="center", va="center", color=_RED, fontsize=11)
         ax.set_title(escape_dollars(arm), fontsize=10)
@@ -40,7 +43,10 @@ def draw_heat_maps(table: SweepTable) -> Figure:
     axes[0].set_ylabel("seed", fontsize=8)
     if image is not None:
         figure.colorbar(image, ax=list(axes), label="final loss, nats", shrink=0.8)
-    figure.supxlabel("× diverged     ○ stuck", fontsize=9, color=_RED)
+    found = {row["outcome"] for row in table.rows.values()}
+    shown = [f"{mark} {outcome}" for outcome, mark in _MARKS.items() if outcome in found]
+    if shown:
+        figure.supxlabel("     ".join(shown), fontsize=9, color=_RED)
     return figure
 
 
@@ -67,7 +73,7 @@ def draw_losses(table: SweepTable) -> Figure:
         for ax in axes:  # curves of diverged runs may leave the axes
             ax.set_ylim(min(lowest) - 0.05 * height, max(first_losses) + 0.3 * height)
     axes[0].set_ylabel("loss, nats per token")
-    return _add_legend(figure, axes[0])
+    return _add_legend(figure, axes)
 
 
 def draw_final_losses(table: SweepTable) -> Figure:
@@ -75,7 +81,7 @@ def draw_final_losses(table: SweepTable) -> Figure:
 
     The median is taken over all seeds. A run that diverged counts as infinitely bad.
     """
-    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    figure = Figure(figsize=(11, 4.2), dpi=150, layout="constrained")
     losses, shares = figure.subplots(1, 2)
     for i, arm in enumerate(table.arms):
         finals = table.stable_values(arm, "final_loss")
@@ -85,8 +91,7 @@ def draw_final_losses(table: SweepTable) -> Figure:
     finals = _all_stable_finals(table)
     if finals.size:
         losses.set_ylim(finals.min() - 0.1, min(finals.max(), finals.min() + 4) + 0.1)
-    unigram_loss = next(iter(table.rows.values()))["unigram_loss"]
-    losses.axhline(unigram_loss, color=_GREY, lw=1, ls=":", label="token frequencies alone")
+    losses.axhline(table.unigram_loss, color=_GREY, lw=1, ls=":", label="token frequencies alone")
     for ax in (losses, shares):
         ax.set_xscale("log")
         ax.set_xticks(table.rates, [f"{rate:g}" for rate in table.rates])
@@ -97,7 +102,7 @@ def draw_final_losses(table: SweepTable) -> Figure:
     losses.set_ylabel("final loss, nats per token")
     shares.set_ylabel("share of seeds that diverged")
     shares.set_ylim(-0.03, 1.03)
-    return _add_legend(figure, losses)
+    return _add_legend(figure, [losses])
 
 
 def draw_sharpness(table: SweepTable) -> Figure:
@@ -117,7 +122,7 @@ def draw_predictions(predictions: Mapping[str, Sequence[PredictionAtStep]]) -> F
       predictions: name of a score → its predictions by step. For the first score, ROC curves are
         drawn as well.
     """
-    figure = Figure(figsize=(15, 4.4), layout="constrained")
+    figure = Figure(figsize=(15, 4.4), dpi=150, layout="constrained")
     over_all, within, curves = figure.subplots(1, 3)
     for i, (name, by_step) in enumerate(predictions.items()):
         style, steps = run_style(i), [prediction.step for prediction in by_step]
@@ -137,7 +142,7 @@ def draw_predictions(predictions: Mapping[str, Sequence[PredictionAtStep]]) -> F
         ax.set_ylabel(f"area under the ROC, {runs}")
     name, by_step = next(iter(predictions.items()))
     _draw_roc_curves(curves, name, by_step, first_style=len(predictions))
-    return _add_legend(figure, over_all)
+    return _add_legend(figure, [over_all])
 
 
 def _draw_roc_curves(
@@ -185,8 +190,10 @@ def _draw_sharpness_curves(table: SweepTable, name: str, label: str) -> Figure:
         ax.set_xlabel("step")
         if has_points:
             ax.set_yscale("log")
+            low, high = widen(*np.log10(ax.get_ylim()), np.log10(_LEAST_RATIO))
+            ax.set_ylim(10**low, 10**high)
     axes[0].set_ylabel(label)
-    return _add_legend(figure, axes[0])
+    return _add_legend(figure, axes)
 
 
 def _all_stable_finals(table: SweepTable) -> np.ndarray:
@@ -204,7 +211,7 @@ def _color_limits(table: SweepTable) -> tuple[float, float]:
 def _grid_of_axes(count: int, width: float, height: float) -> tuple[Figure, Sequence[Axes]]:
     columns = min(4, count)
     rows = -(-count // columns)
-    figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
+    figure = Figure(figsize=(width * columns, height * rows), dpi=150, layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
     for ax in axes[count:]:
         ax.set_visible(False)
@@ -241,7 +248,17 @@ def _draw_band(
     ax.fill_between(x, low, top, color=style.color, alpha=0.12, lw=0)
 
 
-def _add_legend(figure: Figure, ax: Axes) -> Figure:
-    handles, labels = ax.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=5, fontsize=8, frameon=False)
+def _add_legend(figure: Figure, axes: Sequence[Axes]) -> Figure:
+    """Add a legend of the lines that are in view in any of the axes."""
+    lines: dict[str, list[bool]] = {}
+    handles = {}
+    for ax in axes:
+        low, high = ax.get_ylim()
+        for line, label in zip(*ax.get_legend_handles_labels(), strict=True):
+            y = np.asarray(line.get_ydata(), float)
+            lines.setdefault(label, []).append(bool(((low <= y) & (y <= high)).any()))
+            handles.setdefault(label, line)
+    shown = [label for label, in_view in lines.items() if any(in_view)]
+    options = {"ncols": 5, "fontsize": 8, "frameon": False}
+    figure.legend([handles[n] for n in shown], shown, loc="outside lower center", **options)
     return figure

@@ -45,9 +45,9 @@ class _PredictionFigure:
 FIGURES = {  # by file name, in the order of the page
     "finals.png": TableFigure(
         title="Final loss and divergence by learning rate",
-        caption=f"Left: {_BAND} A run that diverged counts as worse than any other; below the "
-        "dotted line the model has learned more than token frequencies. Right: share of the seeds "
-        "that diverged, with exact 95 % intervals, the arms side by side.",
+        caption=f"Left: {_BAND} A run that diverged counts as worse than any other. Below the "
+        "dotted line, if it is in view, a model has learned more than token frequencies. Right: "
+        "share of the seeds that diverged, with exact 95 % intervals, the arms side by side.",
         draw=figures.draw_final_losses,
     ),
     "heat.png": TableFigure(
@@ -98,6 +98,7 @@ def compose(
     """
     level = tables.usable_level(table, usable)
     sections = [
+        *([html_page.note(_too_short(table))] if tables.is_too_short(table) else []),
         *_result_sections(table, level),
         *map(html_page.picture, pictures),
         *_alarm_sections(table, scores),
@@ -118,23 +119,41 @@ def _introduction(table: SweepTable, level: float, usable: float) -> str:
         f"{format_quantity(len(table.seeds), 'seed')} each{to_come}, "
         f"with jax {versions['jax']} and pqt_jax "
         f"{versions['pqt_jax']}. A run has diverged if a loss is not finite, or if a loss and the "
-        f"median of the {options['window']} losses that begin with it are more than "
-        f"{options['margin']:g} nats above the least such median before it or the first loss, or "
-        "if so many steps in a row lack a finite gradient that the trainer would have ended. "
-        "A run is stuck if it has not diverged and its final loss is not below the entropy of the "
-        f"token frequencies. {_usable_sentence(table, level, usable)} Intervals are 95 % "
+        f"median of the {format_quantity(options['window'], 'loss')} from it on are more than "
+        f"{_format_nats(options['margin'])} above the least such median before it or the first "
+        "loss, or if so many steps in a row lack a finite gradient that the trainer would have "
+        "ended. A run is stuck if it has not diverged and its final loss is not below the entropy "
+        f"of the token frequencies. {_usable_sentence(table, level, usable)} Intervals are 95 % "
         "confidence intervals: exact binomial ones for shares, Student's for means and for "
         "differences paired by seed. * marks a difference whose interval excludes 0; there is no "
         "correction for multiple comparisons."
     )
 
 
+def _too_short(table: SweepTable) -> str:
+    baseline = table.arms[0]
+    steps = max(row["steps"] for row in table.rows.values())
+    return (
+        f"Too short to mean anything: after {format_quantity(steps, 'step')} {baseline}, the "
+        f"baseline, has a final loss of {table.best_final_loss(baseline):.4f} at its best rate. "
+        f'The token frequencies alone give {table.unigram_loss:.4f}. So "stuck" says '
+        "here that training has hardly begun or that no rate suits, and a difference between arms "
+        "is one of the first steps."
+    )
+
+
+def _format_nats(nats: float) -> str:
+    return f"{nats:g} nat{'' if nats == 1 else 's'}"
+
+
 def _usable_sentence(table: SweepTable, level: float, usable: float) -> str:
     baseline = table.arms[0]
+    if math.isfinite(level) and len(table.rates) == 1:
+        return "One learning rate has no range of usable rates."
     if math.isfinite(level):
         return (
-            f"A rate is usable if the final loss is at most {level:.4f}, {usable:g} nats above the "
-            f"median of {baseline} at its best rate."
+            f"A rate is usable if the final loss is at most {level:.4f}, "
+            f"{_format_nats(usable)} above the median of {baseline} at its best rate."
         )
     if not table.has_run(baseline).any():
         return f"{baseline}, the baseline of all comparisons, has no runs yet."

@@ -63,7 +63,8 @@ class SweepOptions:
     arms: tuple[tuple[str, ...], ...] = setting(
         (),
         'Ways to train, each a name and fields as on the command line, such as ("STE", '
-        '"method=ste"); the first is the baseline. Only the file can set them.',
+        '"method=ste"); the first is the baseline.',
+        words="tuples of text, in the config file alone",
     )
     seeds: tuple[int, ...] = setting(
         (0, 1, 2, 3, 4, 5, 6, 7), "Seeds of every arm.", check=_check_seeds

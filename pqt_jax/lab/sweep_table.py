@@ -9,7 +9,7 @@ units (`work_units`), and in `runs.jsonl` when the sweep is finished.
 import csv
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,11 @@ class SweepTable:
     seeds: list[int]
     rows: dict[tuple[str, float, int], metrics.Record]
     metadata: dict[str, Any]
+
+    @property
+    def unigram_loss(self) -> float:
+        """The entropy of the token frequencies of the sweep's text, in nats per token."""
+        return next(iter(self.rows.values()))["unigram_loss"]
 
     def rows_of(self, arm: str, rate: float | None = None) -> Iterator[metrics.Record]:
         """Rows of an arm at one learning rate, or at all of them, ordered by rate and seed."""
@@ -86,6 +91,16 @@ class SweepTable:
         finals = self.stable_values(arm, "final_loss")
         medians = np.median(np.where(np.isnan(finals), np.inf, finals), axis=0)
         return int(np.argmin(medians)) if np.isfinite(medians).any() else None
+
+    def best_final_loss(self, arm: str) -> float:
+        """The mean final loss at the best learning rate, over the seeds that did not diverge.
+
+        The result is NaN if there is no best rate.
+        """
+        best = self.best_rate_index(arm)
+        return float(
+            "nan" if best is None else np.nanmean(self.stable_values(arm, "final_loss")[:, best])
+        )
 
     def diverged(self, arm: str) -> np.ndarray:
         """bool[seeds, rates]: whether the run diverged."""
@@ -169,19 +184,30 @@ def read(folder: Path) -> SweepTable:
     metadata = workdir.read_metadata(folder, "", workdir.SWEEP)
     if not isinstance(metadata["config"].get("sweep"), dict):
         raise InputError(f"{folder} is not of a sweep; give the workdir of one")
-    rows = {}
-    for path in sorted((folder / workdir.WORK_UNITS).glob("*.jsonl")):
-        for row in read_rows(path):
-            rows[row["arm"], row["learning_rate"], row["seed"]] = row
+    paths = sorted((folder / workdir.WORK_UNITS).glob("*.jsonl"))
+    rows = [row for path in paths for row in read_rows(path)]
     if not rows:
         raise InputError(f"{folder} holds no runs of a sweep yet; give the workdir of one")
-    with_runs = {arm for arm, _, _ in rows}
-    planned = [arm[0] for arm in metadata["config"]["sweep"]["arms"]]
+    return from_rows(rows, [arm[0] for arm in metadata["config"]["sweep"]["arms"]], metadata)
+
+
+def from_rows(
+    rows: Iterable[metrics.Record], planned: Sequence[str], metadata: dict[str, Any]
+) -> SweepTable:
+    """The table of some rows.
+
+    Args:
+      rows: the records of runs.
+      planned: names of the arms in the order of the config.
+      metadata: the content of the sweep's `run.json`.
+    """
+    by_run = {(row["arm"], row["learning_rate"], row["seed"]): row for row in rows}
+    with_runs = {arm for arm, _, _ in by_run}
     return SweepTable(
         arms=[arm for i, arm in enumerate(planned) if i == 0 or arm in with_runs],
-        rates=sorted({rate for _, rate, _ in rows}),
-        seeds=sorted({seed for _, _, seed in rows}),
-        rows=rows,
+        rates=sorted({rate for _, rate, _ in by_run}),
+        seeds=sorted({seed for _, _, seed in by_run}),
+        rows=by_run,
         metadata=metadata,
     )
 

@@ -39,10 +39,26 @@ def usable_level(table: SweepTable, nats: float) -> float:
     return nats + float(np.median(finals)) if finals.size else math.nan
 
 
+def is_too_short(table: SweepTable) -> bool:
+    """Whether the baseline at its best rate has not learned more than the token frequencies.
+
+    Then no run took enough steps, or no rate suits, and differences between arms mean nothing.
+    """
+    baseline = table.arms[0]
+    finals = _at_rate(table, baseline, "final_loss", table.best_rate_index(baseline))
+    finals = finals[np.isfinite(finals)]
+    return bool(finals.size) and float(np.median(finals)) >= table.unigram_loss
+
+
 def overview_table(table: SweepTable, level: float) -> str:
-    """One row for each arm: its failures, its best rate, and its range of usable rates."""
+    """One row for each arm: its failures, its best rate, and its range of usable rates.
+
+    With a single rate there is no range.
+    """
     head = ["arm", "runs", "diverged", "stuck", "best rate", "final loss there"]
-    head += ["usable decades of rates", "sensitivity to the rate, nats", "spikes per run"]
+    has_range = len(table.rates) > 1
+    head += ["usable decades of rates", "sensitivity to the rate, nats"] if has_range else []
+    head += ["spikes per run"]
     rows = []
     for arm in table.arms:
         best, runs = table.best_rate_index(arm), int(table.has_run(arm).sum())
@@ -58,8 +74,8 @@ def overview_table(table: SweepTable, level: float) -> str:
             *failures,
             _rate(table, best),
             _mean(_at_rate(table, arm, "final_loss", best), ".4f"),
-            _mean(_usable_decades(table, arm, level), ".3f"),
-            _mean(_sensitivities(table, arm), ".3f"),
+            *([_mean(_usable_decades(table, arm, level), ".3f")] if has_range else []),
+            *([_mean(_sensitivities(table, arm), ".3f")] if has_range else []),
             f"{np.mean(table.values(arm, 'spikes')[table.has_run(arm)]):.2f}",
         ]
         rows.append([text(arm), *columns])

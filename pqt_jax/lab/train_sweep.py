@@ -11,7 +11,7 @@ from typing import Any, cast
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from pqt_jax.console import LenientStream, print_line
+from pqt_jax.console import LenientStream, format_quantity, print_line
 from pqt_jax.data.source import Text
 from pqt_jax.interchange import files
 from pqt_jax.lab import runs, sweep_table, work_units
@@ -77,7 +77,7 @@ def _write_table(units: Sequence[WorkUnit], path: Path, lock: int) -> None:
             work_units.check_rows(unit)
         table = "".join(unit.path.read_text() for unit in units)
         files.write(path, table)
-    print_line(f"{table.count(chr(10))} runs: {path}")
+    print_line(f"{format_quantity(table.count(chr(10)), 'run')}: {path}")
 
 
 def _show_finished_arm(units: Sequence[WorkUnit], arm: Arm, show: Callable[[str], object]) -> None:
@@ -88,9 +88,13 @@ def _show_finished_arm(units: Sequence[WorkUnit], arm: Arm, show: Callable[[str]
     rows = [row for unit in arm_units for row in sweep_table.read_rows(unit.path)]
     outcomes = [row["outcome"] for row in rows]
     counts = f"{outcomes.count('diverged')} diverged, {outcomes.count('stuck')} stuck"
-    finals = [row["final_loss"] for row in rows if row["final_loss"] is not None]
-    best = f", best final loss {min(finals):.4f}" if finals else ""
-    show(f"{arm.name}: {len(rows)} runs, {counts}{best}")
+    table = sweep_table.from_rows(rows, [arm.name], metadata={})
+    rate = table.best_rate_index(arm.name)
+    best = "no best rate"
+    if rate is not None:
+        loss = table.best_final_loss(arm.name)
+        best = f"final loss {loss:.4f} at the best rate, {table.rates[rate]:g}"
+    show(f"{arm.name}: {format_quantity(len(rows), 'run')}, {counts}, {best}")
 
 
 def _count_steps(units: Sequence[WorkUnit]) -> int:

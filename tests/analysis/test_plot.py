@@ -176,6 +176,7 @@ def test_no_table_and_no_picture_is_cut(tmp_path, monkeypatch):
     boxed = re.findall(r'<div class="wide"><(?:table|img)', text)
     assert len(inner) == len(boxed) > 5
     assert all(int(width) <= 660 for width in re.findall(r"min-width: (\d+)px", text))
+    assert len(re.findall(r"min-width: \d+px", text)) == text.count("<img")
     for table in tables_of(text)[:3]:
         columns = zip(*rows_of(table), strict=True)
         # A digit of 13 px is 8 px wide; long headers wrap, and cells have 16 px of padding.

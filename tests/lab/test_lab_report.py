@@ -224,6 +224,56 @@ def test_figures_mark_runs_that_diverged(table):
     assert np.isnan(last[2]) or last[2] > last[0]  # most runs of E8M3 diverged there
 
 
+def test_too_short_is_a_rule_of_what_was_measured(tmp_path, table):
+    """The page says so where the baseline has not learned more than token frequencies."""
+    assert not tables.is_too_short(table) and "Too short" not in compose(table)
+
+    def shorten(row):
+        return row | {"unigram_loss": 1.5, "outcome": "stuck"}
+
+    short = sweep_table.read(write_sweep(tmp_path / "run", change=shorten))
+    assert tables.is_too_short(short)
+    words = words_of(compose(short))
+    assert f"has a final loss of {short.best_final_loss('BF16'):.4f} at its best rate" in words
+    assert "The token frequencies alone give 1.5000." in words
+
+
+def legend_of(figure):
+    return [text.get_text() for text in figure.legends[0].get_texts()]
+
+
+def test_legends_have_what_is_in_view(tmp_path, table):
+    arms, near = list(ARMS), {"unigram_loss": 2.4}
+    one = sweep_table.read(write_sweep(tmp_path / "a", change=lambda row: row | near))
+    assert legend_of(figures.draw_final_losses(one)) == [*arms, "token frequencies alone"]
+    assert legend_of(figures.draw_final_losses(table)) == arms
+    diverged = {"outcome": "diverged", "diverged_at": 7, "final_loss": None, "losses": [None] * 60}
+
+    def change(row):
+        return row | {"unigram_loss": 9.0} | (diverged if row["arm"] == arms[1] else {})
+
+    other = sweep_table.read(write_sweep(tmp_path / "run", change=change))
+    assert legend_of(figures.draw_final_losses(other)) == [arms[0], arms[2]]
+    assert legend_of(figures.draw_losses(other)) == [arms[0], arms[2]]
+    assert figures.draw_heat_maps(other)._supxlabel.get_text() == "× diverged     ○ stuck"
+    learned = sweep_table.read(write_sweep(tmp_path / "b", lambda row: row["outcome"] == "learned"))
+    assert figures.draw_heat_maps(learned)._supxlabel is None
+
+
+def test_logarithmic_scales_span_a_factor_of_three(table):
+    for ax in figures.draw_weight_sharpness(table).axes:  # it is 5 % always
+        low, high = ax.get_ylim()
+        assert high / low >= 2.99 and low < 5 < high
+
+
+def test_amounts_agree_with_their_nouns(table):
+    table.metadata["config"]["sweep"] |= {"margin": 1.0, "window": 1}
+    words = words_of(report_page.compose(table, scores=[], pictures=[], usable=1.0))
+    table.metadata["config"]["sweep"] |= {"margin": 0.5, "window": 20}
+    assert "median of the 1 loss from it on are more than 1 nat above" in words
+    assert ", 1 nat above the median of BF16" in words
+
+
 def test_a_sweep_in_which_every_run_diverged_has_a_report(tmp_path):
     diverged = {"outcome": "diverged", "diverged_at": 7, "final_loss": None}
     diverged |= {"losses": [None] * 60, "sharpness": [[0, None]], "sharpness_of_weights": []}

@@ -31,6 +31,7 @@ from pqt_jax.lab import (
     sweep,
     sweep_arms,
     sweep_table,
+    tables,
 )
 from pqt_jax.training import methods
 from pqt_jax.training.loss import cross_entropy
@@ -107,6 +108,10 @@ def test_the_smoke_sweep_has_a_report(swept, tmp_path):
     assert report.main([str(swept), f"--out={tmp_path / 'report'}"]) == 0
     page = (tmp_path / "report" / report.PAGE).read_text()
     assert "10 runs: 2 ways to train, 1 learning rate, 5 seeds each" in page
+    assert "Too short to mean anything: after 30 steps BF16, the baseline" in page
+    assert "5 losses from it on are more than 1 nat above" in page
+    # There is no range of one rate.
+    assert "usable decades" not in page and "One learning rate has no range" in page
 
 
 def test_a_missing_unit_is_trained_again_to_the_same_bits(swept, sweep_copy, capsys):
@@ -188,8 +193,13 @@ def test_names_of_arms_are_printed_as_they_are(sweep_copy, tmp_path, monkeypatch
     config = pathlib.Path(SMOKE).read_text().replace('"E4M1"', json.dumps(name))
     (tmp_path / "named.py").write_text(config)
     options = [f"--config={tmp_path / 'named.py'}", f"--workdir={sweep_copy}"]
-    line = f"{name}: 5 runs, 0 diverged, 5 stuck, best final loss "
-    assert sweep.main(options) == 0 and line in capsys.readouterr().out
+    line = f"{name}: 5 runs, 0 diverged, 5 stuck, final loss "
+    assert sweep.main(options) == 0 and line in (printed := capsys.readouterr().out)
+    # The same number as on the page: the mean over the seeds, not the best of them.
+    (loss,) = re.findall(re.escape(line) + r"([\d.]+) at the best rate, 0.003$", printed, re.M)
+    table = sweep_table.read(sweep_copy)
+    assert f"{table.best_final_loss(name):.4f}" == loss
+    assert f">{loss}<small>" in tables.overview_table(table, level=4.0)
     ours, theirs = pty.openpty()
     with os.fdopen(theirs, "w") as terminal:
         monkeypatch.setattr(sys, "stdout", terminal)
@@ -373,6 +383,9 @@ def test_help_lists_the_fields(tmp_path, monkeypatch, capsys):
     shown = capsys.readouterr().out
     assert "config.optimizer.learning_rate=" in shown
     assert "config.sweep.seeds=0,1,2,3,4" in shown
+    assert "Takes values" not in shown and "Takes whole numbers, such as 0,1,2" in shown
+    words = " ".join(shown.split())
+    assert "first is the baseline. Takes tuples of text, in the config file alone." in words
     assert sweep.main(["-h"]) == 0 and "--workdir DIR" in capsys.readouterr().out
     assert refused(sweep.main, [], capsys).startswith("error: --config is missing; try")
     assert not list(tmp_path.iterdir())

@@ -92,7 +92,8 @@ def _takes(field: Field) -> str:
     """The accepted values in words, such as "a whole number, 1 or more"."""
     range_ = field.setting.describe_range(field.kind, brief=True)
     if field.kind is tuple:
-        return f"values such as {as_text(field.default)}" if field.default else "values"
+        members = {int: "whole numbers", float: "numbers"}.get(field.member, "words")
+        return range_ or f"{members}, such as {as_text(field.default)}"
     if field.setting.choices or not range_:
         return range_ or field.kind_in_words
     return f"{field.kind_in_words}, {range_}"

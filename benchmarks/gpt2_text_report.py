@@ -7,6 +7,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+from pqt_jax.training.named_formats import LABELS
 from pqt_jax.training.run import metrics, workdir
 
 BEGIN, END = "<!-- table of benchmarks/gpt2_text.py -->", "<!-- end of the table -->"
@@ -67,7 +68,7 @@ def markdown(record: dict[str, Any]) -> str:
         "Every held-out document evaluated: nats per token of the master weights, and what each "
         "format adds, with 95 % intervals over documents.",
         "",
-        f"| method | master | {' | '.join(names)} |",
+        f"| method | {' | '.join(LABELS[name] for name in ('master', *names))} |",
         "|---" * (len(names) + 2) + "|",
     ]
     for method, run in runs.items():
@@ -94,5 +95,8 @@ def _rate(run: dict[str, Any]) -> float:
 
 def _shown(interval: dict[str, float | None], sign: str) -> str:
     value, low, high = (interval[name] for name in ("value", "low", "high"))
-    inside = "" if low is None else f" [{low:{sign}.4f}, {high:{sign}.4f}]"
-    return "—" if value is None else f"{value:{sign}.4f}{inside}"
+    if value is None:
+        return "—"
+    ends = [] if low is None or high is None else [low, high]
+    first, *bounds = (f"{round(x, 4) + 0.0:{sign}.4f}" for x in (value, *ends))  # not -0.0000
+    return first + (f" [{', '.join(bounds)}]" if bounds else "")

@@ -67,7 +67,7 @@ def run_of(loss, rate, size, steps=40, data="same"):
         "laps": [1.0, rate, rate],
         "validation": [[20, loss + 1], [40, loss]],
         "data_fingerprint": data,
-        "evaluation": {"weights": {"master": {"loss": interval}, "fp4": {"difference": more}}},
+        "evaluation": {"weights": {"master": {"loss": interval}, "fp4_e2m1": {"difference": more}}},
         "memory": {"memory_bytes": size, "peak_bytes": size // 2},
     }
 
@@ -88,6 +88,7 @@ def test_the_table_compares_with_bf16(reports):
     assert "smoke test, whose numbers mean nothing" in table
     assert "| bf16 | 2.5000 | 1,000 | +0.00% | 2.000 GB | +0.00% | 1.000 GB |" in table
     assert "| gaussws | 2.6000 | 800 | +25.00% | 2.100 GB | +5.00% | 1.050 GB |" in table
+    assert "| method | master weights | FP4 E2M1 |" in table
     assert "| gaussws | 2.6000 [2.5000, 2.7000] | +0.0100 |" in table
     table = reports.markdown(record | {"together": True})
     assert "without times" in table and "| bf16 | 2.5000 | — | — | 2.000 GB |" in table

@@ -6,8 +6,10 @@ import hashlib
 import json
 from typing import Any
 
+from pqt_jax.console import format_quantity
 from pqt_jax.models import MODELS
-from pqt_jax.training.config.fields import flatten, to_dict
+from pqt_jax.training.config.field_table import as_text
+from pqt_jax.training.config.fields import flatten, list_fields, to_dict
 from pqt_jax.training.config.schema import MAY_CHANGE, RunConfig, default
 
 
@@ -23,8 +25,21 @@ def digest(config: RunConfig) -> str:
 
 
 def describe(config: RunConfig) -> str:
-    """All fields with their values, one on each line, in the form of the command line."""
-    return "\n".join(f"config.{name}={value}" for name, value in flatten(config))
+    """The fields that differ from their defaults, one on each line, as on the command line.
+
+    Example:
+      >>> from pqt_jax.models import Llama2Config
+      >>> from pqt_jax.training.config.fields import from_values
+      >>> config = default(Llama2Config(256, d_model=64, num_layers=2, num_heads=4, d_ff=128))
+      >>> config.pqt.block = (16, 16)
+      >>> describe(from_values(RunConfig, config.to_dict())).splitlines()[-2]
+      'config.pqt.block=16,16'
+    """
+    fields, values = list_fields(type(config), config.model.name), dict(flatten(config))
+    changed = {n: value for n, value in values.items() if value != fields[n].default}
+    lines = [f"config.{name}={as_text(value)}" for name, value in changed.items()]
+    others = format_quantity(len(values) - len(changed), "other field")
+    return "\n".join([*lines, f"{others} have their defaults; run.json in the workdir has all"])
 
 
 def completed(saved: dict[str, Any]) -> dict[str, Any]:

@@ -122,16 +122,21 @@ def _blocks(path: Path, size: int = 1 << 20) -> Iterator[bytes]:
 
 
 def format_line(record: Mapping[str, Any]) -> str:
-    """Format a record as one line, `name=value` for each field that is not None.
+    """Format a record as one line, `name=value` for each field that says something.
+
+    None says nothing, nor does the speed of the only device, or that no time is left.
 
     Example:
-      >>> format_line({"step": 10, "loss": 2.345678, "lr": 0.001, "bits_mean": None})
-      'step=10 loss=2.3457 lr=0.001'
+      >>> format_line({"step": 10, "loss": 2.345678, "hours_left": 0.0, "bits_mean": None})
+      'step=10 loss=2.3457'
+      >>> format_line({"step": 10, "tokens_per_s": 99.5, "tokens_per_s_per_device": 99.5})
+      'step=10 tokens_per_s=99.5'
     """
+    idle = {"hours_left": 0, "tokens_per_s_per_device": record.get("tokens_per_s")}
     parts = [
         f"{name}={value:.5g}" if isinstance(value, float) else f"{name}={value}"
         for name, value in record.items()
-        if value is not None
+        if value is not None and value != idle.get(name)
     ]
     return " ".join(parts)
 

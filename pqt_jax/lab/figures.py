@@ -2,11 +2,14 @@
 # Copyright 2026 The pqt_jax Authors
 """Figures of a sweep, drawn from its table."""
 
+import math
 from collections.abc import Mapping, Sequence
+from typing import cast
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from pqt_jax.analysis.intervals import Interval
 from pqt_jax.analysis.plot_style import escape_dollars, run_style
@@ -17,6 +20,7 @@ from pqt_jax.training.run.run_plots import widen
 
 _QUANTILES = (0.1, 0.5, 0.9)  # over seeds: lower edge of the band, median, upper edge
 _MOST_POINTS = 80  # of a curve; neighbouring points of longer curves are averaged
+_LEAST_LOSSES = 0.1  # nats per token, the least range of colors of final losses
 _LEAST_RATIO = 3  # of the ends of a logarithmic scale, so that noise does not look like structure
 _MARKS = {"diverged": "×", "stuck": "○"}  # of outcomes
 _RED, _GREY = "#d9302a", "#888"
@@ -25,14 +29,12 @@ _RED, _GREY = "#d9302a", "#888"
 def draw_heat_maps(table: SweepTable) -> Figure:
     """Final loss of every run: one map for each arm, seeds by learning rates."""
     figure, axes = _grid_of_axes(len(table.arms), 2.3 + 0.22 * len(table.rates), 3.0)
-    low, high = _color_limits(table)
+    low, high = widen(*_color_limits(table), _LEAST_LOSSES)
     image = None
     for arm, ax in zip(table.arms, axes, strict=False):
         finals = table.values(arm, "final_loss")
         values = np.where(table.has_run(arm) & ~np.isfinite(finals), high, finals)
-        image = ax.imshow(
-            values, vmin=low, vmax=max(high, low + 1e-9), cmap="cividis", aspect="auto"
-        )
+        image = ax.imshow(values, vmin=low, vmax=high, cmap="cividis", aspect="auto")
         for outcome, mark in _MARKS.items():
             for row, column in np.argwhere(table.has_outcome(arm, outcome)):
                 ax.text(column, row, mark, ha="center", va="center", color=_RED, fontsize=11)
@@ -190,7 +192,8 @@ def _draw_sharpness_curves(table: SweepTable, name: str, label: str) -> Figure:
         ax.set_xlabel("step")
         if has_points:
             ax.set_yscale("log")
-            low, high = widen(*np.log10(ax.get_ylim()), np.log10(_LEAST_RATIO))
+            low, high = (math.log10(end) for end in ax.get_ylim())
+            low, high = widen(low, high, math.log10(_LEAST_RATIO))
             ax.set_ylim(10**low, 10**high)
     axes[0].set_ylabel(label)
     return _add_legend(figure, axes)
@@ -255,7 +258,7 @@ def _add_legend(figure: Figure, axes: Sequence[Axes]) -> Figure:
     for ax in axes:
         low, high = ax.get_ylim()
         for line, label in zip(*ax.get_legend_handles_labels(), strict=True):
-            y = np.asarray(line.get_ydata(), float)
+            y = np.asarray(cast(Line2D, line).get_ydata(), float)
             lines.setdefault(label, []).append(bool(((low <= y) & (y <= high)).any()))
             handles.setdefault(label, line)
     shown = [label for label, in_view in lines.items() if any(in_view)]

@@ -44,7 +44,9 @@ def draw_report(rows: Sequence[MatrixReport], title: str) -> Figure:
     for row in rows:
         grid[kinds.index(row.path), layers.index(row.layer)] = 100 * row.error
     if np.isfinite(grid).any():
-        image = errors.imshow(grid, aspect="auto", cmap="viridis", interpolation="nearest")
+        # From 0 on, so that errors that are nearly equal have nearly equal colors.
+        options = {"cmap": "viridis", "interpolation": "nearest", "vmin": 0.0}
+        image = errors.imshow(grid, aspect="auto", **options)
         figure.colorbar(image, ax=errors, label="relative error (%)")
     errors.set_yticks(range(len(kinds)), names)
     errors.xaxis.set_major_locator(MaxNLocator(integer=True))

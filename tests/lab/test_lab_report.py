@@ -260,6 +260,14 @@ def test_legends_have_what_is_in_view(tmp_path, table):
     assert figures.draw_heat_maps(learned)._supxlabel is None
 
 
+def test_colors_of_final_losses_span_a_tenth_of_a_nat(tmp_path):
+    close = {"final_loss": 2.5, "outcome": "learned"}
+    folder = write_sweep(tmp_path / "run", change=lambda row: row | close)
+    figure = figures.draw_heat_maps(sweep_table.read(folder))
+    low, high = figure.axes[0].images[0].get_clim()
+    assert low == pytest.approx(2.45) and high == pytest.approx(2.55)
+
+
 def test_logarithmic_scales_span_a_factor_of_three(table):
     for ax in figures.draw_weight_sharpness(table).axes:  # it is 5 % always
         low, high = ax.get_ylim()

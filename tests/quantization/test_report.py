@@ -123,6 +123,7 @@ def test_table_and_picture():
     figure = report_figure.draw_report(rows, "a model")
     titles = [axes.get_title() for axes in figure.axes[:3]]
     assert titles == ["formats by layer", "formats by kind", "error of each matrix"]
+    assert figure.axes[2].images[0].get_clim()[0] == 0
     labels = [text.get_text() for text in figure.legends[0].get_texts()]
     assert labels == ["FP4 E2M1", "FP6 E3M2"]
     assert encode_png(figure).startswith(b"\x89PNG")

@@ -27,8 +27,10 @@ from pqt_jax.training.run import metrics
 from pqt_jax.training.run.run_plots import smooth
 
 SEED = "config.seed"
-# Other versions of packages change the last digits; the other fields change no number.
-_IGNORED = ("versions.", *(f"config.{name}" for name in MAY_CHANGE))
+# Other versions of packages change the last digits; the other fields change no number. Data and
+# starting weights have fingerprints in fields of their own, so it does not matter where they were.
+_PLACES = ("directory", "config.data.files", "config.data.tokens", "config.init_from")
+_IGNORED = ("versions.", *_PLACES, *(f"config.{name}" for name in MAY_CHANGE))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -46,6 +46,16 @@ def test_groups_differ_by_more_than_the_seed(tmp_path, runs):
     assert [[*g] for g in differences.group_by_seed(read(*paths))] == [[0, 1], [2], [3]]
 
 
+def test_a_group_may_have_been_trained_in_several_places(tmp_path):
+    paths = [make_run(tmp_path / str(seed), seed=seed, data__files=str(seed)) for seed in (0, 1)]
+    for path in paths:
+        meta = json.loads((path / "run.json").read_text()) | {"directory": str(path)}
+        (path / "run.json").write_text(json.dumps(meta))
+    assert [[*g] for g in differences.group_by_seed(read(*paths))] == [[0, 1]]
+    (paths[0] / "run.json").write_text(json.dumps(meta | {"data_fingerprint": "y"}))
+    assert len(differences.group_by_seed(read(*paths))) == 2
+
+
 def test_the_first_bf16_run_is_the_baseline_or_the_first(runs):
     assert differences.default_baseline({7: runs[2], 8: runs[1], 9: runs[0]}) == 8
     assert differences.default_baseline({3: runs[3], 4: runs[4]}) == 3

@@ -29,8 +29,8 @@ class ScaleRule(enum.StrEnum):
     Attributes:
       FLOOR: `2^(⌊log2 absmax⌋ − emax)`, the rule of OCP MX. Values near the block maximum may
         saturate.
-      CEIL: the least power of two with `absmax ≤ max · scale`. Nothing saturates, as long as that
-        scale is at most 2^126.
+      CEIL: the least power of two with `absmax ≤ max · scale`. Nothing saturates, unless
+        `max · scale` is beyond float32; then the scale is half as large.
       EXACT: `absmax / max`, which is not a power of two. The largest weight is represented exactly
         up to rounding. The scale takes 32 bits instead of eight, and products with it round.
     """
@@ -154,7 +154,7 @@ def block_scale(absmax: jax.Array, fmt: FloatFormat, rule: Scale) -> jax.Array:
     """Compute the scale of a block from its largest magnitude, by a `ScaleRule`.
 
         "floor"  2^(⌊log2 absmax⌋ − emax)
-        "ceil"   the least 2^e with absmax ≤ max · 2^e
+        "ceil"   the least 2^e with absmax ≤ max · 2^e; max · 2^e is finite in float32
         "exact"  absmax · (1 / max)
 
     Example:
@@ -184,7 +184,9 @@ def block_scale(absmax: jax.Array, fmt: FloatFormat, rule: Scale) -> jax.Array:
     if rule == ScaleRule.CEIL:
         mantissa = np.uint32(0x007FFFFF)
         exponent += ((word & mantissa) > (_float_word(fmt.max) & mantissa)).astype(jnp.int32)
-    power = jnp.clip(exponent, 1, 253).astype(jnp.uint32) << np.uint32(23)
+    # Above, a value that rounds up to a power of two could be 2^128, which is Inf.
+    highest = min(253, 254 - fmt.emax)
+    power = jnp.clip(exponent, 1, highest).astype(jnp.uint32) << np.uint32(23)
     return from_word(jnp.where(word >= _INF, np.uint32(0x7FC00000), power), jnp.dtype(jnp.float32))
 
 

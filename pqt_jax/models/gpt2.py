@@ -55,7 +55,9 @@ class GPT2Config:
     bias: bool = setting(False, "Whether linear layers and LayerNorm have biases.")
     tie_embeddings: bool = setting(True, "Whether the head uses the embedding's weights.")
     dtype: str = setting("bfloat16", "Type of activations and products.", choices=DTYPES)
-    param_dtype: str = setting("float32", "Type of the parameters.", choices=DTYPES)
+    param_dtype: str = setting(
+        "float32", "Type of the parameters, and of the optimizer's moments.", choices=DTYPES
+    )
     attention: Attend = setting("auto", ATTENTION, choices=get_args(Attend))
     remat: bool = setting(False, "Recompute blocks in the backward pass, which saves memory.")
 

@@ -60,7 +60,9 @@ class Llama2Config:
     rope_theta: float = setting(1e4, "Base of the rotary wavelengths.", above=0)
     tie_embeddings: bool = setting(False, "Whether the head uses the embedding's weights.")
     dtype: str = setting("bfloat16", "Type of activations and products.", choices=DTYPES)
-    param_dtype: str = setting("float32", "Type of the parameters.", choices=DTYPES)
+    param_dtype: str = setting(
+        "float32", "Type of the parameters, and of the optimizer's moments.", choices=DTYPES
+    )
     attention: Attend = setting("auto", ATTENTION, choices=get_args(Attend))
     remat: bool = setting(False, "Recompute blocks in the backward pass, which saves memory.")
 

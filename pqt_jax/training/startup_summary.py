@@ -211,7 +211,8 @@ def _shape(config: RunConfig) -> str:
 
 
 def _method(config: RunConfig) -> str:
-    computes = f"computes in {config.model.dtype}, parameters in {config.model.param_dtype}"
+    dtype = config.model.param_dtype
+    computes = f"computes in {config.model.dtype}, parameters and moments in {dtype}"
     return f"{config.method}, {config.optimizer.name}; {computes}"
 
 

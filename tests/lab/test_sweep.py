@@ -330,6 +330,12 @@ def test_the_command_refuses_an_arm_before_it_makes_a_workdir(tmp_path, capsys, 
     assert message in line and not (tmp_path / "run").exists()
 
 
+def test_an_arm_of_a_method_has_the_defaults_of_that_method(tmp_path):
+    path = with_arms(tmp_path / "arms.py", (("BF16",), ("STE", "method=ste")))
+    arms = sweep_arms.load_sweep(str(path)).arms
+    assert [arm.config.pqt.dtype for arm in arms] == ["bfloat16", "float6_e3m2fn"]
+
+
 @pytest.mark.parametrize(
     "field, value, message",
     [

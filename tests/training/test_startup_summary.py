@@ -7,6 +7,7 @@ import pathlib
 from types import SimpleNamespace
 
 import jax
+import jax.numpy as jnp
 import pytest
 
 from pqt_jax.errors import InputError
@@ -15,8 +16,9 @@ from pqt_jax.models.attention import Choice
 from pqt_jax.training import flops as costs
 from pqt_jax.training import startup_summary
 from pqt_jax.training.config import command_line
+from pqt_jax.training.optimizer import make_optimizer
 from pqt_jax.training.run import metrics
-from pqt_jax.training.state import check_step_memory
+from pqt_jax.training.state import abstract_state, check_step_memory
 from pqt_jax.transform.rules import Rule
 from support import tiny
 from support.command import main
@@ -50,7 +52,7 @@ def test_the_page_of_the_tiny_model():
         "data": "a text of 10 bytes",
         "model": "llama2, 37,024 parameters",
         "shape": "2 layers, width 32, 2 heads, MLP 64, vocabulary 256",
-        "method": "gaussws, adamw; computes in float32, parameters in float32",
+        "method": "gaussws, adamw; computes in float32, parameters and moments in float32",
         "sampled": "20,480 parameters, 55.3 % of all",
         "rule": "h/.*/kernel: 7 arrays, 14 matrices, 20,480 weights; gauss noise, 6 to 4 bits, "
         "32x32, BF16",
@@ -61,6 +63,16 @@ def test_the_page_of_the_tiny_model():
         "on each device; activations come on top",
         "workdir": "runs/x",
     }
+
+
+def test_moments_are_of_the_dtype_of_the_parameters_and_the_page_says_so():
+    config = tiny.get_config()
+    config.model.param_dtype, config.method = "bfloat16", "bf16"
+    _, state = abstract_state(config, make_optimizer(config))
+    moments = [x.dtype for x in jax.tree.leaves(state.opt_state) if x.ndim]
+    assert set(moments) == {jnp.dtype("bfloat16")}
+    text = startup_summary.format_summary(config, gathered(config))
+    assert rows(text)["method"].endswith("parameters and moments in bfloat16")
 
 
 @pytest.mark.parametrize("name", ["quickstart", "gpt2_124m", "llama2_134m", "llama2_1b"])

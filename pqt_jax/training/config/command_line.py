@@ -8,14 +8,18 @@ An `InputError` names the field, its value and what would be right.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from pqt_jax import console
 from pqt_jax.errors import InputError
 from pqt_jax.training.config import field_table, load_file, validation
-from pqt_jax.training.config.fields import with_changes
+from pqt_jax.training.config.fields import flatten, list_fields, with_changes
 from pqt_jax.training.config.schema import RunConfig
+from pqt_jax.training.methods import METHODS
+
+C = TypeVar("C", bound=RunConfig)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -114,5 +118,22 @@ def load(path: str, changes: Sequence[tuple[str, str]] = ()) -> RunConfig:
       InputError: for anything wrong with file, field or value.
     """
     config = with_changes(load_file.read(path, RunConfig), changes)
+    config = with_method_defaults(config, [name for name, _ in changes])
     validation.check(config)
     return config
+
+
+def with_method_defaults(config: C, changed: Collection[str]) -> C:
+    """Replace the schema's defaults by those of the config's method (`Method.defaults`).
+
+    A field that was set to the schema's default by a config file counts as not set.
+
+    Args:
+      config: a configuration, not checked yet.
+      changed: dotted names of the fields that were set apart from the file; they stay.
+    """
+    method = METHODS.get(config.method)
+    defaults = method.defaults if method else {}
+    values, fields = dict(flatten(config)), list_fields(type(config), config.model.name)
+    unset = [name for name in defaults if values[name] == fields[name].default]
+    return with_changes(config, [(n, defaults[n]) for n in unset if n not in changed])

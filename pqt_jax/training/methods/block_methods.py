@@ -50,6 +50,7 @@ def _make_method(name: str, help: str, noise: str, cast: dict[str, Any] | None =
         make_penalty=functools.partial(_make_penalty, bit_widths if learns_bits else None),
         make_bits_optimizer=_make_bits_optimizer,
         find_conflict=_find_ste_conflict if name == "ste" else _find_no_conflict,
+        defaults={"pqt.dtype": "float6_e3m2fn"} if name == "ste" else {},
     )
 
 

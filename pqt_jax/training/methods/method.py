@@ -3,7 +3,7 @@
 """`Method`: everything in which one method of training differs from another."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
@@ -64,6 +64,7 @@ class Method:
       make_bits_optimizer: (config, the weights' schedule, step at which bits snap or None) → how
         the optimizer treats the bit-widths.
       find_conflict: config → a field that does not fit the method, or None.
+      defaults: {dotted field: text}, in place of the schema's defaults.
       round_weights: (config, parameters) → weights at the learned bits; None where each block
         gets one of the formats in `numerics.mixed_formats`.
       size_mb: (config, parameters, mesh) → megabytes of 2^20 bytes that the rounded weights take;
@@ -82,6 +83,7 @@ class Method:
     make_penalty: Callable[["RunConfig"], Penalty | None]
     make_bits_optimizer: Callable[["RunConfig", Schedule, int | None], BitsOptimizer]
     find_conflict: Callable[["RunConfig"], Conflict | None]
+    defaults: Mapping[str, str] = dataclasses.field(default_factory=dict)
     round_weights: Callable[["RunConfig", nnx.State], nnx.State] | None = None
     size_mb: Callable[["RunConfig", nnx.State, Mesh | None], float] | None = None
     mixed_label: str | None = None

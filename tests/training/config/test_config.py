@@ -153,6 +153,12 @@ def test_methods_differ_in_their_rules_alone():
     assert kinds == {"bf16": [("none", "BF16")], **others}
 
 
+def test_ste_has_a_format_of_its_own_unless_one_is_given():
+    assert load("method=ste").pqt.dtype == "float6_e3m2fn"
+    assert load("method=ste", "pqt.dtype=E4M3").pqt.dtype == "E4M3"
+    assert load("method=gaussws").pqt.dtype == load().pqt.dtype == "bfloat16"
+
+
 def test_differences_name_fields_and_pass_over_logging():
     old = json.loads(saved_config.as_json(load()))
     assert saved_config.differences(old, old) == []

@@ -31,7 +31,7 @@ steps=1e30
 seed=-1
 seed=4294967296
 method=int4
-method=ste
+method=ste pqt.dtype=bfloat16
 model.name=llama3
 model.name=gpt2
 model.remat=maybe

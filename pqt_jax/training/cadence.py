@@ -3,6 +3,7 @@
 """When a run logs, validates, measures sharpness and saves checkpoints."""
 
 from pqt_jax.training.config.schema import RunConfig
+from pqt_jax.training.optimizer import count_fixed_steps
 
 
 class Cadence:
@@ -24,6 +25,7 @@ class Cadence:
 
     def __init__(self, config: RunConfig):
         self._config = config
+        self._fixed_steps = count_fixed_steps(config)
         self._stop = False
         self._save_is_due = False  # also from an earlier step, if the steps since were skipped
 
@@ -40,7 +42,8 @@ class Cadence:
         self.validate = self.last or step % log.validate_every == 0
         every = log.sharpness_every
         self.sharpness = every > 0 and (self.last or step % every == 0)
-        self._save_is_due |= step % log.checkpoint_every == 0
+        # What comes after the fixed steps depends on the number of steps, which may grow.
+        self._save_is_due |= step % log.checkpoint_every == 0 or step == self._fixed_steps
         due = self.log or self.validate or self.sharpness or self._save_is_due
         self.wait = self.last or stop or due
 

@@ -24,6 +24,7 @@ from pqt_jax.training import (
 )
 from pqt_jax.training.cadence import Cadence
 from pqt_jax.training.measurements import Measurements
+from pqt_jax.training.optimizer import count_fixed_steps
 from pqt_jax.training.run import checkpoint, distributed, profiling
 from pqt_jax.training.run import workdir as run_folder
 from pqt_jax.training.run.distributed import print_on_first_process
@@ -43,7 +44,8 @@ def train(run: RunContext) -> int:
       SkipError: if too many steps in a row were skipped.
     """
     config, log = run.config, run.config.log
-    manager = checkpoint.open_manager(run.workdir, log.keep, log.keep_every)
+    fixed_steps = count_fixed_steps(config)
+    manager = checkpoint.open_manager(run.workdir, log.keep, log.keep_every, fixed_steps)
     if _is_finished(run, manager):
         return DONE
     start = restore_or_init(run, manager)

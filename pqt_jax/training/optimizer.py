@@ -6,6 +6,7 @@ import functools
 
 import optax
 
+from pqt_jax.training.config import schema
 from pqt_jax.training.config.schema import RunConfig
 from pqt_jax.training.methods import get_method, snap_step
 from pqt_jax.training.methods.method import Schedule
@@ -14,19 +15,58 @@ from pqt_jax.transform.adam_mini import model_blocks
 
 
 def make_schedule(config: RunConfig) -> Schedule:
-    """Step → learning rate: a linear warm-up, then a cosine or a line to the final rate."""
+    """Steps taken → learning rate of the next step: a linear warm-up, then `optimizer.schedule`.
+
+        cosine, linear    falls from the end of the warm-up on
+        wsd               constant, then a line in the last `optimizer.decay_share` of the steps
+        constant          constant
+
+    The final rate belongs to `config.steps` steps taken: the last step has the rate before it.
+    """
     opt = config.optimizer
     first = opt.learning_rate / (opt.warmup_steps + 1)  # not 0, so that the first step counts
-    if opt.schedule == "linear":
-        decay_steps = config.steps - opt.warmup_steps
-        phases = [
-            optax.linear_schedule(first, opt.learning_rate, opt.warmup_steps),
-            optax.linear_schedule(opt.learning_rate, opt.final_learning_rate, decay_steps),
-        ]
-        return optax.join_schedules(phases, [opt.warmup_steps])
-    return optax.warmup_cosine_decay_schedule(
-        first, opt.learning_rate, opt.warmup_steps, config.steps, opt.final_learning_rate
-    )
+    if opt.schedule == "cosine":
+        return optax.warmup_cosine_decay_schedule(
+            first, opt.learning_rate, opt.warmup_steps, config.steps, opt.final_learning_rate
+        )
+    begin = _decay_start(config)
+    decay_steps = config.steps - begin
+    phases = {0: optax.linear_schedule(first, opt.learning_rate, opt.warmup_steps)}
+    phases[opt.warmup_steps] = optax.constant_schedule(opt.learning_rate)
+    phases[begin] = optax.linear_schedule(opt.learning_rate, opt.final_learning_rate, decay_steps)
+    return optax.join_schedules(list(phases.values()), list(phases)[1:])
+
+
+def count_fixed_steps(config: RunConfig) -> int:
+    """The number of first steps that any other `config.steps` leaves as they are.
+
+    Example:
+      >>> from pqt_jax.models import Llama2Config
+      >>> from pqt_jax.training.config import default
+      >>> config = default(Llama2Config(256, d_model=64, num_layers=2, num_heads=4, d_ff=128))
+      >>> config.optimizer.schedule = "wsd"
+      >>> config.steps, config.optimizer.decay_share, count_fixed_steps(config)
+      (1000, 0.2, 800)
+
+    Args:
+      config: the run's configuration.
+
+    Returns:
+      The steps before the learning rate falls and the bit-widths snap; 0 with the schedules cosine
+      and linear, which fall all the time.
+    """
+    if config.optimizer.schedule not in schema.EXTENSIBLE:
+        return 0
+    snap = snap_step(config)
+    return min(_decay_start(config), config.steps if snap is None else snap)
+
+
+def _decay_start(config: RunConfig) -> int:
+    """The number of steps before the learning rate falls."""
+    opt = config.optimizer
+    if opt.schedule == "wsd":
+        return config.steps - max(1, round(opt.decay_share * config.steps))
+    return config.steps if opt.schedule == "constant" else opt.warmup_steps
 
 
 def make_optimizer(config: RunConfig) -> optax.GradientTransformation:

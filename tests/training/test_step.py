@@ -23,7 +23,7 @@ from pqt_jax.training.config import schema
 from pqt_jax.training.loss import cross_entropy
 from pqt_jax.training.methods import METHODS
 from pqt_jax.training.methods.sampling_rules import KERNEL_PATTERNS
-from pqt_jax.training.optimizer import make_optimizer, make_schedule
+from pqt_jax.training.optimizer import count_fixed_steps, make_optimizer, make_schedule
 from pqt_jax.training.step import build_train_step
 from pqt_jax.transform import bit_state
 from pqt_jax.transform.nnx_wrapper import BitParam
@@ -221,7 +221,7 @@ def test_chunks_of_the_loss_and_microbatches_take_less_memory():
     assert peak(microbatches=8) < whole / 3
 
 
-@pytest.mark.parametrize("schedule", schema.SCHEDULES)
+@pytest.mark.parametrize("schedule", ["cosine", "linear"])
 def test_schedules_warm_up_and_fall_to_the_last_rate(schedule):
     config = tiny.get_config()
     config.optimizer.schedule, config.optimizer.warmup_steps = schedule, 9
@@ -234,6 +234,45 @@ def test_schedules_warm_up_and_fall_to_the_last_rate(schedule):
         schedule, last + (top - last) * (1 + np.cos(np.pi / 4)) / 2
     )
     np.testing.assert_allclose(found, [top / 10, top * 6 / 10, top, at_19, half, last], rtol=1e-5)
+
+
+def schedule_config(schedule, **optimizer):
+    config = tiny.get_config()
+    config.steps, config.optimizer.schedule, config.optimizer.warmup_steps = 40, schedule, 3
+    config.optimizer.update({"learning_rate": 1.0, "final_learning_rate": 0.1, **optimizer})
+    return config
+
+
+@pytest.mark.parametrize(("schedule", "falling"), [("constant", 0), ("wsd", 10)])
+def test_schedules_whose_first_steps_do_not_depend_on_their_number(schedule, falling):
+    config = schedule_config(schedule, decay_share=0.25)
+    rates = [float(make_schedule(config)(step)) for step in range(41)]
+    assert rates[:3] == [0.25, 0.5, 0.75]
+    assert rates[3 : 41 - falling] == [1.0] * (38 - falling)
+    line = np.linspace(1, 0.1 if falling else 1, 1 + falling)
+    np.testing.assert_allclose(rates[40 - falling :], line, rtol=1e-6)
+    fixed = count_fixed_steps(config)
+    assert fixed == 40 - falling
+    config.steps = 80
+    assert [float(make_schedule(config)(step)) for step in range(fixed)] == rates[:fixed]
+
+
+def test_fixed_steps_end_where_bits_snap_and_the_falling_schedules_have_none():
+    config = schedule_config("wsd")
+    config.pqt.snap_at = 0.5
+    assert count_fixed_steps(config) == 20
+    config.method = "bf16"  # no bits
+    assert count_fixed_steps(config) == 32
+    assert count_fixed_steps(schedule_config("wsd", decay_share=1e-9)) == 39
+    assert {count_fixed_steps(schedule_config(name)) for name in ("cosine", "linear")} == {0}
+
+
+@pytest.mark.parametrize("schedule", set(schema.SCHEDULES) - {"constant"})
+def test_the_last_step_has_the_rate_before_the_final_one(schedule):
+    """As docs/train.md says: a final rate of 0 would waste the last step."""
+    config = schedule_config(schedule, warmup_steps=0)
+    rate = make_schedule(config)
+    assert float(rate(39)) > float(rate(40)) == pytest.approx(0.1)
 
 
 @pytest.mark.slow

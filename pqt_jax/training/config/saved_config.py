@@ -10,7 +10,10 @@ from pqt_jax.console import format_quantity
 from pqt_jax.models import MODELS
 from pqt_jax.training.config.field_table import as_text
 from pqt_jax.training.config.fields import flatten, list_fields, to_dict
-from pqt_jax.training.config.schema import MAY_CHANGE, RunConfig, default
+from pqt_jax.training.config.schema import MAY_CHANGE, OptimizerConfig, RunConfig, default
+
+# Later fields with their defaults, which a digest leaves out, so that those of older runs stay.
+_ADDED = {"optimizer.decay_share": OptimizerConfig.decay_share}
 
 
 def as_json(config: RunConfig) -> str:
@@ -21,6 +24,7 @@ def as_json(config: RunConfig) -> str:
 def digest(config: RunConfig) -> str:
     """A digest of the configuration without `MAY_CHANGE`, twelve hexadecimal digits."""
     relevant = {k: v for k, v in flatten(config) if not k.startswith(MAY_CHANGE)}
+    relevant = {k: v for k, v in relevant.items() if v != _ADDED.get(k)}
     return hashlib.sha256(json.dumps(relevant, sort_keys=True).encode()).hexdigest()[:12]
 
 

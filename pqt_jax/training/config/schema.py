@@ -22,7 +22,8 @@ from pqt_jax.training.methods.sampling_rules import KERNEL_PATTERNS
 from pqt_jax.transform import diffq
 
 PENALTIES = ("none", "layer", "average", "size")
-OPTIMIZERS, SCHEDULES = ("adamw", "adam_mini"), ("cosine", "linear")
+OPTIMIZERS, SCHEDULES = ("adamw", "adam_mini"), ("cosine", "linear", "wsd", "constant")
+EXTENSIBLE = ("wsd", "constant")  # the first steps do not depend on the number of steps
 # Fields that a resumed run may change: it stays the same training, up to the order of sums.
 MAY_CHANGE = ("log.", "mesh.", "watch.", "model.attention")
 _BITS = {"minimum": bit_width.MIN_BITS, "maximum": bit_width.MAX_BITS}
@@ -83,10 +84,24 @@ class OptimizerConfig:
 
     name: str = setting("adamw", "Update rule.", choices=OPTIMIZERS)
     schedule: str = setting(
-        "cosine", "Shape of the decay that follows the linear warm-up.", choices=SCHEDULES
+        "cosine",
+        "What follows the linear warm-up: a decay by a cosine or a line; wsd for a constant rate "
+        "and a line at the end; constant for no decay.",
+        choices=SCHEDULES,
     )
     learning_rate: float = setting(1e-3, "Highest learning rate, after the warm-up.", above=0)
-    final_learning_rate: float = setting(1e-4, "Learning rate of the last step.", minimum=0)
+    final_learning_rate: float = setting(
+        1e-4,
+        "Learning rate that the decay reaches after the last step; the last step itself has the "
+        "rate of one step before.",
+        minimum=0,
+    )
+    decay_share: float = setting(
+        0.2,
+        "Share of the steps, at the end, in which the rate of schedule wsd falls.",
+        above=0,
+        maximum=1,
+    )
     warmup_steps: int = setting(20, "Steps of linear warm-up.", minimum=0)
     b1: float = setting(
         0.9, "Decay of the first moment.", minimum=0, below=1, words="from 0 to below 1"
@@ -226,7 +241,12 @@ class RunConfig:
         below=2**32,
         words="from 0 to 2^32 - 1",
     )
-    steps: int = setting(1000, "Number of optimizer steps.", minimum=1)
+    steps: int = setting(
+        1000,
+        "Number of optimizer steps. With schedule constant or wsd it may change when a run is "
+        "resumed before the decay.",
+        minimum=1,
+    )
     init_from: str = setting(
         "", "Hugging Face folder whose weights training starts from; empty for new weights."
     )

@@ -96,6 +96,10 @@ def _check_schedule(config: RunConfig) -> None:
     if opt.warmup_steps >= config.steps:
         wanted = f"less than config.steps={config.steps}"
         _refuse("optimizer.warmup_steps", opt.warmup_steps, wanted)
+    if opt.schedule == "wsd" and opt.decay_share > 1 - opt.warmup_steps / config.steps:
+        longest = 1 - opt.warmup_steps / config.steps
+        wanted = f"at most {longest:g}, since config.optimizer.warmup_steps={opt.warmup_steps}"
+        _refuse("optimizer.decay_share", opt.decay_share, wanted)
     # The schedules multiply by the ratios of these rates to the highest one, in float32.
     rates = {
         "optimizer.final_learning_rate": opt.final_learning_rate,

@@ -25,6 +25,7 @@ from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers as policies
 
 from pqt_jax.console import print_error
 from pqt_jax.errors import InputError, OutputError
@@ -32,19 +33,25 @@ from pqt_jax.training.run import digests, distributed, orbax_errors, workdir
 from pqt_jax.training.run.run_metadata import Meta, check_same_run, is_metadata
 
 
-def open_manager(run: Path, keep: int = 2, keep_every: int = 0) -> ocp.CheckpointManager:
+def open_manager(
+    run: Path, keep: int = 2, keep_every: int = 0, keep_step: int = 0
+) -> ocp.CheckpointManager:
     """Open the checkpoints of a run's folder.
 
     Args:
       run: the folder.
       keep: number of newest checkpoints that are kept.
       keep_every: checkpoints at multiples of this step number are kept forever; 0 for none.
+      keep_step: the checkpoint of this step is kept as well.
 
     Raises:
       OutputError: if the folder of checkpoints cannot be made.
     """
+    kept = [policies.LatestN(keep), policies.CustomSteps([keep_step])]
+    if keep_every:
+        kept.append(policies.EveryNSteps(keep_every))
     options = ocp.CheckpointManagerOptions(
-        max_to_keep=keep, keep_period=keep_every or None, cleanup_tmp_directories=True
+        preservation_policy=policies.AnyPreservationPolicy(kept), cleanup_tmp_directories=True
     )
     folder = (run / workdir.CHECKPOINTS).absolute()
     return _call(folder, ocp.CheckpointManager, folder, options=options)
@@ -158,9 +165,9 @@ def _check_meta(saved: Any, meta: Meta, folder: Path) -> None:
     digest = digests.json_digest({name: x for name, x in saved.items() if name != "digest"})
     if digest != saved["digest"]:
         raise DamagedError("its metadata is not what was written")
-    check_same_run(saved, meta, f"checkpoint {folder}")
     if str(saved["step"]) != folder.name:
         raise DamagedError(f"it holds step {saved['step']}")
+    check_same_run(saved, meta, f"checkpoint {folder}", [saved["step"]])
 
 
 def _check_digests(tree: Any, saved: Meta) -> None:
@@ -249,7 +256,7 @@ def read_params(run: Path, like: Any, meta: Meta) -> tuple[int, Any]:
     """
     folder = (run / workdir.CHECKPOINTS).absolute()
     damaged: dict[int, str] = {}
-    while steps := _saved_steps(folder) - damaged.keys():
+    while steps := workdir.saved_steps(run) - damaged.keys():
         step = max(steps)
         try:
             restored, saved = _read(folder / str(step), {"params": like}, meta)
@@ -257,7 +264,7 @@ def read_params(run: Path, like: Any, meta: Meta) -> tuple[int, Any]:
         except DamagedError as error:
             damaged[step] = str(error)
             continue
-        for other in sorted(damaged.keys() & _saved_steps(folder), reverse=True):
+        for other in sorted(damaged.keys() & workdir.saved_steps(run), reverse=True):
             print_error(
                 f"checkpoint of step {other} is damaged ({damaged[other]}); reading step {step}"
             )
@@ -268,13 +275,6 @@ def read_params(run: Path, like: Any, meta: Meta) -> tuple[int, Any]:
         )
     reasons = "; ".join(f"step {step}: {reason}" for step, reason in damaged.items())
     raise InputError(f"no checkpoint in {folder} can be read ({reasons}); put a copy back")
-
-
-def _saved_steps(folder: Path) -> set[int]:
-    try:
-        return {int(path.name) for path in folder.iterdir() if path.name.isdecimal()}
-    except OSError:
-        return set()
 
 
 def _add_shardings(like: Any) -> Any:

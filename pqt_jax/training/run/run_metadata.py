@@ -5,7 +5,8 @@
     config, text, starting weights → metadata → `run.json`, and every checkpoint
 
 Two runs are the same if their configurations agree, apart from `saved_config.MAY_CHANGE`, and if
-text, starting weights and noise stream have the same fingerprints.
+text, starting weights and noise stream have the same fingerprints. `config.steps` may differ if the
+steps that were taken are the same with both numbers (`optimizer.count_fixed_steps`).
 """
 
 import glob
@@ -13,13 +14,16 @@ import importlib.metadata
 import json
 import os
 import platform
+from collections.abc import Collection
 from typing import Any
 
 from pqt_jax.data.source import Text
 from pqt_jax.errors import InputError
 from pqt_jax.numerics import philox
 from pqt_jax.training.config import saved_config
-from pqt_jax.training.config.schema import RunConfig
+from pqt_jax.training.config.fields import from_values
+from pqt_jax.training.config.schema import EXTENSIBLE, RunConfig
+from pqt_jax.training.optimizer import count_fixed_steps
 
 _FINGERPRINTS = {  # fingerprint → the fields that name its files
     "data_fingerprint": ("config.data.files ", "config.data.tokens "),
@@ -72,9 +76,18 @@ def is_metadata(meta: Any) -> bool:
     return all(isinstance(meta.get(name), dict) for name in ("config", "versions"))
 
 
-def check_same_run(old: Meta, new: Meta, what: str) -> None:
-    """Raise InputError, naming the field, if two runs differ in more than their logging."""
-    different = saved_config.differences(old["config"], new["config"])
+def check_same_run(old: Meta, new: Meta, what: str, saved: Collection[int] = ()) -> None:
+    """Raise InputError, naming the field, if two runs differ in more than their logging.
+
+    Args:
+      old, new: metadata of the run that took the steps, and of this one.
+      what: the file or folder of the old one, for the message.
+      saved: steps of the checkpoints of the old one.
+    """
+    may = saved_config.MAY_CHANGE
+    if not _is_sweep(old) and not _is_sweep(new):
+        may += ("steps",)
+    different = saved_config.differences(old["config"], new["config"], may)
     for name, fields in _FINGERPRINTS.items():
         if old.get(name, "") == new.get(name, ""):  # the files may have moved
             different = [text for text in different if not text.startswith(fields)]
@@ -91,6 +104,39 @@ def check_same_run(old: Meta, new: Meta, what: str) -> None:
         raise InputError(
             f"{what} belongs to another run: {different[0]}{more}; give another --workdir"
         )
+    _check_steps(old, new, what, saved)
+
+
+def _is_sweep(meta: Meta) -> bool:
+    return "sweep" in meta["config"]
+
+
+def _check_steps(old: Meta, new: Meta, what: str, saved: Collection[int]) -> None:
+    """Raise InputError if a saved step would be another one with the new number of steps."""
+    before, now = (meta["config"].get("steps") for meta in (old, new))
+    if before == now or _is_sweep(new) or not saved:
+        return
+    fixed = min(count_fixed_steps(_read_config(meta)) for meta in (old, new))
+    if max(saved) <= fixed:
+        return
+    changed = f"{what}: config.steps was {before} and is {now}"
+    schedule = new["config"]["optimizer"]["schedule"]
+    if schedule not in EXTENSIBLE:
+        raise InputError(
+            f"{changed}, which changes every step of config.optimizer.schedule={schedule!r}; give "
+            f"another --workdir, or begin with the schedule {' or '.join(EXTENSIBLE)}"
+        )
+    remedy = "no earlier checkpoint is there, so give another --workdir"
+    if usable := [step for step in saved if step <= fixed]:
+        remedy = f"to go back to step {max(usable)}, move the newer ones out of the folder"
+    raise InputError(
+        f"{changed}, which changes the steps after {fixed}, and the newest checkpoint is of step "
+        f"{max(saved)}; {remedy}"
+    )
+
+
+def _read_config(meta: Meta) -> RunConfig:
+    return from_values(RunConfig, saved_config.completed(meta["config"]))
 
 
 def changed_versions(old: Meta, new: Meta) -> str:

@@ -93,8 +93,10 @@ def claim(workdir: Path, meta: Meta, *, alone: bool = True) -> int:
         else:
             _lock_first_byte(descriptor, workdir, meta)
         # Check again, since another run may have claimed it before the lock was taken.
-        if not _check_owner(workdir, meta):
-            files.write(workdir / RUN, json.dumps(meta, indent=2) + "\n")
+        if not (old := _check_owner(workdir, meta)):
+            _write(workdir, meta)
+        elif old["config"].get("steps") != meta["config"].get("steps"):
+            _write(workdir, {**old, "config": {**old["config"], "steps": meta["config"]["steps"]}})
         if not alone:
             fcntl.lockf(descriptor, fcntl.LOCK_UN, 1)
     except BlockingIOError:
@@ -131,8 +133,12 @@ def check_shared(workdir: Path) -> None:
         )
 
 
-def _check_owner(workdir: Path, meta: Meta) -> bool:
-    """Whether the workdir belongs to this run already.
+def _write(workdir: Path, meta: Meta) -> None:
+    files.write(workdir / RUN, json.dumps(meta, indent=2) + "\n")
+
+
+def _check_owner(workdir: Path, meta: Meta) -> Meta | None:
+    """The metadata in the workdir if it belongs to this run already; None if it is new.
 
     Raises:
       InputError: if it belongs to another run, or contains files that prevent its use.
@@ -151,11 +157,20 @@ def _check_owner(workdir: Path, meta: Meta) -> bool:
             raise InputError(
                 f"--workdir={workdir} holds {outputs[0]} but no {RUN}; give a new directory"
             )
-        return False
+        return None
     old = _read(workdir)
-    check_same_run(old, meta, f"--workdir={workdir}")
+    check_same_run(old, meta, f"--workdir={workdir}", saved_steps(workdir))
     _check_checkpoints(workdir, old, meta)
-    return True
+    return old
+
+
+def saved_steps(workdir: Path) -> set[int]:
+    """The steps of the checkpoints in a workdir; empty if it cannot be read."""
+    try:
+        names = [path.name for path in (workdir / CHECKPOINTS).iterdir()]
+    except OSError:
+        return set()
+    return {int(name) for name in names if name.isdecimal()}
 
 
 def read_init_fingerprint(workdir: Path) -> str:
@@ -220,8 +235,7 @@ def _check_checkpoints(workdir: Path, old: Meta, meta: Meta) -> None:
     The first checkpoint is complete before the second begins, and skipped steps delay both. So a
     run without a checkpoint has metrics up to the step of its second checkpoint at most.
     """
-    folder = workdir / CHECKPOINTS
-    if folder.is_dir() and any(path.name.isdecimal() for path in folder.iterdir()):
+    if saved_steps(workdir):
         return
     records = metrics.read(workdir / METRICS)
     recorded = max((record["step"] for record in records), default=0)

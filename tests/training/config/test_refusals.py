@@ -60,6 +60,8 @@ optimizer.learning_rate=1e-30 optimizer.final_learning_rate=1e30
 optimizer.b2=1
 optimizer.b2=0.99999999999
 optimizer.warmup_steps=60
+optimizer.schedule=wsd optimizer.decay_share=0.99
+optimizer.decay_share=0
 pqt.weight_decay=-1
 pqt.noise_per=token
 pqt.noise_per=microbatch

@@ -141,6 +141,14 @@ def test_more_are_kept_if_asked_for(tmp_path):
     assert list(manager.all_steps()) == [3, 6, 8]
 
 
+def test_one_step_is_kept_if_asked_for(tmp_path):
+    state = fresh(tiny.get_config())
+    with opened(tmp_path, keep=1, keep_step=2) as manager:
+        for step in range(1, 6):
+            checkpoint.save(manager, step, state, {})
+    assert list(manager.all_steps()) == [2, 5]
+
+
 def test_a_save_that_orbax_declines_is_an_error(tmp_path):
     state = fresh(tiny.get_config())
     with opened(tmp_path) as manager:

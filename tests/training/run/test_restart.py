@@ -71,6 +71,42 @@ def test_interrupted_and_killed_runs_end_where_a_straight_run_does(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("schedule", ["constant", "wsd"])
+def test_a_finished_run_that_grows_ends_where_a_straight_run_does(tmp_path, capsys, schedule):
+    """From the end with a constant rate, and from where the first decay began with WSD."""
+    given = [f"--config.optimizer.schedule={schedule}", "--config.log.keep=1"]
+    given += ["--config.log.checkpoint_every=7"]
+    straight, grown = tmp_path / "straight", tmp_path / "run"
+    assert main(tmp_path, *given, "--config.steps=40", f"--workdir={straight}") == 0
+    assert main(tmp_path, *given, "--config.steps=20") == 0
+    capsys.readouterr()
+    if schedule == "wsd":
+        assert main(tmp_path, *given, "--config.steps=40") == 2
+        assert (
+            "the newest checkpoint is of step 20; to go back to step 16, move the newer ones"
+            in (capsys.readouterr().err)
+        )
+        (grown / "checkpoints" / "20").rename(tmp_path / "20")
+    assert main(tmp_path, *given, "--config.steps=40") == 0
+    out = capsys.readouterr().out
+    assert f"resumed from step {20 if schedule == 'constant' else 16} of 40" in out
+    (step, leaves), (other, wanted) = saved_leaves(grown), saved_leaves(straight)
+    assert step == other == 40 and leaves.keys() == wanted.keys()
+    for path, leaf in leaves.items():
+        np.testing.assert_array_equal(leaf, wanted[path], err_msg=path)
+    found, expected = (
+        [r for r in timeless(metrics.read(folder / "metrics.jsonl")) if "loss" in r]
+        for folder in (grown, straight)
+    )
+    assert found == expected and len(found) == 40
+    for name in ("run", "summary"):
+        new, old = (
+            json.loads((folder / f"{name}.json").read_text()) for folder in (grown, straight)
+        )
+        assert new["config"] == old["config"]
+
+
+@pytest.mark.slow
 def test_damaged_files_of_a_finished_run_are_made_again(tmp_path, capsys):
     run = tmp_path / "run"
     assert main(tmp_path, "--config.steps=8") == 0

@@ -4,6 +4,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -222,3 +223,56 @@ def test_files_that_lie_elsewhere_are_the_same_text():
     new["data_fingerprint"] = "other"
     with pytest.raises(InputError, match="config.data.files was .* and is '/mnt/other/"):
         run_metadata.check_same_run(old, new, "it")
+
+
+def metadata(**changes):
+    config = tiny.get_config()
+    config.optimizer.schedule = changes.pop("schedule", "wsd")
+    config.update(changes)
+    return run_metadata.make_metadata(config, TEXT)
+
+
+def save_steps(workdir, *steps):
+    shutil.rmtree(workdir / "checkpoints", ignore_errors=True)
+    for step in steps:
+        (workdir / "checkpoints" / str(step)).mkdir(parents=True)
+
+
+def claim_steps(workdir, **changes):
+    os.close(workdirs.claim(workdir, metadata(**changes)))
+    return json.loads((workdir / "run.json").read_text())["config"]["steps"]
+
+
+def test_steps_may_change_while_the_taken_ones_stay_the_same(tmp_path):
+    """A WSD run of 60 steps decays from 48 on, one of 50 from 40 on."""
+    assert claim_steps(tmp_path, steps=60) == 60
+    save_steps(tmp_path, 40, 48)
+    assert claim_steps(tmp_path, steps=100) == 100
+    before = sorted((p, p.stat().st_mtime_ns) for p in tmp_path.rglob("*"))
+    with pytest.raises(
+        InputError,
+        match="config.steps was 100 and is 50, which changes the steps after 40, and the newest "
+        "checkpoint is of step 48; to go back to step 40, move the newer ones",
+    ):
+        claim_steps(tmp_path, steps=50)
+    assert sorted((p, p.stat().st_mtime_ns) for p in tmp_path.rglob("*")) == before
+    save_steps(tmp_path, 40)
+    assert claim_steps(tmp_path, steps=50) == 50
+    save_steps(tmp_path, 50)
+    with pytest.raises(InputError, match="no earlier checkpoint is there, so give another --work"):
+        claim_steps(tmp_path, steps=60)
+    with pytest.raises(InputError, match="another run: config.seed was 0 and is 1"):
+        claim_steps(tmp_path, steps=60, seed=1)
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "linear"])
+def test_schedules_that_always_fall_have_their_number_of_steps_for_good(tmp_path, schedule):
+    assert claim_steps(tmp_path, steps=60, schedule=schedule) == 60
+    assert claim_steps(tmp_path, steps=70, schedule=schedule) == 70  # no step is saved yet
+    save_steps(tmp_path, 4)
+    with pytest.raises(
+        InputError,
+        match=f"config.steps was 70 and is 80, which changes every step of config.optimizer."
+        f"schedule='{schedule}'; give another --workdir, or begin with the schedule wsd or const",
+    ):
+        claim_steps(tmp_path, steps=80, schedule=schedule)

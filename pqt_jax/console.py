@@ -135,6 +135,12 @@ def print_line(text: str) -> None:
         print_error(f"warning: standard output cannot be written ({reason}); going on without it")
 
 
+def is_terminal() -> bool:
+    """Whether stdout is a terminal, and not one that Open MPI's mpirun makes for each process."""
+    is_mpirun = "OMPI_COMM_WORLD_SIZE" in os.environ
+    return sys.stdout is not None and sys.stdout.isatty() and not is_mpirun
+
+
 class LenientStream:
     """A stream whose write errors are ignored, such as those of a terminal that was closed.
 

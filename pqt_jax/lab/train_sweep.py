@@ -11,7 +11,7 @@ from typing import Any, cast
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from pqt_jax.console import LenientStream, format_quantity, print_line
+from pqt_jax.console import LenientStream, format_quantity, is_terminal, print_line
 from pqt_jax.data.source import Text
 from pqt_jax.interchange import files
 from pqt_jax.lab import runs, sweep_table, work_units
@@ -60,10 +60,9 @@ def train_all(sweep: Sweep, workdir: Path, text: Text, lock: int) -> None:
 def _progress_bar() -> Progress:
     """A bar for the steps of all units; it is disabled unless stdout is a terminal."""
     name = TextColumn("{task.description}", markup=False)
-    is_terminal = sys.stdout is not None and sys.stdout.isatty()
     console = Console(file=cast(Any, LenientStream(sys.stdout)))
     columns = (name, MofNCompleteColumn(), TimeRemainingColumn())
-    return Progress(*columns, console=console, disable=not is_terminal)
+    return Progress(*columns, console=console, disable=not is_terminal())
 
 
 def _write_table(units: Sequence[WorkUnit], path: Path, lock: int) -> None:

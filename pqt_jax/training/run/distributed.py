@@ -14,16 +14,18 @@ ended waits forever. What only one process notices is therefore sent to all of t
 `docs/scaling.md` has the commands that start them.
 """
 
+import contextlib
 import os
 import socket
 import threading
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import jax
 import numpy as np
+from jax._src import clusters
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -36,6 +38,7 @@ T = TypeVar("T")
 
 LOST = 4  # exit code
 VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+_BIND, _PORT = "JAX_COORDINATOR_BIND_ADDRESS", "JAX_COORDINATOR_PORT"  # read by JAX, too
 _WAIT = "PQT_JAX_WAIT"  # seconds to wait for the others at the start, and for their heartbeats
 _DEFAULT_WAIT = 300  # seconds, the default of JAX
 _SHUTDOWN_WAIT = 5  # seconds in which all processes may end together
@@ -58,7 +61,8 @@ def initialize() -> None:
     Open MPI, Kubernetes or Cloud TPUs.
 
     Raises:
-      InputError: if the environment does not describe the processes.
+      InputError: if the environment does not describe the processes, or this is the first one and
+        it cannot listen at its port.
       ProcessError: if the others cannot be reached in time.
     """
     address, count, index, wait = _environment()
@@ -75,13 +79,15 @@ def initialize() -> None:
     try:
         with warnings.catch_warnings(), default_signal_handling():
             warnings.simplefilter("ignore")  # about clusters that JAX does not find
-            if address and index:
-                _wait_for_listener(address, seconds)
+            where, who = (address, index) if address else _detect(seconds)
+            if where and not (_BIND in os.environ and who == 0):
+                with _listen(where) if who == 0 else contextlib.nullcontext():
+                    _wait_for_listener(where, seconds)
             jax.distributed.initialize(address, count, index, **waits)
+    except (InputError, ProcessError):
+        raise
     except ValueError:
         raise InputError(f"--distributed: no other process can be found; {_GIVE}") from None
-    except ProcessError:
-        raise
     except RuntimeError as error:
         raise ProcessError(f"--distributed: {str(error).splitlines()[0]}") from None
     finally:
@@ -108,6 +114,35 @@ def _environment() -> tuple[str | None, int | None, int | None, int | None]:
         raise InputError(f"{_WAIT}={wait!r}; it must be a whole number of seconds, 1 or more")
     count, index = map(int, numbers) if address else (None, None)
     return address or None, count, index, int(wait) if wait else None
+
+
+def _detect(seconds: int) -> tuple[str | None, int | None]:
+    """The address of process 0 and the index of this process as a cluster's environment has them.
+
+    JAX uses this function itself, and documents no other way to learn the port.
+    """
+    detect = clusters.ClusterEnv.auto_detect_unset_distributed_params
+    address, _, index, _ = detect(None, None, None, None, None, seconds)
+    return address, index
+
+
+@contextlib.contextmanager
+def _listen(address: str) -> Iterator[None]:
+    """Listen for a moment where JAX will, in process 0; JAX aborts the process if it cannot."""
+    port = int(address.rpartition(":")[2])
+    options: Any = {}
+    if socket.has_dualstack_ipv6():
+        options = {"family": socket.AF_INET6, "dualstack_ipv6": True}
+    try:
+        listener = socket.create_server(("", port), **options)
+    except OSError as error:
+        why = os.strerror(error.errno) if error.errno else error
+        raise InputError(
+            f"--distributed: process 0 cannot listen at {address} ({why}); give all "
+            f"processes another port, by {VARIABLES[0]}, or by {_PORT} where JAX finds the address"
+        ) from None
+    with listener:
+        yield
 
 
 def _wait_for_listener(address: str, seconds: int) -> None:

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column
 
-from pqt_jax.console import LenientStream, print_line
+from pqt_jax.console import LenientStream, is_terminal, print_line
 from pqt_jax.interchange import files
 
 Record = dict[str, Any]
@@ -153,7 +153,7 @@ def progress(start: int, total: int) -> Iterator[tuple[Callable[[int], None], Re
       `(advance, report)`: call `advance(step)` after each step and `report(record)` with each
       record. On a terminal they update a progress bar; elsewhere each record is printed as a line.
     """
-    if sys.stdout is None or not sys.stdout.isatty():
+    if not is_terminal():
         yield (lambda step: None), (lambda record: print_line(format_line(record)))
         return
     digits, console = len(str(total)), Console(file=cast(Any, LenientStream(sys.stdout)))

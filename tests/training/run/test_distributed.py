@@ -195,12 +195,56 @@ def test_a_wait_that_is_none_is_refused(monkeypatch, wait):
 def test_jax_waits_as_long_as_it_likes_unless_it_is_told(monkeypatch, wait):
     told = []
     monkeypatch.setattr(jax.distributed, "initialize", lambda *a, **k: told.append((a, k)))
-    for name, value in zip(distributed.VARIABLES, ("h:1", "2", "0"), strict=True):
+    address = f"localhost:{free_port()}"
+    for name, value in zip(distributed.VARIABLES, (address, "2", "0"), strict=True):
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("PQT_JAX_WAIT", wait)
     distributed.initialize()
     waits = {"initialization_timeout": 7, "heartbeat_timeout_seconds": 7} if wait else {}
-    assert told == [(("h:1", 2, 0), waits)]
+    assert told == [((address, 2, 0), waits)]
+
+
+def environments(port):
+    """By hand, and what Slurm and Open MPI set, for process 0 of two."""
+    local = "127.0.0.1"
+    slurm = {"SLURM_JOB_ID": "7", "SLURM_STEP_NODELIST": local, "SLURM_NTASKS": "2"}
+    slurm |= {"SLURM_PROCID": "0", "SLURM_LOCALID": "0"}
+    mpi = {"OMPI_MCA_orte_hnp_uri": f"4096.0;tcp://{local}:1", "OMPI_COMM_WORLD_SIZE": "2"}
+    mpi |= {"OMPI_COMM_WORLD_RANK": "0", "OMPI_COMM_WORLD_LOCAL_RANK": "0"}
+    by_hand = dict(zip(distributed.VARIABLES, (f"{local}:{port}", "2", "0"), strict=True))
+    cluster = {"JAX_COORDINATOR_PORT": str(port)}
+    return {"by hand": by_hand, "slurm": slurm | cluster, "mpirun": mpi | cluster}
+
+
+@pytest.mark.parametrize("launcher", environments(0))
+def test_a_port_that_is_taken_is_named(monkeypatch, launcher):
+    """JAX would abort the process, and name no port."""
+    told = []
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *a, **k: told.append(a))
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        for name, value in environments(port)[launcher].items():
+            monkeypatch.setenv(name, value)
+        with pytest.raises(InputError, match=f"process 0 cannot listen at 127.0.0.1:{port} .Addr"):
+            distributed.initialize()
+    assert told == []
+    distributed.initialize()  # now it is free
+    assert len(told) == 1
+
+
+def test_the_address_of_another_machine_is_named(monkeypatch):
+    """Nothing else would answer there, and process 0 itself waits for it to do so."""
+    values = (f"192.0.2.1:{free_port()}", "2", "0")  # an address that is reserved for examples
+    for name, value in zip(distributed.VARIABLES, values, strict=True):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("PQT_JAX_WAIT", "1")
+
+    def refuse(*_, **__):
+        raise OSError(101, "Network is unreachable")
+
+    monkeypatch.setattr(socket, "create_connection", refuse)
+    with pytest.raises(distributed.ProcessError, match="does not answer at .*192.0.2.1:.*Network"):
+        distributed.initialize()
 
 
 @pytest.mark.slow

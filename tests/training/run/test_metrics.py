@@ -72,6 +72,15 @@ def test_plain_lines_can_be_parsed(capsys):
     assert fields == {"step": "10", "loss": "2.25", "tokens": "2048"}
 
 
+def test_the_terminal_that_mpirun_makes_gets_lines(capsys, monkeypatch):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "2")
+    with metrics.progress(0, 10) as (advance, report):
+        report({"step": 10, "loss": 2.25})
+        advance(10)
+    assert capsys.readouterr().out == "step=10 loss=2.25\n"
+
+
 def test_a_terminal_gets_a_bar(capsys, monkeypatch):
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
     monkeypatch.setenv("COLUMNS", "120")

@@ -76,7 +76,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _run(sys.argv[1:] if arguments is None else arguments, signals)
         except (InputError, OutputError, ProcessError, SkipError) as error:
             print_error(f"error: {error}")
-            return distributed.exit_process(error.exit_code)
+            code = distributed.exit_process(error.exit_code)
+            if arguments is None and isinstance(error, OutputError):
+                exit_now(code)  # Orbax's threads may wait 300 s for what will not be written
+            return code
         except Exception as error:
             if errors.is_out_of_memory(error):
                 print_error(f"error: memory does not suffice: {error}; {_MEMORY}")

@@ -3,9 +3,11 @@
 """GPT2-124M with Gaussian weight sampling, by nanoGPT's schedule.
 
 Paper     Ahn and Yoo, arXiv 2505.11170 (2025)
-Command   python -m pqt_jax.train --config configs/gpt2_124m.py --config.data.tokens=DIR
-Text      295 billion tokens of GPT-2's vocabulary: a folder of pqt_jax.data.prepare, or nanoGPT's
-          .bin files
+Data      python -m pqt_jax.data.prepare --tokenizer tokenizer.json
+              --input 'openwebtext/*.parquet' --out data/openwebtext
+Command   python -m pqt_jax.train --config configs/gpt2_124m.py
+Text      295 billion tokens of GPT-2's vocabulary (docs/train.md, Larger configs); nanoGPT's files
+          with --config.data.tokens='openwebtext/*.bin'
 Hardware  eight GPUs of 80 GB, 60 sequences on each; with fewer, --config.data.microbatches=N
 Hours     60 on eight A100 at 40 % of their peak, by arithmetic (6 · 124 M · 295 B FLOPs)
 Expect    nanoGPT reports a validation loss near 2.85 on OpenWebText in BF16; not run here yet

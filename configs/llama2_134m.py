@@ -3,8 +3,10 @@
 """Llama2-134M with Gaussian weight sampling, on C4 by the recipe of Adam-mini's authors.
 
 Paper     Ahn and Yoo, arXiv 2505.11170 (2025); recipe: Zhang and others, arXiv 2406.16793 (2024)
-Command   python -m pqt_jax.train --config configs/llama2_134m.py --config.data.tokens=DIR
-Text      26 billion tokens of C4 in Llama 2's vocabulary of 32,000, by pqt_jax.data.prepare
+Data      python -m pqt_jax.data.prepare --tokenizer tokenizer.json
+              --input 'c4/en/c4-train.00[01]*.json.gz' --out data/c4
+Command   python -m pqt_jax.train --config configs/llama2_134m.py
+Text      26 billion tokens of C4 in Llama 2's vocabulary of 32,000 (docs/train.md, Larger configs)
 Hardware  eight GPUs of 40 GB, 8 sequences on each; with fewer, --config.data.microbatches=N
 Hours     6 on eight A100 at 40 % of their peak, by arithmetic (6 · 134 M · 26 B FLOPs)
 Expect    the paper shows the curve of BF16 or one below it, without a number; not run here yet

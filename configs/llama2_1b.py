@@ -3,9 +3,12 @@
 """Llama2-1B with Gaussian weight sampling, its parameters and moments over eight devices.
 
 Paper     Ahn and Yoo, arXiv 2505.11170 (2025); the model: Zhang and others, arXiv 2406.16793 (2024)
-Command   python -m pqt_jax.train --config configs/llama2_1b.py --config.data.tokens=DIR
-Text      26 billion tokens of C4 in Llama 2's vocabulary of 32,000, by pqt_jax.data.prepare
-Hardware  eight GPUs of 80 GB, 8 sequences on each at once; --config.mesh.fsdp=N for N of them
+Data      python -m pqt_jax.data.prepare --tokenizer tokenizer.json
+              --input 'c4/en/c4-train.00[01]*.json.gz' --out data/c4
+Command   python -m pqt_jax.train --config configs/llama2_1b.py
+Text      26 billion tokens of C4 in Llama 2's vocabulary of 32,000 (docs/train.md, Larger configs)
+Hardware  eight GPUs of 80 GB, 8 sequences on each at once; --config.mesh.fsdp=N for N of them, and
+          on one device --config.mesh.fsdp=1
 Hours     46 on eight A100 at 40 % of their peak, by arithmetic (6 · 1.06 B · 26 B FLOPs)
 Expect    the paper shows the curve of BF16 or one below it, without a number; not run here yet
 """

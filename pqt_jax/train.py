@@ -144,13 +144,13 @@ def _prepare(options: command_line.TrainOptions) -> _CheckedInput:
     if options.profile and profile.exists() and not profile.is_dir():
         raise InputError(f"--profile: {profile} is not a directory; move it away")
     validation.check_devices(config)
+    mesh = partitioning.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
+    validation.check_mesh(config, mesh)
     trackers.check_config(config.log)
     text = _text(config)
     pipeline.check_lengths(text.train, text.validation, config.data.length, config.data.batch)
     parameters = state.count_parameters(config)  # also checks that the rules match parameters
     state.check_memory(config, parameters)
-    mesh = partitioning.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
-    validation.check_mesh(config, mesh)
     start = init_from.read(config, workdir.read_init_fingerprint(options.workdir))
     meta = run_metadata.make_metadata(config, text, start.fingerprint)
     return _CheckedInput(

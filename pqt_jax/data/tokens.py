@@ -11,8 +11,10 @@ before compilation.
 
 import dataclasses
 import functools
+import glob
 import hashlib
 import json
+import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -225,7 +227,11 @@ def _load_prepared(folder: Path, vocab_size: int, argument: str) -> Text:
 
 
 def _load_binary(pattern: str, vocab_size: int) -> Text:
-    root, paths = match_files(pattern, _FIELD, _GIVE)
+    give = _GIVE
+    if not glob.has_magic(pattern):
+        prepare = "python -m pqt_jax.data.prepare --tokenizer FILE --input FILES --out"
+        give = f"make that folder by {prepare} {shlex.quote(pattern)}, or give a glob of .bin files"
+    root, paths = match_files(pattern, _FIELD, give)
     shards = {path: _read_shard(path, vocab_size) for path in sorted(paths)}
     if len(kinds := {shard.dtype for shard in shards.values()}) > 1:
         raise InputError(f"{_FIELD}={pattern!r} has files of {' and of '.join(map(str, kinds))}")

@@ -58,10 +58,13 @@ def make_mesh(data: int = 0, fsdp: int = 1, tensor: int = 1) -> Mesh | None:
     wanted = math.prod(shape)
     fits = wanted == len(devices) or (0 < wanted < len(devices) and jax.process_count() == 1)
     if not fits or (not data and wanted != len(devices)):
+        remedy = "give sizes whose product is that number"
+        if not data and len(devices) % tensor == 0:
+            remedy = f"give --config.mesh.fsdp={len(devices) // tensor}, or other {remedy[5:]}"
         raise InputError(
             f"config.mesh.data={data}, config.mesh.fsdp={fsdp}, config.mesh.tensor={tensor}: JAX "
-            f"has {format_quantity(len(devices), 'device')}; give sizes whose product is that "
-            "number, or data=0 for all devices that the other two leave"
+            f"has {format_quantity(len(devices), 'device')}; {remedy}, or data=0 for all devices "
+            "that the other two leave"
         )
     if wanted == 1:
         return None

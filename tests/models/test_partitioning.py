@@ -238,7 +238,9 @@ def test_a_run_goes_on_on_other_meshes(tmp_path, monkeypatch):
             "config.mesh.data=16, config.mesh.fsdp=1, config.mesh.tensor=1: JAX has 8 dev",
         ),
         ((0, 3, 1), "config.mesh.data=0, config.mesh.fsdp=3, config.mesh.tensor=1: JAX has 8"),
-        ((0, 16, 1), "JAX has 8 devices; give sizes whose product is that number"),
+        ((0, 16, 1), "JAX has 8 devices; give --config.mesh.fsdp=8, or other sizes whose product"),
+        ((0, 8, 2), "JAX has 8 devices; give --config.mesh.fsdp=4, or other sizes whose product"),
+        ((0, 1, 3), "JAX has 8 devices; give sizes whose product is that number, or data=0 for"),
     ],
 )
 def test_meshes_that_do_not_fit_are_refused(sizes, message):

@@ -21,6 +21,8 @@ EXIT_CODES = {
     UNREAD: "the reader of the output has gone, as in `command | head`",
     TERMINATED: "ended by SIGTERM",
 }
+# What is raised where the content of a file has another type, shape or size than it should have.
+MALFORMED = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
 
 
 class InputError(ValueError):

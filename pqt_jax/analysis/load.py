@@ -18,11 +18,11 @@ import numpy as np
 from flax import nnx
 
 from pqt_jax import console
-from pqt_jax.errors import InputError
+from pqt_jax.errors import MALFORMED, InputError
 from pqt_jax.interchange import huggingface
 from pqt_jax.models import MODELS, ModelConfig, build_model
 from pqt_jax.quantization import packed_file
-from pqt_jax.training import methods
+from pqt_jax.training import methods, state
 from pqt_jax.training.config import saved_config, validation
 from pqt_jax.training.config.fields import from_values
 from pqt_jax.training.config.schema import RunConfig
@@ -91,6 +91,7 @@ def load_run(path: Path) -> LoadedRun:
         data = dataclasses.replace(config.data, **places)
         config = dataclasses.replace(config, model=model, data=data)
         validation.check(config)
+        state.count_parameters(config)  # also checks that the rules match parameters
     except InputError as error:
         raise InputError(
             f"--workdir={path}: {workdir.RUN} in it is damaged or of another version: {error}"
@@ -131,7 +132,7 @@ def load_packed(folder: Path) -> tuple[ModelConfig, nnx.GraphDef, nnx.State]:
         return model, *_fill(model, packed.params, folder)
     except InputError:
         raise
-    except (TypeError, KeyError, ValueError, ArithmeticError) as error:
+    except MALFORMED as error:
         raise InputError(f"{path} describes no model of this version: {error!r}") from None
 
 

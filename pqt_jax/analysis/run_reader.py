@@ -7,7 +7,6 @@ RUN/run.json, metrics.jsonl, bits.jsonl, summary.json → `RecordedRun` → curv
 
 import contextlib
 import dataclasses
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from pqt_jax.console import escaped
-from pqt_jax.errors import InputError, system_reason
+from pqt_jax.errors import MALFORMED, InputError, system_reason
+from pqt_jax.interchange import files
 from pqt_jax.training import state
 from pqt_jax.training.config import saved_config
 from pqt_jax.training.config.fields import flatten, from_values
@@ -85,16 +85,14 @@ def _read(name: str, folder: Path, meta: Meta) -> RecordedRun:
     try:
         records = metrics.read_records(folder / workdir.METRICS)
         bits = bit_history.read(folder / workdir.BIT_HISTORY)
-        with contextlib.suppress(FileNotFoundError, ValueError, RecursionError):
-            summary = json.loads((folder / workdir.SUMMARY).read_text())
+        with contextlib.suppress(FileNotFoundError, ValueError):
+            summary = files.read_json(folder / workdir.SUMMARY)
     except OSError as error:
         file = Path(error.filename or "").name
         reason = system_reason(error, "mend that, or leave the run out")
         raise InputError(f"{folder}: {file} in it cannot be read: {reason}") from None
     parameters = None
-    with contextlib.suppress(
-        InputError, LookupError, TypeError, ValueError, AttributeError, ArithmeticError
-    ):
+    with contextlib.suppress(*MALFORMED):
         config = from_values(RunConfig, saved_config.completed(meta["config"]))
         # "auto" would make JAX look for devices.
         model = dataclasses.replace(config.model, attention="xla")

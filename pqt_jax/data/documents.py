@@ -15,13 +15,11 @@ what a file is.
 import codecs
 import csv
 import json
-import lzma
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pqt_jax.data.file_kinds import open_file, recognize
+from pqt_jax.data.file_kinds import DAMAGED, open_file, recognize
 from pqt_jax.errors import InputError, system_reason
 
 FIELD = "text"
@@ -58,17 +56,13 @@ def read_documents(path: Path, field: str = FIELD) -> Iterator[bytes]:
         raise InputError(
             f"--input: {path} needs the package {error.name}; pip install {error.name}"
         ) from None
-    except (EOFError, zlib.error, lzma.LZMAError) as error:
+    except DAMAGED as error:
         raise _incomplete(path, compression, error) from None
     except OSError as error:
-        if not error.strerror:  # of gzip and bzip2
+        if not error.strerror:  # of a damaged gzip, bzip2 or zstd file
             raise _incomplete(path, compression, error) from None
         why = system_reason(error, "leave it out")
         raise InputError(f"--input: {path} cannot be read: {why}") from None
-    except Exception as error:
-        if type(error).__module__.split(".")[0] != "zstandard":
-            raise
-        raise _incomplete(path, compression, error) from None
 
 
 def _incomplete(path: Path, compression: str, error: Exception) -> InputError:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple, cast
 
 from pqt_jax.errors import InputError
+from pqt_jax.interchange import files
 
 _COMPRESSED = {
     b"\x1f\x8b": "gzip",
@@ -36,7 +37,7 @@ _SUFFIXES = {
     ".array_record": "array_record",
     ".arrayrecord": "array_record",
 }
-_SUFFIXES_OF_COMPRESSED = {".gz", ".bz2", ".xz", ".zst"}
+_SUFFIXES_OF_COMPRESSED = {".gz": "gzip", ".bz2": "bzip2", ".xz": "xz", ".zst": "zstd"}
 # Files that are not text. What could be taken for the start of a text is left out.
 _OTHERS = {
     b"PK\x03\x04": "a zip archive (also .docx, .xlsx and PyTorch's .pt)",
@@ -54,6 +55,8 @@ _OTHERS = {
     b"\xfe\xff": "text in UTF-16",
 }
 _HEAD = 1 << 16  # bytes that are looked at
+# What reading a damaged compressed file raises, besides an OSError without a number.
+DAMAGED = (EOFError, zlib.error, lzma.LZMAError)
 
 
 class FileKind(NamedTuple):
@@ -79,17 +82,19 @@ def recognize(path: Path, argument: str) -> FileKind:
       InputError: for a file that is none of the kinds that are read.
       OSError: if it cannot be read.
     """
-    with path.open("rb") as file:
+    with files.open_file(path) as file:
         head = file.read(_HEAD)
     compression = _match(_COMPRESSED, head)
     suffixes = [suffix.lower() for suffix in path.suffixes]
     if compression:
         head = b""
-        with contextlib.suppress(EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile):
+        with contextlib.suppress(*DAMAGED, OSError):
             with open_file(path, compression) as file:  # whoever reads it says what is missing
                 head = file.read(_HEAD)
-    if suffixes and suffixes[-1] in _SUFFIXES_OF_COMPRESSED:
+    if suffixes and (named := _SUFFIXES_OF_COMPRESSED.get(suffixes[-1])):
         suffixes.pop()
+        if not compression:
+            raise InputError(f"{argument}: {path} is no {named} file; put a whole copy there")
     kind = _SUFFIXES.get(suffixes[-1], "text") if suffixes else "text"
     if head.startswith(b"PAR1"):
         kind = "parquet"
@@ -114,6 +119,7 @@ def open_file(path: Path, compression: str) -> IO[bytes]:
 
     Raises:
       ImportError: for zstd without the package zstandard.
+      OSError: if it cannot be opened.
     """
     if compression == "gzip":
         return cast(IO[bytes], gzip.open(path))
@@ -127,12 +133,16 @@ def open_file(path: Path, compression: str) -> IO[bytes]:
 
 
 class _ZstdFile(io.RawIOBase):
-    """What is inside a zstd file of one or more frames. One that is cut off raises EOFError."""
+    """What is inside a zstd file of one or more frames.
+
+    One that is cut off raises EOFError, and other damage an OSError, as in files of bzip2.
+    """
 
     def __init__(self, path: Path):
         import zstandard
 
         self.decompressor, self.file = zstandard.ZstdDecompressor(), path.open("rb")
+        self.error = zstandard.ZstdError
         self.frame: Any = None
         self.data = b""
 
@@ -149,7 +159,10 @@ class _ZstdFile(io.RawIOBase):
                 return 0
             if not self.frame or self.frame.eof:
                 self.frame = self.decompressor.decompressobj()
-            self.data = self.frame.decompress(block)
+            try:
+                self.data = self.frame.decompress(block)
+            except self.error as error:
+                raise OSError(str(error)) from None
         count = min(len(buffer), len(self.data))
         buffer[:count], self.data = self.data[:count], self.data[count:]
         return count

@@ -22,6 +22,7 @@ import numpy as np
 from pqt_jax.data import tokenizer_kinds
 from pqt_jax.data.tokenizer_kinds import Parts
 from pqt_jax.errors import InputError, system_reason
+from pqt_jax.interchange import files
 
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}".encode()
 _READERS = {
@@ -111,7 +112,7 @@ def load(path: str, *, end: str = "", pattern: str = "") -> Tokenizer:
     if pattern and kind != ".tiktoken":
         raise InputError("--pattern goes with a .tiktoken file; leave it out")
     try:
-        content = Path(path).read_bytes()
+        content = files.read_bytes(Path(path))
     except OSError as error:
         why = system_reason(error, "give a tokenizer's file")
         raise InputError(f"--tokenizer={path} cannot be read: {why}") from None

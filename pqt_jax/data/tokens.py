@@ -14,7 +14,9 @@ import functools
 import glob
 import hashlib
 import json
+import operator
 import shlex
+import struct
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,7 +25,8 @@ import numpy as np
 
 from pqt_jax.data.source import VALIDATION_ONE_IN, Text, match_files
 from pqt_jax.data.splits import describe_contradictions, list_some, named_split
-from pqt_jax.errors import InputError, system_reason
+from pqt_jax.errors import MALFORMED, InputError, system_reason
+from pqt_jax.interchange import files
 
 INDEX = "index.json"
 DIGEST = "sha256"  # the field of the index that has the digest of the others
@@ -165,12 +168,12 @@ def read_index(folder: Path, argument: str = _FIELD) -> Index:
     if not path.exists():
         raise InputError(f"{argument}={str(folder)!r} holds no {INDEX}; {_GIVE}")
     try:
-        index = json.loads(path.read_text())
+        index = files.read_json(path)
         if (version := index["version"]) == VERSION:
             if index.get(DIGEST, digest := compute_digest(index)) != digest:
                 raise ValueError(DIGEST)
             return _parse(folder, index)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except MALFORMED:
         raise InputError(f"{path} is damaged; put a copy back, or prepare the data again") from None
     raise InputError(
         f"{path} is of version {version!r}, and version {VERSION} is read; prepare again"
@@ -195,7 +198,7 @@ def _parse(folder: Path, index: dict[str, Any]) -> Index:
             Shard(
                 path=folder / shard["file"],
                 offset=0,
-                count=int(shard["tokens"]),
+                count=operator.index(shard["tokens"]),
                 dtype=dtype,
                 digest=str(shard["sha256"]),
             )
@@ -203,10 +206,10 @@ def _parse(folder: Path, index: dict[str, Any]) -> Index:
         ]
         for split in SPLITS
     }
-    size, end = int(index["vocab_size"]), int(index["end"])
-    if not 0 <= end < size:
-        raise ValueError(f"vocab_size={size}, end={end}")
-    sizes = {split: int(index[split]["bytes"]) for split in SPLITS}
+    size, end = operator.index(index["vocab_size"]), operator.index(index["end"])
+    if not 0 <= end < size or not all(shards.values()):
+        raise ValueError(f"vocab_size={size}, end={end}, or no shards")
+    sizes = {split: operator.index(index[split]["bytes"]) for split in SPLITS}
     return Index(vocab_size=size, end=end, tokenizer=about, shards=shards, bytes=sizes)
 
 
@@ -280,15 +283,16 @@ def _make_text(streams: Sequence[Stream], digest: str, where: str, end: int | No
 
 def _read_shard(path: Path, vocab_size: int) -> Shard:
     """Read the size and dtype of a .bin file, from its header if it has one."""
-    head = [*map(int, np.fromfile(path, np.int32, 3))]
-    if len(head) == 3 and head[0] in _MAGIC:
-        version, dtype = _MAGIC[head[0]]
-        if head[1] != version:
+    with files.open_file(path) as file:
+        magic, file_version, count = struct.unpack("<3i", file.read(12).ljust(12, b"\0"))
+    if magic in _MAGIC:
+        version, dtype = _MAGIC[magic]
+        if file_version != version:
             raise InputError(
-                f"{_FIELD}: {path} is a file of llm.c of version {head[1]}, and version {version} "
-                "is read; write it anew"
+                f"{_FIELD}: {path} is a file of llm.c of version {file_version}, and version "
+                f"{version} is read; write it anew"
             )
-        shard = Shard(path=path, offset=_HEADER, count=head[2], dtype=np.dtype(dtype))
+        shard = Shard(path=path, offset=_HEADER, count=count, dtype=np.dtype(dtype))
     else:
         size = path.stat().st_size
         shard = Shard(path=path, offset=0, count=size // 2, dtype=np.dtype(np.uint16))
@@ -306,7 +310,7 @@ def _read_shard(path: Path, vocab_size: int) -> Shard:
 
 def _check_size(shard: Shard, argument: str = _FIELD) -> None:
     size, wanted = shard.path.stat().st_size, shard.offset + shard.count * shard.dtype.itemsize
-    if not shard.count:
+    if shard.count < 1:
         raise InputError(f"{argument}: {shard.path} is empty; leave it out")
     if size != wanted:
         raise InputError(

@@ -1,15 +1,74 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright 2026 The pqt_jax Authors
-"""Files written atomically: after a kill or on a full disk the old or the new file is complete."""
+"""Files read and written.
+
+They are written atomically: after a kill or on a full disk the old or the new file is complete. A
+pipe or a device in the place of a file is an error, since reading it may never end.
+"""
 
 import contextlib
+import errno
+import json
 import math
 import os
+import stat
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from pqt_jax.errors import OutputError
+
+
+def open_file(path: Path) -> BinaryIO:
+    """Open a regular file to read bytes.
+
+    Raises:
+      OSError: if it cannot be opened, or is no regular file.
+    """
+    return open(path, "rb", opener=_open_regular)
+
+
+def _open_regular(path: str, flags: int) -> int:
+    descriptor = os.open(path, flags | os.O_NONBLOCK)  # a pipe would wait for a writer
+    mode = os.fstat(descriptor).st_mode
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):  # Python refuses a directory itself
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "it is not a regular file", path)
+    return descriptor
+
+
+def read_bytes(path: Path) -> bytes:
+    """Read a regular file.
+
+    Raises:
+      OSError: as `open_file`.
+    """
+    with open_file(path) as file:
+        return file.read()
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON value from a regular file.
+
+    Raises:
+      OSError: as `open_file`.
+      ValueError: as `parse_json`.
+    """
+    return parse_json(read_bytes(path))
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Parse JSON from a file.
+
+    Raises:
+      ValueError: if it is not JSON, or nested too deep; the message is one line.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deep") from None
+    except ValueError as error:
+        raise ValueError(" ".join(str(error).split())) from None
 
 
 def append(path: Path, line: str) -> None:

@@ -162,12 +162,11 @@ def read_json(path: Path) -> dict[str, Any]:
       InputError: if the file cannot be read, or has no JSON object.
     """
     try:
-        content = json.loads(path.read_bytes())
+        content = files.read_json(path)
     except OSError as error:
         raise InputError(f"{path}: {system_reason(error, 'give a file')}") from None
-    except (ValueError, RecursionError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"{path} is not JSON ({reason}); put a whole copy there") from None
+    except ValueError as error:
+        raise InputError(f"{path} is not JSON ({error}); put a whole copy there") from None
     if not isinstance(content, dict):
         raise InputError(f"{path} must hold a JSON object; put a whole copy there")
     return content
@@ -175,11 +174,11 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def _read_header(path: Path) -> dict[str, StoredTensor]:
     try:
-        with safe_open(path, framework="numpy") as file:  # checks sizes, offsets and dtypes
-            names = set(file.keys())
-        with path.open("rb") as file:
+        with files.open_file(path) as file:
+            with safe_open(path, framework="numpy") as checked:  # sizes, offsets and dtypes
+                names = set(checked.keys())
             length = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(length))
+            header = files.parse_json(file.read(length))
     except OSError as error:
         # An OSError of the safetensors package has a text but no number.
         reason = system_reason(error, "put it back") if error.errno else f"{error}; put it back"

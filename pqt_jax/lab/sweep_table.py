@@ -16,7 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from pqt_jax.errors import InputError, system_reason
+from pqt_jax.errors import MALFORMED, InputError, system_reason
+from pqt_jax.interchange import files
 from pqt_jax.training.run import digests, metrics, workdir
 
 _FIELDS = {"arm", "learning_rate", "seed", "steps", "losses", "first_loss", "final_loss", "outcome"}
@@ -155,8 +156,8 @@ def read_rows(path: Path) -> list[metrics.Record]:
     number = 0
     try:
         rows = []
-        for number, line in enumerate(path.read_bytes().splitlines(), 1):  # noqa: B007
-            row = json.loads(line)
+        for number, line in enumerate(files.read_bytes(path).splitlines(), 1):  # noqa: B007
+            row = files.parse_json(line)
             digest = row.pop("digest", None)
             if not _FIELDS <= row.keys() or digest != digests.json_digest(row)[:16]:
                 raise ValueError
@@ -164,7 +165,7 @@ def read_rows(path: Path) -> list[metrics.Record]:
     except OSError as error:
         why = system_reason(error, "move it away and run the sweep again")
         raise InputError(f"{path} cannot be read: {why}") from None
-    except (ValueError, AttributeError, RecursionError):
+    except MALFORMED:
         raise InputError(
             f"{path}: line {number} is not a row as a sweep writes it; delete the file and run "
             "the sweep again"

@@ -24,7 +24,8 @@ import jax.numpy as jnp
 import numpy as np
 import safetensors
 
-from pqt_jax.errors import InputError, system_reason
+from pqt_jax.errors import MALFORMED, InputError, system_reason
+from pqt_jax.interchange import files
 from pqt_jax.interchange.safetensors_io import DTYPE_NAMES, write_file
 from pqt_jax.numerics import philox
 from pqt_jax.numerics.deterministic_rounding import FormatAssignment
@@ -109,14 +110,14 @@ def read(path: Path) -> PackedWeights:
       InputError: if it is missing, damaged, of another version, or was not made by `write`.
     """
     try:
-        data = path.read_bytes()
+        data = files.read_bytes(path)
     except OSError as error:
         raise InputError(f"{path}: {system_reason(error, 'give a packed file')}") from None
     try:
         raw = dict(safetensors.deserialize(data))
-        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        header = files.parse_json(data[8 : 8 + int.from_bytes(data[:8], "little")])
         metadata = header.get("__metadata__", {})
-    except (safetensors.SafetensorError, ValueError, RecursionError) as error:
+    except (safetensors.SafetensorError, ValueError) as error:
         raise InputError(f"{path} is not a complete safetensors file: {error}") from None
     text, digest = metadata.get("pqt_jax"), metadata.get("sha256")
     if text is None or digest is None:
@@ -124,10 +125,10 @@ def read(path: Path) -> PackedWeights:
     if hashlib.sha256(text.encode()).hexdigest() != digest:
         raise InputError(f"{path}: its metadata is not what was written; put a copy back")
     try:
-        return _unpack(path, raw, json.loads(text))
+        return _unpack(path, raw, files.parse_json(text))
     except InputError:
         raise
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
+    except MALFORMED as error:
         raise InputError(
             f"{path}: its metadata makes no sense: {error!r}; export it again"
         ) from None

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pqt_jax.console import print_line
+from pqt_jax.errors import MALFORMED
 from pqt_jax.interchange import files
 from pqt_jax.interchange.png import save_png
 from pqt_jax.models import partitioning
@@ -21,10 +22,10 @@ from pqt_jax.training.run_context import RunContext
 def read(workdir: Path, config: RunConfig) -> dict[str, Any] | None:
     """The summary of a finished run; None if it is missing, damaged, or of another config."""
     try:
-        summary = json.loads((workdir / run_folder.SUMMARY).read_text())
+        summary = files.read_json(workdir / run_folder.SUMMARY)
         final_evaluation.format_table(summary)
         return summary if summary["config"] == saved_config.digest(config) else None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (OSError, *MALFORMED):
         return None
 
 

@@ -107,6 +107,8 @@ def test_a_checkpoint_that_the_trainer_deletes_gives_way_to_its_next(run_copy, m
         ("no steps", "checkpoints/8 belongs to another run: config.steps was 8 and is 1000"),
         ("no model", "run.json in it is damaged or of another version: config.model.name=None"),
         ("odd model", "run.json in it is damaged or of another version: config.model"),
+        ("no pattern", "damaged or of another version: config.pqt.pattern='x': .* no parameter"),
+        ("infinite", "damaged or of another version: config.steps=inf; it must be a whole"),
         ("other seed", "checkpoints/8 belongs to another run: config.seed was 0 and is 1"),
     ],
 )
@@ -121,6 +123,8 @@ def test_run_json_that_does_not_fit_is_one_line(run_copy, content, message):
             "no steps": lambda config: config.pop("steps"),  # and so the default
             "no model": lambda config: config.pop("model"),
             "odd model": lambda config: config.update(model=3),
+            "no pattern": lambda config: config["pqt"].update(pattern="x"),
+            "infinite": lambda config: config.update(steps=float("inf")),
             "other seed": lambda config: config.update(seed=1),
         }
         if content in changes:

@@ -63,7 +63,7 @@ def test_a_null_in_parquet_is_an_empty_document(tmp_path):
         ("a.jsonl", b'{"body": "a", "url": 3}\n', "line 1 has no text 'text' (there is body, url)"),
         ("a.jsonl", b'["text"]\n', "entry 1 has no text 'text' (there is str); give --field"),
         ("a.jsonl", b'{"text": 3}\n', "line 1 has no text 'text' (there is text: int)"),
-        ("a.jsonl.gz", b"{}", "line 1 has no text 'text' (there is ); give --field"),
+        ("a.jsonl", b"{}", "line 1 has no text 'text' (there is ); give --field"),
         (
             "a.jsonl.gz",
             gzip.compress(json_lines(), mtime=0)[:-20],

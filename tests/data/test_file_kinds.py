@@ -50,6 +50,28 @@ def test_a_compressed_file_that_is_cut_off_is_named(tmp_path, suffix):
         read(path)
 
 
+@pytest.mark.parametrize("suffix", COMPRESS)
+@pytest.mark.parametrize("content", [b"", b"\x1f", b"plain text"], ids=str)
+def test_a_file_that_is_not_as_compressed_as_its_name_is_named(tmp_path, suffix, content):
+    """A download that ended early leaves a file of no bytes, which would be no documents."""
+    path = tmp_path / f"a.txt.{suffix}"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=f"{path} is no .*; put a whole copy there"):
+        read(path)
+
+
+@pytest.mark.parametrize("suffix", COMPRESS)
+def test_compressed_text_with_a_wrong_byte_is_named_by_every_reader(tmp_path, suffix):
+    content = bytearray(COMPRESS[suffix](json_lines() * 4000))
+    content[6:60] = bytes(54)
+    path = tmp_path / f"a.txt.{suffix}"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=f"{path} is not a complete .* file: .*; leave it out"):
+        read(path)
+    with pytest.raises(InputError, match=f"config.data.files: {path} is a .* file, and text is"):
+        source.load(str(path))
+
+
 def test_an_array_of_objects_is_read_as_lines_are(tmp_path):
     path = tmp_path / "alpaca.json"
     path.write_text(json.dumps([{"text": text} for text in TEXTS], indent=1))

@@ -140,6 +140,10 @@ def test_a_prepared_folder_that_has_changed_is_refused(prepared):
         (json.dumps({"version": 1}), "index.json is damaged"),
         ("[]", "index.json is damaged"),
         (json.dumps(json.loads(text) | {"vocab_size": -5}), "index.json is damaged"),
+        (text.replace("257", "1e400"), "index.json is damaged"),
+        (text.replace("257", "257.0"), "index.json is damaged"),
+        ("[" * 100_000, "index.json is damaged"),
+        (json.dumps(json.loads(text) | {"validation": {"shards": []}}), "index.json is damaged"),
     ):
         index.write_text(content)
         with pytest.raises(InputError, match=message):

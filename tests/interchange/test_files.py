@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright 2026 The pqt_jax Authors
-"""Files are written whole, or an error of one line says why not."""
+"""Files are read and written whole, or an error of one line says why not."""
 
+import os
 import pathlib
 
 import pytest
@@ -50,3 +51,22 @@ def test_what_is_long_is_cut_in_the_middle(capsys):
     whole = f"/{'x' * 255}/y: no such file"
     print_error(whole)
     assert capsys.readouterr().err == f"{whole}\n"
+
+
+def test_what_may_never_end_is_not_read(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", pathlib.Path("/dev/zero")):
+        with pytest.raises(OSError, match="it is not a regular file") as caught:
+            files.read_bytes(path)
+        assert caught.value.filename == str(path)
+    with pytest.raises(IsADirectoryError):
+        files.read_bytes(tmp_path)
+    (tmp_path / "file").write_bytes(b"\xff")
+    assert files.read_bytes(tmp_path / "file") == b"\xff"
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"a":' * 100_000, "{", b"\xff", "1" * 5000, ""])
+def test_json_that_cannot_be_parsed_is_one_kind_of_error(text):
+    with pytest.raises(ValueError) as caught:
+        files.parse_json(text)
+    assert str(caught.value) and "\n" not in str(caught.value)

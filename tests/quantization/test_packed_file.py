@@ -173,7 +173,7 @@ def rewrite(data, change):
     header = json.loads(data[8 : 8 + size])
     content = json.loads(header["__metadata__"]["pqt_jax"])
     change(content)
-    text = json.dumps(content)
+    text = json.dumps(content).replace('"deep"', "[" * 100_000 + "]" * 100_000)
     digest = hashlib.sha256(text.encode()).hexdigest()
     header["__metadata__"] = {"pqt_jax": text, "sha256": digest}
     new = json.dumps(header).encode()
@@ -183,6 +183,8 @@ def rewrite(data, change):
 @pytest.mark.parametrize(
     "change, message",
     [
+        (lambda c: c["parameters"]["kernel"].update(shape=[1e400]), "kernel cannot be unpacked"),
+        (lambda c: c.update(model="deep"), "makes no sense: .*nested too deep"),
         (lambda c: c.update(version=2), "has layout version 2, and this reads 1"),
         (lambda c: c.pop("version"), "has layout version None"),
         (lambda c: c["ladder"].pop(), "its formats are E2M1, E3M2, E4M3, E4M7, which this"),

@@ -45,7 +45,7 @@ def convert(field: Field, value: Any) -> Any:
       InputError: for a value of another type.
     """
     if isinstance(value, field.kind) and isinstance(value, bool) == (field.kind is bool):
-        return value
+        return field.kind(value)  # plain, also where it is a float of NumPy
     if field.kind is tuple and isinstance(value, list):
         return tuple(value)
     if field.kind is float and type(value) is int and abs(value) < 2**1023:

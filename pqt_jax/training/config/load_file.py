@@ -75,7 +75,10 @@ def read(path: str, cls: type[C]) -> C:
             raise InputError("it configures a sweep; give it to python -m pqt_jax.lab.sweep")
         if "model" in values and "sweep" not in values and hasattr(cls, "sweep"):
             raise InputError("it configures a training run; give it to python -m pqt_jax.train")
-        return from_values(cls, values)
+        try:
+            return from_values(cls, values)
+        except RecursionError:
+            raise InputError("a section of its ConfigDict contains itself") from None
     except InputError as error:
         raise InputError(f"--config={path}: {error}") from None
     except BaseException as error:  # whatever a user's file does wrong becomes one line
@@ -119,7 +122,10 @@ def _config_files_in(folder: Path) -> str:
 
 def _reason(error: BaseException, path: str) -> str:
     """The error of a config file on one line, with the number of the line in the file."""
-    text = " ".join(str(error).replace("\\n", " ").replace("\\'", "'").split())
+    try:
+        text = " ".join(str(error).replace("\\n", " ").replace("\\'", "'").split())
+    except BaseException:  # its __str__ is the file's code, too
+        text = ""
     if isinstance(error, AttributeError | KeyError):  # the messages of ConfigDict have many lines
         meant = re.search(r'Did you mean "(.*?)" instead of "(.*?)"', text)
         if meant:

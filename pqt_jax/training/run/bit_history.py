@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from pqt_jax.errors import MALFORMED
 from pqt_jax.interchange import files
 from pqt_jax.models import partitioning
 from pqt_jax.numerics.mixed_formats import MIXED_FORMATS, format_index
@@ -144,7 +145,7 @@ def _parse(record: metrics.Record) -> BitRecord | None:
     try:
         layers = {str(name): np.array(mean, float) for name, mean in record["layers"].items()}
         formats = metrics.numeric_fields(record["formats"])
-    except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
+    except MALFORMED:
         return None
     if not layers or any(mean.ndim != 1 for mean in layers.values()):
         return None

@@ -55,7 +55,8 @@ def numeric_fields(record: Mapping[str, Any]) -> Record:
 def _lines(path: Path) -> list[str]:
     if not path.exists():
         return []
-    return [line for line in path.read_text(errors="replace").split("\n") if line]
+    text = files.read_bytes(path).decode(errors="replace")
+    return [line for line in text.split("\n") if line]
 
 
 def _parse(line: str) -> Record | None:
@@ -112,7 +113,7 @@ _START = re.compile(rb'\{"step": (\d{1,18})[,}]')
 def _blocks(path: Path, size: int = 1 << 20) -> Iterator[bytes]:
     """Yield the whole lines of a file, about `size` bytes at a time."""
     rest = b""
-    with path.open("rb") as file:
+    with files.open_file(path) as file:
         while block := file.read(size):
             lines, newline, rest = (rest + block).rpartition(b"\n")
             if newline:

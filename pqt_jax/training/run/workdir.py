@@ -215,8 +215,8 @@ def read_metadata(workdir: Path, option: str = "--workdir=", whose: str = TRAINI
 
 def _read(workdir: Path, option: str = "--workdir=", remedy: str = "give a new directory") -> Meta:
     meta: Any = None
-    with contextlib.suppress(ValueError, RecursionError):
-        meta = json.loads((workdir / RUN).read_text())
+    with contextlib.suppress(ValueError):
+        meta = files.read_json(workdir / RUN)
     if not is_metadata(meta):
         raise InputError(f"{option}{workdir}: {RUN} in it is damaged; put a copy back, or {remedy}")
     return meta

@@ -102,6 +102,7 @@ def get_config(): return {}
 import nowhere_to_be_found
 raise KeyboardInterrupt
 class Odd(BaseException): pass; raise Odd('odd')
+class Odd(BaseException): __str__ = exit; raise Odd
 def get_config(): raise ValueError('two\\nlines')
 """
 CHANGES = """
@@ -131,6 +132,8 @@ config.model.remat = None
 config.model.name = 'gpt2'
 config = type(config)({'steps': 'x'})
 config.unlock(); config.sweep = {}
+config.unlock(); config.me = config
+config.model = config
 """
 
 

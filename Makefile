@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 
-.PHONY: quickstart test test-slow test-versions peers docs check format clean
+.PHONY: quickstart test test-slow test-versions fuzz peers docs check format clean
 
 quickstart: $(STAMP)
 	$(BIN)/python -m pqt_jax.train --config configs/quickstart.py --workdir runs/quickstart
@@ -23,6 +23,10 @@ test-slow: $(STAMP)
 # The slow tests whose result may change with the version of JAX or Flax.
 test-versions: $(STAMP)
 	$(PYTEST) -m "slow and jax_version"
+
+# Damaged files into every reader, for ten minutes at most. Options: FUZZ='--seed=1 --cases=500'.
+fuzz: $(STAMP)
+	PYTHONPATH=tests $(BIN)/python -m fuzz $(FUZZ)
 
 # What some tests compare with, where it is installed: transformers, PyTorch, torchao, gfloat.
 peers: $(STAMP)

@@ -137,7 +137,7 @@ def _parquet(path: Path, field: str) -> Iterator[bytes]:
     import pyarrow.parquet
 
     try:
-        file = pyarrow.parquet.ParquetFile(path)
+        file = pyarrow.parquet.ParquetFile(path, page_checksum_verification=True)
         names = file.schema_arrow.names
         if field not in names:
             there = ", ".join(names)
@@ -150,10 +150,16 @@ def _parquet(path: Path, field: str) -> Iterator[bytes]:
         is_text = ("is_string", "is_large_string", "is_string_view")
         if not any(getattr(pyarrow.types, name)(kind) for name in is_text):
             raise InputError(f"--input: {path}: column {field!r} is {kind}, no text; give --field")
+        missing = file.metadata.num_rows
         for batch in file.iter_batches(batch_size=1024, columns=[field]):
+            missing -= len(batch)
             for text in batch.column(0).to_pylist():
                 yield (text or "").encode()
-    except pyarrow.ArrowException as error:
+        if missing:  # of a damaged page, whose rows are passed over without an error
+            raise ValueError(f"it should have {file.metadata.num_rows} rows, {missing} more")
+    except InputError:
+        raise
+    except (pyarrow.ArrowException, OSError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"--input: {path} is not a complete Parquet file: {reason:.200}") from None
 

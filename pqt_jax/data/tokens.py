@@ -149,6 +149,7 @@ def load(path: str, vocab_size: int, argument: str = _FIELD) -> Text:
       InputError: naming the file, if it cannot be used for training.
     """
     folder = Path(path)
+    _map.cache_clear()  # files may have been replaced since the last call
     try:
         if folder.is_dir():
             return _load_prepared(folder, vocab_size, argument)

@@ -55,7 +55,7 @@ def draw_heat_maps(table: SweepTable) -> Figure:
 def draw_losses(table: SweepTable) -> Figure:
     """Training loss by step: median over seeds, and the band of the middle eighty percent."""
     figure, axes = _grid_of_axes(len(table.rates), 4.4, 3.3)
-    record_every = table.metadata["config"]["sweep"]["record_every"]
+    record_every = table.options.record_every
     lowest, first_losses = [], []
     for rate, ax in zip(table.rates, axes, strict=False):
         for i, arm in enumerate(table.arms):

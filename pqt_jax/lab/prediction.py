@@ -66,7 +66,7 @@ def scores_of(table: SweepTable) -> dict[str, Score]:
     The loss at a step is the median loss of the `_LOSS_WINDOW` steps before it, as far as they are
     recorded. Loss and learning rate are taken at the steps at which sharpness was measured.
     """
-    record_every = table.metadata["config"]["sweep"]["record_every"]
+    record_every = table.options.record_every
 
     def sharpness(row: Record) -> ScoreSeries:
         return row.get("sharpness", [])

@@ -108,8 +108,8 @@ def compose(
 
 
 def _introduction(table: SweepTable, level: float, usable: float) -> str:
-    options, versions = table.metadata["config"]["sweep"], table.metadata["versions"]
-    planned = math.prod(len(options[name]) for name in ("arms", "learning_rates", "seeds"))
+    options, versions = table.options, table.metadata["versions"]
+    planned = len(options.arms) * len(options.learning_rates) * len(options.seeds)
     missing = planned - len(table.rows)
     to_come = f" ({missing} to come)" if missing > 0 else ""
     return (
@@ -117,10 +117,10 @@ def _introduction(table: SweepTable, level: float, usable: float) -> str:
         f"{format_quantity(len(table.arms), 'way to train')}, "
         f"{format_quantity(len(table.rates), 'learning rate')}, "
         f"{format_quantity(len(table.seeds), 'seed')} each{to_come}, "
-        f"with jax {versions['jax']} and pqt_jax "
-        f"{versions['pqt_jax']}. A run has diverged if a loss is not finite, or if a loss and the "
-        f"median of the {format_quantity(options['window'], 'loss')} from it on are more than "
-        f"{_format_nats(options['margin'])} above the least such median before it or the first "
+        f"with jax {versions.get('jax')} and pqt_jax {versions.get('pqt_jax')}. "
+        "A run has diverged if a loss is not finite, or if a loss and the "
+        f"median of the {format_quantity(options.window, 'loss')} from it on are more than "
+        f"{_format_nats(options.margin)} above the least such median before it or the first "
         "loss, or if so many steps in a row lack a finite gradient that the trainer would have "
         "ended. A run is stuck if it has not diverged and its final loss is not below the entropy "
         f"of the token frequencies. {_usable_sentence(table, level, usable)} Intervals are 95 % "
@@ -214,7 +214,6 @@ def _alarm_sections(table: SweepTable, scores: Sequence[str]) -> list[str]:
 def _config_fields(table: SweepTable) -> dict[str, Any]:
     """The fields of the sweep, arms first, and then the sections of the training config."""
     config = table.metadata["config"]
-    options = config["sweep"]
-    fields = {"arms": options["arms"], **options}
+    fields = {"arms": table.options.arms, **config["sweep"]}
     fields |= {name: value for name, value in config.items() if name not in ("sweep", "simulate")}
     return fields

@@ -7,7 +7,7 @@ of the trainer, and a reduced format for the operands of matrix products. The ru
 only in seed and learning rate.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -23,7 +23,8 @@ from pqt_jax.lab.sweep_config import (
 )
 from pqt_jax.training.config import load_file, validation
 from pqt_jax.training.config.command_line import with_method_defaults
-from pqt_jax.training.config.fields import check_ranges, flatten, with_changes
+from pqt_jax.training.config.field_values import check_range, convert
+from pqt_jax.training.config.fields import check_ranges, flatten, list_fields, with_changes
 from pqt_jax.training.config.schema import RunConfig
 
 RateAndSeed = tuple[float, int]
@@ -92,6 +93,24 @@ def load_sweep(path: str, overrides: Sequence[tuple[str, str]] = ()) -> Sweep:
         options=options,
         full_config=config,
     )
+
+
+def read_options(saved: Mapping[str, Any]) -> SweepOptions:
+    """The section `sweep` of the config in a `run.json`; a field that it lacks has its default.
+
+    Raises:
+      InputError: for a field that is unknown, or of another type or range.
+    """
+    known = list_fields(SweepFileConfig, "llama2")  # this section is the same for all models
+    values = {}
+    for name, value in saved.items():
+        if (field := known.get(f"sweep.{name}")) is None:
+            raise InputError(f"config.sweep.{name}: no such field")
+        values[name] = convert(field, value)
+        check_range(field, values[name])
+    options = SweepOptions(**values)
+    _check_arms(options.arms)
+    return options
 
 
 def _check_arms(arms: Any) -> None:

@@ -18,6 +18,8 @@ import numpy as np
 
 from pqt_jax.errors import MALFORMED, InputError, system_reason
 from pqt_jax.interchange import files
+from pqt_jax.lab.sweep_arms import read_options
+from pqt_jax.lab.sweep_config import SweepOptions
 from pqt_jax.training.run import digests, metrics, workdir
 
 _FIELDS = {"arm", "learning_rate", "seed", "steps", "losses", "first_loss", "final_loss", "outcome"}
@@ -34,6 +36,7 @@ class SweepTable:
       rates: learning rates in ascending order.
       seeds: seeds in ascending order.
       rows: (arm, rate, seed) → the record of that run, as `runs.make_train` describes it.
+      options: the options of the sweep.
       metadata: the content of the sweep's `run.json`.
     """
 
@@ -41,6 +44,7 @@ class SweepTable:
     rates: list[float]
     seeds: list[int]
     rows: dict[tuple[str, float, int], metrics.Record]
+    options: SweepOptions
     metadata: dict[str, Any]
 
     @property
@@ -183,23 +187,31 @@ def read(folder: Path) -> SweepTable:
       InputError: if the folder holds no results of a sweep, or a file of rows is damaged.
     """
     metadata = workdir.read_metadata(folder, "", workdir.SWEEP)
-    if not isinstance(metadata["config"].get("sweep"), dict):
-        raise InputError(f"{folder} is not of a sweep; give the workdir of one")
+    try:
+        options = read_options(metadata["config"]["sweep"])
+    except MALFORMED as error:
+        raise InputError(
+            f"{folder}: {workdir.RUN} in it is damaged or of another version: {error}"
+        ) from None
     paths = sorted((folder / workdir.WORK_UNITS).glob("*.jsonl"))
     rows = [row for path in paths for row in read_rows(path)]
     if not rows:
         raise InputError(f"{folder} holds no runs of a sweep yet; give the workdir of one")
-    return from_rows(rows, [arm[0] for arm in metadata["config"]["sweep"]["arms"]], metadata)
+    return from_rows(rows, [arm[0] for arm in options.arms], options, metadata)
 
 
 def from_rows(
-    rows: Iterable[metrics.Record], planned: Sequence[str], metadata: dict[str, Any]
+    rows: Iterable[metrics.Record],
+    planned: Sequence[str],
+    options: SweepOptions,
+    metadata: dict[str, Any],
 ) -> SweepTable:
     """The table of some rows.
 
     Args:
       rows: the records of runs.
       planned: names of the arms in the order of the config.
+      options: the options of the sweep.
       metadata: the content of the sweep's `run.json`.
     """
     by_run = {(row["arm"], row["learning_rate"], row["seed"]): row for row in rows}
@@ -209,6 +221,7 @@ def from_rows(
         rates=sorted({rate for _, rate, _ in by_run}),
         seeds=sorted({seed for _, _, seed in by_run}),
         rows=by_run,
+        options=options,
         metadata=metadata,
     )
 

@@ -16,6 +16,7 @@ from pqt_jax.data.source import Text
 from pqt_jax.interchange import files
 from pqt_jax.lab import runs, sweep_table, work_units
 from pqt_jax.lab.sweep_arms import Arm, Sweep
+from pqt_jax.lab.sweep_config import SweepOptions
 from pqt_jax.lab.work_units import WorkUnit
 from pqt_jax.training.run.workdir import SWEEP_RESULTS, WORK_UNITS
 
@@ -87,7 +88,7 @@ def _show_finished_arm(units: Sequence[WorkUnit], arm: Arm, show: Callable[[str]
     rows = [row for unit in arm_units for row in sweep_table.read_rows(unit.path)]
     outcomes = [row["outcome"] for row in rows]
     counts = f"{outcomes.count('diverged')} diverged, {outcomes.count('stuck')} stuck"
-    table = sweep_table.from_rows(rows, [arm.name], metadata={})
+    table = sweep_table.from_rows(rows, [arm.name], SweepOptions(), metadata={})
     rate = table.best_rate_index(arm.name)
     best = "no best rate"
     if rate is not None:

@@ -88,3 +88,24 @@ def test_columns_that_are_no_text_are_named(tmp_path):
         read(tmp_path / "a.parquet")
     with pytest.raises(InputError, match=r"no column 'x' \(there is body, text\); give --field"):
         read(tmp_path / "a.parquet", field="x")
+
+
+def test_parquet_pages_are_compared_with_their_checksums_and_rows_counted(tmp_path):
+    import pyarrow.parquet
+
+    path = tmp_path / "a.parquet"
+    texts = [f"document {i}" for i in range(300)]
+    options = {"write_page_checksum": True, "compression": "none", "use_dictionary": False}
+    pyarrow.parquet.write_table(pyarrow.table({"text": texts}), path, **options)
+    whole, reasons = bytearray(path.read_bytes()), ""
+    text = whole.index(b"document 150")
+    for at, bit in [*((at, bit) for at in range(4, 40) for bit in range(8)), (text, 0)]:
+        whole[at] ^= 1 << bit
+        path.write_bytes(whole)
+        whole[at] ^= 1 << bit
+        try:
+            assert read(path) == texts, (at, bit)
+        except InputError as error:
+            reasons += str(error)
+    assert "could not verify page integrity" in reasons.lower(), reasons
+    assert "it should have 300 rows, " in reasons

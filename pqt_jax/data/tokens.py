@@ -174,6 +174,8 @@ def read_index(folder: Path, argument: str = _FIELD) -> Index:
             if index.get(DIGEST, digest := compute_digest(index)) != digest:
                 raise ValueError(DIGEST)
             return _parse(folder, index)
+    except OSError as error:
+        raise InputError(f"{path}: {system_reason(error, 'put a copy back')}") from None
     except MALFORMED:
         raise InputError(f"{path} is damaged; put a copy back, or prepare the data again") from None
     raise InputError(

@@ -3,6 +3,7 @@
 """Files of tokens, ours, nanoGPT's and llm.c's, and whatever can be wrong with them."""
 
 import json
+import os
 import resource
 
 import numpy as np
@@ -148,6 +149,12 @@ def test_a_prepared_folder_that_has_changed_is_refused(prepared):
         index.write_text(content)
         with pytest.raises(InputError, match=message):
             tokens.load(str(prepared), 257)
+    index.unlink()
+    os.mkfifo(index)
+    for function in (tokens.read_index, lambda folder: tokens.load(str(folder), 257)):
+        with pytest.raises(InputError, match="index.json: it is not a regular file; put a copy"):
+            function(prepared)
+    index.unlink()
     index.write_text(text)
     assert tokens.load(str(prepared), 257).fingerprint == before.fingerprint
     with pytest.raises(InputError, match=r"bin holds token 256 at \d+; it must be below config.mo"):

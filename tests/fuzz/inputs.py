@@ -19,6 +19,7 @@ from pqt_jax import export
 from pqt_jax.data import prepare
 from pqt_jax.interchange import huggingface
 from pqt_jax.lab import sweep_table
+from pqt_jax.training.run import tokenizer_copy
 from support import exported, tiny, tokenizer_files
 from support.paths import GOLDEN
 from support.runs import make_run
@@ -115,6 +116,8 @@ def make_tokens(folder):
         prepare_inline(f"--tokenizer={tokens}", f"--input={documents}", f"--out={folder / name}")
     documents.unlink()
     tokenizer.unlink()
+    (folder / "copied").mkdir()
+    tokenizer_copy.write(folder / "copied", tokenizer_copy.read_prepared(folder / "tokens-json"))
     (folder / "nanogpt").mkdir()
     (folder / "llm.c").mkdir()
     for split, count in (("train", 300), ("val", 40)):

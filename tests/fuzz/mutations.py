@@ -78,7 +78,7 @@ def change_bytes(rng, path, content):
         elif kind == "zero":
             data[start:stop] = bytes(stop - start)
         elif kind == "grow":
-            data += rng.choice((b"\0", b"\n", b"{}", rng.randbytes(9), bytes(5000), bytes(data)))
+            data += rng.choice((b"\0", b"\n", b"{}", rng.randbytes(9), bytes(5000)))
     path.write_bytes(data)
     return ", ".join(done)
 

@@ -38,7 +38,7 @@ from pqt_jax.quantization import packed_file
 from pqt_jax.training import init_from
 from pqt_jax.training.config import command_line, schema
 from pqt_jax.training.config.fields import from_values
-from pqt_jax.training.run import bit_history, metrics, workdir
+from pqt_jax.training.run import bit_history, metrics, tokenizer_copy, workdir
 from pqt_jax.transform.tree_paths import paths_and_leaves
 from support import exported
 from support.tokenizer_files import TEXT
@@ -159,7 +159,16 @@ def read_tokens(folder):
 
 
 def read_prepared_tokenizer(folder):
-    tokenizer = find_tokenizer._load_of_run(str(folder))
+    (folder / "run").mkdir()
+    tokenizer = find_tokenizer._load_of_run(folder / "run", str(folder))
+    return use(tokenizer)
+
+
+def read_copied_tokenizer(folder):
+    return use(tokenizer_copy.load(folder))
+
+
+def use(tokenizer):
     ids = np.asarray(tokenizer.encode(TEXT.encode()))
     return ids, tokenizer.decode(ids.tolist()), tokenizer.end, tokenizer.vocab_size
 
@@ -338,6 +347,7 @@ READERS = [
     Reader("init_from", "gpt2", "[cm]*", read_start, ANY, 2),
     Reader("tokens.load, prepared", "tokens", "*", read_tokens, SAME, 6),
     Reader("tokenizer of prepared data", "tokens-json", "[it]*", read_prepared_tokenizer, SAME, 3),
+    Reader("tokenizer of a run", "copied", "tokenizer/*", read_copied_tokenizer, SAME, 3),
     Reader("tokens.load, nanoGPT", "nanogpt", "*", read_bin, expect_bin, 2),
     Reader("tokens.load, llm.c", "llm.c", "*", read_bin, expect_bin, 3),
     *(Reader(f"documents, {n}", n, "*", read_documents, e, 2) for n, e in DOCUMENTS.items()),

@@ -19,6 +19,7 @@ them treat a checkpoint that one of them cannot read as damaged.
 
 import functools
 import itertools
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -149,6 +150,7 @@ def _read(folder: Path, like: Any, meta: Meta) -> tuple[Any, Meta]:
     index = jax.process_index()
     options = ocp.options.MultiprocessingOptions(primary_host=index, active_processes={index})
     reader = functools.partial(ocp.Checkpointer, multiprocessing_options=options)
+    _check_files(folder)
     try:
         with reader(ocp.JsonCheckpointHandler()) as read:
             saved = orbax_errors.call_orbax(read.restore, folder / "meta")
@@ -157,6 +159,14 @@ def _read(folder: Path, like: Any, meta: Meta) -> tuple[Any, Meta]:
             return orbax_errors.call_orbax(read.restore, folder / "state", args=arguments), saved
     except orbax_errors.OrbaxError as error:
         raise DamagedError(str(error)) from None
+
+
+def _check_files(folder: Path) -> None:
+    """Raise DamagedError for a pipe or a device, which Orbax would wait for."""
+    for parent, _, names in os.walk(folder):
+        for path in (Path(parent, name) for name in names):
+            if path.exists() and not path.is_file():
+                raise DamagedError(f"{path.name} in it is not a regular file")
 
 
 def _check_meta(saved: Any, meta: Meta, folder: Path) -> None:

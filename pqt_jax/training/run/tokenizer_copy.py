@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from pqt_jax.data import tokenizers, tokens
 from pqt_jax.data.tokenizers import Tokenizer
-from pqt_jax.errors import InputError, OutputError, system_reason
+from pqt_jax.errors import MALFORMED, InputError, OutputError, system_reason
 from pqt_jax.interchange import files
 from pqt_jax.training.run.workdir import TOKENIZER
 
@@ -48,7 +48,7 @@ def read_prepared(folder: Path) -> TokenizerFile | None:
         return TokenizerFile(description, b"")
     path = folder / description["name"]
     try:
-        content = path.read_bytes()
+        content = files.read_bytes(path)
     except FileNotFoundError:
         return None
     except OSError as error:
@@ -93,8 +93,8 @@ def load(workdir: Path) -> Tokenizer:
     """
     folder = workdir / TOKENIZER
     description = None
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
-        description = tokens.parse_tokenizer(json.loads((folder / DESCRIPTION).read_text()))
+    with contextlib.suppress(OSError, *MALFORMED):
+        description = tokens.parse_tokenizer(files.read_json(folder / DESCRIPTION))
     if description is None:
         raise InputError(
             f"--workdir={workdir}: {TOKENIZER}/{DESCRIPTION} in it is damaged; put a copy back, or "

@@ -192,6 +192,13 @@ def test_a_damaged_step_gives_way_to_the_one_before(tmp_path, capsys):
         assert list(manager.all_steps()) == [1, 2]
 
 
+def test_a_pipe_in_a_checkpoint_is_damage(tmp_path):
+    (tmp_path / "checkpoints" / "2" / "state").mkdir(parents=True)
+    os.mkfifo(tmp_path / "checkpoints" / "2" / "state" / "manifest")
+    with pytest.raises(InputError, match="step 2: manifest in it is not a regular file"):
+        checkpoint.read_params(tmp_path, {}, META)
+
+
 DAMAGE = {
     "truncated": lambda content: content[: len(content) // 2],
     "emptied": lambda content: b"",

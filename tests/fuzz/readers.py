@@ -11,11 +11,13 @@ import csv
 import dataclasses
 import io
 import json
+import os
 import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import safetensors.numpy
 from fuzz import inputs
@@ -36,11 +38,20 @@ from pqt_jax.lab import report, sweep_table
 from pqt_jax.lab.sweep_arms import load_sweep
 from pqt_jax.quantization import packed_file
 from pqt_jax.training import init_from
-from pqt_jax.training.config import command_line, schema
+from pqt_jax.training.config import command_line, saved_config, schema
 from pqt_jax.training.config.fields import from_values
-from pqt_jax.training.run import bit_history, metrics, tokenizer_copy, workdir
+from pqt_jax.training.run import (
+    bit_history,
+    checkpoint,
+    metrics,
+    orbax_errors,
+    tokenizer_copy,
+    workdir,
+)
+from pqt_jax.training.run_context import RunContext, restore_or_init
 from pqt_jax.transform.tree_paths import paths_and_leaves
 from support import exported
+from support.paths import GOLDEN
 from support.tokenizer_files import TEXT
 
 
@@ -90,6 +101,22 @@ def read_run(folder):
     for section in ("log", "mesh", "watch"):  # a run may change them
         del config[section]
     return config, run.step, paths_and_leaves(run.params)
+
+
+def resume(folder):
+    """The state from which `pqt_jax.train` goes on."""
+    meta = json.loads((GOLDEN / "run_17cd108" / "run" / "run.json").read_bytes())
+    config = from_values(schema.RunConfig, saved_config.completed(meta["config"]))
+    unused = {"text": None, "mesh": None, "signals": [], "take_start": dict, "profile": False}
+    run = RunContext(config=config, workdir=folder, meta=meta, **unused)
+    with orbax_errors.quiet_orbax():
+        os.close(workdir.claim(folder, meta))
+        manager = checkpoint.open_manager(folder)
+        try:
+            start = restore_or_init(run, manager)
+        finally:
+            checkpoint.close(manager)
+    return jax.tree.leaves(start.train_state)
 
 
 def read_start(folder):
@@ -339,6 +366,7 @@ READERS = [
     Reader("load_run", "run", "**/*", read_run, SAME, 6),
     Reader("evaluate --workdir", "run", "**/*", run_evaluate("workdir"), SAME),
     Reader("generate --workdir", "run", "**/*", run_generate("workdir"), SAME),
+    Reader("train, resumed", "run", "**/*", resume, SAME, 3),
     Reader("huggingface.load, gpt2", "gpt2", "[cm]*", read_hf, expect_hf, 5),
     Reader("huggingface.load, shards", "llama", "[cm]*", read_hf, expect_hf, 5),
     Reader("evaluate --hf, gpt2", "gpt2", "*", run_evaluate("hf"), ANY, 2),

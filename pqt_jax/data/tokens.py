@@ -190,8 +190,10 @@ def compute_digest(index: dict[str, Any]) -> str:
 
 
 def parse_tokenizer(description: dict[str, Any]) -> dict[str, str]:
-    """Read the description of a tokenizer; raises KeyError or TypeError if it is damaged."""
-    return {name: str(description[name]) for name in ("name", "end", "pattern", "fingerprint")}
+    """Read the description of a tokenizer; raises one of `MALFORMED` if it is damaged."""
+    options = {name: description[name] for name in ("end", "pattern", "fingerprint")}
+    "".join(options.values()).encode()  # raises for what is no text
+    return {"name": files.check_name(description["name"]), **options}
 
 
 def _parse(folder: Path, index: dict[str, Any]) -> Index:
@@ -199,7 +201,7 @@ def _parse(folder: Path, index: dict[str, Any]) -> Index:
     shards = {
         split: [
             Shard(
-                path=folder / shard["file"],
+                path=folder / files.check_name(shard["file"]),
                 offset=0,
                 count=operator.index(shard["tokens"]),
                 dtype=dtype,

@@ -71,6 +71,18 @@ def parse_json(text: str | bytes) -> Any:
         raise ValueError(" ".join(str(error).split())) from None
 
 
+def check_name(name: Any) -> str:
+    """Return a name that was read from a file, of another file in the same folder.
+
+    Raises:
+      ValueError: if it is no such name.
+    """
+    if not isinstance(name, str) or not name or Path(name).name != name or "\0" in name:
+        raise ValueError(f"{name!r} is not the name of a file")
+    os.fsencode(name)  # raises for what cannot be in a name
+    return name
+
+
 def append(path: Path, line: str) -> None:
     """Append a line to a file, by one write.
 

@@ -118,7 +118,8 @@ def read(path: Path) -> PackedWeights:
         header = files.parse_json(data[8 : 8 + int.from_bytes(data[:8], "little")])
         metadata = header.get("__metadata__", {})
     except (safetensors.SafetensorError, ValueError) as error:
-        raise InputError(f"{path} is not a complete safetensors file: {error}") from None
+        reason = " ".join(str(error).split())
+        raise InputError(f"{path} is not a complete safetensors file: {reason}") from None
     text, digest = metadata.get("pqt_jax"), metadata.get("sha256")
     if text is None or digest is None:
         raise InputError(f"{path} has no pqt_jax metadata; give a file of packed weights")

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from fuzz import mutations
 from fuzz.readers import ANY, READERS, SAME
 
 from pqt_jax.errors import InputError, OutputError
@@ -49,7 +48,7 @@ def damage(case, intact, folder):
     files = [path for path in sorted(copy.glob(case.reader.files)) if path.is_file()]
     rng = case.random()
     path = rng.choice(files)
-    done = mutations.mutate(rng, path)
+    done = case.reader.damage(rng, path)
     return copy, f"{path.parent.relative_to(folder)}/{done}"
 
 

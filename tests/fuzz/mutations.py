@@ -5,10 +5,13 @@
 Everything is a function of a `random.Random`, so a case is repeated by its number.
 """
 
+import hashlib
 import json
 import os
 import re
 import shutil
+
+from pqt_jax.data import tokens
 
 ODD = (
     *(None, True, False, [], {}, "", 0, -1, 1, 0.5, -0.0, 1e-320, 1e300, 10**400, 2**31 - 1, 2**31),
@@ -127,6 +130,30 @@ def change_json(rng, path, content):
     lines = [dump(value) for value in values]
     path.write_bytes("\n".join([*lines, ""]).encode(errors="surrogatepass"))
     return f"entry {i}: {done}"
+
+
+def forge_packed(rng, path):
+    """Change the metadata of packed weights, and their digest with them."""
+    content = path.read_bytes()
+    size = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + size])
+    value, done = change_value(rng, json.loads(header["__metadata__"]["pqt_jax"]))
+    text = dump(value).encode(errors="replace").decode()
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    header["__metadata__"] = {"pqt_jax": text, "sha256": digest}
+    new = json.dumps(header).encode()
+    path.write_bytes(len(new).to_bytes(8, "little") + new + content[8 + size :])
+    return f"forged metadata: {done}"
+
+
+def forge_index(rng, path):
+    """Change the index of prepared tokens, and its digest with it."""
+    value, done = change_value(rng, json.loads(path.read_bytes()))
+    value = json.loads(json.dumps(value))
+    if isinstance(value, dict):
+        value[tokens.DIGEST] = tokens.compute_digest(value)
+    path.write_text(dump(value), errors="surrogatepass")
+    return f"forged index: {done}"
 
 
 def change_value(rng, value):

@@ -12,6 +12,7 @@ import dataclasses
 import io
 import json
 import os
+import random
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +21,7 @@ from typing import Any
 import jax
 import numpy as np
 import safetensors.numpy
-from fuzz import inputs
+from fuzz import inputs, mutations
 
 from pqt_jax import evaluate, generate, plot
 from pqt_jax.analysis import (
@@ -76,6 +77,7 @@ class Reader:
       read: folder → what was read, made of numbers, texts, arrays, lists, tuples and dicts.
       expect: `SAME`, `ANY`, or a function that reads the same from the damaged folder.
       weight: how often it is chosen.
+      damage: (source of randomness, path of a file) → what was done to it.
     """
 
     name: str
@@ -84,6 +86,7 @@ class Reader:
     read: Callable[[Path], Any]
     expect: Callable[[Path], Any]
     weight: int = 1
+    damage: Callable[[random.Random, Path], str] = mutations.mutate
 
 
 # Weights
@@ -363,6 +366,18 @@ READERS = [
     Reader("packed_file.read, mixed", "packed-mixed", "weights*", read_packed, SAME, 4),
     Reader("evaluate --packed", "packed", "weights*", run_evaluate("packed"), SAME),
     Reader("generate --packed", "packed-mixed", "weights*", run_generate("packed"), SAME),
+    Reader(
+        "packed_file, forged", "packed", "weights*", read_packed, ANY, 5, mutations.forge_packed
+    ),
+    Reader(
+        "evaluate --packed, forged",
+        "packed-mixed",
+        "weights*",
+        run_evaluate("packed"),
+        ANY,
+        2,
+        mutations.forge_packed,
+    ),
     Reader("load_run", "run", "**/*", read_run, SAME, 6),
     Reader("evaluate --workdir", "run", "**/*", run_evaluate("workdir"), SAME),
     Reader("generate --workdir", "run", "**/*", run_generate("workdir"), SAME),
@@ -374,6 +389,7 @@ READERS = [
     Reader("generate --hf", "llama", "*", run_generate("hf"), ANY),
     Reader("init_from", "gpt2", "[cm]*", read_start, ANY, 2),
     Reader("tokens.load, prepared", "tokens", "*", read_tokens, SAME, 6),
+    Reader("tokens.load, forged", "tokens", "index*", read_tokens, ANY, 3, mutations.forge_index),
     Reader("tokenizer of prepared data", "tokens-json", "[it]*", read_prepared_tokenizer, SAME, 3),
     Reader("tokenizer of a run", "copied", "tokenizer/*", read_copied_tokenizer, SAME, 3),
     Reader("tokens.load, nanoGPT", "nanogpt", "*", read_bin, expect_bin, 2),

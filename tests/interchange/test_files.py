@@ -14,6 +14,13 @@ from pqt_jax.interchange import files
 FULL = "no space left on device; free some and run the command again"
 
 
+@pytest.mark.parametrize("name", ["", ".", "a/b", "/a", "a\0b", "\ud800", 3, None, []])
+def test_a_name_in_a_file_is_that_of_a_file_beside_it(name):
+    with pytest.raises(ValueError):
+        files.check_name(name)
+    assert [files.check_name(n) for n in ("a.bin", "é", "\udcff")] == ["a.bin", "é", "\udcff"]
+
+
 def test_a_full_disk_is_named():
     with pytest.raises(OutputError, match=f"^cannot write /dev/full: {FULL}$"):
         files.append(pathlib.Path("/dev/full"), "line")

@@ -229,11 +229,19 @@ def test_packed_weights_are_not_exported_again_and_need_a_model(tmp_path, capsys
     with pytest.raises(InputError, match="describes no model of this version"):
         read(f"--packed={tmp_path}")
     model = export_weights.describe_model(tiny.LLAMA2)
-    for wrong in ({"num_heads": 0}, {"num_heads": 3}, {"vocab_size": "256"}, {"dtype": "foo"}):
+    for field, value in {
+        "num_heads": 0,
+        "d_model": 33,
+        "vocab_size": "256",
+        "dtype": "foo",
+        "max_length": {"a": 1},
+        "tie_embeddings": 1,
+        "wide": True,
+    }.items():
         packed_file.write(
-            tmp_path / packed_file.FILE, {"w": jax.numpy.ones((3, 3))}, {}, model | wrong
+            tmp_path / packed_file.FILE, {"w": jax.numpy.ones((3, 3))}, {}, model | {field: value}
         )
-        with pytest.raises(InputError, match="describes no model of this version"):
+        with pytest.raises(InputError, match=f"no model of this version: config.model.*{field}"):
             read(f"--packed={tmp_path}")
     packed_file.write(tmp_path / packed_file.FILE, {"w": jax.numpy.ones((3, 3))}, {}, model)
     with pytest.raises(InputError, match="which is not the model's"):

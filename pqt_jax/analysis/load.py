@@ -24,7 +24,7 @@ from pqt_jax.models import MODELS, ModelConfig, build_model
 from pqt_jax.quantization import packed_file
 from pqt_jax.training import methods, state
 from pqt_jax.training.config import saved_config, validation
-from pqt_jax.training.config.fields import from_values
+from pqt_jax.training.config.fields import from_values, read_section
 from pqt_jax.training.config.schema import RunConfig
 from pqt_jax.training.methods.sampling_rules import quantization_rules
 from pqt_jax.training.run import checkpoint, run_metadata, workdir
@@ -127,13 +127,13 @@ def load_packed(folder: Path) -> tuple[ModelConfig, nnx.GraphDef, nnx.State]:
     packed = packed_file.read(path)
     try:
         options = {**packed.model, "attention": "auto"}  # this may be another machine
-        jnp.dtype(options["dtype"])
-        model = MODELS[options.pop("name")].config_class(**options)
-        return model, *_fill(model, packed.params, folder)
-    except InputError:
-        raise
+        name = MODELS[options.pop("name")].name
+        model = read_section(RunConfig, "model", options, name)
+        validation.check_model(model)
     except MALFORMED as error:
-        raise InputError(f"{path} describes no model of this version: {error!r}") from None
+        what = error if isinstance(error, InputError) else repr(error)
+        raise InputError(f"{path} describes no model of this version: {what}") from None
+    return model, *_fill(model, packed.params, folder)
 
 
 def _fill(

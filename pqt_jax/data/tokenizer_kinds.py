@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 from pqt_jax.errors import InputError
 
 END_TOKENS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>")  # tried in this order
+_MOST = 2**24
 _RANKS = re.compile(rb"[A-Za-z0-9+/]+=* \d+\r?\n")  # the first line of a tiktoken file
 
 
@@ -47,6 +48,8 @@ def read_hugging_face(content: bytes, end: str, _: str) -> Parts:
     end_token = _find_end(end, model.token_to_id)
     vocabulary = model.get_vocab(with_added_tokens=True)
     size = max(vocabulary.values()) + 1  # there may be gaps before added tokens
+    if size > _MOST:  # the package takes memory for every number up to the largest
+        raise InputError(f"it has token {size - 1}; tokens must be below {_MOST}")
     own = model.get_vocab(with_added_tokens=False)  # what texts are compared with
     added = model.get_added_tokens_decoder().values()
     special = {token.content for token in added if token.special}

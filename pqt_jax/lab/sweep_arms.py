@@ -23,8 +23,7 @@ from pqt_jax.lab.sweep_config import (
 )
 from pqt_jax.training.config import load_file, validation
 from pqt_jax.training.config.command_line import with_method_defaults
-from pqt_jax.training.config.field_values import check_range, convert
-from pqt_jax.training.config.fields import check_ranges, flatten, list_fields, with_changes
+from pqt_jax.training.config.fields import check_ranges, flatten, read_section, with_changes
 from pqt_jax.training.config.schema import RunConfig
 
 RateAndSeed = tuple[float, int]
@@ -101,14 +100,7 @@ def read_options(saved: Mapping[str, Any]) -> SweepOptions:
     Raises:
       InputError: for a field that is unknown, or of another type or range.
     """
-    known = list_fields(SweepFileConfig, "llama2")  # this section is the same for all models
-    values = {}
-    for name, value in saved.items():
-        if (field := known.get(f"sweep.{name}")) is None:
-            raise InputError(f"config.sweep.{name}: no such field")
-        values[name] = convert(field, value)
-        check_range(field, values[name])
-    options = SweepOptions(**values)
+    options = read_section(SweepFileConfig, "sweep", saved, "llama2")  # the same for all models
     _check_arms(options.arms)
     return options
 

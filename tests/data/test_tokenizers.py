@@ -123,6 +123,7 @@ def test_the_fingerprint_is_of_all_that_decides(tmp_path):
 
 
 RANKS = b"".join(base64.b64encode(bytes([i])) + b" %d\n" % i for i in range(256))
+WORDS = b'{"model": {"type": "WordLevel", "vocab": {"a": 0, "b": %d}, "unk_token": "a"}}'
 
 
 @pytest.mark.parametrize(
@@ -131,6 +132,13 @@ RANKS = b"".join(base64.b64encode(bytes([i])) + b" %d\n" % i for i in range(256)
         ("t.json", None, {}, "t.json cannot be read: No such file or directory; give a tok"),
         ("t.json", b"{}", {}, "t.json is not a valid tokenizer: "),
         ("t.json", b"\xff", {}, "t.json is not a valid tokenizer: "),
+        (
+            "t.json",
+            WORDS % (2**31 - 1),
+            {},
+            "t.json: it has token 2147483647; tokens must be below 16777",
+        ),
+        ("t.model", b"", {}, "t.model is not a valid tokenizer: "),
         ("t.model", b"abc", {}, "t.model is not a valid tokenizer: "),
         ("t.tiktoken", b"", {}, "t.tiktoken: it holds no ranks"),
         ("t.tiktoken", b"YQ== 0\nabc", {}, "t.tiktoken: line 2 is no piece in base64 and its"),

@@ -34,6 +34,7 @@ from pqt_jax.analysis import (
     run_tables,
 )
 from pqt_jax.data import documents, source, tokenizers, tokens
+from pqt_jax.errors import InputError
 from pqt_jax.interchange import huggingface
 from pqt_jax.lab import report, sweep_table
 from pqt_jax.lab.sweep_arms import load_sweep
@@ -282,7 +283,10 @@ def read_tokenizer(folder):
     """What training and evaluation ask of a tokenizer; round trips are another test's."""
     path = folder / folder.name
     tokenizer = tokenizers.load(str(path), end="</s>" if path.suffix == ".model" else "")
-    ids = np.asarray(tokenizer.encode(TEXT.encode()))
+    try:
+        ids = np.asarray(tokenizer.encode(TEXT.encode()))
+    except tokenizers.TextError as error:  # each caller names the text
+        raise InputError(str(error)) from None
     assert ids.size == 0 or 0 <= ids.min() <= ids.max() < tokenizer.vocab_size
     tokenizer.decode(ids.tolist())
     tokenizers.count_first_token_bytes(tokenizer, ids[:4].tolist() or [0])

@@ -142,6 +142,10 @@ def test_truncated_files_are_refused(written, tmp_path):
         (tmp_path / "weights").write_bytes(data[:length])
         with pytest.raises(InputError, match="weights is not a complete safetensors file"):
             packed_file.read(tmp_path / "weights")
+    (tmp_path / "weights").write_bytes(data.replace(b'"F32"', b'"\\n2"'))
+    with pytest.raises(InputError, match="is not a complete safetensors file") as caught:
+        packed_file.read(tmp_path / "weights")
+    assert "\n" not in str(caught.value)
     (tmp_path / "weights").write_bytes(data + b"\0")
     with pytest.raises(InputError, match="is not a complete safetensors file"):
         packed_file.read(tmp_path / "weights")

@@ -144,6 +144,33 @@ def from_values(cls: type[C], values: Mapping[str, Any]) -> C:
     return _build(cls, {name: convert(field, flat[name]) for name, field in known.items()})
 
 
+def read_section(cls: type, section: str, values: Mapping[str, Any], model: str) -> Any:
+    """The dataclass of one section, from values by name; a field that they lack has its default.
+
+    Args:
+      cls: a configuration's dataclass.
+      section: the section's name.
+      values: JSON values; "name" of the section `model` is left out.
+      model: the name of the model, for the section `model`.
+
+    Raises:
+      InputError: for a field that is missing, unknown, or of another type or range.
+    """
+    start = f"{section}."
+    known = {n.removeprefix(start): f for n, f in list_fields(cls, model).items()}
+    known = {n: f for n, f in known.items() if f.name.startswith(start) and n != "name"}
+    checked = {}
+    for name, value in values.items():
+        if name not in known:
+            raise InputError(f"config.{start}{name}: no such field")
+        checked[name] = convert(known[name], value)
+        check_range(known[name], checked[name])
+    for name, field in known.items():
+        if name not in checked and field.default is dataclasses.MISSING:
+            raise InputError(f"config.{start}{name} is missing")
+    return section_class(cls, section, model)(**checked)
+
+
 def with_changes(config: C, changes: Sequence[tuple[str, str]]) -> C:
     """The configuration with some fields set by texts.
 

@@ -13,7 +13,7 @@ import jax
 from jax.sharding import Mesh
 
 from pqt_jax.errors import InputError
-from pqt_jax.models import attention, get_spec, partitioning
+from pqt_jax.models import ModelConfig, attention, get_spec, partitioning
 from pqt_jax.models.registry import model_config
 from pqt_jax.training.config.field_values import as_float32
 from pqt_jax.training.config.fields import check_ranges
@@ -31,7 +31,7 @@ def check(config: RunConfig) -> None:
     check_ranges(config)
     _check_schedule(config)
     _check_data(config)
-    _check_model(config)
+    check_model(config.model)
     _check_pqt(config)
     _check_diffq(config)
     _check_method(config)
@@ -136,8 +136,12 @@ def _check_data(config: RunConfig) -> None:
         _refuse("data.end_token", data.end_token, wanted)
 
 
-def _check_model(config: RunConfig) -> None:
-    model = config.model
+def check_model(model: ModelConfig) -> None:
+    """Check the fields of a model against each other.
+
+    Raises:
+      InputError: for the first one that does not fit.
+    """
     width, rest = divmod(model.d_model, model.num_heads)
     if rest:
         wanted = f"a divisor of config.model.d_model={model.d_model}"

@@ -12,12 +12,12 @@ Each but Parquet and ArrayRecord may be compressed by gzip, bzip2, xz or zstd. `
 what a file is.
 """
 
-import codecs
 import csv
+import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 from pqt_jax.data.file_kinds import DAMAGED, open_file, recognize
 from pqt_jax.errors import InputError, system_reason
@@ -113,7 +113,7 @@ def _text_of(record: Any, field: str, where: str) -> bytes:
 def _csv(path: Path, compression: str, field: str, delimiter: str) -> Iterator[bytes]:
     csv.field_size_limit(1 << 30)
     with open_file(path, compression) as file:
-        lines = codecs.getreader("utf-8-sig")(file)
+        lines = io.TextIOWrapper(cast(BinaryIO, file), "utf-8-sig", newline="")
         try:
             rows = csv.DictReader(lines, delimiter=delimiter, strict=True)
             names = list(rows.fieldnames or ())

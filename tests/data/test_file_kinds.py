@@ -90,6 +90,16 @@ def test_columns_of_csv_are_read(tmp_path):
         read(tmp_path / "a.csv", field="body")
 
 
+def test_csv_has_lines_where_csv_says_and_ends_with_a_whole_character(tmp_path):
+    """Other characters that Python takes for the ends of lines are text."""
+    path, text = tmp_path / "a.csv", "a\u2028b\x0bc\x85d\x1ce"
+    path.write_text(f"text\n{text}\n", encoding="utf-8", newline="")
+    assert read(path) == [text]
+    path.write_bytes(b"text\nover \xc3")
+    with pytest.raises(InputError, match="a.csv has bytes that are not UTF-8 .unexpected end"):
+        read(path)
+
+
 def test_null_is_an_empty_document_in_json_too(tmp_path):
     (tmp_path / "a.jsonl").write_bytes(b'{"text": null}\n{"text": "a"}\n')
     assert read(tmp_path / "a.jsonl") == ["", "a"]

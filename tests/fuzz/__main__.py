@@ -29,7 +29,7 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 from fuzz import cases, inputs, workers
 from fuzz.readers import READERS
 
-FAILURES = ("traceback", "hang", "memory", "changed", "lines", "died")
+FAILURES = ("traceback", "hang", "memory", "changed", "died")
 KEPT = ROOT / "build" / "fuzz"
 
 

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from fuzz.readers import ANY, READERS, SAME
 
+from pqt_jax import console
 from pqt_jax.errors import InputError, OutputError
 
 _ORDER = [reader for reader in READERS for _ in range(reader.weight)]
@@ -74,8 +75,7 @@ def judge(case, copy, intact_values):
     try:
         values = freeze(case.reader.read(copy))
     except (InputError, OutputError) as error:
-        line = str(error)
-        return ("refused", line) if line and "\n" not in line else ("lines", repr(line))
+        return "refused", console.escaped(str(error))
     if case.reader.expect is ANY:
         return "accepted", ""
     if case.reader.expect is SAME:

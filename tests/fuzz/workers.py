@@ -28,8 +28,8 @@ class Outcome(NamedTuple):
     """What became of a case.
 
     Attributes:
-      kind: "refused", "accepted", or the kind of failure: "traceback", "hang", "memory", "changed",
-        "lines" or "died".
+      kind: "refused", "accepted", or the kind of failure: "traceback", "hang", "memory", "changed"
+        or "died".
       text: the message, or what was wrong.
       growth: bytes by which the process grew.
       seconds: how long it took.

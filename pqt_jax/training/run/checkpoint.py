@@ -181,6 +181,9 @@ def _check_meta(saved: Any, meta: Meta, folder: Path) -> None:
 
 
 def _check_digests(tree: Any, saved: Meta) -> None:
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        if not isinstance(leaf, jax.Array):  # as Orbax returns for an array that is not there
+            raise DamagedError(f"{jax.tree_util.keystr(path)} is missing")
     for path, digest in digests.array_digests(tree).items():
         if digest != saved["digests"].get(path):
             raise DamagedError(f"{path} holds other values than were written")

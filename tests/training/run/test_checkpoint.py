@@ -192,6 +192,16 @@ def test_a_damaged_step_gives_way_to_the_one_before(tmp_path, capsys):
         assert list(manager.all_steps()) == [1, 2]
 
 
+def test_an_array_that_is_not_listed_any_more_is_damage(tmp_path):
+    state = fresh(tiny.get_config())
+    with opened(tmp_path) as manager:
+        checkpoint.save(manager, 1, state, META)
+    listing = tmp_path / "checkpoints" / "1" / "state" / "_METADATA"
+    listing.write_text(listing.read_text().replace('"key": "q"', '"key": "x"'))
+    with pytest.raises(InputError, match=r"step 1: \['params'\].*\['q'\].* is missing"):
+        checkpoint.read_params(tmp_path, state.params, META)
+
+
 def test_a_pipe_in_a_checkpoint_is_damage(tmp_path):
     (tmp_path / "checkpoints" / "2" / "state").mkdir(parents=True)
     os.mkfifo(tmp_path / "checkpoints" / "2" / "state" / "manifest")

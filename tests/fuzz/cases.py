@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from fuzz.readers import ANY, READERS, SAME
 
+from fuzz.readers import ANY, READERS, SAME
 from pqt_jax import console
 from pqt_jax.errors import InputError, OutputError
 

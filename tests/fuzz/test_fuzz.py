@@ -9,9 +9,9 @@ import time
 
 import numpy as np
 import pytest
+
 from fuzz import cases, inputs, workers
 from fuzz.readers import ANY, READERS, SAME, Reader
-
 from pqt_jax.errors import InputError
 from support.paths import ROOT
 

@@ -183,8 +183,9 @@ def make_tokenizers(folder):
 
 
 def make_records(folder):
-    """A finished run as `plot` reads it, and a sweep as `lab.report` does."""
-    make_run(folder / "plotted", steps=60, done=60)
+    """Two finished runs as `plot` reads them, and a sweep as `lab.report` does."""
+    for name in ("a", "b"):
+        make_run(folder / "plotted" / name, steps=60, done=60, seed=ord(name))
     parts = folder / "sweep" / "parts"
     parts.mkdir(parents=True)
     rates, seeds = (1e-3, 1e-2), (0, 1, 2)

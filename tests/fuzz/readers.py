@@ -97,10 +97,15 @@ READERS = [
         Reader(f"tokenizer.{k}", f"tokenizer.{k}", "*", text.read_tokenizer, ANY, 4)
         for k in ("json", "model", "tiktoken")
     ),
-    Reader("plot, tables", "plotted", "*", records.read_tables, ANY, 5),
-    Reader("plot", "plotted", "*", records.run_plot, ANY),
+    Reader("plot, tables", "plotted", "a/*", records.read_tables, ANY, 5),
+    Reader("plot", "plotted", "a/*", records.run_plot, ANY),
     Reader(
-        "metrics at a resume", "plotted", "[mb]*", records.resume_records, records.expect_records, 4
+        "metrics at a resume",
+        "plotted",
+        "a/[mb]*",
+        records.resume_records,
+        records.expect_records,
+        4,
     ),
     Reader("sweep_table.read", "sweep", "**/*", records.read_sweep, records.expect_sweep, 4),
     Reader("lab.report", "sweep", "**/*", records.run_report, ANY),

@@ -6,7 +6,7 @@ import json
 
 from fuzz import inputs
 from pqt_jax import plot
-from pqt_jax.analysis import comparison, run_reader, run_tables
+from pqt_jax.analysis import comparison, run_reader
 from pqt_jax.lab import report, sweep_table
 from pqt_jax.lab.sweep_arms import load_sweep
 from pqt_jax.training.config import command_line
@@ -15,29 +15,30 @@ from pqt_jax.training.run import bit_history, metrics, workdir
 
 def read_tables(folder):
     """The page of `plot` without its pictures."""
-    runs = dict(enumerate(run_reader.read_runs([str(folder)])))
-    run_tables.results_table(runs), run_tables.configuration_section(runs)
+    runs = dict(enumerate(run_reader.read_runs([str(folder / "a"), str(folder / "b")])))
+    comparison.make_page(runs, 0, [])
     return None
 
 
 def run_plot(folder):
     """The command, with pictures."""
-    comparison.compare_runs(plot.parse([str(folder), f"--out={folder.parent / 'plot'}"]))
+    folders = [str(folder / "a"), str(folder / "b"), f"--out={folder / 'plot'}"]
+    comparison.compare_runs(plot.parse(folders))
 
 
 def resume_records(folder):
     """What a run that is resumed from step 30 keeps of its records."""
     kept = []
     for name in (workdir.METRICS, workdir.BIT_HISTORY):
-        metrics.truncate(folder / name, 30)
-        kept.append(metrics.read_records(folder / name))
-    return kept, len(bit_history.read(folder / workdir.BIT_HISTORY)) >= 0
+        metrics.truncate(folder / "a" / name, 30)
+        kept.append(metrics.read_records(folder / "a" / name))
+    return kept, len(bit_history.read(folder / "a" / workdir.BIT_HISTORY)) >= 0
 
 
 def expect_records(folder):
     kept = []
     for name in (workdir.METRICS, workdir.BIT_HISTORY):
-        path = folder / name
+        path = folder / "a" / name
         records = []
         for line in path.read_bytes().split(b"\n") if path.exists() else ():
             try:

@@ -3,6 +3,7 @@
 """The report of a sweep: its page, tables and figures agree with the rows."""
 
 import csv
+import dataclasses
 import json
 import re
 
@@ -275,9 +276,9 @@ def test_logarithmic_scales_span_a_factor_of_three(table):
 
 
 def test_amounts_agree_with_their_nouns(table):
-    table.metadata["config"]["sweep"] |= {"margin": 1.0, "window": 1}
+    options = dataclasses.replace(table.options, margin=1.0, window=1)
+    table = dataclasses.replace(table, options=options)
     words = words_of(report_page.compose(table, scores=[], pictures=[], usable=1.0))
-    table.metadata["config"]["sweep"] |= {"margin": 0.5, "window": 20}
     assert "median of the 1 loss from it on are more than 1 nat above" in words
     assert ", 1 nat above the median of BF16" in words
 

@@ -5,18 +5,22 @@
 params → what each parameter is → one rule for each kind
 
 Dense layers, convolutions, recurrent cells and experts have kernels whose last two axes are the
-matrix. Attention in Flax has kernels of three axes, (width, heads, width of a head) and back.
+matrix. Attention has weights of three axes, (width, heads, width of a head) and back: Flax's own
+are known by their names, others by the shapes of two weights of one module, which fit each other.
 Embeddings, biases, scales and depthwise convolutions are not sampled. What is none of these is left
 undecided, and `pqt_jax.summary` lists it.
 """
 
+import itertools
+import math
 import re
+from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any, Literal
 
 from flax import nnx
 
-from pqt_jax.transform.rules import Rule
+from pqt_jax.transform.rules import Rule, list_some
 from pqt_jax.transform.tree_paths import paths_and_leaves
 
 Kind = Literal["matrix", "projection to heads", "projection from heads", "not sampled", "undecided"]
@@ -28,7 +32,8 @@ MATRIX_AXES: dict[Kind, tuple[int, int]] = {
 }
 
 NAMES_NOT_SAMPLED = ("embedding", "bias", "scale")
-PROJECTIONS = ("query", "key", "value")
+PROJECTIONS = ("query", "key", "value", "out")
+LARGEST_WINDOW = 32  # of a depthwise convolution (…, window, 1, channels)
 
 
 def flax(model: Any, **options: Any) -> list[Rule]:
@@ -60,9 +65,10 @@ def flax(model: Any, **options: Any) -> list[Rule]:
         if pattern := _pattern(kinds, kind):
             rules.append(Rule(pattern, matrix_axes=matrix_axes, **options))
     if not any(rule.spec for rule in rules):
+        paths = [path for path, kind in kinds.items() if kind == "undecided"]
         raise ValueError(
             "no parameter has the name and shape of a kernel of Flax's layers; write rules by "
-            f"hand, for {', '.join(kinds) or 'there is no parameter of two axes'}"
+            f"hand, for {list_some(paths)}"
         )
     return rules
 
@@ -83,7 +89,12 @@ def classify(params: Any) -> dict[str, Kind]:
       kinds are "not sampled" and "undecided".
     """
     shapes = {path: tuple(leaf.shape) for path, leaf in paths_and_leaves(params).items()}
-    return {path: _kind(path, shapes) for path, shape in shapes.items() if len(shape) >= 2}
+    projections = _find_projections(shapes)
+    return {
+        path: projections.get(path) or _kind(path, shapes)
+        for path, shape in shapes.items()
+        if len(shape) >= 2
+    }
 
 
 def describe(path: str, shape: tuple[int, ...]) -> str:
@@ -98,7 +109,9 @@ def describe(path: str, shape: tuple[int, ...]) -> str:
         return "probably an embedding: Rule(pattern, None) leaves it alone"
     if "bias" in name or "scale" in name:
         return "probably a bias or a scale of several axes: Rule(pattern, None) leaves it alone"
-    if shape[-2] == 1:
+    if math.prod(shape) == max(shape):
+        return "probably a vector: Rule(pattern, None) leaves it alone"
+    if shape[-2] == 1 and max(shape[:-2]) <= LARGEST_WINDOW:
         return "probably a depthwise convolution: Rule(pattern, None) leaves it alone"
     if len(shape) == 2:
         return "probably a matrix: Rule(pattern) samples it"
@@ -111,18 +124,50 @@ def describe(path: str, shape: tuple[int, ...]) -> str:
 def _kind(path: str, shapes: Mapping[str, tuple[int, ...]]) -> Kind:
     shape = shapes[path]
     *folders, name = path.split("/")
-    if name in NAMES_NOT_SAMPLED or (name == "kernel" and shape[-2] == 1):
+    if name in NAMES_NOT_SAMPLED:
         return "not sampled"
     if name != "kernel":
         return "undecided"
-    if not folders or folders[-1] not in (*PROJECTIONS, "out") or len(shape) < 3:
-        return "matrix"
-    *above, layer = folders
-    back = shapes.get("/".join([*above, "out", "kernel"]), ())
-    queries = shapes.get("/".join([*above, "query", "kernel"]), ())
-    if len(queries) != len(back) or queries[-2:] != back[-3:-1]:
+    if shape[-2] == 1:  # a depthwise convolution, or one row
+        return "undecided" if max(shape[:-2], default=1) > LARGEST_WINDOW else "not sampled"
+    bias = shapes.get("/".join([*folders, "bias"]))
+    if len(shape) >= 3 and bias == (*shape[:-3], *shape[-2:]) != (*shape[:-2], shape[-1]):
+        return "projection to heads"  # of a layer alone: a bias has the axes of the output
+    if folders and folders[-1] in PROJECTIONS and len(shape) >= 3:
         return "undecided"  # a stack of matrices, or another attention than Flax's
-    return "projection from heads" if layer == "out" else "projection to heads"
+    return "matrix"
+
+
+def _find_projections(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Kind]:
+    """Find the weights of attention, by path: those of one module, which fit each other."""
+    modules: dict[tuple[Any, ...], dict[str, tuple[int, ...]]] = defaultdict(dict)
+    for path, shape in shapes.items():
+        *above, layer, name = ["", *path.split("/")]
+        if layer and len(shape) >= 3 and name not in NAMES_NOT_SAMPLED:
+            modules[*above, name, shape[:-3]][path] = shape
+    kinds: dict[str, Kind] = {}
+    for weights in modules.values():
+        for query, back in itertools.permutations(weights, 2):
+            if _is_attention(weights, query, back):
+                _, heads, width = weights[query][-3:]
+                for path, shape in weights.items():  # keys and values, too, may share heads
+                    if shape[-1] == width and heads % shape[-2] == 0:
+                        kinds[path] = "projection to heads"
+                kinds[back] = "projection from heads"
+    return kinds
+
+
+def _is_attention(weights: Mapping[str, tuple[int, ...]], query: str, back: str) -> bool:
+    """Whether two weights lead to the same heads and back.
+
+    That the input is wider than the number of heads tells them apart from convolutions such as
+    (3, 3, 3, 32) and (3, 3, 32, 3), and from stacks such as (64, 64, 96) and (64, 96, 64).
+    """
+    inputs, outputs = weights[query], weights[back]
+    if inputs[-2:] != outputs[-3:-1]:
+        return False
+    names = tuple(path.split("/")[-2] for path in (query, back))
+    return names == ("query", "out") or inputs[-3] == outputs[-1] > inputs[-2]
 
 
 def _pattern(kinds: Mapping[str, Kind], kind: Kind) -> str:

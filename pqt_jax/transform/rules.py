@@ -144,14 +144,14 @@ def resolve(
         if not paths:
             if shadowed := [path for path in shapes if _matches(rule, path)]:
                 raise ValueError(
-                    f"{rule} comes after rules that decide about {_list_some(shadowed)}"
+                    f"{rule} comes after rules that decide about {list_some(shadowed)}"
                 )
-            known = _list_some(list(shapes))
+            known = list_some(list(shapes))
             raise ValueError(f"{rule} matches no parameter; the paths are {known}")
         if rule.spec is not None and not any(path in specs for path in paths):
             raise ValueError(
                 f"{rule} matches only what is never sampled (vectors, scalars, arrays without "
-                f"elements): {_list_some(paths)}"
+                f"elements): {list_some(paths)}"
             )
     _check_collisions(specs)
     return specs
@@ -200,7 +200,8 @@ def _check_collisions(specs: Mapping[str, Spec]) -> None:
             )
 
 
-def _list_some(paths: Sequence[str], limit: int = 8) -> str:
+def list_some(paths: Sequence[str], limit: int = 8) -> str:
+    """Name the first paths, and say how many there are."""
     if not paths:
         return "none"
     rest = f", … ({len(paths)} in all)" if len(paths) > limit else ""

@@ -151,6 +151,79 @@ def test_names_and_shapes_that_disagree_are_undecided():
     }
 
 
+def classify(*names, **shapes):
+    """Classify the weights of one module, layer → shape, in the order of `names`."""
+    params = {layer: {"kernel": jnp.ones(shape)} for layer, shape in shapes.items()}
+    return [presets.classify(params)[f"{name}/kernel"] for name in names]
+
+
+TO, FROM = "projection to heads", "projection from heads"
+
+
+@pytest.mark.parametrize("heads", [1, 2])
+@pytest.mark.parametrize("stack", [(), (3,)])
+def test_attention_with_one_head_is_sampled(heads, stack):
+    to, back = (*stack, 64, heads, 32), (*stack, heads, 32, 64)
+    got = classify("query", "key", "value", "out", query=to, key=to, value=to, out=back)
+    assert got == [TO, TO, TO, FROM]
+
+
+def test_flax_attention_with_one_head_is_wrapped_by_one_line():
+    bare = nnx.MultiHeadAttention(1, 64, decode=False, rngs=nnx.Rngs(0))
+    rules = presets.flax(bare)
+    bits = param_transform(rules).init(nnx.to_pure_dict(nnx.state(bare, nnx.Param)))
+    assert set(bits) == {"query", "key", "value", "out"}
+    assert {b["kernel"].shape for b in bits.values()} == {(2, 2)}
+
+
+@pytest.mark.parametrize("name", ["kernel", "w"])
+def test_attention_of_others_is_known_by_its_shapes(name):
+    shapes = {
+        "to_q": (64, 4, 16),
+        "to_k": (48, 2, 16),
+        "to_v": (48, 1, 16),
+        "to_out_0": (4, 16, 64),
+    }
+    params = {"block": {layer: {name: jnp.ones(shape)} for layer, shape in shapes.items()}}
+    assert presets.classify(params) == {
+        f"block/to_q/{name}": TO,
+        f"block/to_k/{name}": TO,
+        f"block/to_v/{name}": TO,
+        f"block/to_out_0/{name}": FROM,
+    }
+    bits = param_transform(presets.flax(params)).init(params)["block"]
+    assert bits["to_q"][name].shape == (2, 2) and bits["to_out_0"][name].shape == (2, 2)
+
+
+def test_convolutions_and_stacks_are_not_taken_for_attention():
+    assert classify("a", "b", a=(3, 3, 3, 32), b=(3, 3, 32, 3)) == ["matrix"] * 2
+    assert classify("a", "b", a=(3, 3, 32), b=(3, 32, 3)) == ["matrix"] * 2
+    assert classify("up", "down", up=(64, 64, 96), down=(64, 96, 64)) == ["matrix"] * 2
+    assert classify("up", "down", up=(4, 64, 96), down=(4, 96, 64)) == ["matrix"] * 2
+
+
+def test_a_bias_of_two_axes_tells_a_projection_to_heads():
+    def kind(kernel, bias):
+        return presets.classify({"kernel": jnp.ones(kernel), "bias": jnp.ones(bias)})["kernel"]
+
+    assert kind((64, 2, 32), (2, 32)) == TO
+    assert kind((3, 64, 2, 32), (3, 2, 32)) == TO
+    assert kind((3, 64, 32), (3, 32)) == "matrix"  # a stack of dense layers
+    assert kind((64, 64, 32), (64, 32)) == "matrix"  # either
+    assert kind((5, 64, 32), (32,)) == "matrix"  # a convolution
+
+
+def test_a_wide_kernel_with_one_row_is_no_depthwise_convolution():
+    assert classify("a", "b", "c", a=(7, 1, 64), b=(64, 1, 32), c=(1, 64)) == [
+        "not sampled",
+        "undecided",
+        "not sampled",
+    ]
+    assert "depthwise" in presets.describe("conv/w", (3, 3, 1, 64))
+    assert "depthwise" not in presets.describe("k_proj/w", (64, 1, 32))
+    assert "vector" in presets.describe("first", (1, 1, 64))
+
+
 def _leaves(tree):
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return [("/".join(entry.key for entry in path), leaf) for path, leaf in leaves]
@@ -159,6 +232,9 @@ def _leaves(tree):
 def test_errors():
     with pytest.raises(ValueError, match="no parameter has the name and shape.*by hand, for w"):
         presets.flax({"w": jnp.ones((4, 4))})
+    many = {f"w{i}": jnp.ones((4, 4)) for i in range(200)} | {"embedding": jnp.ones((4, 4))}
+    with pytest.raises(ValueError, match=r"w0, w1, .*… \(200 in all\)"):
+        presets.flax(many)
     linear = nnx.Linear(4, 4, rngs=nnx.Rngs(0))
     for function in (summary, quantize_model):
         with pytest.raises(TypeError, match="nothing in Linear is wrapped"):

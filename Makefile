@@ -1,11 +1,12 @@
 # One virtual environment per Python: `make test PYTHON=python3.12 VENV=.venv-3.12`.
 PYTHON ?= python3
 VENV ?= .venv
+ZOO ?= .venv-zoo
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 
-.PHONY: quickstart test test-slow test-versions fuzz peers docs check format clean
+.PHONY: quickstart test test-slow test-versions fuzz peers zoo docs check format clean
 
 quickstart: $(STAMP)
 	$(BIN)/python -m pqt_jax.train --config configs/quickstart.py --workdir runs/quickstart
@@ -32,6 +33,14 @@ fuzz: $(STAMP)
 peers: $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[peers]'
 
+# Models of packages on PyPI, in an environment of their own of about 5 GB. An old pip does not
+# end: it tries each version of what the packages need.
+zoo:
+	test -x $(ZOO)/bin/python || $(PYTHON) -m venv $(ZOO)
+	$(ZOO)/bin/python -m pip install --quiet --disable-pip-version-check --upgrade 'pip>=26'
+	$(ZOO)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[test,zoo]'
+	$(ZOO)/bin/python -m pytest -q tests/transform/test_zoo_packages.py
+
 # The site, in build/docs/index.html. Warnings are errors; nothing is fetched but the tools themselves.
 docs: $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[docs]'
@@ -54,4 +63,4 @@ $(STAMP): pyproject.toml
 	touch $@
 
 clean:
-	rm -rf $(VENV) .cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(ZOO) .cache .pytest_cache .ruff_cache

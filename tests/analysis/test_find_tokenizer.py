@@ -173,7 +173,8 @@ def test_the_pattern_of_tiktoken_is_taken_from_prepared_data_or_said_to_be_missi
     )
     about = {"name": given.name, "end": "", "pattern": pattern, "fingerprint": given.fingerprint}
     index = {"version": 1, "dtype": "uint16", "vocab_size": 261, "end": 260, "tokenizer": about}
-    splits = {split: {"shards": [], "bytes": 0} for split in tokens.SPLITS}
+    shard = {"file": "0.bin", "tokens": 1, "sha256": ""}
+    splits = {split: {"shards": [shard], "bytes": 0} for split in tokens.SPLITS}
     (tmp_path / tokens.INDEX).write_text(json.dumps(index | splits))
     tokenizer_copy.write(tmp_path, tokenizer_copy.TokenizerFile(about, Path(path).read_bytes()))
     for place in (path, str(tmp_path / "tokenizer" / given.name)):

@@ -23,7 +23,7 @@ from pqt_jax.quantization import packed_file
 from pqt_jax.quantization.quantize import apply, quantize
 from pqt_jax.training import methods, named_formats
 from pqt_jax.training.methods.sampling_rules import quantization_rules
-from pqt_jax.training.run import checkpoint
+from pqt_jax.training.run import workdir
 from pqt_jax.transform.bit_state import collect_bits, weights
 from pqt_jax.transform.rules import Rule
 from pqt_jax.transform.tree_paths import paths_and_leaves
@@ -82,7 +82,7 @@ def test_a_damaged_checkpoint_gives_way_and_stays(run_copy, capsys):
 
 
 def test_a_checkpoint_that_the_trainer_deletes_gives_way_to_its_next(run_copy, monkeypatch, capsys):
-    folder, listed = run_copy / "checkpoints", checkpoint._saved_steps
+    folder, listed = run_copy / "checkpoints", workdir.saved_steps
     (folder / "8").rename(folder / "hidden")
 
     def trainer_at_work(path):
@@ -92,7 +92,7 @@ def test_a_checkpoint_that_the_trainer_deletes_gives_way_to_its_next(run_copy, m
             (folder / "hidden").rename(folder / "8")
         return steps
 
-    monkeypatch.setattr(checkpoint, "_saved_steps", trainer_at_work)
+    monkeypatch.setattr(workdir, "saved_steps", trainer_at_work)
     assert load.load_run(run_copy).step == 8
     assert capsys.readouterr().err == ""
 
@@ -104,7 +104,7 @@ def test_a_checkpoint_that_the_trainer_deletes_gives_way_to_its_next(run_copy, m
         ("{", "run.json in it is damaged"),
         ("[1]", "run.json in it is damaged"),
         ("no width", "damaged or of another version: config.model.d_model is missing"),
-        ("no steps", "checkpoints/8 belongs to another run: config.steps was 8 and is 1000"),
+        ("no steps", "checkpoints/8: config.steps was 8 and is 1000, which changes every step"),
         ("no model", "run.json in it is damaged or of another version: config.model.name=None"),
         ("odd model", "run.json in it is damaged or of another version: config.model"),
         ("no pattern", "damaged or of another version: config.pqt.pattern='x': .* no parameter"),

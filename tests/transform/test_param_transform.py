@@ -180,7 +180,7 @@ def test_summary_is_a_table_of_all_parameters():
     assert lines[0].split() == ["path", "shape", "blocks", "mean", "b_t", "format"]
     rows = {line.split()[0]: line.split()[1:] for line in lines[2:]}
     assert rows["h/up/kernel"] == ["3x64x100", "24", "6.00", "BF16", "+", "gauss"]
-    assert rows["head/kernel"] == ["64x70", "6", "6.00", "E2M1", "+", "gauss"]
+    assert rows["head/kernel"] == ["64x70", "6", "6.00", "FP4", "E2M1", "+", "gauss"]
     assert rows["embed/embedding"] == ["70x64", "float32"]
     assert len(rows) == len(jax.tree.leaves(params))
 

@@ -113,14 +113,15 @@ def _is_sweep(meta: Meta) -> bool:
 
 def _check_steps(old: Meta, new: Meta, what: str, saved: Collection[int]) -> None:
     """Raise InputError if a saved step would be another one with the new number of steps."""
-    before, now = (meta["config"].get("steps") for meta in (old, new))
-    if before == now or _is_sweep(new) or not saved:
+    if not saved or _is_sweep(new) or old["config"].get("steps") == new["config"].get("steps"):
         return
-    fixed = min(count_fixed_steps(_read_config(meta)) for meta in (old, new))
-    if max(saved) <= fixed:
+    configs = [_read_config(meta) for meta in (old, new)]
+    before, now = (config.steps for config in configs)
+    fixed = min(map(count_fixed_steps, configs))
+    if before == now or max(saved) <= fixed:
         return
     changed = f"{what}: config.steps was {before} and is {now}"
-    schedule = new["config"]["optimizer"]["schedule"]
+    schedule = configs[1].optimizer.schedule
     if schedule not in EXTENSIBLE:
         raise InputError(
             f"{changed}, which changes every step of config.optimizer.schedule={schedule!r}; give "

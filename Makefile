@@ -13,17 +13,18 @@ quickstart: $(STAMP)
 
 # Each worker starts with one half of the files, so that most programs are compiled by one worker.
 # One that is done early takes tests from the other.
-PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal -q
+PYTEST := $(BIN)/python -m pytest --dist worksteal -q
 
 test: $(STAMP)
-	$(PYTEST) -m "not slow"
+	$(PYTEST) -n 2 -m "not slow"
 
+# Many slow tests wait for other processes: three workers keep two cores busy.
 test-slow: $(STAMP)
-	$(PYTEST) -m slow
+	$(PYTEST) -n 3 -m slow
 
 # The slow tests whose result may change with the version of JAX or Flax.
 test-versions: $(STAMP)
-	$(PYTEST) -m "slow and jax_version"
+	$(PYTEST) -n 3 -m "slow and jax_version"
 
 # Damaged files into every reader, for ten minutes at most. Options: FUZZ='--seed=1 --cases=500'.
 fuzz: $(STAMP)

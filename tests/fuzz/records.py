@@ -54,14 +54,14 @@ def expect_records(folder):
 
 def read_sweep(folder):
     table = sweep_table.read(folder)
-    return sorted(json.dumps(row) for row in table.rows.values())
+    return sorted(json.dumps(row, sort_keys=True) for row in table.rows.values())
 
 
 def expect_sweep(folder):
     """The rows that were written, of the runs that are left; the others count as to come."""
     lines = [line for p in folder.glob("parts/*.jsonl") for line in p.read_bytes().splitlines()]
     runs = {(r["arm"], r["learning_rate"], r["seed"]) for r in map(json.loads, lines)}
-    return sorted(json.dumps(inputs.make_row(*run)) for run in runs)
+    return sorted(json.dumps(inputs.make_row(*run), sort_keys=True) for run in runs)
 
 
 def run_report(folder):

@@ -108,7 +108,6 @@ def _hide(content: dict[str, Any], names: Iterable[str]) -> str:
 def read_sentencepiece(content: bytes, end: str, _: str) -> Parts:
     """Read a model of SentencePiece; `begin` is its BOS."""
     import sentencepiece
-    from sentencepiece import sentencepiece_model_pb2
 
     if _RANKS.match(content):
         raise InputError(
@@ -123,7 +122,11 @@ def read_sentencepiece(content: bytes, end: str, _: str) -> Parts:
 
     file_end = model.eos_id()
     end_token = file_end if not end and file_end >= 0 else _find_end(end, find)
-    if end_token is not None:  # a "user defined" token is found in texts, a "control" token is not
+    # A "user defined" token is found in texts, a "control" token is not.
+    if end_token is not None and end_token in model.encode(model.id_to_piece(end_token)):
+        # Only here, since not every version of protobuf can load this module.
+        from sentencepiece import sentencepiece_model_pb2
+
         proto: Any = sentencepiece_model_pb2.ModelProto.FromString(content)  # pyright: ignore
         piece = proto.pieces[end_token]
         if piece.type == piece.USER_DEFINED:

@@ -3,6 +3,7 @@
 """Tokenizers of all kinds, made here, against the packages that they are of."""
 
 import base64
+import sys
 
 import numpy as np
 import pytest
@@ -68,6 +69,13 @@ def test_a_text_that_spells_special_tokens_is_text(tmp_path, kind):
     assert tokenizer.encode(plain.encode()) == theirs.encode(plain, add_special_tokens=False).ids
     tokens = [1, *theirs.encode("a b").ids[1:], 2]
     assert tokenizer.decode(tokens) == theirs.decode(tokens).encode()
+
+
+def test_a_usual_sentencepiece_model_needs_no_protobuf(tmp_path, monkeypatch):
+    """Its module for protobuf does not load with each version of protobuf."""
+    path = make("model", tmp_path)
+    monkeypatch.setitem(sys.modules, "sentencepiece.sentencepiece_model_pb2", None)
+    assert tokenizers.load(path).end is not None
 
 
 def test_sentencepiece_finds_no_user_defined_end_in_a_text(tmp_path):

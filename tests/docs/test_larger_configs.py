@@ -67,7 +67,7 @@ def test_a_folder_of_c4_and_a_tokenizer_become_a_run_by_three_commands(tmp_path)
     install, prepare, train = re.search(r"```sh\n(.*?)\n```", section("Larger configs"), re.DOTALL)[
         1
     ].splitlines()
-    assert install == "pip install 'pqt_jax[data]'"
+    assert install == "pip install -e '.[data]'"
     write_c4(tmp_path / "c4" / "en")
     tokenizer_files.make_hugging_face(tmp_path / "tokenizer.json")
     narrow = [f"--config.{name}={value}" for name, value in NARROW.items()]

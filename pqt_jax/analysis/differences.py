@@ -155,16 +155,33 @@ def _finite_curve(run: RecordedRun, field: str) -> tuple[np.ndarray, np.ndarray]
 
 
 def final_difference(group: Runs, baseline: Runs, name: str) -> Interval:
-    """The difference of a loss in the summaries; NaN if no pair of runs has it.
+    """The difference of a loss in the summaries, of pairs of equal seeds and numbers of tokens.
+
+    It is NaN if there is none.
 
     Args:
       group, baseline: as for `pair_runs`.
       name: the format of the weights, such as "master".
     """
-    pairs, independent = pair_runs(group, baseline)
+    pairs = _final_pairs(group, baseline)
     values = [final_loss(run, name) - final_loss(other, name) for run, other in pairs]
     finite = np.array([value for value in values if np.isfinite(value)])
-    return Interval(*map(float, _average(finite, independent)))
+    return Interval(*map(float, intervals.mean_interval(finite)))
+
+
+def describe_final_pairs(group: Runs, baseline: Runs) -> str:
+    """What `final_difference` is over, or why there is none."""
+    pairs = _final_pairs(group, baseline)
+    if pairs:
+        return "1 seed, no interval" if len(pairs) == 1 else f"{len(pairs)} seeds, 95 % interval"
+    has_common_seed = pair_runs(group, baseline)[1]
+    return "another number of tokens" if has_common_seed else "no seed in common"
+
+
+def _final_pairs(group: Runs, baseline: Runs) -> list[tuple[RecordedRun, RecordedRun]]:
+    pairs, has_common_seed = pair_runs(group, baseline)
+    tokens = lambda run: run_reader.tokens_at(run, run_reader.steps_done(run))  # noqa: E731
+    return [pair for pair in pairs if has_common_seed and tokens(pair[0]) == tokens(pair[1])]
 
 
 def final_loss(run: RecordedRun, name: str) -> float:

@@ -22,7 +22,8 @@ ABOUT_LOSSES = (
 )
 ABOUT_DIFFERENCES = (
     "Of finished runs: the mean difference between runs of the same seed, with Student's 95 % "
-    "interval from two seeds on. The loss of the baseline is the mean over its seeds."
+    "interval from two seeds on. Runs without a common seed, or of other numbers of tokens, have "
+    "none. The loss of the baseline is the mean over its seeds."
 )
 EVENTS = {"spike": "spikes", "skipped": "skipped"}  # kinds of records → columns
 _STROKES = {"-": "solid", "--": "dashed", ":": "dotted", "-.": "double"}
@@ -76,7 +77,7 @@ def difference_table(runs: Runs, baseline: int) -> str:
     rows = [[f"{_group_name(base)}<small>baseline</small>", *map(_format_loss, losses)]]
     for group in groups:
         cells = [differences.final_difference(group, base, name) for name in formats]
-        pairs = differences.describe_pairs(group, base)
+        pairs = differences.describe_final_pairs(group, base)
         rows.append(
             [f"{_group_name(group)}<small>{pairs}</small>", *map(_format_difference, cells)]
         )

@@ -57,6 +57,12 @@ def rng_of_scope(scope: linen_scope.Scope, name: str) -> jax.Array:
     return linen_scope.LazyRng.create(scope.rngs[name]).as_jax_rng()
 
 
+def running_scopes() -> list[linen_scope.Scope]:
+    """The scopes of the Linen modules whose methods are running, the outermost first."""
+    modules = linen.module._context.module_stack
+    return [module.scope for module in modules if module is not None and module.scope is not None]
+
+
 def is_module_method(value: Any) -> bool:
     """Whether an attribute of a Linen class is a method that may use the scope, not `nn.nowrap`."""
     return getattr(value, "method_handler_wrapped", False)

@@ -33,6 +33,7 @@ from pqt_jax.transform.flax_internals import (
     overlay_scope,
     rebind,
     rng_of_scope,
+    running_scopes,
     unbind_below,
 )
 from pqt_jax.transform.param_transform import param_transform
@@ -149,6 +150,12 @@ class Wrapped(_Base):
         variables = scope.variables()
         bits = variables.get(COLLECTION, {}).get("bits")
         if not scope.has_rng(COLLECTION):
+            # Flax also sets a module up in an empty scope, to see whether it can.
+            if variables.get("params") and any(s.has_rng(COLLECTION) for s in running_scopes()):
+                raise ValueError(
+                    f'the "pqt" rng is given, and {type(self).__name__} does not get it: name it '
+                    'in the scan or vmap around it, split_rngs={"params": True, "pqt": True}'
+                )
             if bits is not None and options["require_key"]:
                 raise ValueError(
                     f"{type(self).__name__} was wrapped with require_key=True and is called "
@@ -182,6 +189,12 @@ class Wrapped(_Base):
                 f"{sorted(made)}; wrap it once"
             )
         if not scope.is_mutable_collection(COLLECTION):
+            if any(s.is_mutable_collection(COLLECTION) for s in running_scopes()):
+                raise ValueError(
+                    f"{type(self).__name__} is wrapped, and can keep no bits: name their "
+                    'collection in the scan or vmap around it, variable_axes={"params": 0, '
+                    '"pqt": 0}, and their rng, split_rngs={"params": True, "pqt": True}'
+                )
             return
         params = scope.variables().get("params", {})
         if not is_complete:  # other methods may make what the other rules are for

@@ -18,7 +18,7 @@ from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from flax import nnx
+from flax import linen, nnx
 
 from pqt_jax.transform.rules import Rule, list_some
 from pqt_jax.transform.tree_paths import paths_and_leaves
@@ -57,7 +57,13 @@ def flax(model: Any, **options: Any) -> list[Rule]:
 
     Raises:
       ValueError: if there is nothing that they would sample.
+      TypeError: for a Linen module.
     """
+    if isinstance(model, linen.Module):
+        raise TypeError(
+            f"{type(model).__name__} is a Linen module, which has no parameters of its own; give "
+            'their shapes: presets.flax(jax.eval_shape(model.init, key, x)["params"])'
+        )
     params = nnx.state(model, nnx.Param) if isinstance(model, nnx.Module) else model
     kinds = classify(params)
     rules = [Rule(pattern, None)] if (pattern := _pattern(kinds, "not sampled")) else []
@@ -67,8 +73,8 @@ def flax(model: Any, **options: Any) -> list[Rule]:
     if not any(rule.spec for rule in rules):
         paths = [path for path, kind in kinds.items() if kind == "undecided"]
         raise ValueError(
-            "no parameter has the name and shape of a kernel of Flax's layers; write rules by "
-            f"hand, for {list_some(paths)}"
+            "no parameter has the name and shape of a kernel of Flax's layers"
+            + (f"; write rules by hand, for {list_some(paths)}" if paths else "")
         )
     return rules
 

@@ -124,3 +124,17 @@ def test_means_over_seeds_have_students_interval():
     assert mean.tolist() == [2, 2] and (high - low)[1] == 0
     assert (high - low)[0] == pytest.approx(2 * 12.7062 * 1.41421 / 1.41421, rel=1e-4)
     assert np.isnan(intervals.mean_interval(np.empty((0, 3)))).all()
+
+
+def test_runs_of_other_lengths_or_seeds_have_no_final_difference(tmp_path):
+    base = read(make_run(tmp_path / "base", method="bf16", seed=0))
+    longer = read(make_run(tmp_path / "longer", steps=400, done=400, seed=0))
+    other_seed = read(make_run(tmp_path / "other", seed=1))
+    found = {}
+    for name, group in (("longer", longer), ("other_seed", other_seed)):
+        assert np.isnan(differences.final_difference(group, base, "master").value)
+        found[name] = differences.describe_final_pairs(group, base)
+    assert found == {"longer": "another number of tokens", "other_seed": "no seed in common"}
+    same = read(make_run(tmp_path / "same", seed=0))
+    assert np.isfinite(differences.final_difference(same, base, "master").value)
+    assert differences.describe_final_pairs(same, base) == "1 seed, no interval"

@@ -245,3 +245,20 @@ def test_flax_calls_every_method_and_every_setup_through_one():
     setups.clear()
     model.apply({}, method="lifted")
     assert True in setups, changed("linen.Module._try_setup: shallow before a lifted function")
+
+
+def test_the_modules_that_run_are_known():
+    seen = []
+
+    class Inner(linen.Module):
+        def __call__(self):
+            seen.extend(flax_internals.running_scopes())
+
+    class Outer(linen.Module):
+        @linen.compact
+        def __call__(self):
+            Inner(name="inner")()
+
+    Outer().apply({})
+    assert [scope.path for scope in seen] == [(), ("inner",)], changed("the stack of modules")
+    assert flax_internals.running_scopes() == []

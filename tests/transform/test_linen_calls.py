@@ -391,3 +391,37 @@ def test_interceptors_and_tabulate_see_the_bare_model():
         same(got, MODELS["setup"].apply(w_hat, X))
     table = model.tabulate(make_key(), X, console_kwargs={"width": 200})
     assert "encoder" in table and "SetUp" in table
+
+
+class Body(nn.Module):
+    options: tuple = ()
+
+    @nn.compact
+    def __call__(self, carry, _):
+        return pqt_transform(nn.Dense(8), [Rule("kernel")], **dict(self.options))(carry), None
+
+
+@pytest.mark.parametrize("options", [(), (("require_key", True),)], ids=["", "require_key"])
+@pytest.mark.parametrize(
+    "axes, rngs, message",
+    [
+        (("params", "pqt"), ("params",), "Dense does not get it: name it in the scan or vmap"),
+        (("params",), ("params", "pqt"), "Dense is wrapped, and can keep no bits: name their coll"),
+        (("params",), ("params",), "Dense is wrapped, and can keep no bits: name their collection"),
+    ],
+)
+def test_a_scan_that_drops_bits_or_key_of_a_wrapped_layer_is_an_error(axes, rngs, message, options):
+    axes, rngs = dict.fromkeys(axes, 0), dict.fromkeys(rngs, True)
+
+    class Scanned(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            scan = nn.scan(Body, variable_axes=axes, split_rngs=rngs, length=2)
+            return scan(options)(x, None)[0]
+
+    x = jnp.ones((2, 8))
+    with pytest.raises(ValueError, match=message):
+        variables = Scanned().init(jax.random.key(0), x)
+        Scanned().apply(variables, x, rngs={"pqt": jax.random.key(1)})
+    if "pqt" not in axes:  # on purpose
+        assert set(Scanned().init(jax.random.key(0), x, mutable=["params"])) == {"params"}

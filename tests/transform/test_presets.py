@@ -243,3 +243,10 @@ def test_errors():
             function(LinenBlock(), {})
         with pytest.raises(TypeError, match="a Linen module needs its variables"):
             function(pqt_transform(LinenBlock(), [Rule(".*kernel")]))
+
+
+def test_a_linen_module_is_told_to_give_the_shapes_of_its_parameters():
+    with pytest.raises(
+        TypeError, match=r"Dense is a Linen module.*jax.eval_shape\(model.init, key"
+    ):
+        presets.flax(linen.Dense(3))

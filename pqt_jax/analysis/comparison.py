@@ -197,4 +197,6 @@ def _describe_state(runs: Runs) -> str:
     finished = sum(run.summary is not None for run in runs.values())
     if len(runs) > 1:
         return f"{finished} of {len(runs)} finished"
+    if run_reader.gave_up(runs[0]):
+        return "diverged: too many steps in a row were not finite"
     return "finished" if finished else "still training, or stopped"

@@ -29,7 +29,7 @@ def draw_losses(runs: Runs) -> Figure:
         style = run_style(i)
         tokens, values = run_reader.read_curve(run, "loss")
         finite = np.isfinite(values)
-        notes[i] = _note_gap(tokens, finite)
+        notes[i] = "gave up" if run_reader.gave_up(run) else _note_gap(tokens, finite)
         x, y = tokens[finite], smooth(values[finite])
         training.plot(x, values[finite], color=style.color, lw=0.6, alpha=0.25)
         plot_style.draw_curve(training, x, y, style)

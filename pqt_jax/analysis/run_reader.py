@@ -125,6 +125,13 @@ def steps_done(run: RecordedRun) -> int:
     return max((record["step"] for record in run.records), default=0)
 
 
+def gave_up(run: RecordedRun) -> bool:
+    """Whether the trainer ended a run since `config.watch.skips` steps in a row were skipped."""
+    last = metrics.numeric_fields(run.records[-1]) if run.records else {}
+    limit = run.fields.get("config.watch.skips")
+    return isinstance(limit, int) and (last.get("in_a_row") or 0) >= limit
+
+
 def read_curve(run: RecordedRun, field: str) -> tuple[np.ndarray, np.ndarray]:
     """A field of the metrics over training.
 

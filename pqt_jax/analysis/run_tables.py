@@ -116,7 +116,8 @@ def _describe_training(run: RecordedRun) -> list[str]:
     done = run_reader.steps_done(run)
     shape = f"{field('model.num_layers')} layers, {field('model.d_model')} wide"
     parameters = NOTHING if run.parameters is None else plot_style.format_count(run.parameters)
-    unfinished = "" if run.summary else "<small>not finished</small>"
+    ended = "diverged" if run_reader.gave_up(run) else "not finished"
+    unfinished = "" if run.summary else f"<small>{ended}</small>"
     return [
         f"{text(field('model.name'))}<small>{text(shape)}</small>",
         parameters,

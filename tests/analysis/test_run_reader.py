@@ -2,7 +2,9 @@
 # Copyright 2026 The pqt_jax Authors
 """What runs have recorded: their names, and the fields that differ."""
 
-from pqt_jax.analysis import run_reader, run_tables
+import json
+
+from pqt_jax.analysis import comparison, run_figures, run_reader, run_tables
 from support.runs import make_run
 
 
@@ -18,3 +20,20 @@ def test_fields_that_differ(tmp_path):
     different, same = run_reader.compare_fields(runs)
     assert different == {"config.seed": [0, 1]} and same["config.model.d_model"] == 32
     assert "No field differs" in run_tables.configuration_section({0: runs[0], 1: runs[0]})
+
+
+def test_a_run_that_the_trainer_gave_up_is_known(tmp_path):
+    path = make_run(tmp_path / "run", done=90)
+    (run,) = run_reader.read_runs([str(path)])
+    assert not run_reader.gave_up(run)
+    limit = run.fields["config.watch.skips"]
+    for count, expected in ((limit - 1, False), (limit, True)):
+        with (path / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps({"step": 91, "skipped": count, "in_a_row": count}) + "\n")
+        (run,) = run_reader.read_runs([str(path)])
+        assert run_reader.gave_up(run) is expected
+    assert "diverged" in run_tables.training_table({0: run})
+    page = comparison.make_page({0: run}, 0, [])
+    assert "diverged: too many steps in a row" in page
+    legend = run_figures.draw_losses({0: run}).legends[0]
+    assert [text.get_text() for text in legend.get_texts()] == ["1  run (gave up)"]

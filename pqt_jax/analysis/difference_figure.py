@@ -44,6 +44,8 @@ def _draw(axes: Axes, base: Runs, groups: list[Runs], field: str, *, smoothed: b
         style = run_style(min(group))
         curve = differences.difference_curve(group, base, field, smoothed=smoothed)
         plot_style.draw_band(axes, curve.tokens, curve.low, curve.high, style)
+        if len(curve.tokens) == 1:  # a band has no width there
+            axes.vlines(curve.tokens, curve.low, curve.high, color=style.color, lw=1.7)
         plot_style.draw_curve(axes, curve.tokens, curve.mean, style, markers=not smoothed)
         for values in (curve.low, curve.mean, curve.high):
             if np.isfinite(values).any():

@@ -138,3 +138,12 @@ def test_runs_of_other_lengths_or_seeds_have_no_final_difference(tmp_path):
     same = read(make_run(tmp_path / "same", seed=0))
     assert np.isfinite(differences.final_difference(same, base, "master").value)
     assert differences.describe_final_pairs(same, base) == "1 seed, no interval"
+
+
+def test_an_interval_of_one_point_is_a_bar(tmp_path):
+    paths = [make_run(tmp_path / f"b{s}", seed=s, method="bf16", done=20) for s in (0, 1)]
+    paths += [make_run(tmp_path / f"g{s}", seed=s, done=20) for s in (0, 1)]
+    _, validation = difference_figure.draw_differences(read(*paths), 0).axes
+    _, bar = validation.collections  # after the band, which has no width
+    ((x, low), (_, high)) = bar.get_segments()[0]
+    assert x > 0 and low <= 0 <= high

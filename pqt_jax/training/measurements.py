@@ -33,8 +33,7 @@ class Measurements:
     def __init__(self, run: RunContext, start: StartPoint):
         config, data = run.config, run.config.data
         self._run, self._timer, self._monitor = run, start.timer, start.monitor
-        self._rules = make_rules(config)
-        self._schedule = jax.jit(make_schedule(config))  # one program instead of a dozen
+        self._rules, self._schedule = make_rules(config), make_schedule(config)
         self._unchecked = deque[tuple[int, Metrics]]()
         batches = pipeline.validation_batches(
             run.text.validation,

@@ -124,7 +124,7 @@ def test_traffic_is_what_the_entry_reads_and_writes(counts):
 
 def test_where_it_cannot_run_it_says_why_in_one_line():
     if jax.__version_info__ >= (0, 11) and importlib.util.find_spec("jax_cuda12_plugin"):
-        pytest.skip("it can run here")
+        pytest.skip("jax 0.11 and its CUDA plugin are installed, so the script runs")
     command = [sys.executable, BENCHMARKS / "aot_gpu.py"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 1 and done.stdout == ""

@@ -5,6 +5,7 @@
 text files, or a folder of prepared tokens → one `score.Document` per document
 """
 
+import glob
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
@@ -72,6 +73,8 @@ def _read_prepared(
 ) -> list[Document]:
     """The validation documents of a prepared folder, each without its end token."""
     name = f"config.data.tokens={folder!r}"
+    if not glob.glob(folder):
+        raise InputError(f"--data is missing; {name} does not exist; give its new place by --data")
     if not Path(folder).is_dir():
         raise InputError(f"--data is missing; {name} does not say where a document ends")
     text = tokens.load(folder, vocab_size)

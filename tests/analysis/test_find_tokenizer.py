@@ -213,7 +213,9 @@ def test_a_run_is_read_from_anywhere_and_after_its_data_is_gone(prepared, tmp_pa
     (tmp_path / "tokens").rename(tmp_path / "moved")
     model = load.load_model(options)
     assert find_tokenizer.find_tokenizer(options, model).fingerprint == tokenizer.fingerprint
-    with pytest.raises(InputError, match="--data is missing; config.data.tokens='tokens' does not"):
+    with pytest.raises(
+        InputError, match="--data is missing; config.data.tokens='tokens' does not exist"
+    ):
         evaluation_text.read_documents(options, model, tokenizer)
     options.data = "../moved"
     name, again = evaluation_text.read_documents(options, model, tokenizer)

@@ -23,7 +23,7 @@ import numpy as np
 from flax import nnx
 
 from pqt_jax.errors import InputError, system_reason
-from pqt_jax.interchange import files, safetensors_io
+from pqt_jax.interchange import files, safetensors_io, safetensors_writer
 from pqt_jax.interchange.folders import atomic_folder
 from pqt_jax.interchange.huggingface_config import from_json, to_json
 from pqt_jax.interchange.safetensors_io import StoredTensor
@@ -117,7 +117,7 @@ def save(
     *,
     dtype: Literal["bfloat16", "float32"] = "bfloat16",
     overwrite: bool = False,
-    shard_bytes: int = safetensors_io.SHARD_BYTES,
+    shard_bytes: int = safetensors_writer.SHARD_BYTES,
 ) -> None:
     """Write a model so that `AutoModelForCausalLM.from_pretrained(folder)` loads it.
 
@@ -157,7 +157,7 @@ def save(
         name = name if entry is HEAD else prefix + name
         values[name] = value.T if entry.transposed else value
     with atomic_folder(folder, overwrite) as temporary:
-        safetensors_io.write_tensors(temporary, values, dtype, shard_bytes)
+        safetensors_writer.write_tensors(temporary, values, dtype, shard_bytes)
         files.write(temporary / CONFIG, json.dumps(to_json(config, dtype), indent=2) + "\n")
 
 

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright 2026 The pqt_jax Authors
-"""Named arrays ↔ safetensors files: one file, or shards with an index, as Hugging Face has them.
+"""Safetensors files → named arrays: one file, or shards with an index, as Hugging Face has them.
 
     model.safetensors
     model-00001-of-00002.safetensors … model.safetensors.index.json: {"weight_map": {name: file}}
@@ -9,8 +9,6 @@ The safetensors package checks the files that are read. Values are read by NumPy
 does not return bfloat16 arrays.
 """
 
-import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,12 +16,12 @@ import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from pqt_jax.errors import InputError, OutputError, system_reason
+from pqt_jax.errors import InputError, system_reason
 from pqt_jax.interchange import files
 
 FILE, INDEX = "model.safetensors", "model.safetensors.index.json"
-SHARD_BYTES = 5_000_000_000  # as in transformers
 FLOAT_DTYPES = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
+SIZES = {"F32": 4, "F16": 2, "BF16": 2, "U8": 1, "F8_E4M3": 1, "U32": 4}  # bytes of a value
 DTYPE_NAMES = {np.dtype(dtype): code for code, dtype in {**FLOAT_DTYPES, "U8": np.uint8}.items()}
 
 
@@ -41,84 +39,6 @@ class StoredTensor(NamedTuple):
     dtype: str
     shape: tuple[int, ...]
     offset: int
-
-
-def write_tensors(
-    folder: Path, tensors: Mapping[str, np.ndarray], dtype: Any, shard_bytes: int = SHARD_BYTES
-) -> None:
-    """Write tensors to one file, or to shards if they are too large for one.
-
-    Args:
-      folder: an empty folder.
-      tensors: name → array.
-      dtype: dtype to round the values to (to nearest, ties to even).
-      shard_bytes: maximum size of a shard, unless a single tensor is larger.
-
-    Raises:
-      OutputError: if they cannot be written.
-    """
-    item = np.dtype(dtype).itemsize
-    shards: list[list[str]] = [[]]
-    room = shard_bytes
-    for name, array in tensors.items():
-        if array.size * item > room and shards[-1]:
-            shards.append([])
-            room = shard_bytes
-        shards[-1].append(name)
-        room -= array.size * item
-    names = [FILE]
-    if len(shards) > 1:
-        count = len(shards)
-        names = [f"model-{i:05}-of-{count:05}.safetensors" for i in range(1, count + 1)]
-    for file, shard in zip(names, shards, strict=True):
-        try:
-            # transformers requires this format
-            write_file(folder / file, {n: tensors[n] for n in shard}, dtype, {"format": "pt"})
-        except OSError as error:
-            raise OutputError(folder / file, error) from None
-    if len(shards) > 1:
-        weight_map = {
-            name: file for file, shard in zip(names, shards, strict=True) for name in shard
-        }
-        total = sum(array.size for array in tensors.values())
-        metadata = {"total_parameters": total, "total_size": total * item}
-        index = {"metadata": metadata, "weight_map": weight_map}
-        files.write(folder / INDEX, json.dumps(index, indent=2) + "\n")
-
-
-def write_file(
-    path: Path, tensors: Mapping[str, np.ndarray], dtype: Any, metadata: Mapping[str, str]
-) -> None:
-    """Write one safetensors file, tensor by tensor.
-
-    The safetensors package would need all tensors in memory, and hides errors of the system.
-
-    Args:
-      path: the file to write.
-      tensors: name → array.
-      dtype: dtype to round the values to; None to keep the dtypes, all in `DTYPE_NAMES`.
-      metadata: the file's metadata.
-
-    Raises:
-      OSError: if it cannot be written.
-    """
-    header: dict[str, Any] = {"__metadata__": dict(metadata)}
-    end = 0
-    for name, array in tensors.items():
-        stored = np.dtype(array.dtype if dtype is None else dtype)
-        start, end = end, end + array.size * stored.itemsize
-        header[name] = {
-            "dtype": DTYPE_NAMES[stored],
-            "shape": array.shape,
-            "data_offsets": [start, end],
-        }
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)  # values start at a multiple of eight
-    with path.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for array in tensors.values():
-            values = array if dtype is None else array.astype(dtype)
-            file.write(np.ascontiguousarray(values).reshape(-1).view(np.uint8).data)
 
 
 def find_tensors(folder: Path) -> dict[str, StoredTensor]:

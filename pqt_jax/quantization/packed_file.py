@@ -26,7 +26,8 @@ import safetensors
 
 from pqt_jax.errors import MALFORMED, InputError, system_reason
 from pqt_jax.interchange import files
-from pqt_jax.interchange.safetensors_io import DTYPE_NAMES, write_file
+from pqt_jax.interchange.safetensors_io import DTYPE_NAMES
+from pqt_jax.interchange.safetensors_writer import write_file
 from pqt_jax.numerics import philox
 from pqt_jax.numerics.deterministic_rounding import FormatAssignment
 from pqt_jax.numerics.formats import BF16, FloatFormat
@@ -97,7 +98,7 @@ def write(path: Path, params: Any, plan: Plan, model: Any = None) -> None:
     }
     text = json.dumps(content, separators=(",", ":"))
     metadata = {"pqt_jax": text, "sha256": hashlib.sha256(text.encode()).hexdigest()}
-    write_file(path, tensors, None, metadata)
+    write_file(path, tensors, metadata)
 
 
 def read(path: Path) -> PackedWeights:

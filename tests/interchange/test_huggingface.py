@@ -6,6 +6,7 @@ import dataclasses
 import errno
 import json
 import os
+from pathlib import Path
 
 import jax.numpy as jnp
 import ml_dtypes
@@ -16,7 +17,7 @@ from safetensors import safe_open
 
 from pqt_jax import Rule
 from pqt_jax.errors import InputError, OutputError
-from pqt_jax.interchange import huggingface, safetensors_io
+from pqt_jax.interchange import huggingface, safetensors_io, safetensors_writer
 from pqt_jax.models import GPT2Config
 from support import tiny
 from support.exported import CONFIGS, each, flat, make
@@ -124,16 +125,16 @@ def test_an_export_does_not_replace_another_unasked(tmp_path):
 def test_a_full_disk_is_named_and_nothing_is_left(tmp_path, monkeypatch):
     (tmp_path / "model.safetensors").symlink_to("/dev/full")
     with pytest.raises(OutputError, match="model.safetensors: no space left on device; free some"):
-        safetensors_io.write_tensors(tmp_path, {"a": np.zeros(30_000, np.float32)}, "float32")
+        safetensors_writer.write_tensors(tmp_path, {"a": np.zeros(30_000, np.float32)}, "float32")
 
-    write = safetensors_io.write_file
+    write = safetensors_writer._write_all
 
-    def fill(path, *arguments):
-        write(path, *arguments)
-        if path.name.startswith("model-00002"):
+    def fill(file, data):
+        write(file, data)
+        if Path(file.name).name.startswith("model-00002"):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(safetensors_io, "write_file", fill)
+    monkeypatch.setattr(safetensors_writer, "_write_all", fill)
     config, model = make(tiny.GPT2)
     with pytest.raises(OutputError, match="no space left on device; free some"):
         huggingface.save(tmp_path / "out", config, nnx.state(model), shard_bytes=9000)

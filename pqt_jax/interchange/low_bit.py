@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright 2026 The pqt_jax Authors
+"""Matrices in few bits as other software stores them: what all its layouts have in common.
+
+A matrix of others is [out, in], as in transformers; ours is [in, out]. Along `in`, each 32 weights
+of a row share a scale, a power of two that is stored as E8M0. Our block of bi×bo over [in, out] is
+such a group where 32 divides bi: its scale is repeated over `bo` rows. Codes are those of OCP, so
+nothing is quantized again: codes and scales are transposed, repeated and stored in another order.
+
+Source: OCP Microscaling Formats (MX) v1.0 (2023), for groups of 32, E8M0, and codes.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from pqt_jax.interchange.safetensors_writer import TensorSpec
+from pqt_jax.numerics.formats import FloatFormat
+
+GROUP = 32  # weights along `in` that share a scale
+Read = Callable[[str], np.ndarray | None]  # name of a stored tensor → its values, None if absent
+
+
+class EncodedMatrix(NamedTuple):
+    """A matrix in few bits.
+
+    Attributes:
+      fmt: the format of the codes.
+      codes: uint8[out, in], one OCP code in each byte, in its lowest bits.
+      scale: uint8[⌈out/bo⌉, ⌈in/bi⌉], E8M0: 127 + log2 of the scale.
+      block: (bo, bi), weights that share a scale; GROUP divides bi.
+    """
+
+    fmt: FloatFormat
+    codes: np.ndarray
+    scale: np.ndarray
+    block: tuple[int, int]
+
+    @property
+    def group_scale(self) -> np.ndarray:
+        """uint8[out, in/32]: the scale of each group of 32 weights of a row."""
+        (bo, bi), (rows, columns) = self.block, self.codes.shape
+        scale = np.repeat(self.scale, bi // GROUP, 1)[:, : columns // GROUP]
+        return np.repeat(scale, bo, 0)[:rows]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LowBitLayout:
+    """How one kind of software stores a model in a folder like those of transformers.
+
+    The names of tensors are those of transformers, such as "model.layers.0.mlp.up_proj.weight".
+
+    Attributes:
+      name: the value of `--layout`.
+      models: names of the models that it serves, `ModelSpec.name`.
+      formats: the formats that all matrices may have, by their name in `--format`.
+      carrier: our format → the format that a matrix is stored in: the same, or a wider one that
+        holds each of its values; None if it is stored as numbers in bfloat16.
+      squares: the formats whose scales may be stored for blocks of 32×32, without repetition.
+      describe: (name, format, shape [out, in], squares) → the tensors to store, by name.
+      store: (name, matrix, squares) → the values of these tensors.
+      config: (name of each matrix → its format, or None for numbers; squares) → fields to add to
+        config.json.
+      recognizes: whether a config.json describes a folder of this layout.
+      stored_names: (name, config.json) → all names under which its tensors may be stored.
+      load: (name, config.json, read) → float32[out, in], or None if the matrix is stored as
+        numbers under its own name. Raises InputError, which names tensor and value, for what is
+        stored otherwise than here.
+    """
+
+    name: str
+    models: tuple[str, ...]
+    formats: tuple[str, ...]
+    carrier: Callable[[FloatFormat], FloatFormat | None]
+    squares: tuple[str, ...]
+    describe: Callable[[str, FloatFormat, tuple[int, int], bool], dict[str, TensorSpec]]
+    store: Callable[[str, EncodedMatrix, bool], dict[str, np.ndarray]]
+    config: Callable[[Mapping[str, FloatFormat | None], bool], dict[str, Any]]
+    recognizes: Callable[[Mapping[str, Any]], bool]
+    stored_names: Callable[[str, Mapping[str, Any]], tuple[str, ...]]
+    load: Callable[[str, Mapping[str, Any], Read], np.ndarray | None]
+
+
+def recode(matrix: EncodedMatrix, fmt: FloatFormat) -> EncodedMatrix:
+    """The same values in the codes of a wider format; scales do not change.
+
+    Example:
+      >>> from pqt_jax.numerics.formats import E2M1, E4M3
+      >>> one = EncodedMatrix(E2M1, np.array([[2, 15]], np.uint8), np.array([[127]]), (32, 32))
+      >>> recode(one, E4M3).codes.tolist()  # 1 and -6
+      [[56, 204]]
+
+    Args:
+      matrix: the matrix.
+      fmt: a format that has all values of `matrix.fmt`.
+
+    Raises:
+      ValueError: if the format lacks one of the values.
+    """
+    if fmt == matrix.fmt:
+        return matrix
+    table = {_bits(value): code for code, value in enumerate(_values(fmt))}
+    try:
+        codes = np.array([table[_bits(value)] for value in _values(matrix.fmt)], np.uint8)
+    except KeyError:
+        raise ValueError(f"{fmt} does not have all values of {matrix.fmt}") from None
+    return matrix._replace(fmt=fmt, codes=codes[matrix.codes])
+
+
+def decode(matrix: EncodedMatrix) -> np.ndarray:
+    """The float32[out, in] numbers that a matrix stands for, code · 2^(scale − 127).
+
+    Magnitudes below 2^-126 become 0, as in `quantization.codes`.
+    """
+    scale = np.repeat(matrix.group_scale, GROUP, 1).astype(np.int32)
+    values = np.ldexp(_values(matrix.fmt)[matrix.codes], scale - 127)
+    return np.where(np.abs(values) < np.float32(2.0**-126), np.copysign(0, values), values)
+
+
+def _values(fmt: FloatFormat) -> np.ndarray:
+    return fmt.decode(np.arange(1 << fmt.bits)).astype(np.float32)
+
+
+def _bits(value: np.float32) -> int:
+    """The bits of a number, so that 0 and -0 differ and NaN equals itself."""
+    return int(np.float32(value).view(np.uint32)) if value == value else -1

@@ -79,7 +79,21 @@ def load_run(path: Path) -> LoadedRun:
       path: the workdir; nothing in it is changed, and its lock is not taken.
 
     Raises:
-      InputError: if it is not the workdir of a run, or has no checkpoint that can be read.
+      InputError: as `read_run`, and if there is no checkpoint that can be read.
+    """
+    config, meta, like = read_run(path)
+    step, params = checkpoint.read_params(path, like, meta)
+    return LoadedRun(config=config, graph=structure(config.model)[0], params=params, step=step)
+
+
+def read_run(path: Path) -> tuple[RunConfig, run_metadata.Meta, nnx.State]:
+    """Read what a workdir says of its run.
+
+    Returns:
+      (config as in `LoadedRun`, metadata, shapes and dtypes of the parameters).
+
+    Raises:
+      InputError: if it is not the workdir of a run.
     """
     meta = workdir.read_metadata(path)
     try:
@@ -97,8 +111,7 @@ def load_run(path: Path) -> LoadedRun:
             f"--workdir={path}: {workdir.RUN} in it is damaged or of another version: {error}"
         ) from None
     like = nnx.eval_shape(lambda: methods.make_model(config, nnx.Rngs(0)))
-    step, params = checkpoint.read_params(path, nnx.state(like), meta)
-    return LoadedRun(config=config, graph=_structure(config.model)[0], params=params, step=step)
+    return config, meta, nnx.state(like)
 
 
 def load_hf(folder: Path) -> tuple[ModelConfig, nnx.GraphDef, nnx.State]:
@@ -140,7 +153,7 @@ def _fill(
     model: ModelConfig, values: Mapping[str, np.ndarray], folder: Path
 ) -> tuple[nnx.GraphDef, nnx.State]:
     """Structure and parameters of a bare model from values by path."""
-    graph, params = _structure(model)
+    graph, params = structure(model)
     wanted = paths_and_leaves(params)
     for path in wanted.keys() | values.keys():
         shape = values[path].shape if path in values else "missing"
@@ -155,7 +168,8 @@ def _fill(
     return graph, map_paths(take, params)
 
 
-def _structure(model: ModelConfig) -> tuple[nnx.GraphDef, nnx.State[Any, Any]]:
+def structure(model: ModelConfig) -> tuple[nnx.GraphDef, nnx.State[Any, Any]]:
+    """Structure of a bare model, and shapes and dtypes of its parameters."""
     return nnx.split(nnx.eval_shape(lambda: build_model(model, rngs=nnx.Rngs(0))))
 
 
@@ -178,9 +192,7 @@ def load_model(options: Namespace) -> TrainedModel:
     Raises:
       InputError: if it cannot be read, or a weight in it is not finite.
     """
-    for name in ("workdir", "hf", "packed"):
-        if getattr(options, name) == "":
-            raise InputError(f"--{name}= is empty; give a directory")
+    check_model_options(options)
     if options.workdir is not None:
         run = load_run(Path(options.workdir))
         model = TrainedModel(
@@ -204,6 +216,23 @@ def load_model(options: Namespace) -> TrainedModel:
             run_config=None,
         )
     for path, leaf in paths_and_leaves(model.params).items():
-        if not np.isfinite(np.asarray(leaf)).all():
-            raise InputError(f"{model.origin}: {path} is not finite; its training diverged")
+        check_finite(np.asarray(leaf), path, model.origin)
     return model
+
+
+def check_model_options(options: Namespace) -> None:
+    """Raise InputError for an option of `add_model_options` that is empty."""
+    for name in ("workdir", "hf", "packed"):
+        if getattr(options, name) == "":
+            raise InputError(f"--{name}= is empty; give a directory")
+
+
+def check_finite(values: np.ndarray, path: str, origin: str) -> None:
+    """Raise InputError, with the first value that is not finite."""
+    finite = np.isfinite(values)
+    if not finite.all():
+        at = np.unravel_index(np.argmin(finite), values.shape)
+        raise InputError(
+            f"{origin}: {path} has {values[at]} at {list(map(int, at))}; its training diverged, "
+            "give weights from before"
+        )

@@ -3,111 +3,55 @@
 """GPT2 and Llama in the layout of Hugging Face transformers, written and read without that package.
 
     config.json                    huggingface_config
-    model.safetensors (or shards)  safetensors_io
+    model.safetensors (or shards)  huggingface_tensors, safetensors_writer, safetensors_io
 
-Each Hugging Face tensor is one of our parameters in one layer, or several of them concatenated
-(c_attn of GPT-2 is q, k and v). Kernels of Llama are [out, in], so they are transposed. Kernels of
-GPT-2 are [in, out], as ours are.
+A folder is written whole or not at all.
 """
 
-import dataclasses
 import functools
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from flax import nnx
 
 from pqt_jax.errors import InputError, system_reason
 from pqt_jax.interchange import files, safetensors_io, safetensors_writer
 from pqt_jax.interchange.folders import atomic_folder
 from pqt_jax.interchange.huggingface_config import from_json, to_json
+from pqt_jax.interchange.huggingface_tensors import (
+    HEAD,
+    TABLES,
+    iterate_tensors,
+    join,
+    layers_of,
+    list_tensors,
+    parameter_shapes,
+    stored_shape,
+    stored_values,
+    tensor_entries,
+    with_biases,
+)
 from pqt_jax.interchange.safetensors_io import StoredTensor
-from pqt_jax.models import ModelConfig, build_model
+from pqt_jax.interchange.safetensors_writer import TensorSpec
+from pqt_jax.models import ModelConfig
 from pqt_jax.transform.tree_paths import paths_and_leaves
 
 CONFIG = "config.json"
-
-
-class TensorEntry(NamedTuple):
-    """A tensor of a Hugging Face model, or one tensor in each layer.
-
-    Attributes:
-      name: the tensor's name, with {} for the number of the layer.
-      paths: the paths of our parameters in it, which are concatenated along their last axis.
-      transposed: whether it is stored as [out, in].
-    """
-
-    name: str
-    paths: tuple[str, ...]
-    transposed: bool = False
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class TensorTable:
-    """The tensors of one model.
-
-    Attributes:
-      prefix: the prefix of all tensor names except the head's.
-      entries: all tensors except the head.
-      always_biased: whether transformers gives every linear layer and norm a bias.
-    """
-
-    prefix: str
-    entries: list[TensorEntry]
-    always_biased: bool
-
-
-def _gpt2() -> list[TensorEntry]:
-    entries = [
-        TensorEntry("wte.weight", ("embed/embedding",)),
-        TensorEntry("wpe.weight", ("pos/embedding",)),
-    ]
-    for theirs, ours in (("ln_1", "attn_norm"), ("ln_2", "mlp_norm"), ("ln_f", "norm")):
-        theirs, ours = (theirs, ours) if ours == "norm" else (f"h.{{}}.{theirs}", f"h/{ours}")
-        entries += [TensorEntry(f"{theirs}.weight", (f"{ours}/scale",))]
-        entries += [TensorEntry(f"{theirs}.bias", (f"{ours}/bias",))]
-    linear = {"attn.c_attn": ("attn/q", "attn/k", "attn/v"), "attn.c_proj": ("attn/out",)}
-    linear |= {"mlp.c_fc": ("mlp/up",), "mlp.c_proj": ("mlp/down",)}
-    for theirs, ours in linear.items():
-        for part, name in (("weight", "kernel"), ("bias", "bias")):
-            entries.append(
-                TensorEntry(f"h.{{}}.{theirs}.{part}", tuple(f"h/{o}/{name}" for o in ours))
-            )
-    return entries
-
-
-def _llama() -> list[TensorEntry]:
-    entries = [TensorEntry("embed_tokens.weight", ("embed/embedding",))]
-    entries += [TensorEntry("norm.weight", ("norm/scale",))]
-    norms = {"input_layernorm": "attn_norm", "post_attention_layernorm": "mlp_norm"}
-    for theirs, ours in norms.items():
-        entries.append(TensorEntry(f"layers.{{}}.{theirs}.weight", (f"h/{ours}/scale",)))
-    linear = {f"self_attn.{name}_proj": f"attn/{name}" for name in "qkv"}
-    linear |= {"self_attn.o_proj": "attn/out"}
-    linear |= {f"mlp.{name}_proj": f"mlp/{name}" for name in ("gate", "up", "down")}
-    for theirs, ours in linear.items():
-        entries.append(TensorEntry(f"layers.{{}}.{theirs}.weight", (f"h/{ours}/kernel",), True))
-    return entries
-
-
-TABLES = {  # by `ModelSpec.name`
-    "gpt2": TensorTable(prefix="transformer.", entries=_gpt2(), always_biased=True),
-    "llama2": TensorTable(prefix="model.", entries=_llama(), always_biased=False),
-}
-HEAD = TensorEntry("lm_head.weight", ("head/kernel",), True)
 # Buffers that older versions of transformers saved. They contain no learned values.
 _IGNORED = re.compile(r"h\.\d+\.attn\.(masked_)?bias|layers\.\d+\.self_attn\.rotary_emb\.inv_freq")
+DTYPES = {"bfloat16": "BF16", "float32": "F32"}  # name → name in safetensors
 
 
-def tensor_entries(config: ModelConfig) -> list[TensorEntry]:
-    """List all tensors of a model, by their names without the prefix."""
-    table = TABLES[config.name].entries
-    return table if config.tie_embeddings else [*table, HEAD]
+def add_zeros(
+    config: ModelConfig, read: Callable[[str], np.ndarray]
+) -> Callable[[str], np.ndarray]:
+    """Let a reader of a model's parameters return zeros for biases that only `save` writes."""
+    own, whole = parameter_shapes(config), parameter_shapes(with_biases(config))
+    return lambda path: read(path) if path in own else np.zeros(whole[path], np.float32)
 
 
 def save(
@@ -137,28 +81,45 @@ def save(
       InputError: if the folder cannot be created or replaced.
       OutputError: if it cannot be written.
     """
-    if dtype not in ("bfloat16", "float32"):
-        raise ValueError(f"dtype={dtype!r}; it must be bfloat16 or float32")
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype={dtype!r}; it must be {' or '.join(DTYPES)}")
     leaves = {path: np.asarray(leaf) for path, leaf in paths_and_leaves(params).items()}
-    shapes = _shapes(config)
+    shapes = parameter_shapes(config)
     for path in sorted(shapes.keys() | leaves.keys()):
         if path not in shapes or path not in leaves or leaves[path].shape != shapes[path]:
             shape = leaves[path].shape if path in leaves else "missing"
             raise ValueError(
                 f"parameter {path!r} is {shape}, the model's {shapes.get(path, 'none')}"
             )
-    whole = _shapes(_with_biases(config))
-    leaves |= {p: np.zeros(shape, np.float32) for p, shape in whole.items() if p not in leaves}
-    prefix = TABLES[config.name].prefix
-    values = {}
-    for entry, layer, name in _iterate_tensors(config):
-        arrays = [leaves[path] if layer is None else leaves[path][layer] for path in entry.paths]
-        value = np.concatenate(arrays, axis=-1) if len(arrays) > 1 else arrays[0]
-        name = name if entry is HEAD else prefix + name
-        values[name] = value.T if entry.transposed else value
+    tensors = list_tensors(config)
+    specs = {tensor.name: TensorSpec(DTYPES[dtype], tensor.shape) for tensor in tensors}
+    read = add_zeros(config, leaves.__getitem__)
+    values = (
+        (tensor.name, join(tensor, parts).astype(dtype))
+        for tensor, parts in stored_values(tensors, read)
+    )
     with atomic_folder(folder, overwrite) as temporary:
-        safetensors_writer.write_tensors(temporary, values, dtype, shard_bytes)
-        files.write(temporary / CONFIG, json.dumps(to_json(config, dtype), indent=2) + "\n")
+        safetensors_writer.write_stream(temporary, specs, values, shard_bytes)
+        write_config(temporary, to_json(config, dtype))
+
+
+def write_config(folder: Path, content: dict[str, Any]) -> None:
+    """Write a config.json."""
+    files.write(folder / CONFIG, json.dumps(content, indent=2) + "\n")
+
+
+class ModelFolder(NamedTuple):
+    """A model in a folder, whose values are read when they are needed.
+
+    Attributes:
+      config: the model's configuration.
+      shapes: path → shape, of each parameter. A GPT-2 has biases.
+      read: path → float32 values. Raises InputError if a file cannot be read any more.
+    """
+
+    config: ModelConfig
+    shapes: dict[str, tuple[int, ...]]
+    read: Callable[[str], np.ndarray]
 
 
 def load(folder: str | os.PathLike[str]) -> tuple[ModelConfig, dict[str, Any]]:
@@ -170,6 +131,19 @@ def load(folder: str | os.PathLike[str]) -> tuple[ModelConfig, dict[str, Any]]:
     Returns:
       (configuration, parameters). Parameters are float32 NumPy arrays in a nested dict, for
       `nnx.update(model, params)`. A GPT-2 has biases.
+
+    Raises:
+      InputError: as `open_folder`.
+    """
+    model = open_folder(folder)
+    return model.config, nest_by_path({path: model.read(path) for path in model.shapes})
+
+
+def open_folder(folder: str | os.PathLike[str]) -> ModelFolder:
+    """Check the headers of a model that transformers or `save` has written.
+
+    Args:
+      folder: as for `load`.
 
     Raises:
       InputError: if the folder has no such model, or a damaged one; the message names the file and
@@ -192,19 +166,27 @@ def load(folder: str | os.PathLike[str]) -> tuple[ModelConfig, dict[str, Any]]:
         raise InputError(
             f"{folder} has tensors with and without {prefix!r}; give an undamaged copy"
         )
-    shapes = _shapes(config)
+    shapes = parameter_shapes(config)
     _check(folder, config, stored, shapes)
+    return ModelFolder(config, shapes, functools.partial(_read, config, stored, shapes))
 
-    leaves = {path: np.empty(shape, np.float32) for path, shape in shapes.items()}
-    for entry, layer, name in _iterate_tensors(config):
+
+def _read(
+    config: ModelConfig,
+    stored: dict[str, StoredTensor],
+    shapes: dict[str, tuple[int, ...]],
+    path: str,
+) -> np.ndarray:
+    """One of our parameters, from the tensor of each layer that contains it."""
+    values = np.empty(shapes[path], np.float32)
+    entry = next(entry for entry in tensor_entries(config) if path in entry.paths)
+    start = sum(shapes[other][-1] for other in entry.paths[: entry.paths.index(path)])
+    for layer, name in layers_of(entry, config):
         value = safetensors_io.read_tensor(stored[name])
         value = value.T if entry.transposed else value
-        start = 0
-        for path in entry.paths:
-            target = leaves[path] if layer is None else leaves[path][layer]
-            target[...] = value[..., start : start + target.shape[-1]]
-            start += target.shape[-1]
-    return config, nest_by_path(leaves)
+        target = values if layer is None else values[layer]
+        target[...] = value[..., start : start + target.shape[-1]]
+    return values
 
 
 def _check(
@@ -215,16 +197,14 @@ def _check(
 ) -> None:
     """Raise InputError if the tensors are not those of the model."""
     known = set()
-    for entry, layer, name in _iterate_tensors(config):
+    for entry, layer, name in iterate_tensors(config):
         if name not in stored:  # before listing more: the layers in config.json may be too many
             raise InputError(f"{folder}: no tensor {name}; {CONFIG} says it must have one")
-        joined = [shapes[path] if layer is None else shapes[path][1:] for path in entry.paths]
-        shape = (*joined[0][:-1], sum(one[-1] for one in joined))
-        shape = shape[::-1] if entry.transposed else shape
-        path, dtype, stored_shape, _ = stored[name]
-        if stored_shape != shape:
+        shape = stored_shape(entry, layer, shapes)
+        path, dtype, found, _ = stored[name]
+        if found != shape:
             raise InputError(
-                f"{path}: {name} is {_format_shape(stored_shape)}; by {CONFIG} it is "
+                f"{path}: {name} is {_format_shape(found)}; by {CONFIG} it is "
                 f"{_format_shape(shape)}"
             )
         if dtype not in safetensors_io.FLOAT_DTYPES:
@@ -252,29 +232,6 @@ def _check(
             f"{stored[extra[0]].path}: tensor {extra[0]}{more} is no part of the model that "
             f"{CONFIG} describes; give the folder of a plain GPT2 or Llama"
         )
-
-
-def _iterate_tensors(config: ModelConfig) -> Iterator[tuple[TensorEntry, int | None, str]]:
-    """Yield (entry, layer, name without prefix) of each tensor."""
-    for entry in tensor_entries(config):
-        if "{}" not in entry.name:
-            yield entry, None, entry.name
-    for layer in range(config.num_layers):
-        for entry in tensor_entries(config):
-            if "{}" in entry.name:
-                yield entry, layer, entry.name.format(layer)
-
-
-def _with_biases(config: ModelConfig) -> ModelConfig:
-    options: Any = {"bias": True} if TABLES[config.name].always_biased else {}
-    return dataclasses.replace(config, **options)
-
-
-@functools.cache
-def _shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """The shape of each parameter of the model, by its path."""
-    state = nnx.state(nnx.eval_shape(lambda: build_model(config, rngs=nnx.Rngs(0))), nnx.Param)
-    return {path: leaf.shape for path, leaf in paths_and_leaves(state).items()}
 
 
 def nest_by_path(leaves: dict[str, np.ndarray]) -> dict[str, Any]:

@@ -41,26 +41,6 @@ class TensorSpec(NamedTuple):
         return math.prod(self.shape) * SIZES[self.dtype]
 
 
-def write_tensors(
-    folder: Path, tensors: Mapping[str, np.ndarray], dtype: Any, shard_bytes: int = SHARD_BYTES
-) -> None:
-    """Write tensors to one file, or to shards if they are too large for one.
-
-    Args:
-      folder: an empty folder.
-      tensors: name → array.
-      dtype: dtype to round the values to (to nearest, ties to even).
-      shard_bytes: maximum size of a shard, unless a single tensor is larger.
-
-    Raises:
-      OutputError: if they cannot be written.
-    """
-    name_of_dtype = DTYPE_NAMES[np.dtype(dtype)]
-    specs = {name: TensorSpec(name_of_dtype, array.shape) for name, array in tensors.items()}
-    values = ((name, array.astype(dtype)) for name, array in tensors.items())
-    write_stream(folder, specs, values, shard_bytes)
-
-
 def write_stream(
     folder: Path,
     specs: Mapping[str, TensorSpec],

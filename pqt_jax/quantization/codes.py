@@ -16,11 +16,13 @@ ordered by matrix, then by row of blocks, then by column. A block at a ragged ed
 """
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from pqt_jax.interchange.low_bit import EncodedMatrix
 from pqt_jax.numerics import blocks, cast, reference
 from pqt_jax.numerics.deterministic_rounding import FormatAssignment
 from pqt_jax.numerics.formats import BF16, FloatFormat
@@ -68,6 +70,38 @@ def encode_parameter(w: jax.Array, assignment: FormatAssignment) -> Tensors:
             scales[tags == i] = scale.reshape(-1)[tags == i]
     tensors["scale"] = _encode_scale(spec, scales.reshape(grid))
     return tensors | {"tags": bit_packing.pack(tags, TAG_BITS)}
+
+
+def encode_matrix(w: jax.Array | np.ndarray, spec: Spec) -> EncodedMatrix:
+    """Quantize one matrix to the codes that `encode_parameter` packs, in the layout of others.
+
+    Example:
+      >>> one = encode_matrix(jnp.full((64, 32), 3.0), Spec(noise="none", dtype="E2M1"))
+      >>> one.codes.shape, one.scale.tolist(), one.block  # [out, in]
+      ((32, 64), [[126, 126]], (32, 32))
+
+    Args:
+      w: float32 or bfloat16 [in, out].
+      spec: a format of at most eight bits, a block of which 32 divides the first side, and a scale
+        rule other than "exact".
+
+    Returns:
+      The matrix as [out, in].
+    """
+    spec = spec.fitted(w.shape)
+    codes, scale = _encode_transposed(w, spec)
+    return EncodedMatrix(
+        spec.dtype,
+        np.asarray(codes),
+        bit_packing.to_e8m0(np.asarray(scale)),
+        (spec.block[1], spec.block[0]),
+    )
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _encode_transposed(w: jax.Array, spec: Spec) -> tuple[jax.Array, jax.Array | None]:
+    codes, scale = _codes_and_scale(spec, w[None])
+    return codes[0].astype(jnp.uint8).T, None if scale is None else scale[0].T
 
 
 def decode_parameter(
@@ -145,11 +179,15 @@ def _codes(spec: Spec, matrices: jax.Array) -> tuple[np.ndarray, np.ndarray | No
         word = np.asarray(reference.cast_blocks(spec, matrices)).astype(np.float32).view(np.uint32)
         word = np.where(word & 0x7FFFFFFF > 0x7F800000, word | 0x00400000, word)  # NaN stays NaN
         return (word >> (32 - spec.dtype.bits)).astype(np.uint16), None
+    codes, scale = _codes_and_scale(spec, matrices)
+    return np.asarray(codes).astype(np.uint16), None if scale is None else np.asarray(scale)
+
+
+def _codes_and_scale(spec: Spec, matrices: jax.Array) -> tuple[jax.Array, jax.Array | None]:
     scale = reference.grid_scale(
         spec, blocks.block_absmax(blocks.pad_to(matrices, *spec.block), spec.block)
     )
-    codes = reference.cast_blocks(dataclasses.replace(spec, encoded=True), matrices)
-    return np.asarray(codes).astype(np.uint16), None if scale is None else np.asarray(scale)
+    return reference.cast_blocks(dataclasses.replace(spec, encoded=True), matrices), scale
 
 
 def _values(fmt: FloatFormat, codes: np.ndarray) -> np.ndarray:

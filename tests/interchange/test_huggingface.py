@@ -125,7 +125,9 @@ def test_an_export_does_not_replace_another_unasked(tmp_path):
 def test_a_full_disk_is_named_and_nothing_is_left(tmp_path, monkeypatch):
     (tmp_path / "model.safetensors").symlink_to("/dev/full")
     with pytest.raises(OutputError, match="model.safetensors: no space left on device; free some"):
-        safetensors_writer.write_tensors(tmp_path, {"a": np.zeros(30_000, np.float32)}, "float32")
+        zeros = np.zeros(30_000, np.float32)
+        specs = {"a": safetensors_writer.TensorSpec("F32", zeros.shape)}
+        safetensors_writer.write_stream(tmp_path, specs, [("a", zeros)])
 
     write = safetensors_writer._write_all
 

@@ -22,7 +22,7 @@ import itertools
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import orbax.checkpoint as ocp
@@ -32,6 +32,9 @@ from pqt_jax.console import print_error
 from pqt_jax.errors import InputError, OutputError
 from pqt_jax.training.run import digests, distributed, orbax_errors, workdir
 from pqt_jax.training.run.run_metadata import Meta, check_same_run, is_metadata
+
+T = TypeVar("T")
+ReadParams = Callable[[Any], Any]
 
 
 def open_manager(
@@ -249,12 +252,8 @@ def _move_to_damaged(folder: Path) -> Path | None:
         raise OutputError(folder, error) from None
 
 
-@orbax_errors.quiet_orbax()
 def read_params(run: Path, like: Any, meta: Meta) -> tuple[int, Any]:
     """Read the parameters of the newest step that can be read, without changing the folder.
-
-    No lock is taken, so a trainer may be running. If it deletes a step while this reads it, the
-    newer step that it has saved is read instead.
 
     Args:
       run: the folder of a run.
@@ -265,23 +264,51 @@ def read_params(run: Path, like: Any, meta: Meta) -> tuple[int, Any]:
       (step, parameters).
 
     Raises:
+      InputError: as `use_newest`.
+    """
+    return use_newest(run, meta, lambda step, read: (step, read(like)))
+
+
+@orbax_errors.quiet_orbax()
+def use_newest(run: Path, meta: Meta, use: Callable[[int, ReadParams], T]) -> T:
+    """Read parameters of the newest step that can be read, some at a time.
+
+    No lock is taken, so a trainer may be running. If it deletes a step while this reads it, the
+    newer step that it has saved is read instead.
+
+    Args:
+      run: the folder of a run, in which nothing is changed.
+      meta: the run's metadata.
+      use: called with the step and a function, which returns those parameters that a tree like the
+        saved one contains, with its shapes and dtypes. It is called again, with another step, where
+        one proves to be damaged, which may be after it has read some parameters.
+
+    Returns:
+      What `use` returns.
+
+    Raises:
       InputError: if no step can be read, or another run saved it.
     """
     folder = (run / workdir.CHECKPOINTS).absolute()
     damaged: dict[int, str] = {}
+    told: set[int] = set()
     while steps := workdir.saved_steps(run) - damaged.keys():
         step = max(steps)
-        try:
+
+        def read(like: Any, step: int = step) -> Any:
             restored, saved = _read(folder / str(step), {"params": like}, meta)
             _check_digests(restored, saved)
+            for other in sorted(damaged.keys() & workdir.saved_steps(run) - told, reverse=True):
+                told.add(other)
+                print_error(
+                    f"checkpoint of step {other} is damaged ({damaged[other]}); reading step {step}"
+                )
+            return restored["params"]
+
+        try:
+            return use(step, read)
         except DamagedError as error:
             damaged[step] = str(error)
-            continue
-        for other in sorted(damaged.keys() & workdir.saved_steps(run), reverse=True):
-            print_error(
-                f"checkpoint of step {other} is damaged ({damaged[other]}); reading step {step}"
-            )
-        return step, restored["params"]
     if not damaged:
         raise InputError(
             f"--workdir={run} holds no checkpoint; train first, or give another workdir"

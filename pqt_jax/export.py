@@ -8,6 +8,7 @@
                            report.json, report.png
     --layout huggingface   config.json and model.safetensors, which transformers loads: the rounded
                            weights as numbers, in bfloat16 or float32
+    --layout NAME          one of `interchange.layouts`: the same folder, with matrices in few bits
 
 Nothing is printed before the folder is complete.
 
@@ -22,11 +23,14 @@ from collections.abc import Sequence
 from pqt_jax import console, errors
 from pqt_jax.analysis import export_weights, load
 from pqt_jax.errors import InputError
+from pqt_jax.interchange.layouts import LAYOUTS
+from pqt_jax.interchange.low_bit import LowBitLayout
 from pqt_jax.numerics import blocks, cast
 from pqt_jax.training import named_formats
 
 EXIT_CODES = errors.EXIT_CODES
-LAYOUTS = ("packed", "huggingface")
+LAYOUT_NAMES = ("packed", "huggingface", *LAYOUTS)
+_UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -68,16 +72,34 @@ def parser() -> console.Parser:
     add("--overwrite", action="store_true", help="replace an export in the folder of --out")
     add(
         "--layout",
-        choices=LAYOUTS,
+        choices=LAYOUT_NAMES,
         default="packed",
-        help="packed for the stored bits, huggingface for a folder that transformers loads; "
-        "default: packed",
+        help="packed for pqt_jax's own file, huggingface for a folder of numbers that transformers "
+        "loads, or the name of what other software reads in few bits; default: packed",
     )
     add(
         "--dtype",
         choices=["bfloat16", "float32"],
-        help="dtype of the weights in the Hugging Face layout; default: bfloat16 if it represents "
-        "them exactly, else float32",
+        help="dtype of the weights in the Hugging Face layout; default: bfloat16, or float32 with "
+        "--scale=exact, and with --format=master for weights that were trained in float32",
+    )
+    add(
+        "--rest",
+        choices=["bfloat16", "float32"],
+        help="dtype of the weights that --format does not cover: embeddings, head, norms, biases; "
+        "default: as trained with --layout=packed, else as --dtype",
+    )
+    add(
+        "--squares",
+        action="store_true",
+        help="store one scale for each block of 32x32, where the layout can, instead of one for "
+        "each 32 weights of a row",
+    )
+    add(
+        "--sharded-size",
+        type=_size,
+        metavar="SIZE",
+        help="largest file of a Hugging Face folder, such as 500MB; default: 5GB",
     )
     add(
         "--block",
@@ -116,6 +138,13 @@ def _block(text: str) -> blocks.Block:
         ) from None
 
 
+def _size(text: str) -> int:
+    parts = re.fullmatch(r"(\d{1,12})([KMG]B)?", text)
+    if parts is None or not int(parts[1]):
+        raise ArgumentTypeError(f"{text!r}; it must be a number of bytes such as 500MB or 5GB")
+    return int(parts[1]) * _UNITS[parts[2] or ""]
+
+
 def parse(arguments: Sequence[str]) -> Namespace:
     """Parse the command line and check which options go together.
 
@@ -129,10 +158,13 @@ def parse(arguments: Sequence[str]) -> Namespace:
     if options.packed is not None:
         raise InputError("--packed: those weights are exported already; give --workdir or --hf")
     is_packed = options.layout == "packed"
-    if is_packed and options.format == "master":
+    if options.layout != "huggingface" and options.format == "master":
         raise InputError("--format=master goes with --layout=huggingface; give a smaller format")
-    if is_packed and options.dtype is not None:
+    if options.layout != "huggingface" and options.dtype is not None:
         raise InputError("--dtype goes with --layout=huggingface; leave it out")
+    if is_packed and options.sharded_size is not None:
+        raise InputError("--sharded-size goes with Hugging Face folders; leave it out")
+    _check_low_bit(options, LAYOUTS.get(options.layout))
     if options.scale == "exact" and options.dtype == "bfloat16":
         raise InputError("--dtype=bfloat16 would round products with exact scales; give float32")
     is_mixed, is_uniform = options.format == "mixed", options.format not in ("mixed", "master")
@@ -142,6 +174,29 @@ def parse(arguments: Sequence[str]) -> Namespace:
     if options.share is not None and options.granularity not in ("tensor", "model"):
         raise InputError("--share goes with --granularity=tensor or model; leave it out")
     return options
+
+
+def _check_low_bit(options: Namespace, layout: LowBitLayout | None) -> None:
+    """Check options of a layout in few bits."""
+    if options.squares and (layout is None or options.format not in layout.squares):
+        able = [
+            f"--layout={x.name} --format={name}" for x in LAYOUTS.values() for name in x.squares
+        ]
+        raise InputError(f"--squares goes with {' or '.join(able)}; leave it out")
+    if layout is None:
+        return
+    if options.format not in layout.formats:
+        known = ", ".join(layout.formats)
+        raise InputError(f"--format={options.format}: --layout={layout.name} has {known}; give one")
+    if options.scale == "exact":
+        raise InputError(
+            f"--scale=exact: the scales of --layout={layout.name} are powers of two; give ceil"
+        )
+    if options.format == "mixed" and options.granularity not in ("tensor", "model"):
+        raise InputError(
+            f"--format=mixed: --layout={layout.name} has one format for each tensor; give "
+            "--granularity=tensor"
+        )
 
 
 if __name__ == "__main__":

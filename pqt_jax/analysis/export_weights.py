@@ -6,17 +6,22 @@ trained weights → plan → packed codes and a report of their errors, or a Hug
 """
 
 import dataclasses
+import functools
 import json
 from argparse import Namespace
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import jax
+import jax.numpy as jnp
 
-from pqt_jax.analysis import load
-from pqt_jax.analysis.load import TrainedModel
+from pqt_jax.analysis import export_folder, open_weights
+from pqt_jax.analysis.export_folder import Storage
+from pqt_jax.analysis.open_weights import OpenModel
 from pqt_jax.errors import InputError
-from pqt_jax.interchange import folders, huggingface
+from pqt_jax.interchange import folders, low_bit, safetensors_writer
+from pqt_jax.interchange.layouts import LAYOUTS
 from pqt_jax.interchange.png import save_png
 from pqt_jax.models import ModelConfig
 from pqt_jax.quantization import packed_file, report, report_figure, sizes
@@ -41,22 +46,61 @@ def export(options: Namespace) -> None:
     workdir.check_not_in_checkpoints(
         folders.check_destination(options.out, options.overwrite, "--out="), options.out
     )
-    model = load.load_model(options)
+    text = open_weights.use_model(options, functools.partial(_write, options))
+    print(f"{text}\nwritten: {options.out}")
+
+
+def _write(options: Namespace, model: OpenModel) -> str:
+    """Write the folder; returns what to print about it."""
     plan = _make_plan(options, model)
-    text = ""
-    if options.layout == "packed":
-        text = write_packed(Path(options.out), model, plan, options.format, options.overwrite)
-    else:
-        rounded = named_formats.round_by_plan(model.params, plan)
-        needs_float32 = any(assigned.spec.storage == np.float32 for assigned in plan.values())
-        dtype: Any = options.dtype or ("float32" if needs_float32 else "bfloat16")
-        huggingface.save(
-            options.out, model.config, rounded, dtype=dtype, overwrite=options.overwrite
+    _check_layout(options, model, plan)
+    with folders.atomic_folder(options.out, options.overwrite) as folder:
+        if options.layout == "packed":
+            text = write_packed(folder, model, plan, options.format, rest=options.rest)
+        else:
+            storage = _storage(options, model)
+            tensors = export_folder.write(folder, model, plan, storage)
+            text = export_folder.describe(model, tensors, storage)
+    return f"weights: {model.origin}\n{text}"
+
+
+def _check_layout(options: Namespace, model: OpenModel, plan: Plan) -> None:
+    """Raise InputError if the layout does not serve the model, or blocks as they were trained."""
+    if (layout := LAYOUTS.get(options.layout)) is None:
+        return
+    if model.config.name not in layout.models:
+        raise InputError(
+            f"--layout={layout.name} is for {', '.join(layout.models)}, and {model.origin} is a "
+            f"{model.config.name}; give --layout=gguf, huggingface or packed"
         )
-    print(f"weights: {model.origin}\n{text}written: {options.out}")
+    for path, assigned in plan.items():
+        block = assigned.spec.block
+        if block[0] % low_bit.GROUP:
+            raise InputError(
+                f"--layout={layout.name} has a scale for each 32 inputs of a weight matrix, and "
+                f"{path} has blocks of {block[0]}x{block[1]}; give --block=32x32 or 32x1"
+            )
 
 
-def _make_plan(options: Namespace, model: TrainedModel) -> Plan:
+def _storage(options: Namespace, model: OpenModel) -> Storage:
+    """How a Hugging Face folder is stored, from the options."""
+    layout = LAYOUTS.get(options.layout)
+    numbers = "bfloat16"
+    if layout is None:
+        as_trained = options.format == "master" and model.config.param_dtype == "float32"
+        wide = "float32" if as_trained or options.scale == "exact" else "bfloat16"
+        numbers = options.dtype or wide
+    shard_bytes = options.sharded_size or safetensors_writer.SHARD_BYTES
+    return Storage(
+        layout=layout,
+        numbers=numbers,
+        rest=options.rest or numbers,
+        squares=options.squares,
+        shard_bytes=shard_bytes,
+    )
+
+
+def _make_plan(options: Namespace, model: OpenModel) -> Plan:
     if options.format == "mixed":
         refusal = model.run_config and methods.get_method(model.run_config).export_refusal
         if refusal:
@@ -73,36 +117,46 @@ def _make_plan(options: Namespace, model: TrainedModel) -> Plan:
     return named_formats.make_plan(model.params, model.rules, options.format, **plan_options)
 
 
-def write_packed(
-    out: Path, model: TrainedModel, plan: Plan, name: str, overwrite: bool = False
-) -> str:
+def write_packed(folder: Path, model: OpenModel, plan: Plan, name: str, rest: str | None) -> str:
     """Write packed weights and the report of their errors.
 
     Args:
-      out: the folder, which is written whole or not at all.
+      folder: an empty folder.
       model: the trained model.
       plan: the plan for its weights.
       name: the format's name, for the title of the picture.
-      overwrite: whether to replace what is in the folder.
+      rest: dtype of the weights that the plan does not round; None for the dtype that they have.
 
     Returns:
       The content of report.txt.
 
     Raises:
-      InputError: if the folder is not empty and `overwrite` is False.
-      OutputError: if it cannot be written.
+      InputError: if a weight cannot be read.
+      OSError: if the folder cannot be written.
     """
     weights = bit_state.weights(model.params)
-    with folders.atomic_folder(out, overwrite) as folder:
-        packed_file.write(folder / packed_file.FILE, weights, plan, describe_model(model.config))
-        rows = report.measure_matrices(weights, plan)
-        sizes_text = _describe_sizes(folder / packed_file.FILE, weights, plan)
-        text = f"{report.format_table(rows)}\n\n{sizes_text}\n"
-        (folder / "report.txt").write_text(text)
-        content = json.dumps(report.as_json(rows), indent=2, allow_nan=False)
-        (folder / "report.json").write_text(content + "\n")
-        figure = report_figure.draw_report(rows, f"{model.origin}, {named_formats.LABELS[name]}")
-        save_png(figure, folder / "report.png")
+    rows, other_bytes = [], 0
+
+    def read() -> Iterator[tuple[str, jax.Array]]:
+        nonlocal other_bytes
+        for path in paths_and_leaves(weights):
+            w = jnp.asarray(model.read(path))
+            if path in plan:
+                rows.extend(report.measure_matrices({path: w}, plan))
+            else:
+                w = w.astype(rest or w.dtype)
+                other_bytes += w.nbytes
+            yield path, w
+
+    path = folder / packed_file.FILE
+    packed_file.write_each(path, read(), plan, describe_model(model.config))
+    sizes_text = _describe_sizes(path, weights, plan, other_bytes)
+    text = f"{report.format_table(rows)}\n\n{sizes_text}\n"
+    (folder / "report.txt").write_text(text)
+    content = json.dumps(report.as_json(rows), indent=2, allow_nan=False)
+    (folder / "report.json").write_text(content + "\n")
+    figure = report_figure.draw_report(rows, f"{model.origin}, {named_formats.LABELS[name]}")
+    save_png(figure, folder / "report.png")
     return text
 
 
@@ -111,17 +165,15 @@ def describe_model(config: ModelConfig) -> dict[str, Any]:
     return {"name": config.name, **dataclasses.asdict(config)}
 
 
-def _describe_sizes(path: Path, weights: Any, plan: Plan) -> str:
+def _describe_sizes(path: Path, weights: Any, plan: Plan, other_bytes: int) -> str:
     """Two lines: bytes of the quantized weights, and of everything else in the file."""
     quantized = sizes.total_size(sizes.parameter_sizes(plan, weights).values())
-    leaves = paths_and_leaves(weights)
-    other_bits = sum(8 * leaf.nbytes for name, leaf in leaves.items() if name not in plan)
-    count = sum(leaf.size for leaf in leaves.values())
+    count = sum(leaf.size for leaf in paths_and_leaves(weights).values())
     on_disk = path.stat().st_size
     return (
         f"{quantized.weights:,} weights of {count:,} quantized, {quantized.mean_bits:.4f} bits "
         f"each: codes {quantized.codes / 8:,.0f} bytes, scales {quantized.scales / 8:,.0f}, "
         f"tags {quantized.tags / 8:,.0f}\n"
-        f"all others {other_bits / 8:,.0f} bytes; the file {on_disk:,}, of which "
-        f"{on_disk - (quantized.bits + other_bits) / 8:,.0f} describe it"
+        f"all others {other_bytes:,} bytes; the file {on_disk:,}, of which "
+        f"{on_disk - quantized.bits / 8 - other_bytes:,.0f} describe it"
     )

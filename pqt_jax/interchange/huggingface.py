@@ -25,6 +25,7 @@ from pqt_jax.interchange.huggingface_config import from_json, to_json
 from pqt_jax.interchange.huggingface_tensors import (
     HEAD,
     TABLES,
+    add_zeros,
     iterate_tensors,
     join,
     layers_of,
@@ -33,7 +34,6 @@ from pqt_jax.interchange.huggingface_tensors import (
     stored_shape,
     stored_values,
     tensor_entries,
-    with_biases,
 )
 from pqt_jax.interchange.safetensors_io import StoredTensor
 from pqt_jax.interchange.safetensors_writer import TensorSpec
@@ -44,14 +44,6 @@ CONFIG = "config.json"
 # Buffers that older versions of transformers saved. They contain no learned values.
 _IGNORED = re.compile(r"h\.\d+\.attn\.(masked_)?bias|layers\.\d+\.self_attn\.rotary_emb\.inv_freq")
 DTYPES = {"bfloat16": "BF16", "float32": "F32"}  # name → name in safetensors
-
-
-def add_zeros(
-    config: ModelConfig, read: Callable[[str], np.ndarray]
-) -> Callable[[str], np.ndarray]:
-    """Let a reader of a model's parameters return zeros for biases that only `save` writes."""
-    own, whole = parameter_shapes(config), parameter_shapes(with_biases(config))
-    return lambda path: read(path) if path in own else np.zeros(whole[path], np.float32)
 
 
 def save(

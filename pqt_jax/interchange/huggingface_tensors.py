@@ -160,6 +160,14 @@ def join(tensor: ModelTensor, parts: list[np.ndarray]) -> np.ndarray:
     return value.T if tensor.entry.transposed else value
 
 
+def add_zeros(
+    config: ModelConfig, read: Callable[[str], np.ndarray]
+) -> Callable[[str], np.ndarray]:
+    """Let a reader of a model's parameters return zeros for biases that only `save` writes."""
+    own, whole = parameter_shapes(config), parameter_shapes(with_biases(config))
+    return lambda path: read(path) if path in own else np.zeros(whole[path], np.float32)
+
+
 def iterate_tensors(config: ModelConfig) -> Iterator[tuple[TensorEntry, int | None, str]]:
     """Yield (entry, layer, name without prefix) of each tensor."""
     entries = tensor_entries(config)

@@ -17,6 +17,7 @@ SHA-256 as "sha256". The fields of the JSON:
 import dataclasses
 import hashlib
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -70,17 +71,30 @@ def write(path: Path, params: Any, plan: Plan, model: Any = None) -> None:
       model: any JSON value.
 
     Raises:
+      TypeError, ValueError, OSError: as `write_each`.
+    """
+    write_each(path, paths_and_leaves(params).items(), plan, model)
+
+
+def write_each(
+    path: Path, leaves: Iterable[tuple[str, Any]], plan: Plan, model: Any = None
+) -> None:
+    """Quantize parameters that are made one at a time; only their codes are kept in memory.
+
+    Args:
+      path, plan, model: as for `write`.
+      leaves: (path, array) of each parameter.
+
+    Raises:
       TypeError: if a parameter that the plan leaves out has another dtype.
       ValueError: if a path could be the name of a tensor of another parameter.
       OSError: if the file cannot be written.
     """
     tensors: dict[str, np.ndarray] = {}
-    parameters = {}
-    leaves = paths_and_leaves(params)
-    for name, leaf in leaves.items():
+    names, parameters = [], {}
+    for name, leaf in leaves:
+        names.append(name)
         if name in plan:
-            if clash := [other for other in leaves if other.startswith(f"{name}:")]:
-                raise ValueError(f"{clash[0]} could be a tensor of {name}; give it another name")
             parameters[name] = _describe(plan[name], leaf.shape)
             encoded = codes.encode_parameter(leaf, plan[name])
             tensors |= {f"{name}:{key}": x for key, x in encoded.items()}
@@ -88,6 +102,9 @@ def write(path: Path, params: Any, plan: Plan, model: Any = None) -> None:
             tensors[name] = np.asarray(leaf)
         else:
             raise TypeError(f"{name} has dtype {leaf.dtype}; only float32 and bfloat16 are stored")
+    for name in parameters:
+        if clash := [other for other in names if other.startswith(f"{name}:")]:
+            raise ValueError(f"{clash[0]} could be a tensor of {name}; give it another name")
     content = {
         "version": VERSION,
         "stream": philox.STREAM_VERSION,

@@ -133,5 +133,5 @@ def _stored_values(
             assert layout is not None and fmt is not None
             yield from layout.store(name, low_bit.recode(matrix, fmt), storage.squares).items()
         else:
-            numbers = join(one.tensor, [np.asarray(part) for part in parts])
-            yield name, numbers.astype(_NUMPY[_dtype(one, storage)])
+            dtype = _NUMPY[_dtype(one, storage)]
+            yield name, join(one.tensor, [np.asarray(part).astype(dtype) for part in parts])

@@ -13,6 +13,7 @@ For a matrix w and its rounded ŵ:
 """
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -26,6 +27,7 @@ from pqt_jax.numerics import blocks, reference
 from pqt_jax.numerics.deterministic_rounding import FormatAssignment, round_parameter
 from pqt_jax.numerics.formats import as_format
 from pqt_jax.numerics.mixed_formats import MIXED_FORMATS
+from pqt_jax.numerics.spec import Spec
 from pqt_jax.quantization import sizes
 from pqt_jax.quantization.quantize import Plan
 from pqt_jax.quantization.sizes import StoredSize
@@ -78,63 +80,59 @@ def measure_matrices(params: Any, plan: Plan) -> list[MatrixReport]:
 
 def _measure_stack(path: str, w: jax.Array, assignment: FormatAssignment) -> list[MatrixReport]:
     spec, index = assignment
-    errors, worst_blocks, saturated, flushed = jax.device_get(_measure_errors(w, assignment))
     leads, m, n = blocks.matrix_shape(w.shape, spec.matrix_axes)
+    matrices = w.reshape(leads, m, n)
     matrix_spec = dataclasses.replace(spec, matrix_axes=(1, 1))
     index = [None] * leads if index is None else np.asarray(index).reshape(leads, *index.shape[-2:])
     rows = []
-    for layer in range(leads):
+    for layer in range(leads):  # a stack of a large model does not fit several times into memory
         matrix = FormatAssignment(matrix_spec, index[layer])
+        errors = _measure_errors(matrices[layer], matrix.index, matrix_spec.fitted((m, n)))
+        relative, worst_block, saturated, flushed = map(float, jax.device_get(errors))
         rows.append(
             MatrixReport(
                 path=path,
                 layer=layer,
                 formats=sizes.count_by_format((m, n), matrix),
                 size=sizes.parameter_size((m, n), matrix),
-                error=float(errors[layer]),
-                worst_block=float(worst_blocks[layer]),
-                saturated=float(saturated[layer]),
-                flushed=float(flushed[layer]),
+                error=relative,
+                worst_block=worst_block,
+                saturated=saturated,
+                flushed=flushed,
             )
         )
     return rows
 
 
-def _measure_errors(w: jax.Array, assignment: FormatAssignment) -> tuple[jax.Array, ...]:
-    """(error, worst block, saturated, flushed) of each matrix of a stack, float32 [leads] each."""
-    spec, index = assignment.spec.fitted(w.shape), assignment.index
-    shape = blocks.matrix_shape(w.shape, spec.matrix_axes)
-    if index is not None:
-        index = index.reshape(shape[0], *index.shape[-2:])
+@functools.partial(jax.jit, static_argnums=2)
+def _measure_errors(w: jax.Array, index: jax.Array | None, spec: Spec) -> tuple[jax.Array, ...]:
+    """(error, worst block, saturated, flushed) of a matrix, float32 scalars."""
+    rounded = round_parameter(w, FormatAssignment(spec, index))
+    wide = blocks.pad_to(w[None].astype(jnp.float32), *spec.block)
+    rounded = blocks.pad_to(rounded[None].astype(jnp.float32), *spec.block)
+    # Squares are relative to the largest weight of a block: they neither overflow nor vanish.
+    absmax = blocks.block_absmax(wide, spec.block)
+    unit = jnp.where(absmax == 0, 1.0, absmax)
+    unit_of_weight = blocks.spread(unit, spec.block)
 
-    @jax.jit
-    def measure(w, rounded):
-        wide = blocks.pad_to(w.reshape(shape).astype(jnp.float32), *spec.block)
-        rounded = blocks.pad_to(rounded.reshape(shape).astype(jnp.float32), *spec.block)
-        # Squares are relative to the largest weight of a block: they neither overflow nor vanish.
-        absmax = blocks.block_absmax(wide, spec.block)
-        unit = jnp.where(absmax == 0, 1.0, absmax)
-        unit_of_weight = blocks.spread(unit, spec.block)
+    def sum_squares(x):
+        return blocks.block_sum(jnp.square(x / unit_of_weight), spec.block)
 
-        def sum_squares(x):
-            return blocks.block_sum(jnp.square(x / unit_of_weight), spec.block)
+    error, norm = sum_squares(rounded - wide), sum_squares(wide)
+    worst = jnp.max(jnp.sqrt(error / jnp.where(norm == 0, 1.0, norm)))
+    largest = jnp.max(unit)
+    whole = [jnp.sum(x * jnp.square(unit / largest)) for x in (error, norm)]
+    relative = jnp.sqrt(whole[0] / jnp.where(whole[1] == 0, 1.0, whole[1]))
+    index = None if index is None else index[None]
+    top = blocks.spread(_largest_values(spec, index, absmax), spec.block)
+    finite = jnp.isfinite(wide).all()
 
-        error, norm = sum_squares(rounded - wide), sum_squares(wide)
-        worst = jnp.max(jnp.sqrt(error / jnp.where(norm == 0, 1.0, norm)), axis=(1, 2))
-        largest = jnp.max(unit, axis=(1, 2), keepdims=True)
-        whole = [jnp.sum(x * jnp.square(unit / largest), axis=(1, 2)) for x in (error, norm)]
-        relative = jnp.sqrt(whole[0] / jnp.where(whole[1] == 0, 1.0, whole[1]))
-        top = blocks.spread(_largest_values(assignment.spec, index, absmax), spec.block)
-        finite = jnp.isfinite(wide).all(axis=(1, 2))
+    def share(x):
+        return jnp.where(finite, jnp.sum(x) / w.size, jnp.nan)
 
-        def share(x):
-            return jnp.where(finite, jnp.sum(x, axis=(1, 2)) / (shape[1] * shape[2]), jnp.nan)
-
-        saturated = share(jnp.abs(wide) > top)
-        flushed = share((wide != 0) & (rounded == 0))
-        return relative, worst, saturated, flushed
-
-    return measure(w, round_parameter(w, assignment))
+    saturated = share(jnp.abs(wide) > top)
+    flushed = share((wide != 0) & (rounded == 0))
+    return relative, worst, saturated, flushed
 
 
 def _largest_values(spec: Any, index: jax.Array | None, absmax: jax.Array) -> jax.Array:

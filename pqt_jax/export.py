@@ -26,7 +26,7 @@ from pqt_jax.errors import InputError
 from pqt_jax.interchange.layouts import LAYOUTS
 from pqt_jax.interchange.low_bit import LowBitLayout
 from pqt_jax.numerics import blocks, cast
-from pqt_jax.training import named_formats
+from pqt_jax.numerics.formats import FORMATS
 
 EXIT_CODES = errors.EXIT_CODES
 LAYOUT_NAMES = ("packed", "huggingface", *LAYOUTS)
@@ -53,7 +53,7 @@ def parser() -> console.Parser:
     """The options of the command."""
     result = console.Parser(prog="python -m pqt_jax.export", description="Export trained weights.")
     load.add_model_options(result)
-    formats = ["master", *named_formats.FORMATS, "mixed"]
+    formats = ["master", *FORMATS, "mixed"]
     share = console.number(float, lambda x: 0 < x <= 1, "above 0 and at most 1")
     add = result.add_argument
     add(

@@ -181,18 +181,30 @@ _DTYPES = {
 
 _BY_DTYPE = {dtype: fmt for fmt, dtype in _DTYPES.items()}
 _BY_NAME = {f.name: f for f in (FP32, BF16, FP16)}
-DTYPE_NAMES = tuple(str(dtype) for dtype in _DTYPES.values())
+FORMATS = {  # by the names that commands take
+    "bf16": BF16,
+    "fp8_e4m3": E4M3,
+    "fp8_e5m2": E5M2,
+    "fp6_e3m2": E3M2,
+    "fp6_e2m3": E2M3,
+    "fp4_e2m1": E2M1,
+}
+_ACCEPTED = (*FORMATS, *(str(dtype) for dtype in _DTYPES.values()))
+NAMES_IN_WORDS = f"ExMy, such as E3M2, or one of {', '.join(_ACCEPTED)}"
 
 
 def as_format(dtype: Any) -> FloatFormat:
     """Return the format that a `FloatFormat`, a NumPy or ml_dtypes type, or a name stands for.
 
     Example:
-      >>> as_format("float6_e3m2fn") == E3M2, as_format(ml_dtypes.bfloat16) == BF16
-      (True, True)
+      >>> as_format("float6_e3m2fn") == as_format("fp6_e3m2") == as_format("E3M2") == E3M2
+      True
+      >>> as_format(ml_dtypes.bfloat16) == BF16
+      True
 
     Args:
-      dtype: `FloatFormat`, dtype, scalar type, or name such as "float8_e4m3fn", "E4M3" or "E8M3".
+      dtype: `FloatFormat`, dtype, scalar type, or name such as "fp8_e4m3", "float8_e4m3fn" or
+        "E4M3". Names that begin with "fp" are those of `FORMATS`.
 
     Returns:
       The format.
@@ -206,10 +218,8 @@ def as_format(dtype: Any) -> FloatFormat:
         return FloatFormat(int(bits[1]), int(bits[2]))
     try:
         if isinstance(dtype, str):
-            dtype = _BY_NAME.get(dtype) or getattr(ml_dtypes, dtype, dtype)
+            named = _BY_NAME.get(dtype) or FORMATS.get(dtype)
+            dtype = named or getattr(ml_dtypes, dtype, dtype)
         return dtype if isinstance(dtype, FloatFormat) else _BY_DTYPE[np.dtype(dtype)]
     except (TypeError, KeyError):
-        names = ", ".join(DTYPE_NAMES)
-        raise ValueError(
-            f"dtype={dtype!r} names no format; give ExMy, such as E3M2, or one of {names}"
-        ) from None
+        raise ValueError(f"dtype={dtype!r} names no format; give {NAMES_IN_WORDS}") from None

@@ -13,21 +13,13 @@ import jax.numpy as jnp
 from flax import nnx
 
 from pqt_jax.errors import InputError
-from pqt_jax.numerics.formats import BF16, E2M1, E2M3, E3M2, E4M3, E5M2
+from pqt_jax.numerics.formats import FORMATS
 from pqt_jax.quantization.quantize import Plan, apply, plan_mixed, plan_uniform
 from pqt_jax.training.config.schema import RunConfig
 from pqt_jax.training.methods import METHODS, get_method
 from pqt_jax.transform import bit_state
 from pqt_jax.transform.rules import Rule
 
-FORMATS = {
-    "bf16": BF16,
-    "fp8_e4m3": E4M3,
-    "fp8_e5m2": E5M2,
-    "fp6_e3m2": E3M2,
-    "fp6_e2m3": E2M3,
-    "fp4_e2m1": E2M1,
-}
 LABELS = {
     "master": "master weights",
     **{name: fmt.label for name, fmt in FORMATS.items()},

@@ -115,6 +115,12 @@ def test_formats_go_by_their_own_names():
     assert [as_format(fmt.name) for fmt in named] == named
 
 
+def test_the_names_of_export_are_formats():
+    names = [f"fp{fmt.bits}_{fmt.name.lower()}" for fmt in formats.FORMATS.values()]
+    assert ["bf16", *names[1:]] == list(formats.FORMATS)
+    assert [as_format(name) for name in formats.FORMATS] == list(formats.FORMATS.values())
+
+
 def test_formats_without_a_type():
     assert formats.E4M7.dtype is None
     assert as_format(FloatFormat(5, 3)).dtype is None
@@ -124,7 +130,7 @@ def test_formats_without_a_type():
     "given", ["E4M", "e4m3", "float64", "float8_e4m3b11fnuz", "finfo", np.int8, 3]
 )
 def test_as_format_refuses_what_is_not_in_the_table(given):
-    with pytest.raises(ValueError, match="names no format.*float8_e4m3fn"):
+    with pytest.raises(ValueError, match="names no format.*fp4_e2m1.*float8_e4m3fn"):
         as_format(given)
 
 

@@ -15,7 +15,7 @@ from typing import Any
 from pqt_jax.models import ModelConfig
 from pqt_jax.models.setting import about, setting
 from pqt_jax.numerics import bit_width, blocks
-from pqt_jax.numerics.formats import DTYPE_NAMES, as_format
+from pqt_jax.numerics.formats import NAMES_IN_WORDS, as_format
 from pqt_jax.training.config.fields import to_config_dict, to_dict
 from pqt_jax.training.methods import METHODS
 from pqt_jax.training.methods.sampling_rules import KERNEL_PATTERNS
@@ -139,7 +139,7 @@ class PqtConfig:
     dtype: str = setting(
         "bfloat16",
         "Format that sampled weights are cast to.",
-        words=f"ExMy, such as E3M2, or one of {', '.join(DTYPE_NAMES)}",
+        words=NAMES_IN_WORDS,
         check=as_format,
     )
     learning_rate: float = setting(

@@ -17,7 +17,7 @@ from flax import nnx
 from pqt_jax.models import build_model
 from pqt_jax.models.registry import model_config
 from pqt_jax.numerics import bit_width
-from pqt_jax.numerics.formats import BF16, as_format
+from pqt_jax.numerics.formats import BF16, FP32, as_format
 from pqt_jax.quantization import sizes
 from pqt_jax.training.methods.method import BitsOptimizer, Conflict, Method, Penalty, Schedule
 from pqt_jax.training.methods.sampling_rules import quantization_rules, sampling_rules
@@ -104,9 +104,11 @@ def _find_no_conflict(config: "RunConfig") -> Conflict | None:
 
 
 def _find_ste_conflict(config: "RunConfig") -> Conflict | None:
-    if as_format(config.pqt.dtype) != BF16:
+    fmt = as_format(config.pqt.dtype)
+    if fmt not in (BF16, FP32):
         return None
-    wanted = "a format to round to with config.method='ste', such as float6_e3m2fn"
+    why = "BF16 is method bf16" if fmt == BF16 else "FP32 rounds nothing"
+    wanted = f"another format with config.method='ste', such as fp6_e3m2: {why}"
     return Conflict("pqt.dtype", config.pqt.dtype, wanted)
 
 

@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 
 from pqt_jax.models import build_model, partitioning
 from pqt_jax.models.registry import model_config
+from pqt_jax.numerics.formats import BF16, as_format
 from pqt_jax.quantization import sizes
 from pqt_jax.quantization.diffq_sizes import diffq_sizes
 from pqt_jax.training.methods.method import (
@@ -97,7 +98,7 @@ def _find_conflict(config: "RunConfig") -> Conflict | None:
     if pqt.snap_at != 1:
         wanted = f"1 {method}, whose bits are not those of formats"
         return Conflict("pqt.snap_at", pqt.snap_at, wanted)
-    if pqt.dtype != "bfloat16":
+    if as_format(pqt.dtype) != BF16:
         return Conflict("pqt.dtype", pqt.dtype, f"bfloat16 {method}, which casts nothing")
     return None
 

@@ -156,6 +156,9 @@ def test_methods_differ_in_their_rules_alone():
 def test_ste_has_a_format_of_its_own_unless_one_is_given():
     assert load("method=ste").pqt.dtype == "float6_e3m2fn"
     assert load("method=ste", "pqt.dtype=E4M3").pqt.dtype == "E4M3"
+    (rule,) = methods.make_rules(load("method=ste", "pqt.dtype=fp4_e2m1"))
+    assert str(rule.spec.dtype) == "E2M1"
+    assert load("method=diffq", "pqt.dtype=bf16").pqt.dtype == "bf16"
     assert load("method=gaussws").pqt.dtype == load().pqt.dtype == "bfloat16"
 
 

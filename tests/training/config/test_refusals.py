@@ -32,6 +32,7 @@ seed=-1
 seed=4294967296
 method=int4
 method=ste pqt.dtype=bfloat16
+method=ste pqt.dtype=float32
 model.name=llama3
 model.name=gpt2
 model.remat=maybe

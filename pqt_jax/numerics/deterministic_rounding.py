@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 
 from pqt_jax.numerics import blocks, partition
 from pqt_jax.numerics.mixed_formats import MIXED_FORMATS, format_index
@@ -31,6 +32,24 @@ class FormatAssignment(NamedTuple):
     index: jax.Array | None = None
 
 
+def check_finite(path: str, w: jax.Array) -> None:
+    """Refuse weights that are Inf or NaN: a block's scale, and so its other weights, become NaN.
+
+    Args:
+      path: name of the parameter, for the message.
+      w: its weights. Traced ones are passed over, since they are unknown.
+
+    Raises:
+      ValueError: if a weight is not finite.
+    """
+    if isinstance(w, Tracer) or not (count := int(jnp.sum(~jnp.isfinite(w)))):
+        return
+    raise ValueError(
+        f"{path}: {count} of {w.size} weights are Inf or NaN, and rounding would make their whole "
+        "blocks NaN; give finite weights, such as those of a checkpoint before training diverged"
+    )
+
+
 def round_parameter(w: jax.Array, assignment: FormatAssignment) -> jax.Array:
     """Round one parameter to its assigned formats, block-scaled.
 
@@ -39,7 +58,8 @@ def round_parameter(w: jax.Array, assignment: FormatAssignment) -> jax.Array:
       assignment: the formats.
 
     Returns:
-      w's shape, in the dtype `spec.storage`; bfloat16 where blocks have formats of their own.
+      w's shape, in the dtype `spec.storage`; bfloat16 where blocks have formats of their own. A
+      block that has a scale and a weight that is Inf or NaN becomes NaN.
     """
     spec, index = assignment.spec.fitted(w.shape), assignment.index
     matrices = partition.as_matrices(w, spec.matrix_axes)

@@ -48,7 +48,8 @@ def encode_parameter(w: jax.Array, assignment: FormatAssignment) -> Tensors:
       assignment: its entry in a plan.
 
     Returns:
-      uint8 tensors by name; "scale" is float32 for scale rule "exact".
+      uint8 tensors by name; "scale" is float32 for scale rule "exact". The scale of a block with a
+      weight that is Inf or NaN is NaN, 255 in E8M0.
     """
     spec, index = assignment.spec.fitted(w.shape), assignment.index
     grid = blocks.grid_shape(w.shape, spec.block, spec.matrix_axes)

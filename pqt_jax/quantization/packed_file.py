@@ -30,7 +30,7 @@ from pqt_jax.interchange import files
 from pqt_jax.interchange.safetensors_io import DTYPE_NAMES
 from pqt_jax.interchange.safetensors_writer import write_file
 from pqt_jax.numerics import philox
-from pqt_jax.numerics.deterministic_rounding import FormatAssignment
+from pqt_jax.numerics.deterministic_rounding import FormatAssignment, check_finite
 from pqt_jax.numerics.formats import BF16, FloatFormat
 from pqt_jax.numerics.mixed_formats import MIXED_FORMATS
 from pqt_jax.numerics.spec import Spec
@@ -87,7 +87,8 @@ def write_each(
 
     Raises:
       TypeError: if a parameter that the plan leaves out has another dtype.
-      ValueError: if a path could be the name of a tensor of another parameter.
+      ValueError: if a path could be the name of a tensor of another parameter, or a weight that is
+        quantized is Inf or NaN.
       OSError: if the file cannot be written.
     """
     tensors: dict[str, np.ndarray] = {}
@@ -95,6 +96,7 @@ def write_each(
     for name, leaf in leaves:
         names.append(name)
         if name in plan:
+            check_finite(name, leaf)
             parameters[name] = _describe(plan[name], leaf.shape)
             encoded = codes.encode_parameter(leaf, plan[name])
             tensors |= {f"{name}:{key}": x for key, x in encoded.items()}

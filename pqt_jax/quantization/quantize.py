@@ -155,7 +155,8 @@ def apply(plan: Plan, params: Any) -> Any:
       params: pytree of arrays.
 
     Returns:
-      The same pytree. Rounded parameters are bfloat16, or float32 where their format needs it.
+      The same pytree. Rounded parameters are bfloat16, or float32 where their format needs it. One
+      weight that is Inf or NaN makes its block NaN: a function that may be traced cannot refuse it.
     """
 
     def visit(path, w):

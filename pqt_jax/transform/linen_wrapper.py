@@ -105,7 +105,7 @@ class Wrapped(_Base):
         super()._try_setup(shallow)
 
     def init_with_output(self, *args: Any, **kwargs: Any) -> Any:
-        """As of the bare model. The variables have the bits, also where no method made them."""
+        """The bare model's output, whatever the rngs. The variables always have the bits."""
         out, variables = super().init_with_output(*args, **kwargs)
         is_kept = in_filter(kwargs.get("mutable", True), COLLECTION)
         if is_kept and "params" in variables:  # a function may have called layers alone
@@ -216,6 +216,12 @@ def wrap(model: Any, rules: tuple[Rule, ...], **options: Any) -> Any:
         return rebind(model, cls)
     fields = {name: getattr(model, name) for name in field_names(model)}
     return cls(**fields, parent=model.parent, name=model.name)
+
+
+def unwrap(model: Any) -> nn.Module:
+    """Make the bare module of a wrapped one, with the same fields and name."""
+    fields = {name: getattr(model, name) for name in field_names(model)}
+    return model.pqt_recipe.cls(**fields, parent=model.parent, name=model.name)
 
 
 @functools.cache

@@ -13,9 +13,10 @@ import safetensors.numpy
 
 from pqt_jax import Rule
 from pqt_jax.errors import InputError
+from pqt_jax.numerics.deterministic_rounding import round_parameter
 from pqt_jax.numerics.formats import BF16, E2M1, E2M3, E3M2, E4M3, E4M7, E5M2, FloatFormat
 from pqt_jax.numerics.mixed_formats import MIXED_FORMATS
-from pqt_jax.quantization import packed_file, quantize, sizes
+from pqt_jax.quantization import codes, packed_file, quantize, sizes
 from pqt_jax.quantization.quantize import plan_mixed, plan_uniform
 
 RULES = [Rule(".*kernel"), Rule("attn", matrix_axes=(1, 2))]
@@ -24,9 +25,8 @@ RULES = [Rule(".*kernel"), Rule("attn", matrix_axes=(1, 2))]
 def make_params(dtype=jnp.float32):
     rng = np.random.default_rng(0)
     w = rng.normal(size=(2, 70, 100)) * np.exp2(rng.integers(-20, 20, (2, 70, 1)))
-    w[0, :32, :32] = 0  # a block of zeros, one of small numbers, and some that are no numbers
+    w[0, :32, :32] = 0  # a block of zeros, and one of small numbers
     w[0, 32:64, :32] *= 1e-38
-    w[1, 0, 0], w[1, 0, 40], w[1, 40, 0] = np.inf, np.nan, -np.inf
     params = {"h": {"kernel": w}, "attn": rng.normal(size=(40, 3, 20)), "norm": np.ones(7)}
     return jax.tree.map(lambda x: jnp.asarray(x, dtype), params)
 
@@ -41,7 +41,19 @@ def check_same_bits(got, want):
     np.testing.assert_array_equal(got.view(unsigned)[~nan], want.view(unsigned)[~nan])
 
 
+def check_codes(params, plan):
+    """Codes come back, too, where some weights are no numbers."""
+    leaves = {"h/kernel": params["h"]["kernel"], "attn": params["attn"]}
+    kernel = leaves["h/kernel"].at[1, 0, 0].set(jnp.inf).at[1, 0, 40].set(jnp.nan)
+    leaves["h/kernel"] = kernel.at[1, 40, 0].set(-jnp.inf)
+    for name, w in leaves.items():
+        encoded = codes.encode_parameter(w, plan[name])
+        decoded = codes.decode_parameter(encoded, w.shape, plan[name])
+        check_same_bits(decoded, round_parameter(w, plan[name]))
+
+
 def check_file(path, params, plan):
+    check_codes(params, plan)
     packed_file.write(path, params, plan, {"name": "some model"})
     loaded = packed_file.read(path)
     want = quantize.apply(plan, params)
@@ -220,6 +232,16 @@ def test_dtypes_that_are_not_stored_are_refused(tmp_path):
     params = {"kernel": jnp.ones((32, 32)), "count": jnp.ones(3, jnp.int32)}
     with pytest.raises(TypeError, match="count has dtype int32; only float32 and bfloat16"):
         packed_file.write(tmp_path / "weights", params, plan_uniform(params, RULES[:1], E2M1))
+
+
+@pytest.mark.parametrize("bad", [jnp.inf, jnp.nan])
+def test_weights_that_are_not_finite_are_refused(tmp_path, bad):
+    w = jnp.ones((64, 64)).at[40, 40].set(bad)
+    params = {"h": {"kernel": w}, "mask": jnp.full(3, -jnp.inf)}  # what is not rounded may be Inf
+    with pytest.raises(ValueError, match="h/kernel: 1 of 4096 weights are Inf or NaN"):
+        packed_file.write(tmp_path / "weights", params, plan_uniform(params, RULES[:1], E2M1))
+    assert not (tmp_path / "weights").exists()
+    packed_file.write(tmp_path / "weights", params, {})
 
 
 def test_formats_without_a_whole_number_of_codes_in_eight_bytes_are_refused(tmp_path):

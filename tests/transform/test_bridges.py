@@ -9,7 +9,15 @@ import optax
 import pytest
 from flax import linen, nnx
 
-from pqt_jax import BitParam, Rule, optim, param_transform, pqt_transform
+from pqt_jax import (
+    BitParam,
+    Rule,
+    optim,
+    param_transform,
+    pqt_transform,
+    quantize_model,
+    summary,
+)
 
 pytestmark = pytest.mark.jax_version
 
@@ -48,6 +56,32 @@ def test_bits_of_a_linen_model_inside_nnx_are_bit_params():
         bare = Encoder().apply({"params": w_hat}, X, method=method)
         np.testing.assert_array_equal(sampled, bare)
         assert (model(X, method=method) != sampled).any()
+
+
+class Holder(nnx.Module):
+    def __init__(self, part):
+        self.part = part
+
+
+def test_a_linen_model_inside_nnx_is_summed_up_and_rounded():
+    model = to_nnx()
+    table = summary(model)
+    assert "Dense_0/kernel  64x64       4      6.00  BF16 + gauss" in table
+    assert summary(Holder(model)) == f"part\n{table}"
+    for rounded in (quantize_model(model), quantize_model(Holder(model)).part):
+        assert type(rounded.to_nnx__module) is Encoder and not nnx.state(rounded, BitParam)
+        params = nnx.to_pure_dict(nnx.state(model, nnx.All(nnx.Param, nnx.Not(BitParam))))
+        transform = param_transform(RULES)
+        want = transform.quantize(params, transform.init(params))
+        np.testing.assert_array_equal(rounded(X), Encoder().apply({"params": want}, X))
+    assert nnx.state(model, BitParam)  # the model itself is as it was
+    empty = nnx.bridge.ToNNX(pqt_transform(Encoder(), RULES), rngs=nnx.Rngs(0))
+    bare = nnx.bridge.ToNNX(Encoder(), rngs=nnx.Rngs(0)).lazy_init(X)
+    for function in (summary, quantize_model):
+        with pytest.raises(ValueError, match="has no variables yet; call its lazy_init"):
+            function(empty)
+        with pytest.raises(TypeError, match="nothing in ToNNX is wrapped"):
+            function(bare)
 
 
 def test_an_optimizer_of_nnx_moves_the_bits_of_a_linen_model_apart():

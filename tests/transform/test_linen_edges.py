@@ -236,3 +236,10 @@ def test_a_scan_over_wrapped_layers_gives_each_its_noise():
     noise = sampled - jnp.eye(16)
     assert all((noise[i] != noise[j]).any() for i, j in ((0, 1), (0, 2), (1, 2)))
     assert set(np.unique(noise)) <= {n / 32 for n in (-2, -1, 0, 1, 2)}
+
+
+def test_init_with_output_gives_the_output_of_the_bare_model():
+    model, rngs = pqt_transform(nn.Dense(16), KERNELS), {"params": make_key(), "pqt": make_key()}
+    out, variables = model.init_with_output(rngs, X)
+    np.testing.assert_array_equal(out, model.apply(variables, X))
+    assert (out != model.apply(variables, X, rngs={"pqt": make_key()})).any()

@@ -127,6 +127,25 @@ def test_a_module_that_holds_wrapped_ones_is_summed_up_and_rounded():
     assert (rounded.layers[1].kernel[...] != parts[1].kernel[...]).any()
 
 
+def test_a_model_with_a_weight_that_is_not_finite_is_not_rounded():
+    linear = nnx.Linear(64, 64, rngs=nnx.Rngs(0))
+    linear.kernel[...] = linear.kernel[...].at[3, 3].set(jnp.inf)
+    model = pqt_transform(linear, [Rule("m/kernel")], prefix="m")
+    with pytest.raises(ValueError, match="m/kernel: 1 of 4096 weights are Inf or NaN"):
+        quantize_model(model)
+    graph, state = nnx.split(model)
+    traced = jax.jit(lambda state: nnx.state(quantize_model(nnx.merge(graph, state))))(state)
+    assert jnp.isnan(traced["kernel"][...]).sum() == 32 * 32
+
+    layer = pqt_transform(LinenBlock(), [Rule(".*(up|down)/kernel", 3)])
+    variables = layer.init(make_key(), X)
+    ones = jax.tree.map(jnp.ones_like, variables)
+    quantize_model(layer, ones)
+    spoilt = {**ones, "params": jax.tree.map(lambda w: w * jnp.nan, ones["params"])}
+    with pytest.raises(ValueError, match="down/kernel: .* weights are Inf or NaN"):
+        quantize_model(layer, spoilt)
+
+
 def test_names_and_shapes_that_disagree_are_undecided():
     ones = jnp.ones
     params = {

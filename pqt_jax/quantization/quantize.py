@@ -26,7 +26,7 @@ from pqt_jax.numerics.deterministic_rounding import (
 from pqt_jax.numerics.formats import as_format
 from pqt_jax.numerics.mixed_formats import MIXED_FORMATS, format_index, snap
 from pqt_jax.numerics.spec import Spec
-from pqt_jax.transform.rules import Rule, check_rules, resolve
+from pqt_jax.transform.rules import Rule, check_bits, check_rules, resolve
 from pqt_jax.transform.tree_paths import map_paths, paths_and_leaves
 
 __all__ = [
@@ -112,7 +112,8 @@ def plan_mixed(
       The plan.
 
     Raises:
-      ValueError: for a granularity or share out of range, and for bits of the wrong shape.
+      ValueError: for a granularity or share out of range, and for bits of the wrong shape, or of a
+        path at which nothing is sampled.
     """
     if granularity not in (names := ("block", "tensor", "model")):
         raise ValueError(f"granularity={granularity!r}; it must be one of {', '.join(names)}")
@@ -120,7 +121,9 @@ def plan_mixed(
         raise ValueError(f"share={share!r}; it must be above 0 and at most 1")
     shapes, bits_by_path = paths_and_leaves(params), paths_and_leaves(bits)
     plan, index = {}, {}
-    for path, spec in resolve(check_rules(rules), shapes).items():
+    specs = resolve(check_rules(rules), shapes)
+    check_bits(bits, specs)
+    for path, spec in specs.items():
         plan[path] = FormatAssignment(_cast_alone(spec))
         if spec.noise != "none":
             b_i = bits_by_path.get(path)

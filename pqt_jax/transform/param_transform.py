@@ -23,7 +23,14 @@ from pqt_jax.numerics.deterministic_rounding import quantize_mixed
 from pqt_jax.numerics.spec import Spec
 from pqt_jax.transform.perturb import perturb, perturb_tree
 from pqt_jax.transform.presets import describe
-from pqt_jax.transform.rules import Rule, check_rules, first_match, map_sampled, resolve
+from pqt_jax.transform.rules import (
+    Rule,
+    check_bits,
+    check_rules,
+    first_match,
+    map_sampled,
+    resolve,
+)
 from pqt_jax.transform.tree_paths import insert_leaf, lookup_bits, map_paths, paths_and_leaves
 
 Bits = dict[str, Any]
@@ -82,8 +89,8 @@ def param_transform(
       A `ParamTransform`. Its functions take any pytree of arrays: dict, FrozenDict, `nnx.State`.
 
     Raises:
-      TypeError, ValueError: from its functions, as `rules.resolve` and `perturb`; the message names
-        the rule and the path.
+      TypeError, ValueError: from its functions, as `rules.resolve`, `rules.check_bits` and
+        `perturb`; the message names the rule and the path.
     """
     rules = check_rules(rules)
 
@@ -100,6 +107,7 @@ def param_transform(
         return bits
 
     def sample(params, bits, key, *, lead=None):
+        check_bits(bits, specs_of(params), prefix)
         return perturb_tree(params, bits, key, rules, prefix=prefix, strict=strict, lead=lead)
 
     def bit_widths(bits: Bits) -> Bits:
@@ -119,11 +127,13 @@ def param_transform(
             b_t = bit_width.bit_width(b_i, spec.target_bits, spec.init_bits)
             return quantize_mixed(w, b_t, spec)
 
+        check_bits(bits, specs_of(params), prefix)
         return map_sampled(visit, params, rules, prefix=prefix, strict=strict)
 
     def summary(params: Any, bits: Bits) -> str:
-        shapes = paths_and_leaves(params, prefix)
-        return _table(shapes, specs_of(params), bits, prefix) + _undecided(shapes, rules)
+        shapes, specs = paths_and_leaves(params, prefix), specs_of(params)
+        check_bits(bits, specs, prefix)
+        return _table(shapes, specs, bits, prefix) + _undecided(shapes, rules)
 
     return ParamTransform(
         init=init, sample=sample, bit_widths=bit_widths, quantize=quantize_by_bits, summary=summary
@@ -141,7 +151,10 @@ def _table(shapes: dict[str, Any], specs: dict[str, Spec], bits: Bits, prefix: s
             rows.append((path, shape, "", "", spec.dtype.label))
         else:
             b_i = lookup_bits(bits, path, prefix)
-            blocks.check_grid(b_i, leaf, spec.block, spec.matrix_axes)
+            try:
+                blocks.check_grid(b_i, leaf, spec.block, spec.matrix_axes)
+            except ValueError as error:
+                raise ValueError(f"{path}: {error}") from None
             b_t = bit_width.bit_width(b_i, spec.target_bits, spec.init_bits)
             mean = f"{float(jnp.mean(b_t)):.2f}"
             rows.append((path, shape, str(b_t.size), mean, f"{spec.dtype.label} + {spec.noise}"))

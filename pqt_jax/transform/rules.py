@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from pqt_jax.numerics import blocks, cast, keys
 from pqt_jax.numerics.noise import Kind
 from pqt_jax.numerics.spec import Spec
-from pqt_jax.transform.tree_paths import map_paths, paths_and_leaves
+from pqt_jax.transform.tree_paths import leaf_paths, map_paths, paths_and_leaves
 
 
 @dataclasses.dataclass(frozen=True, init=False)
@@ -155,6 +155,24 @@ def resolve(
             )
     _check_collisions(specs)
     return specs
+
+
+def check_bits(bits: Any, specs: Mapping[str, Spec], prefix: str = "") -> None:
+    """Refuse bit-widths of a path at which nothing is sampled, such as a mistyped one.
+
+    Args:
+      bits: b_i, nested by the paths of the parameters.
+      specs: from `resolve`.
+      prefix: put before every path.
+
+    Raises:
+      ValueError: if there are any.
+    """
+    if unknown := [path for path in leaf_paths(bits, prefix) if path not in specs]:
+        raise ValueError(
+            f"bits has {list_some(unknown)}, where no parameter is sampled; the sampled ones are "
+            f"{list_some(list(specs))}: make bits with init(params) under the same rules"
+        )
 
 
 def map_sampled(

@@ -12,7 +12,7 @@ import pytest
 
 from pqt_jax import Rule, Spec, param_transform
 from pqt_jax.numerics import keys
-from pqt_jax.quantization.quantize import quantize
+from pqt_jax.quantization.quantize import plan_mixed, quantize
 from pqt_jax.transform.perturb import perturb
 
 
@@ -194,8 +194,30 @@ def test_errors_name_the_path():
     with pytest.raises(ValueError, match=r"head/kernel: bits of shape \(9, 9\).*need \(2, 3\)"):
         transform.sample(params, bits, make_key())
     for function in (transform.quantize, transform.summary):
-        with pytest.raises(ValueError, match=r"bits of shape \(9, 9\).*need \(2, 3\)"):
+        with pytest.raises(ValueError, match=r"head/kernel: bits of shape \(9, 9\).*need \(2, 3\)"):
             function(params, bits)
+
+
+@pytest.mark.parametrize("prefix", ["", "model"])
+def test_bits_of_a_path_that_is_not_sampled_are_refused(prefix):
+    rules, params = [Rule(".*kernel")], {"a": {"kernel": jnp.ones((32, 32)), "bias": jnp.ones(3)}}
+    transform = param_transform(rules, prefix=prefix)
+    start = f"{prefix}/" if prefix else ""
+    for name, other in (("A", "kernel"), ("a", "kernels"), ("a", "bias")):
+        bits = transform.init(params)
+        bits.setdefault(name, {})[other] = jnp.ones((1, 1))
+        calls = [
+            lambda bits: transform.sample(params, bits, make_key()),
+            lambda bits: transform.quantize(params, bits),
+            lambda bits: transform.summary(params, bits),
+        ]
+        if not prefix:
+            calls.append(lambda bits: plan_mixed(params, bits, rules))
+        for call in calls:
+            with pytest.raises(
+                ValueError, match=f"bits has {start}{name}/{other}, where no .* are"
+            ):
+                call(bits)
 
 
 class Projections(NamedTuple):

@@ -83,12 +83,26 @@ def _run(command: Callable[[Sequence[str]], None], arguments: Sequence[str]) -> 
     except OSError as error:
         if _prints():
             raise
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # flushed again at exit
-        if isinstance(error, BrokenPipeError):
-            return UNREAD
-        failure = OutputError("standard output", error)
-        print_error(f"error: {failure}")
-        return failure.exit_code
+        return _close_stdout(error)
+
+
+def print_and_exit(text: str) -> NoReturn:
+    """Print a text that is all a command has to say, such as its help, and end the process."""
+    try:
+        print(text, flush=True)
+    except OSError as error:
+        raise SystemExit(_close_stdout(error)) from None
+    raise SystemExit(0)
+
+
+def _close_stdout(error: OSError) -> int:
+    """Drop what stdout still holds, and return the exit code; only a gone reader is no error."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # flushed again at exit
+    if isinstance(error, BrokenPipeError):
+        return UNREAD
+    failure = OutputError("standard output", error)
+    print_error(f"error: {failure}")
+    return failure.exit_code
 
 
 def exit_now(code: int, *, flush: bool = True) -> NoReturn:

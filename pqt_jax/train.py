@@ -51,6 +51,7 @@ EXIT_CODES = {
     errors.HUNG_UP: "ended by SIGHUP, as when the terminal is closed: a checkpoint as after Ctrl-C",
     errors.INTERRUPTED: "interrupted by Ctrl-C: a checkpoint is written, unless training had not "
     "begun or a second signal ended the run at once",
+    errors.UNREAD: "the reader of the help has gone, as in `--help | head`",
     errors.TERMINATED: "ended by SIGTERM: a checkpoint as after Ctrl-C",
 }
 _MEMORY = "give more of config.data.microbatches, config.model.remat, or a smaller batch or model"

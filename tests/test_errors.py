@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from pqt_jax import console, errors
+from support.paths import ROOT
 
 
 def ending(error):
@@ -49,6 +50,15 @@ def test_a_line_that_nobody_can_read_ends_nothing(monkeypatch):
 
     monkeypatch.setattr(console.sys, "stderr", Gone())
     console.print_error("warning: nobody hears it")
+
+
+def test_help_that_nobody_reads_is_quiet():
+    reader, unread = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "pqt_jax.train", "--help"]
+    done = subprocess.run(command, stdout=unread, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    os.close(unread)
+    assert done.returncode == errors.UNREAD and done.stderr == ""
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ import math
 import re
 from collections import defaultdict
 from collections.abc import Mapping
+from inspect import signature
 from typing import Any, Literal
 
 from flax import linen, nnx
@@ -33,6 +34,7 @@ MATRIX_AXES: dict[Kind, tuple[int, int]] = {
 
 NAMES_NOT_SAMPLED = ("embedding", "bias", "scale")
 PROJECTIONS = ("query", "key", "value", "out")
+_OPTIONS = [n for n in signature(Rule).parameters if n not in ("pattern", "matrix_axes")]
 LARGEST_WINDOW = 32  # of a depthwise convolution (…, window, 1, channels)
 
 
@@ -57,8 +59,14 @@ def flax(model: Any, **options: Any) -> list[Rule]:
 
     Raises:
       ValueError: if there is nothing that they would sample.
-      TypeError: for a Linen module.
+      TypeError: for a Linen module, and for another option.
     """
+    if wrong := set(options) - set(_OPTIONS):
+        raise TypeError(
+            f"presets.flax has no option {min(wrong)!r}; it takes {', '.join(_OPTIONS)}. A rule "
+            "with matrix_axes of its own goes before those of the preset: "
+            "[Rule(pattern, matrix_axes=…), *presets.flax(model)]"
+        )
     if isinstance(model, linen.Module):
         raise TypeError(
             f"{type(model).__name__} is a Linen module, which has no parameters of its own; give "

@@ -264,6 +264,13 @@ def test_errors():
             function(pqt_transform(LinenBlock(), [Rule(".*kernel")]))
 
 
+@pytest.mark.parametrize("option", ["matrix_axes", "target", "pattern"])
+def test_an_option_that_is_not_of_every_rule_is_refused(option):
+    takes = "it takes target_bits, init_bits, block, noise, dtype, scale. A rule"
+    with pytest.raises(TypeError, match=f"presets.flax has no option '{option}'; {takes}"):
+        presets.flax({"a": {"kernel": jnp.ones((4, 4))}}, **{option: (1, 1)})
+
+
 def test_a_linen_module_is_told_to_give_the_shapes_of_its_parameters():
     with pytest.raises(
         TypeError, match=r"Dense is a Linen module.*jax.eval_shape\(model.init, key"

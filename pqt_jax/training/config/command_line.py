@@ -73,10 +73,8 @@ def parse(arguments: Sequence[str]) -> TrainOptions:
     parser = make_parser()
     known, rest = parser.parse_known_args(arguments)
     if known.help:
-        parser.print_help()
         fields = field_table.help_text(load(known.config) if known.config else None)
-        console.print_line("\n" + fields)
-        raise SystemExit(0)
+        console.print_and_exit(f"{parser.format_help()}\n{fields}")
     if known.config is None:
         overrides(rest)  # a misspelt option is the likelier mistake
         raise InputError("--config is missing; try --config quickstart")

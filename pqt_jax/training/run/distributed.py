@@ -61,8 +61,8 @@ def initialize() -> None:
     Open MPI, Kubernetes or Cloud TPUs.
 
     Raises:
-      InputError: if the environment does not describe the processes, or this is the first one and
-        it cannot listen at its port.
+      InputError: if the environment does not describe the processes, the host of process 0 cannot
+        be found, or this is the first one and it cannot listen at its port.
       ProcessError: if the others cannot be reached in time.
     """
     address, count, index, wait = _environment()
@@ -81,6 +81,7 @@ def initialize() -> None:
             warnings.simplefilter("ignore")  # about clusters that JAX does not find
             where, who = (address, index) if address else _detect(seconds)
             if where and not (_BIND in os.environ and who == 0):
+                _resolve(where, seconds)
                 with _listen(where) if who == 0 else contextlib.nullcontext():
                     _wait_for_listener(where, seconds)
             jax.distributed.initialize(address, count, index, **waits)
@@ -124,6 +125,25 @@ def _detect(seconds: int) -> tuple[str | None, int | None]:
     detect = clusters.ClusterEnv.auto_detect_unset_distributed_params
     address, _, index, _ = detect(None, None, None, None, None, seconds)
     return address, index
+
+
+def _resolve(address: str, seconds: int) -> None:
+    """Check that the host of process 0 has an address; a mistyped name will never have one."""
+    host, end = address.rpartition(":")[0], time.monotonic() + seconds
+    while True:
+        try:
+            socket.getaddrinfo(host.strip("[]"), None)
+            return
+        except (OSError, UnicodeError) as error:
+            # On Kubernetes the name of a pod is known once it has started, and elsewhere at once.
+            may_come = "KUBERNETES_SERVICE_HOST" in os.environ
+            if not (may_come or error.args[0] == socket.EAI_AGAIN) or time.monotonic() >= end:
+                why = getattr(error, "strerror", None) or "not a name"
+                raise InputError(
+                    f"--distributed: {VARIABLES[0]}={address} names no host that can be found "
+                    f"({why}); correct the name, or give the address of process 0 in digits"
+                ) from None
+            time.sleep(0.2)
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 # Copyright 2026 The pqt_jax Authors
 """Several real processes on one machine: the training of one, and what ends them."""
 
+import io
 import json
 import re
 import signal
@@ -245,6 +246,49 @@ def test_the_address_of_another_machine_is_named(monkeypatch):
     monkeypatch.setattr(socket, "create_connection", refuse)
     with pytest.raises(distributed.ProcessError, match="does not answer at .*192.0.2.1:.*Network"):
         distributed.initialize()
+
+
+@pytest.mark.parametrize("index", ["0", "1"])
+@pytest.mark.parametrize("host", ["frist.invalid", "first..second"])
+def test_a_host_that_cannot_be_found_is_named_at_once(monkeypatch, host, index):
+    told = []
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *a, **k: told.append(a))
+
+    def find(name, *_):
+        if ".." in name:
+            raise UnicodeError("label empty or too long")
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", find)
+    values = (f"{host}:{free_port()}", "2", index)
+    for name, value in zip(distributed.VARIABLES, values, strict=True):
+        monkeypatch.setenv(name, value)
+    with pytest.raises(InputError, match=f"JAX_COORDINATOR_ADDRESS={host}:.* names no host that"):
+        distributed.initialize()
+    assert told == []
+
+
+@pytest.mark.parametrize("is_pod", [True, False])
+def test_a_name_that_may_come_is_waited_for(monkeypatch, is_pod):
+    """That of a pod before its start, and any while the name server does not answer."""
+    told, names = [], iter([False, True])
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *a, **k: told.append(a))
+    monkeypatch.setattr(socket, "create_connection", lambda *_, **__: io.BytesIO())
+    find = socket.getaddrinfo
+
+    def find_later(name, *rest):
+        if not next(names):
+            raise socket.gaierror(socket.EAI_NONAME if is_pod else socket.EAI_AGAIN, "not now")
+        return find("localhost", *rest)
+
+    monkeypatch.setattr(socket, "getaddrinfo", find_later)
+    if is_pod:
+        monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
+    values = (f"pod-0.pods:{free_port()}", "2", "1")
+    for name, value in zip(distributed.VARIABLES, values, strict=True):
+        monkeypatch.setenv(name, value)
+    distributed.initialize()
+    assert len(told) == 1
 
 
 @pytest.mark.slow

@@ -22,6 +22,7 @@ from pqt_jax.analysis import (
 from pqt_jax.analysis.html_page import Picture
 from pqt_jax.analysis.plot_style import Runs
 from pqt_jax.analysis.run_reader import RecordedRun
+from pqt_jax.console import print_error
 from pqt_jax.errors import InputError
 from pqt_jax.interchange import folders
 from pqt_jax.interchange.png import encode_png
@@ -54,8 +55,9 @@ def _has_formats(run: RecordedRun) -> bool:
 PICTURES = {
     "loss.png": PictureKind(
         title="Loss",
-        caption="The vertical scales ignore the first fifth of each run, and spikes. × marks the "
-        "last finite loss of a run that diverged.",
+        caption="The vertical scales ignore the first fifth of each run, spikes, and runs that "
+        f"diverged: the loss is not finite at the end, or {run_reader.MARGIN} nats above its "
+        "least. × marks the last finite loss of such a run.",
         draw=run_figures.draw_losses,
         shows=_always,
     ),
@@ -113,6 +115,8 @@ def compare_runs(options: Namespace) -> None:
         if name == "loss.png" and _differ(runs):
             pictures[DIFFERENCE] = _draw_differences(runs, baseline, reason)
     page = make_page(runs, baseline, list(pictures.values()))
+    if missing := _why_no_table(runs, baseline):
+        print_error(f"warning: {missing}")
     with folders.atomic_folder(out, _WRITTEN) as folder:
         for name, picture in pictures.items():
             (folder / name).write_bytes(picture.content)
@@ -144,7 +148,7 @@ def _draw_differences(runs: Runs, baseline: int, reason: str) -> Picture:
         f"The baseline is {differences.group_label(base)} ({reason}); below zero is better. Runs "
         "that differ by their seed alone are one curve: the mean of the differences between runs "
         "of the same seed, with Student's 95 % interval from two seeds on. The vertical scales "
-        "ignore the first fifth, and spikes."
+        "ignore the first fifth, spikes, and curves of which a run diverged."
     )
     figure = difference_figure.draw_differences(runs, baseline)
     return Picture("Loss minus the baseline's", caption, encode_png(figure))
@@ -183,14 +187,33 @@ def make_page(runs: Runs, baseline: int, pictures: Sequence[Picture]) -> str:
 
 
 def _difference_section(runs: Runs, baseline: int) -> list[str]:
-    """The table of differences, where the baseline and runs of another group are finished."""
-    finished = {i: run for i, run in runs.items() if run.summary}
-    base = [i for i in differences.split(runs, baseline)[0] if i in finished]
-    if not base or not _differ(finished):
+    """The table of differences, or why there is none; nothing where one group has all runs."""
+    if not _differ(runs):
         return []
-    table = run_tables.difference_table(finished, base[0])
-    about = html_page.paragraph(run_tables.ABOUT_DIFFERENCES)
-    return [html_page.section("Loss minus the baseline's", table, about)]
+    title = "Loss minus the baseline's"
+    if missing := _why_no_table(runs, baseline):
+        return [html_page.section(title, html_page.paragraph(f"There is {missing}."))]
+    finished, base = _finished(runs), differences.split(runs, baseline)[0]
+    table = run_tables.difference_table(finished, min(_finished(base)))
+    return [html_page.section(title, table, html_page.paragraph(run_tables.ABOUT_DIFFERENCES))]
+
+
+def _why_no_table(runs: Runs, baseline: int) -> str:
+    """Why there is no table of differences, in one line; empty if there is one, or none is due."""
+    if not _differ(runs):
+        return ""
+    base, _ = differences.split(runs, baseline)
+    if not _finished(base):
+        diverged = any(map(run_reader.gave_up, base.values()))
+        ended = "has diverged" if diverged else "is not finished"
+        return f"no table of differences: the baseline, {differences.group_label(base)}, {ended}"
+    if not _differ(_finished(runs)):
+        return "no table of differences: only the baseline is finished"
+    return ""
+
+
+def _finished(runs: Runs) -> Runs:
+    return {i: run for i, run in runs.items() if run.summary}
 
 
 def _describe_state(runs: Runs) -> str:

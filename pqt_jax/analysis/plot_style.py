@@ -17,7 +17,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from pqt_jax.analysis.run_reader import RecordedRun
 from pqt_jax.console import shorten
 from pqt_jax.numerics.mixed_formats import MIXED_FORMATS
-from pqt_jax.training.run.run_plots import style_axes, widen
+from pqt_jax.training.run.run_plots import leave_empty, style_axes, widen
 
 Runs = Mapping[int, RecordedRun]  # by their numbers, which start at 0
 
@@ -106,6 +106,12 @@ def set_scale(axes: Axes, ranges: Sequence[tuple[float, float]], span: float) ->
         low, high = widen(min(low for low, _ in ranges), max(high for _, high in ranges), span)
         margin = 0.05 * (high - low)
         axes.set_ylim(low - margin, high + margin)
+
+
+def leave_empty_without_data(axes: Axes, curves: Sequence[np.ndarray]) -> None:
+    """Write that there is nothing to show on axes whose curves have no finite value."""
+    if not any(np.isfinite(values).any() for values in curves):
+        leave_empty(axes, "no finite value" if any(map(len, curves)) else "nothing recorded yet")
 
 
 def style_token_axes(axes: Axes) -> None:

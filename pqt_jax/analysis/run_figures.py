@@ -24,28 +24,31 @@ def draw_losses(runs: Runs) -> Figure:
     """Training loss, raw and smoothed, and validation loss."""
     figure = Figure(figsize=(12, 4.6), dpi=150, layout="constrained")
     training, validation = figure.subplots(1, 2)
-    notes, shown = {}, {training: [], validation: []}
+    notes, shown = {}, {training: {}, validation: {}}
     for i, run in runs.items():
         style = run_style(i)
         tokens, values = run_reader.read_curve(run, "loss")
         finite = np.isfinite(values)
         notes[i] = "gave up" if run_reader.gave_up(run) else _note_gap(tokens, finite)
+        notes[i] = notes[i] or ("diverged" if run_reader.has_diverged(run) else "")
         x, y = tokens[finite], smooth(values[finite])
         training.plot(x, values[finite], color=style.color, lw=0.6, alpha=0.25)
         plot_style.draw_curve(training, x, y, style)
         if notes[i] and len(x):
             training.plot(x[-1], y[-1], "x", color=style.color, ms=9, mew=2.5)
-        shown[training].append(values)
+        shown[training][i] = values
         tokens, values = run_reader.read_curve(run, "validation_loss")
         plot_style.draw_curve(validation, tokens, values, style, markers=True)
-        shown[validation].append(values)
+        shown[validation][i] = values
     training.set(title="training loss, smoothed (faint: as recorded)")
     validation.set(title="validation loss of the master weights")
     for axes, curves in shown.items():
         axes.set(ylabel="loss (nats per token)")
-        scaled = _select_for_scale(curves)
+        learned = [v for i, v in curves.items() if not run_reader.has_diverged(runs[i])]
+        scaled = _select_for_scale(learned) or _select_for_scale([*curves.values()])
         set_scale(axes, [(v.min(), plot_style.later_range(v)[1]) for v in scaled], LOSS_SPAN)
         plot_style.style_token_axes(axes)
+        plot_style.leave_empty_without_data(axes, [*curves.values()])
     plot_style.add_run_legend(figure, runs, notes)
     return figure
 
@@ -88,15 +91,17 @@ def draw_bits(runs: Runs) -> Figure:
     _set_bits_scale(over_training, scaled)
     over_training.set(title="all blocks, over training", ylabel=B_T)
     plot_style.style_token_axes(over_training)
+    plot_style.leave_empty_without_data(over_training, [means for _, means in curves.values()])
     for axes, path in zip(by_kernel, paths, strict=False):
-        for i, run in runs.items():
-            means = latest_layers(run).get(path, np.empty(0))
+        by_layer = {i: latest_layers(run).get(path, np.empty(0)) for i, run in runs.items()}
+        for i, means in by_layer.items():
             plot_style.draw_curve(
                 axes, np.arange(len(means)), means, run_style(i), markers=len(means) <= 32
             )
         axes.set(title=short_kernel_name(path), xlabel="layer")
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         style_axes(axes)
+        plot_style.leave_empty_without_data(axes, [*by_layer.values()])
     for axes in by_kernel[len(paths) :]:
         axes.set_visible(False)
     layers = [means for run in runs.values() for means in latest_layers(run).values()]

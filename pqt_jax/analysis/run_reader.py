@@ -23,6 +23,8 @@ from pqt_jax.training.config.schema import RunConfig
 from pqt_jax.training.run import bit_history, metrics, workdir
 from pqt_jax.training.run.run_metadata import Meta
 
+MARGIN = 0.5  # nats per token, as in the stability lab
+
 
 @dataclasses.dataclass(frozen=True)
 class RecordedRun:
@@ -130,6 +132,21 @@ def gave_up(run: RecordedRun) -> bool:
     last = metrics.numeric_fields(run.records[-1]) if run.records else {}
     limit = run.fields.get("config.watch.skips")
     return isinstance(limit, int) and (last.get("in_a_row") or 0) >= limit
+
+
+def has_diverged(run: RecordedRun) -> bool:
+    """Whether a run gave up, or its newest loss is not finite, or is far above its least.
+
+    Losses are medians of twenty parts of the run, or of fewer with three records each; far is more
+    than `MARGIN`.
+    """
+    _, losses = read_curve(run, "loss")
+    if gave_up(run) or not np.isfinite(losses[-1:]).all():
+        return True
+    finite = losses[np.isfinite(losses)]
+    parts = np.array_split(finite, max(1, min(20, len(finite) // 3)))
+    medians = [np.median(part) for part in parts if len(part)]
+    return bool(medians) and bool(medians[-1] > min(medians) + MARGIN)
 
 
 def read_curve(run: RecordedRun, field: str) -> tuple[np.ndarray, np.ndarray]:

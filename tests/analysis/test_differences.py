@@ -8,24 +8,11 @@ import numpy as np
 import pytest
 
 from pqt_jax.analysis import difference_figure, differences, intervals, run_reader
-from support.runs import make_run
+from support.runs import make_run, shift_losses
 
 
 def read(*folders):
     return dict(enumerate(run_reader.read_runs([*map(str, folders)])))
-
-
-def shift_losses(run, amount, from_step=0):
-    """Add an amount to the losses of a run from a step on, and to those of its summary."""
-    path = run / "metrics.jsonl"
-    records = [json.loads(line) for line in path.read_text().splitlines()]
-    for record in records:
-        if record["step"] >= from_step:
-            record |= {n: record[n] + amount for n in ("loss", "validation_loss") if n in record}
-    path.write_text("".join(json.dumps(record) + "\n" for record in records))
-    summary = json.loads((run / "summary.json").read_text())
-    summary |= {name: summary[name] + amount for name in ("master", "fp6_e3m2")}
-    (run / "summary.json").write_text(json.dumps(summary))
 
 
 @pytest.fixture
@@ -117,6 +104,29 @@ def test_the_picture_has_the_baseline_at_zero_and_a_scale_that_hides_no_noise(tm
     for axes in difference_figure.draw_differences(same, 0).axes:
         low, high = axes.get_ylim()
         assert low < -0.009 and high > 0.009  # equal runs do not zoom in on rounding
+
+
+def test_a_run_that_diverged_does_not_set_the_scale(tmp_path):
+    base = make_run(tmp_path / "base", method="bf16")
+    near = shift_losses(make_run(tmp_path / "near"), 0.3)
+    far = make_run(tmp_path / "far", optimizer__learning_rate=1.0)
+    figure = difference_figure.draw_differences(read(base, near, shift_losses(far, 60.0, 90)), 0)
+    for axes in figure.axes:
+        assert axes.lines[2].get_ydata()[-1] == pytest.approx(60)
+        assert axes.get_ylim()[1] < 0.4
+    texts = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert {"2  near (1 seed, no interval)", "3  far (1 seed, no interval; diverged)"} < {*texts}
+    for axes in difference_figure.draw_differences(read(base, far), 0).axes:
+        assert axes.get_ylim()[1] > 55  # there is nothing else to show
+
+
+def test_axes_without_a_difference_have_no_scale(tmp_path):
+    runs = read(make_run(tmp_path / "a", done=15), make_run(tmp_path / "b", done=15, method="bf16"))
+    training, validation = difference_figure.draw_differences(runs, 0).axes
+    assert len(training.get_yticks()) > 1 and not training.texts
+    assert not len(validation.get_yticks()) and not len(validation.get_xticks())
+    assert [text.get_text() for text in validation.texts] == ["no tokens in common"]
+    assert not validation.lines
 
 
 def test_means_over_seeds_have_students_interval():

@@ -201,6 +201,25 @@ def test_the_baseline_is_chosen_by_option_and_named(tmp_path, monkeypatch, capsy
     assert f"--baseline={runs[4]} is not among the runs; give one of them" in line
 
 
+def test_a_missing_table_of_differences_is_said_in_one_line(tmp_path, monkeypatch, capsys):
+    whole, other = make_run(tmp_path / "whole"), make_run(tmp_path / "other", pqt__target_bits=5.0)
+    early = make_run(tmp_path / "early", method="bf16", done=90)
+    gone = make_run(tmp_path / "gone", pqt__target_bits=3.0, done=90)
+    (gone / "metrics.jsonl").write_text('{"step": 90, "skipped": true, "in_a_row": 1000}\n')
+    monkeypatch.chdir(tmp_path)
+    for runs, reason in (
+        ([whole, other, early], "the baseline, 3  early, is not finished"),
+        ([whole, other, gone, "--baseline", gone], "the baseline, 3  gone, has diverged"),
+        ([whole, early, "--baseline", whole], "only the baseline is finished"),
+        ([whole, other, early, "--baseline", whole], ""),
+        ([early], ""),
+    ):
+        assert plot.main([*map(str, runs), "--out=plot"]) == 0
+        warning = f"no table of differences: {reason}"
+        assert capsys.readouterr().err == (f"warning: {warning}\n" if reason else "")
+        assert (f"<p>There is {warning}.</p>" in page_of(tmp_path / "plot")[0]) == bool(reason)
+
+
 def make_page_of(folders):
     """The page of runs, from their numbers alone."""
     runs = dict(enumerate(run_reader.read_runs([*map(str, folders)])))

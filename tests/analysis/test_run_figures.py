@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from pqt_jax.analysis import plot_style, run_figures, run_reader
-from support.runs import make_run
+from support.runs import make_run, shift_losses
 
 
 def test_a_picture_says_what_is_not_in_it(tmp_path):
@@ -37,6 +37,28 @@ def test_a_spike_does_not_set_the_scale(tmp_path):
     assert run_reader.read_curve(run_record, "loss")[1].max() > 900
     low, high = run_figures.draw_losses({0: run_record}).axes[0].get_ylim()
     assert low < 1 and 4 < high < 6
+
+
+def test_a_run_that_diverged_does_not_set_the_scale_of_losses(tmp_path):
+    paths = [make_run(tmp_path / "run"), shift_losses(make_run(tmp_path / "far"), 60.0, 90)]
+    runs = dict(enumerate(run_reader.read_runs([*map(str, paths)])))
+    figure = run_figures.draw_losses(runs)
+    assert all(axes.get_ylim()[1] < 6 for axes in figure.axes)
+    assert legend_of(figure) == ["1  run", "2  far (diverged)"]
+    assert all(axes.get_ylim()[1] > 55 for axes in run_figures.draw_losses({1: runs[1]}).axes)
+
+
+def test_axes_without_a_value_have_no_scale(tmp_path):
+    paths = [make_run(tmp_path / "early", done=15), make_run(tmp_path / "nan", nan_from=1)]
+    early, bad = run_reader.read_runs([*map(str, paths)])
+    _, validation = run_figures.draw_losses({0: early}).axes
+    axes = {"nothing recorded yet": [validation], "no finite value": []}
+    axes["no finite value"] += run_figures.draw_losses({0: bad}).axes
+    axes["no finite value"] += run_figures.draw_bits({0: bad}).axes[1:3]
+    for reason, empty in axes.items():
+        for ax in empty:
+            assert [text.get_text() for text in ax.texts] == [reason]
+            assert not len(ax.get_xticks()) and not len(ax.get_yticks())
 
 
 def test_bits_are_drawn_by_layer_and_kernel_and_over_training(tmp_path):

@@ -5,7 +5,7 @@
 import json
 
 from pqt_jax.analysis import comparison, run_figures, run_reader, run_tables
-from support.runs import make_run
+from support.runs import make_run, shift_losses
 
 
 def test_names_are_as_short_as_they_can_be(tmp_path):
@@ -37,3 +37,16 @@ def test_a_run_that_the_trainer_gave_up_is_known(tmp_path):
     assert "diverged: too many steps in a row" in page
     legend = run_figures.draw_losses({0: run}).legends[0]
     assert [text.get_text() for text in legend.get_texts()] == ["1  run (gave up)"]
+
+
+def test_a_run_whose_loss_ends_far_above_its_least_has_diverged(tmp_path):
+    paths = [make_run(tmp_path / "run"), make_run(tmp_path / "begun", done=0)]
+    paths += [make_run(tmp_path / "nan", nan_from=200), make_run(tmp_path / "high")]
+    shift_losses(paths[3], 2.0, 90)
+    spike = shift_losses(make_run(tmp_path / "spike"), 9.0, 150)
+    paths.append(shift_losses(spike, -9.0, 155))
+    shift_losses(spike, -0.9, 200)  # the last loss is low by chance
+    found = [run_reader.has_diverged(run) for run in run_reader.read_runs([*map(str, paths)])]
+    assert found == [False, False, True, False, False]  # the fourth ends at its least
+    shift_losses(paths[3], 2.0, 190)
+    assert run_reader.has_diverged(run_reader.read_runs([str(paths[3])])[0])

@@ -12,6 +12,20 @@ from pqt_jax.training.run import bit_history
 from support import tiny
 
 
+def shift_losses(run, amount, from_step=0):
+    """Add an amount to the losses of a run from a step on, and to those of its summary."""
+    path = run / "metrics.jsonl"
+    records = [json.loads(line) for line in path.read_text().splitlines()]
+    for record in records:
+        if record["step"] >= from_step:
+            record |= {n: record[n] + amount for n in ("loss", "validation_loss") if n in record}
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    summary = json.loads((run / "summary.json").read_text())
+    summary |= {name: summary[name] + amount for name in ("master", "fp6_e3m2")}
+    (run / "summary.json").write_text(json.dumps(summary))
+    return run
+
+
 def make_run(folder, *, steps=200, done=200, bits=True, nan_from=None, **fields):
     """Files of a run whose loss falls from 5 to 1 and b_t from 6 to 4, without any training.
 

@@ -16,7 +16,7 @@ from pqt_jax.analysis.plot_style import escape_dollars, run_style
 from pqt_jax.lab.prediction import PredictionAtStep
 from pqt_jax.lab.statistics import proportion
 from pqt_jax.lab.sweep_table import SweepTable
-from pqt_jax.training.run.run_plots import widen
+from pqt_jax.training.run.run_plots import leave_empty, widen
 
 _QUANTILES = (0.1, 0.5, 0.9)  # over seeds: lower edge of the band, median, upper edge
 _MOST_POINTS = 80  # of a curve; neighbouring points of longer curves are averaged
@@ -43,7 +43,7 @@ def draw_heat_maps(table: SweepTable) -> Figure:
         ax.set_yticks(range(len(table.seeds)), [str(seed) for seed in table.seeds], fontsize=7)
         ax.set_xlabel("learning rate", fontsize=8)
     axes[0].set_ylabel("seed", fontsize=8)
-    if image is not None:
+    if image is not None and _all_stable_finals(table).size:
         figure.colorbar(image, ax=list(axes), label="final loss, nats", shrink=0.8)
     found = {row["outcome"] for row in table.rows.values()}
     shown = [f"{mark} {outcome}" for outcome, mark in _MARKS.items() if outcome in found]
@@ -71,6 +71,7 @@ def draw_losses(table: SweepTable) -> Figure:
             first_losses.extend(row["first_loss"] for row in rows if row["first_loss"])
         ax.set_title(f"learning rate {rate:g}", fontsize=10)
         ax.set_xlabel("step")
+        _leave_empty_without_data(ax, "no finite loss")
     if lowest and first_losses and (height := max(first_losses) - min(lowest)) > 0:
         for ax in axes:  # curves of diverged runs may leave the axes
             ax.set_ylim(min(lowest) - 0.05 * height, max(first_losses) + 0.3 * height)
@@ -81,19 +82,21 @@ def draw_losses(table: SweepTable) -> Figure:
 def draw_final_losses(table: SweepTable) -> Figure:
     """Final loss and the share of diverged seeds, by learning rate.
 
-    The median is taken over all seeds. A run that diverged counts as infinitely bad.
+    The median is taken over the seeds that have been trained. A run that diverged counts as
+    infinitely bad.
     """
     figure = Figure(figsize=(11, 4.2), dpi=150, layout="constrained")
     losses, shares = figure.subplots(1, 2)
     for i, arm in enumerate(table.arms):
         finals = table.stable_values(arm, "final_loss")
-        band = _quantiles_over_runs(np.where(np.isfinite(finals), finals, np.inf))
-        _draw_band(losses, np.array(table.rates), band, i, arm, markers=True)
+        trained = zip(finals.T, table.has_run(arm).T, strict=True)
+        band = [_quantiles_over_runs(values[has_run, None]) for values, has_run in trained]
+        _draw_band(losses, np.array(table.rates), np.hstack(band), i, arm, markers=True)
         _draw_diverged_shares(shares, table, i, arm)
-    finals = _all_stable_finals(table)
-    if finals.size:
+    if (finals := _all_stable_finals(table)).size:
         losses.set_ylim(finals.min() - 0.1, min(finals.max(), finals.min() + 4) + 0.1)
-    losses.axhline(table.unigram_loss, color=_GREY, lw=1, ls=":", label="token frequencies alone")
+        label = "token frequencies alone"
+        losses.axhline(table.unigram_loss, color=_GREY, lw=1, ls=":", label=label)
     for ax in (losses, shares):
         ax.set_xscale("log")
         ax.set_xticks(table.rates, [f"{rate:g}" for rate in table.rates])
@@ -104,7 +107,10 @@ def draw_final_losses(table: SweepTable) -> Figure:
     losses.set_ylabel("final loss, nats per token")
     shares.set_ylabel("share of seeds that diverged")
     shares.set_ylim(-0.03, 1.03)
-    return _add_legend(figure, [losses])
+    losses.set_title(_describe_seeds(table), fontsize=10)
+    if not finals.size:
+        leave_empty(losses, "every run diverged")
+    return _add_legend(figure, [losses, shares])
 
 
 def draw_sharpness(table: SweepTable) -> Figure:
@@ -126,6 +132,7 @@ def draw_predictions(predictions: Mapping[str, Sequence[PredictionAtStep]]) -> F
     """
     figure = Figure(figsize=(15, 4.4), dpi=150, layout="constrained")
     over_all, within, curves = figure.subplots(1, 3)
+    every_step = {prediction.step for by_step in predictions.values() for prediction in by_step}
     for i, (name, by_step) in enumerate(predictions.items()):
         style, steps = run_style(i), [prediction.step for prediction in by_step]
         stroke = {"color": style.color, "ls": style.dash, "marker": style.marker, "ms": 3}
@@ -138,10 +145,13 @@ def draw_predictions(predictions: Mapping[str, Sequence[PredictionAtStep]]) -> F
         if name != "learning rate":  # it is constant within a stratum
             within.plot(steps, [p.within.value for p in by_step], **stroke)
     for ax, runs in ((over_all, "all runs"), (within, "runs of one arm and rate")):
-        ax.axhline(0.5, color=_GREY, lw=1, ls=":")
         ax.set_ylim(0, 1.02)
         ax.set_xlabel("step at which it is measured")
         ax.set_ylabel(f"area under the ROC, {runs}")
+        if len(every_step) == 1:
+            ax.set_xticks([*every_step])
+        if not _leave_empty_without_data(ax, "no arm and rate has runs of both outcomes"):
+            ax.axhline(0.5, color=_GREY, lw=1, ls=":")
     name, by_step = next(iter(predictions.items()))
     _draw_roc_curves(curves, name, by_step, first_style=len(predictions))
     return _add_legend(figure, [over_all])
@@ -175,8 +185,10 @@ def _draw_diverged_shares(ax: Axes, table: SweepTable, i: int, arm: str) -> None
     rates = np.array(table.rates) * 1.04 ** (i - len(table.arms) / 2)
     errors = [[s.value - s.low for s in shares], [s.high - s.value for s in shares]]
     style = run_style(i)
-    options = {"color": style.color, "fmt": style.marker, "ms": 4, "lw": 1, "capsize": 2}
-    ax.errorbar(rates, np.array([s.value for s in shares]), errors, **options)
+    values = np.array([share.value for share in shares])
+    ax.errorbar(rates, values, errors, color=style.color, fmt="none", lw=1, capsize=2)
+    label = escape_dollars(arm)
+    ax.plot(rates, values, color=style.color, marker=style.marker, ms=4, ls="", label=label)
 
 
 def _draw_sharpness_curves(table: SweepTable, name: str, label: str) -> Figure:
@@ -190,6 +202,7 @@ def _draw_sharpness_curves(table: SweepTable, name: str, label: str) -> Figure:
             has_points |= bool(np.isfinite(band[1]).any())
         ax.set_title(f"learning rate {rate:g}", fontsize=10)
         ax.set_xlabel("step")
+        _leave_empty_without_data(ax, "no finite value")
         if has_points:
             ax.set_yscale("log")
             low, high = (math.log10(end) for end in ax.get_ylim())
@@ -197,6 +210,23 @@ def _draw_sharpness_curves(table: SweepTable, name: str, label: str) -> Figure:
             ax.set_ylim(10**low, 10**high)
     axes[0].set_ylabel(label)
     return _add_legend(figure, axes)
+
+
+def _describe_seeds(table: SweepTable) -> str:
+    """How many seeds each median of final losses is over."""
+    counts = np.array([table.has_run(arm).sum(0) for arm in table.arms])
+    low, high = counts[counts > 0].min(), counts.max()
+    if high == 1:
+        return "one seed, so no interval"
+    return f"median of {high if low == high else f'{low} to {high}'} seeds"
+
+
+def _leave_empty_without_data(ax: Axes, reason: str) -> bool:
+    """Write the reason on axes whose lines have no finite value; whether there is none."""
+    is_empty = not any(np.isfinite(np.asarray(line.get_ydata(), float)).any() for line in ax.lines)
+    if is_empty:
+        leave_empty(ax, reason)
+    return is_empty
 
 
 def _all_stable_finals(table: SweepTable) -> np.ndarray:

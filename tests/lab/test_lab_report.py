@@ -254,11 +254,59 @@ def test_legends_have_what_is_in_view(tmp_path, table):
         return row | {"unigram_loss": 9.0} | (diverged if row["arm"] == arms[1] else {})
 
     other = sweep_table.read(write_sweep(tmp_path / "run", change=change))
-    assert legend_of(figures.draw_final_losses(other)) == [arms[0], arms[2]]
+    assert legend_of(figures.draw_final_losses(other)) == arms  # all are at right
     assert legend_of(figures.draw_losses(other)) == [arms[0], arms[2]]
     assert figures.draw_heat_maps(other)._supxlabel.get_text() == "× diverged     ○ stuck"
     learned = sweep_table.read(write_sweep(tmp_path / "b", lambda row: row["outcome"] == "learned"))
     assert figures.draw_heat_maps(learned)._supxlabel is None
+
+
+@pytest.mark.parametrize(
+    ("keep", "title"),
+    [
+        (lambda row: row["seed"] == 0, "one seed, so no interval"),
+        (lambda row: row["seed"] < 3 or row["arm"] == "BF16", "median of 3 to 8 seeds"),
+        (lambda row: True, "median of 8 seeds"),
+    ],
+)
+def test_final_losses_say_of_how_many_seeds_they_are(tmp_path, keep, title):
+    table = sweep_table.read(write_sweep(tmp_path / "run", keep))
+    losses = figures.draw_final_losses(table).axes[0]
+    assert losses.get_title() == title
+    for line, arm in zip(losses.lines, ARMS, strict=False):  # runs to come count for nothing
+        rows = [make_row(arm, 1e-2, seed) for seed in SEEDS]
+        want = np.median([row["final_loss"] for row in rows if keep(row)])
+        assert line.get_ydata()[1] == pytest.approx(want)
+
+
+def test_axes_of_runs_that_all_diverged_have_no_scale(tmp_path):
+    diverged = {"outcome": "diverged", "diverged_at": 7, "final_loss": None}
+    diverged |= {"losses": [None] * 60, "sharpness": [[0, None]], "sharpness_of_weights": []}
+
+    def change(row):
+        return row | diverged if row["learning_rate"] == 1e-1 else row
+
+    one_rate = sweep_table.read(write_sweep(tmp_path / "a", change=change))
+    for draw in (figures.draw_losses, figures.draw_sharpness, figures.draw_weight_sharpness):
+        *others, empty = draw(one_rate).axes
+        assert not len(empty.get_xticks()) and not len(empty.get_yticks())
+        assert [text.get_text()[:9] for text in empty.texts] == ["no finite"]
+        assert all(len(ax.get_yticks()) and not ax.texts for ax in others)
+    (text,) = figures.draw_predictions(predictions_of(one_rate)).axes[1].texts
+    assert text.get_text() == "no arm and rate has runs of both outcomes"
+    every = sweep_table.read(write_sweep(tmp_path / "b", change=lambda row: row | diverged))
+    losses, shares = figures.draw_final_losses(every).axes
+    assert [text.get_text() for text in losses.texts] == ["every run diverged"]
+    assert not len(losses.get_yticks()) and len(shares.get_yticks())
+    assert len(figures.draw_heat_maps(every).axes) == 3  # without a scale of colors
+
+
+def predictions_of(table):
+    scores = prediction.scores_of(table)
+    found = {
+        name: evaluate_predictions(table.rows.values(), score) for name, score in scores.items()
+    }
+    return {name: by_step for name, by_step in found.items() if by_step}
 
 
 def test_colors_of_final_losses_span_a_tenth_of_a_nat(tmp_path):

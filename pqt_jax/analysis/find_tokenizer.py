@@ -14,7 +14,7 @@ import numpy as np
 from pqt_jax import console
 from pqt_jax.analysis.document_begin import add_bos_option, set_begin
 from pqt_jax.analysis.load import TrainedModel
-from pqt_jax.data import tokenizers, tokens
+from pqt_jax.data import tokenizer_files, tokenizers, tokens
 from pqt_jax.data.tokenizers import Tokenizer
 from pqt_jax.errors import InputError
 from pqt_jax.training.run import tokenizer_copy
@@ -89,9 +89,10 @@ def _load(options: Namespace, model: TrainedModel) -> Tokenizer:
     if model.run_config is not None:
         return _load_of_run(Path(options.workdir), model.run_config.data.tokens)
     folder = Path(options.hf if options.hf is not None else options.packed)
-    for name in ("tokenizer.json", "tokenizer.model"):
+    for name in (tokenizer_files.JSON, tokenizer_files.MODEL):
         if (folder / name).is_file():
-            return tokenizers.load(str(folder / name))
+            is_bytes = name == tokenizer_files.JSON and tokenizer_files.is_bytes(folder / name)
+            return tokenizers.load("bytes" if is_bytes else str(folder / name))
     if model.config.vocab_size in (BYTES, BYTES + 1):
         return tokenizers.load("bytes")
     raise InputError(

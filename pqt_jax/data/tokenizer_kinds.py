@@ -45,7 +45,7 @@ def read_hugging_face(content: bytes, end: str, _: str) -> Parts:
     import tokenizers  # a heavy package that few runs need
 
     model = tokenizers.Tokenizer.from_str(content.decode())
-    end_token = _find_end(end, model.token_to_id)
+    end_token = find_end(end, model.token_to_id)
     vocabulary = model.get_vocab(with_added_tokens=True)
     size = max(vocabulary.values()) + 1  # there may be gaps before added tokens
     if size > _MOST:  # the package takes memory for every number up to the largest
@@ -121,7 +121,7 @@ def read_sentencepiece(content: bytes, end: str, _: str) -> Parts:
         return None if piece == model.unk_id() else piece
 
     file_end = model.eos_id()
-    end_token = file_end if not end and file_end >= 0 else _find_end(end, find)
+    end_token = file_end if not end and file_end >= 0 else find_end(end, find)
     # A "user defined" token is found in texts, a "control" token is not.
     if end_token is not None and end_token in model.encode(model.id_to_piece(end_token)):
         # Only here, since not every version of protobuf can load this module.
@@ -149,7 +149,7 @@ def read_tiktoken(content: bytes, end: str, pattern: str) -> Parts:
     import tiktoken
     from tiktoken_ext.openai_public import r50k_pat_str
 
-    ranks = _read_ranks(content)
+    ranks = read_ranks(content)
     if pattern and regex.compile(pattern).match("") is not None:
         raise InputError(f"--pattern={pattern!r} matches the empty text; it must take a character")
     last = max(ranks.values()) + 1
@@ -173,8 +173,15 @@ def read_tiktoken(content: bytes, end: str, pattern: str) -> Parts:
     return Parts(last + 1, None, last, encode, decode)
 
 
-def _read_ranks(content: bytes) -> dict[bytes, int]:
-    """Read lines of a piece in base64 and its rank, and check what tiktoken takes for granted."""
+def read_ranks(content: bytes) -> dict[bytes, int]:
+    """Read lines of a piece in base64 and its rank, and check what tiktoken takes for granted.
+
+    Returns:
+      Piece → rank, with all single bytes.
+
+    Raises:
+      InputError: naming the first line that is none.
+    """
     ranks: dict[bytes, int] = {}
     lines: dict[int, int] = {}
     for number, line in enumerate(content.splitlines(), 1):
@@ -200,7 +207,16 @@ def _read_ranks(content: bytes) -> dict[bytes, int]:
     return ranks
 
 
-def _find_end(name: str, find: Callable[[str], int | None]) -> int | None:
+def find_end(name: str, find: Callable[[str], int | None]) -> int | None:
+    """The token that ends a document: the named one, or for "" the first of `END_TOKENS`, or None.
+
+    Args:
+      name: of the token.
+      find: name → token, or None.
+
+    Raises:
+      InputError: if the named token is not there.
+    """
     for token in (name,) if name else END_TOKENS:
         token_id = find(token)
         if token_id is not None:

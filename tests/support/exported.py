@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright 2026 The pqt_jax Authors
-"""Models that tests export: of each kind, every parameter random."""
+"""Models that tests export: of each kind, every parameter random; and folders of few bits."""
 
 import dataclasses
+import itertools
+import json
+import math
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +13,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from pqt_jax.data import tokenizer_files
+from pqt_jax.interchange import huggingface, low_bit, safetensors_io, safetensors_writer
+from pqt_jax.interchange.low_bit import EncodedMatrix
 from pqt_jax.models import build_model
 from pqt_jax.transform.tree_paths import paths_and_leaves
 from support import tiny
@@ -42,3 +48,62 @@ def make(config, rules=()):
 
 def flat(params):
     return {path: np.asarray(leaf) for path, leaf in paths_and_leaves(params).items()}
+
+
+def write_folder(folder, config, model, tokenizer):
+    """A folder of float32 numbers with a tokenizer, from `tokenizer_files`."""
+    huggingface.save(folder, config, nnx.state(model, nnx.Param), dtype="float32")
+    tokenizer_files.write(folder, tokenizer)
+    change_config(folder, tokenizer.ids)
+
+
+def change_config(folder, fields):
+    path = folder / huggingface.CONFIG
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+
+
+def random_matrices(folder, formats):
+    """Name → `EncodedMatrix` for each matrix of the layers of a folder; formats take turns.
+
+    None leaves a matrix as it is.
+    """
+    rng, matrices = np.random.default_rng(2), {}
+    tensors = safetensors_io.find_tensors(folder)
+    names = sorted(name for name in tensors if "layers" in name and "proj" in name)
+    for name, fmt in zip(names, itertools.cycle(formats), strict=False):
+        if fmt is None:
+            continue
+        rows, columns = tensors[name].shape
+        codes = rng.integers(0, 1 << fmt.bits, (rows, columns)).astype(np.uint8)
+        codes[np.isnan(fmt.decode(codes))] = 0
+        codes[fmt.decode(codes) == 0] = 1
+        grid = (-(-rows // 32), -(-columns // 32))
+        unit = 127 - round(math.log2(fmt.max * columns**0.5 / 2))  # products of about 1
+        scale = (unit + rng.integers(-1, 2, grid)).astype(np.uint8)
+        matrices[name] = EncodedMatrix(fmt, codes, scale, (32, 32))
+    return matrices
+
+
+def write_low_bit(folder, layout, matrices, squares=False):
+    """Store matrices of a folder of numbers in few bits, by a layout."""
+    tensors = safetensors_io.find_tensors(folder)
+    values = {name: safetensors_io.read_tensor(tensor) for name, tensor in tensors.items()}
+    specs = {name: safetensors_writer.TensorSpec(t.dtype, t.shape) for name, t in tensors.items()}
+    for name, matrix in matrices.items():
+        del specs[name], values[name]
+        specs |= layout.describe(name, matrix.fmt, matrix.codes.shape, squares)
+        values |= layout.store(name, matrix, squares)
+    safetensors_writer.write_stream(folder, specs, values.items())
+    change_config(folder, layout.config({n: m.fmt for n, m in matrices.items()}, squares))
+
+
+def put_matrices(model, matrices):
+    """Put the values of `random_matrices` into a Llama of ours."""
+    names = {entry.name: entry.paths[0] for entry in huggingface.tensor_entries(model.config)}
+    leaves = flat(nnx.state(model, nnx.Param))
+    for name, matrix in matrices.items():
+        prefix, layer, rest = name.removeprefix("model.").split(".", 2)
+        path = names[f"{prefix}.{{}}.{rest}"]
+        leaves[path] = leaves[path].copy()
+        leaves[path][int(layer)] = low_bit.decode(matrix).T
+    nnx.update(model, huggingface.nest_by_path({p: jnp.asarray(x) for p, x in leaves.items()}))

@@ -4,6 +4,9 @@
 
 import base64
 import io
+import random
+
+from pqt_jax.data import tokenizer_conversion
 
 TEXT = "the quick brown fox jumps over the lazy dog; über naïve 東京 \n  indented\n" * 20
 
@@ -86,11 +89,8 @@ def make_sentencepiece(path, **options):
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(TEXT.split("\n")),
         model_writer=written,
-        vocab_size=330,
-        byte_fallback=True,
-        model_type="bpe",
         minloglevel=2,
-        **options,
+        **{"vocab_size": 330, "byte_fallback": True, "model_type": "bpe", **options},
     )
     path.write_bytes(written.getvalue())
     return path
@@ -120,3 +120,15 @@ def make(kind, folder):
         return "bytes"
     maker, suffix = KINDS[kind]
     return str(maker(folder / f"tokenizer.{suffix}"))
+
+
+SPELLED = ("a<|endoftext|>b", "</s>", "x</s>y <s> z", "<unk>a<unk>")  # special tokens, as text
+
+
+def many_texts():
+    """200 texts without special tokens: scripts, spaces, tabs, line breaks of all kinds, digits."""
+    rng = random.Random(1)
+    letters = "abc the quick\t\n\r\n  é東京ß0123456789.,'\"()<|>_😀\u00a0\u0301"
+    count = 200 - len(tokenizer_conversion.TEXTS)
+    some = ("".join(rng.choices(letters, k=rng.randint(1, 60))) for _ in range(count))
+    return [*tokenizer_conversion.TEXTS, *some]

@@ -43,7 +43,23 @@ def read_prepared(folder: Path) -> TokenizerFile | None:
     Raises:
       InputError: if it is not the tokenizer that made the tokens, or cannot be read.
     """
-    description = tokens.read_index(folder).tokenizer
+    return _read(folder, tokens.read_index(folder).tokenizer, "config.data.tokens: ")
+
+
+def read(workdir: Path) -> TokenizerFile:
+    """Read the copy of the tokenizer that a run has.
+
+    Raises:
+      InputError: if it is damaged.
+    """
+    folder, argument = workdir / TOKENIZER, f"--workdir={workdir}: "
+    tokenizer = _read(folder, _read_description(workdir, "put a copy back"), argument)
+    if tokenizer is None:
+        raise InputError(f"{argument}the tokenizer is missing in {folder}; put a copy back")
+    return tokenizer
+
+
+def _read(folder: Path, description: dict[str, str], argument: str) -> TokenizerFile | None:
     if description["name"] == "bytes":
         return TokenizerFile(description, b"")
     path = folder / description["name"]
@@ -53,15 +69,19 @@ def read_prepared(folder: Path) -> TokenizerFile | None:
         return None
     except OSError as error:
         why = system_reason(error, "put a copy back")
-        raise InputError(f"config.data.tokens: {path} cannot be read: {why}") from None
-    if (
-        tokenizers.fingerprint(content, description["end"], description["pattern"])
-        != (description["fingerprint"])
-    ):
+        raise InputError(f"{argument}{path} cannot be read: {why}") from None
+    digest = tokenizers.fingerprint(content, description["end"], description["pattern"])
+    if digest != description["fingerprint"]:
         raise InputError(
-            f"config.data.tokens: {path} is not the tokenizer that made the tokens; put a copy back"
+            f"{argument}{path} is not the tokenizer that made the tokens; put a copy back"
         )
     return TokenizerFile(description, content)
+
+
+def _read_description(workdir: Path, remedy: str) -> dict[str, str]:
+    with contextlib.suppress(OSError, *MALFORMED):
+        return tokens.parse_tokenizer(files.read_json(workdir / TOKENIZER / DESCRIPTION))
+    raise InputError(f"--workdir={workdir}: {TOKENIZER}/{DESCRIPTION} in it is damaged; {remedy}")
 
 
 def write(workdir: Path, tokenizer: TokenizerFile) -> None:
@@ -91,16 +111,8 @@ def load(workdir: Path) -> Tokenizer:
     Raises:
       InputError: if it is damaged, or a package that reads it is missing.
     """
-    folder = workdir / TOKENIZER
-    description = None
-    with contextlib.suppress(OSError, *MALFORMED):
-        description = tokens.parse_tokenizer(files.read_json(folder / DESCRIPTION))
-    if description is None:
-        raise InputError(
-            f"--workdir={workdir}: {TOKENIZER}/{DESCRIPTION} in it is damaged; put a copy back, or "
-            "give --tokenizer"
-        )
-    return load_described(folder, description)
+    description = _read_description(workdir, "put a copy back, or give --tokenizer")
+    return load_described(workdir / TOKENIZER, description)
 
 
 def load_described(folder: Path, description: dict[str, str]) -> Tokenizer:

@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright 2026 The pqt_jax Authors
+"""The layout of MLX: bytes worked out by hand, and what is read again."""
+
+import numpy as np
+import pytest
+
+from pqt_jax.errors import InputError
+from pqt_jax.interchange import low_bit
+from pqt_jax.interchange.low_bit import EncodedMatrix
+from pqt_jax.interchange.mlx import LAYOUT
+from pqt_jax.numerics.formats import BF16, E2M1, E2M3, E3M2, E4M3, E4M7, E5M2
+
+NAME = "model.layers.0.mlp.up_proj.weight"
+SCALES = "model.layers.0.mlp.up_proj.scales"
+
+
+def make_matrix(fmt, rows=70, columns=96, block=(32, 32)):
+    rng = np.random.default_rng(0)
+    codes = rng.integers(0, 1 << fmt.bits, (rows, columns)).astype(np.uint8)
+    if fmt == E4M3:
+        codes[codes & 127 == 127] = 0  # no NaN
+    grid = (-(-rows // block[0]), -(-columns // block[1]))
+    return EncodedMatrix(fmt, codes, rng.integers(90, 150, grid).astype(np.uint8), block)
+
+
+def test_bytes_of_fp4_are_pairs_and_words_are_little_endian():
+    codes = np.arange(32, dtype=np.uint8)[None] % 16
+    one = EncodedMatrix(E2M1, np.repeat(codes, 2, 0), np.array([[130]], np.uint8), (32, 32))
+    stored = LAYOUT.store(NAME, one, False)
+    assert {name: array.tolist() for name, array in stored.items()} == {
+        NAME: [[0x76543210, 0xFEDCBA98] * 2] * 2,
+        SCALES: [[130], [130]],
+    }
+    assert {name: array.dtype for name, array in stored.items()} == {NAME: "<u4", SCALES: "u1"}
+
+
+def test_bytes_of_fp8_are_codes():
+    codes = np.arange(32, dtype=np.uint8)[None]
+    one = EncodedMatrix(E4M3, codes, np.array([[1]], np.uint8), (32, 32))
+    stored = LAYOUT.store(NAME, one, False)
+    assert stored[NAME][0, :2].tolist() == [0x03020100, 0x07060504]
+    assert stored[NAME].tobytes() == codes.tobytes() and stored[SCALES].tolist() == [[1]]
+    six = one._replace(fmt=E3M2, codes=codes[:, ::-1] + 32)
+    # 28 of E3M2 is 1.75 · 16, in E4M3 0 1011 110; its largest negative one has the sign, too.
+    assert LAYOUT.store(NAME, six, False)[NAME][0, 0] >> 0 & 255 == 0b1_1011_110
+
+
+@pytest.mark.parametrize("block", [(32, 32), (1, 32), (16, 64)])
+@pytest.mark.parametrize("fmt", [E2M1, E2M3, E3M2, E4M3])
+def test_what_is_stored_is_read_again(fmt, block):
+    one = make_matrix(fmt, block=block)
+    stored = LAYOUT.store(NAME, one, False)
+    config = LAYOUT.config({NAME: fmt}, False)
+    assert LAYOUT.recognizes(config) and LAYOUT.stored_names(NAME, config) == (NAME, SCALES)
+    specs = LAYOUT.describe(NAME, fmt, one.codes.shape, False)
+    assert specs.keys() == stored.keys()
+    for name, array in stored.items():
+        assert specs[name].shape == array.shape and specs[name].nbytes == array.nbytes
+    loaded = LAYOUT.load(NAME, config, stored.get)
+    assert loaded.tobytes() == low_bit.decode(one).tobytes()
+
+
+def test_config_names_each_layer_only_if_they_differ():
+    four = {"group_size": 32, "bits": 4, "mode": "mxfp4"}
+    eight = {"group_size": 32, "bits": 8, "mode": "mxfp8"}
+    assert LAYOUT.config({"a.weight": E2M1, "b.weight": E2M1}, False) == {"quantization": four}
+    assert LAYOUT.config({"a.weight": E4M3, "b.weight": None}, False) == {"quantization": eight}
+    assert LAYOUT.config({"a.weight": None}, False) == {}
+    mixed = {"a.weight": E2M1, "b.weight": E3M2, "c.weight": E4M3, "d.weight": None}
+    assert LAYOUT.config(mixed, False) == {
+        "quantization": eight | {"a": four, "b": eight, "c": eight}
+    }
+
+
+def test_carriers_hold_each_value():
+    assert [LAYOUT.carrier(f) for f in (E2M1, E3M2, E2M3, E4M3)] == [E2M1, E4M3, E4M3, E4M3]
+    assert [LAYOUT.carrier(f) for f in (E4M7, E5M2, BF16)] == [None] * 3
+
+
+def test_numbers_are_left_to_the_caller():
+    assert LAYOUT.load(NAME, {"quantization": {}}, {NAME: np.zeros(3)}.get) is None
+    assert not LAYOUT.recognizes({}) and not LAYOUT.recognizes({"quantization": None})
+
+
+FOUR = {"group_size": 32, "bits": 4, "mode": "mxfp4"}
+
+
+@pytest.mark.parametrize(
+    "entry, changes, message",
+    [
+        (FOUR | {"mode": "affine"}, {}, "mode 'affine' of quantization; it must be mxfp4 or mx"),
+        ({"group_size": 64, "bits": 4}, {}, "mode 'affine' of quantization; it must be"),
+        (FOUR | {"mode": ["x"]}, {}, "mode ['x'] of quantization; it must be"),
+        (FOUR | {NAME[:-7]: 7}, {}, "mode 7 of quantization; it must be"),
+        (FOUR | {"bits": 8}, {}, "bits=8 of quantization; it must be 4"),
+        (FOUR | {"group_size": 16}, {}, "group_size=16 of quantization; it must be 32"),
+        (FOUR, {NAME: None}, "is missing; model.layers.0.mlp.up_proj.scales is there"),
+        (FOUR, {NAME: np.zeros((70, 13), "u4")}, "is uint32[70, 13]; it must be uint32[70, 12]"),
+        (FOUR, {NAME: np.zeros((70, 12), "f4")}, "is float32[70, 12]; it must be uint32[70, 12]"),
+        (
+            FOUR,
+            {SCALES: np.zeros((70, 3), "f4")},
+            "scales is float32[70, 3]; it must be a uint8 m",
+        ),
+        (FOUR, {SCALES: np.zeros((7, 3), "u1")}, "is uint32[70, 12]; it must be uint32[7, 12]"),
+        (FOUR, {SCALES: np.zeros((), "u1")}, "scales is uint8[]; it must be a uint8 matrix"),
+    ],
+)
+def test_what_is_stored_otherwise_is_refused(entry, changes, message):
+    stored = LAYOUT.store(NAME, make_matrix(E2M1), False) | changes
+    with pytest.raises(InputError) as caught:
+        LAYOUT.load(NAME, {"quantization": entry}, stored.get)
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+    assert str(caught.value).startswith("model.layers.0.mlp.up_proj.")

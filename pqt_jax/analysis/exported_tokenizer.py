@@ -9,7 +9,7 @@
 from argparse import Namespace
 from pathlib import Path
 
-from pqt_jax.analysis.load import TrainedModel
+from pqt_jax.analysis.open_weights import OpenModel
 from pqt_jax.data import tokenizer_files
 from pqt_jax.data.tokenizer_files import TokenizerFiles
 from pqt_jax.training.run import tokenizer_copy
@@ -17,12 +17,12 @@ from pqt_jax.training.run import tokenizer_copy
 _BYTES = tokenizer_copy.TokenizerFile({"name": "bytes", "end": "", "pattern": ""}, b"")
 
 
-def find(options: Namespace, model: TrainedModel) -> TokenizerFiles:
+def find(options: Namespace, model: OpenModel) -> TokenizerFiles:
     """The files of a model's tokenizer, for a folder that transformers loads.
 
     Args:
       options: with `workdir` and `hf`, as for `load.load_model`.
-      model: from `load.load_model`.
+      model: from `open_weights.use_model`.
 
     Returns:
       The files, and the ids for config.json; no files where there is no tokenizer.

@@ -4,32 +4,28 @@
 
     pieces with scores and types, flags → vocabulary, merges, how text is split and spelled
 
-The file is a protobuf message, which is read here: the module of SentencePiece for it does not
-load with each version of protobuf. Field numbers are those of sentencepiece_model.proto.
-
 Of a Unigram model the most likely cut of a text is taken. If several are equally likely, as with
 repeated pieces, the package tokenizers may take another than SentencePiece does.
 """
 
 import base64
-import struct
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from pqt_jax.data import byte_level, tokenizer_conversion, tokenizer_kinds
+from pqt_jax.data import tokenizer_conversion, tokenizer_kinds
 from pqt_jax.data.tokenizer_conversion import Inexact
-
-# Types of pieces, and kinds of models, by their numbers.
-_NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _BYTE = 1, 2, 3, 4, 6
-_UNIGRAM, _BPE, _CHARACTERS = 1, 2, 4
-
-
-class Piece(NamedTuple):
-    """An entry of the vocabulary."""
-
-    text: str
-    score: float
-    type: int
+from pqt_jax.interchange import byte_level, sentencepiece_file
+from pqt_jax.interchange.sentencepiece_file import (
+    BPE,
+    CHARACTERS,
+    CONTROL,
+    NORMAL,
+    UNIGRAM,
+    UNKNOWN,
+    USER_DEFINED,
+    Piece,
+    SentencePieceFile,
+)
 
 
 def from_sentencepiece(content: bytes, end: str) -> tuple[dict[str, Any], int | None]:
@@ -46,52 +42,51 @@ def from_sentencepiece(content: bytes, end: str) -> tuple[dict[str, Any], int | 
       Inexact: if its tokens are not the same, apart from equally likely ones.
     """
     parts = tokenizer_kinds.read_sentencepiece(content, end, "")
-    fields = _group(content)
-    trainer, normalizer = (_group(fields.get(number, [b""])[-1]) for number in (2, 3))
-    pieces = [_piece(value) for value in fields[1]]
+    file = sentencepiece_file.read(content)
     if parts.end is not None:
-        pieces[parts.end] = pieces[parts.end]._replace(type=_CONTROL)
+        file.pieces[parts.end] = file.pieces[parts.end]._replace(type=CONTROL)
     special = [
         byte_level.special_token(piece.text, token)
-        for token, piece in enumerate(pieces)
-        if piece.type in (_UNKNOWN, _CONTROL)
+        for token, piece in enumerate(file.pieces)
+        if piece.type in (UNKNOWN, CONTROL)
     ]
     result = {
         "version": "1.0",
         "truncation": None,
         "padding": None,
         "added_tokens": special,
-        **_spelling(normalizer, [p.text for p in pieces if p.type == _USER_DEFINED]),
+        **_spelling(file),
         "post_processor": None,
-        "model": _model(pieces, trainer),
+        "model": _model(file),
     }
-    texts = [piece.text for piece in pieces if piece.type in (_NORMAL, _USER_DEFINED)]
+    texts = [piece.text for piece in file.pieces if piece.type in (NORMAL, USER_DEFINED)]
     tokenizer_conversion.check_tokens(result, parts, texts)
     return result, parts.end
 
 
-def _model(pieces: Sequence[Piece], trainer: dict[int, list[Any]]) -> dict[str, Any]:
-    """The model of the tokenizer.json, by the pieces and the fields of TrainerSpec."""
-    kind, has_bytes = trainer.get(3, [_UNIGRAM])[-1], bool(trainer.get(35, [0])[-1])
-    (unknown,) = (token for token, piece in enumerate(pieces) if piece.type == _UNKNOWN)
-    if kind == _UNIGRAM:
-        top = max(piece.score for piece in pieces if piece.type == _NORMAL)
+def _model(file: SentencePieceFile) -> dict[str, Any]:
+    """The model of the tokenizer.json."""
+    pieces = file.pieces
+    (unknown,) = (token for token, piece in enumerate(pieces) if piece.type == UNKNOWN)
+    if file.model_type == UNIGRAM:
+        top = max(piece.score for piece in pieces if piece.type == NORMAL)
         # What the user has defined is preferred to all other pieces.
         scored = [
-            [text, len(text.encode()) * top - 0.1 if of_type == _USER_DEFINED else score]
+            [text, len(text.encode()) * top - 0.1 if of_type == USER_DEFINED else score]
             for text, score, of_type in pieces
         ]
-        return {"type": "Unigram", "unk_id": unknown, "byte_fallback": has_bytes, "vocab": scored}
-    if kind not in (_BPE, _CHARACTERS):
+        options = {"unk_id": unknown, "byte_fallback": file.has_bytes}
+        return {"type": "Unigram", **options, "vocab": scored}
+    if file.model_type not in (BPE, CHARACTERS):
         raise Inexact("splits text into whole words")
     vocabulary = {piece.text: token for token, piece in enumerate(pieces)}
     return byte_level.bpe(
         vocabulary,
-        _merges(pieces, vocabulary) if kind == _BPE else [],
+        _merges(pieces, vocabulary) if file.model_type == BPE else [],
         unk_token=pieces[unknown].text,
         fuse_unk=True,
-        byte_fallback=has_bytes,
-        ignore_merges=any(piece.type == _USER_DEFINED for piece in pieces),
+        byte_fallback=file.has_bytes,
+        ignore_merges=any(piece.type == USER_DEFINED for piece in pieces),
     )
 
 
@@ -99,40 +94,34 @@ def _merges(pieces: Sequence[Piece], vocabulary: Mapping[str, int]) -> list[str]
     """Pairs of pieces whose union is a piece, from the highest score of the union to the lowest."""
     pairs = []
     for text, _, of_type in sorted(pieces, key=lambda piece: -piece.score):
-        if of_type == _NORMAL:
+        if of_type == NORMAL:
             cuts = ((text[:cut], text[cut:]) for cut in range(1, len(text)))
             pairs += [f"{a} {b}" for a, b in cuts if a in vocabulary and b in vocabulary]
     return pairs
 
 
-def _spelling(fields: dict[int, list[Any]], whole: Sequence[str]) -> dict[str, Any]:
-    """How text becomes pieces and pieces become text, by the normalizer of SentencePiece.
-
-    Args:
-      fields: of its NormalizerSpec.
-      whole: pieces that are never merged with others.
-    """
-    has_prefix, strips, escapes = (bool(fields.get(number, [1])[-1]) for number in (3, 4, 5))
+def _spelling(file: SentencePieceFile) -> dict[str, Any]:
+    """How text becomes pieces, and pieces become text."""
     steps: list[dict[str, Any]] = []
-    if charsmap := fields.get(2, [b""])[-1]:
-        table = base64.b64encode(charsmap).decode()
+    if file.charsmap:
+        table = base64.b64encode(file.charsmap).decode()
         steps.append({"type": "Precompiled", "precompiled_charsmap": table})
-    if strips:
+    if file.strips:
         steps.append(_replace({"Regex": r"\A +|[ ▁]+\z"}, ""))
         steps.append(_replace({"Regex": " {2,}"}, " "))
-    if has_prefix:
-        steps.append({"type": "Prepend", "prepend": "▁" if escapes else " "})
-    if escapes:
+    if file.adds_prefix:
+        steps.append({"type": "Prepend", "prepend": "▁" if file.escapes else " "})
+    if file.escapes:
         steps.append(_replace({"String": " "}, "▁"))
     split = None
-    if whole:
+    if whole := [piece.text for piece in file.pieces if piece.type == USER_DEFINED]:
         longest_first = sorted(whole, key=len, reverse=True)
-        pattern = "|".join(r"".join(f"\\x{{{ord(c):X}}}" for c in text) for text in longest_first)
+        pattern = "|".join("".join(f"\\x{{{ord(c):X}}}" for c in text) for text in longest_first)
         options = {"behavior": "Isolated", "invert": False}
         split = {"type": "Split", "pattern": {"Regex": pattern}, **options}
-    decoders = [_replace({"String": "▁"}, " ")] if escapes else []
+    decoders = [_replace({"String": "▁"}, " ")] if file.escapes else []
     decoders += [{"type": "ByteFallback"}, {"type": "Fuse"}]
-    if has_prefix:
+    if file.adds_prefix:
         decoders.append({"type": "Strip", "content": " ", "start": 1, "stop": 0})
     return {
         "normalizer": {"type": "Sequence", "normalizers": steps} if steps else None,
@@ -143,42 +132,3 @@ def _spelling(fields: dict[int, list[Any]], whole: Sequence[str]) -> dict[str, A
 
 def _replace(pattern: dict[str, str], content: str) -> dict[str, Any]:
     return {"type": "Replace", "pattern": pattern, "content": content}
-
-
-def _group(message: bytes) -> dict[int, list[Any]]:
-    """The fields of a protobuf message: number → values, as bytes, int or float."""
-    fields: dict[int, list[Any]] = {}
-    for number, value in _fields(message):
-        fields.setdefault(number, []).append(value)
-    return fields
-
-
-def _fields(message: bytes) -> Iterator[tuple[int, Any]]:
-    at = 0
-
-    def varint() -> int:
-        nonlocal at
-        value, shift = 0, 0
-        while True:
-            byte = message[at]
-            value |= (byte & 127) << shift
-            at, shift = at + 1, shift + 7
-            if byte < 128:
-                return value
-
-    while at < len(message):
-        tag = varint()
-        number, wire = tag >> 3, tag & 7
-        if wire == 0:
-            yield number, varint()
-            continue
-        size = varint() if wire == 2 else {1: 8, 5: 4}[wire]
-        value = message[at : at + size]
-        at += size
-        yield number, struct.unpack("<f", value)[0] if wire == 5 else value
-
-
-def _piece(message: bytes) -> Piece:
-    fields = _group(message)
-    text = fields.get(1, [b""])[-1].decode()
-    return Piece(text, fields.get(2, [0.0])[-1], fields.get(3, [1])[-1])

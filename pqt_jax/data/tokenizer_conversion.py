@@ -15,8 +15,9 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from pqt_jax.data import byte_level, tokenizer_kinds
+from pqt_jax.data import tokenizer_kinds
 from pqt_jax.data.tokenizer_kinds import END_TOKENS, Parts
+from pqt_jax.interchange import byte_level
 
 _COUNT = 1000  # of random texts that a tokenizer.json is tried on
 # The package tokenizers reads {1,3}+ as a repetition of {1,3}; tiktoken reads it as a possessive

@@ -18,9 +18,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pqt_jax.data import byte_level, sentencepiece_conversion, tokenizer_conversion, tokenizer_kinds
+from pqt_jax.data import sentencepiece_conversion, tokenizer_conversion, tokenizer_kinds
 from pqt_jax.errors import InputError, system_reason
-from pqt_jax.interchange import files, safetensors_io
+from pqt_jax.interchange import byte_level, files, safetensors_io
 
 JSON, MODEL = "tokenizer.json", "tokenizer.model"
 CONFIG, GENERATION = "tokenizer_config.json", "generation_config.json"

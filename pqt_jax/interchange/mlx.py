@@ -121,7 +121,7 @@ def _describe_array(array: np.ndarray) -> str:
 LAYOUT = LowBitLayout(
     name="mlx",
     models=("llama2",),
-    formats=("fp4_e2m1", "fp8_e4m3"),
+    formats=("fp4_e2m1", "fp8_e4m3", "mixed"),
     carrier=_CARRIERS.get,
     squares=(),
     describe=_describe,

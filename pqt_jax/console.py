@@ -12,7 +12,9 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-from pqt_jax.errors import INTERRUPTED, UNREAD, InputError, OutputError
+from pqt_jax.errors import HUNG_UP, INTERRUPTED, TERMINATED, UNREAD, InputError, OutputError
+
+_SIGNALLED = (HUNG_UP, INTERRUPTED, TERMINATED)
 
 
 class Parser(argparse.ArgumentParser):
@@ -55,7 +57,7 @@ def run(command: Callable[[Sequence[str]], None], arguments: Sequence[str] | Non
 
     Args:
       command: does the work; takes the arguments.
-      arguments: the command line without the program. None for `sys.argv[1:]`; then Ctrl-C
+      arguments: the command line without the program. None for `sys.argv[1:]`; then a signal
         ends the process here, since jaxlib of jax 0.10 may crash while Python ends if it was
         compiling.
 
@@ -63,7 +65,7 @@ def run(command: Callable[[Sequence[str]], None], arguments: Sequence[str] | Non
       One of `errors.EXIT_CODES`.
     """
     code = _run(command, sys.argv[1:] if arguments is None else arguments)
-    if code == INTERRUPTED and arguments is None:
+    if code in _SIGNALLED and arguments is None:
         exit_now(code)
     return code
 
@@ -80,6 +82,11 @@ def _run(command: Callable[[Sequence[str]], None], arguments: Sequence[str]) -> 
     except KeyboardInterrupt:
         print_error("interrupted")
         return INTERRUPTED
+    except SystemExit as end:
+        if end.code not in _SIGNALLED:
+            raise
+        print_error("interrupted")
+        return end.code
     except OSError as error:
         if _prints():
             raise

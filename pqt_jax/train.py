@@ -29,6 +29,7 @@ from pqt_jax.console import escape_output, exit_now, print_error, print_line
 from pqt_jax.data import boundaries, pipeline, source, tokens
 from pqt_jax.errors import InputError, OutputError
 from pqt_jax.models import partitioning
+from pqt_jax.signals import collect_signals
 from pqt_jax.training import init_from, loop, startup_summary, state
 from pqt_jax.training.config import command_line, saved_config, validation
 from pqt_jax.training.config.fields import flatten
@@ -38,7 +39,6 @@ from pqt_jax.training.run.distributed import ProcessError
 from pqt_jax.training.run.loss_monitor import SkipError
 from pqt_jax.training.run.orbax_errors import quiet_orbax
 from pqt_jax.training.run.run_metadata import Meta
-from pqt_jax.training.run.signals import collect_signals
 from pqt_jax.training.run.tokenizer_copy import TokenizerFile
 from pqt_jax.training.run_context import RunContext
 

@@ -8,8 +8,8 @@ import graphlib
 from support.paths import ROOT
 
 PACKAGE = ROOT / "pqt_jax"
-LAYERS = """errors console numerics pallas transform models interchange data quantization training
-analysis lab""".split()
+LAYERS = """errors console signals numerics pallas transform models interchange data quantization
+training analysis lab""".split()
 
 
 class WithoutTypes(ast.NodeTransformer):
@@ -46,7 +46,7 @@ def test_imports_go_downwards():
     upward = [f"{a} → {b}" for a, names in imports().items() for b in names if layer(a) < layer(b)]
     assert not upward
     assert {path.name for path in PACKAGE.iterdir() if path.is_dir()} - {"__pycache__"} == {
-        *LAYERS[2:]
+        *LAYERS[3:]
     }
 
 
@@ -56,4 +56,4 @@ def test_no_module_imports_itself_by_way_of_others():
 
 def test_the_root_holds_the_public_names_the_commands_and_what_all_import():
     names = {path.stem for path in PACKAGE.glob("*.py")}
-    assert names == {*"__init__ errors console train evaluate generate export plot".split()}
+    assert names == {*"__init__ errors console signals train evaluate generate export plot".split()}

@@ -12,18 +12,16 @@ processes. The folder is written atomically.
 Exit codes: `errors.EXIT_CODES`.
 """
 
-import collections
 import contextlib
+import functools
 import hashlib
 import json
-import multiprocessing
 import os
 import shutil
 import sys
 import time
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
-from concurrent import futures
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,7 +30,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from pqt_jax import console, errors
 from pqt_jax.console import format_quantity
-from pqt_jax.data import documents, shards, tokenizer_kinds, tokenizers, tokens
+from pqt_jax.data import documents, processes, shards, tokenizer_kinds, tokenizers, tokens
 from pqt_jax.data.source import match_files
 from pqt_jax.data.splits import list_some, named_split
 from pqt_jax.errors import InputError
@@ -154,8 +152,11 @@ def _run(arguments: Sequence[str]) -> None:
             split: shards.ShardWriter(folder, split, tokenizer.dtype, options.shard)
             for split in tokens.SPLITS
         }
-        for split, text, encoded in _tokenize(options, tokenizer, paths):
-            writers[split].add(encoded, tokenizer.end, len(text))
+        with _tokenize(options, paths) as batches:
+            for batch, encoded in batches:
+                for text, ids in zip(batch.texts, encoded, strict=True):
+                    split = "validation" if is_validation(text, options.validation) else "train"
+                    writers[split].add(ids, tokenizer.end, len(text))
         index = _make_index(options, tokenizer, folder) | {
             p: writers[p].close() for p in tokens.SPLITS
         }
@@ -190,48 +191,35 @@ def is_validation(text: bytes, share: float) -> bool:
     return int.from_bytes(hashlib.sha256(text).digest()[:8]) < share * 2**64
 
 
+@contextlib.contextmanager
 def _tokenize(
-    options: Namespace, tokenizer: tokenizers.Tokenizer, paths: Sequence[Path]
-) -> Iterator[tuple[str, bytes, np.ndarray]]:
-    """Yield (split, text, tokens) of each document, in order; processes work some batches ahead."""
-    tokenizer_options = {"end": options.end, "pattern": options.pattern}
-    context = multiprocessing.get_context("spawn")  # a forked process with JAX's threads could hang
-    waiting: collections.deque[tuple[Batch, futures.Future]] = collections.deque()
-    with (
-        _progress(paths) as advance,
-        futures.ProcessPoolExecutor(
-            options.processes, context, _initialize, (options.tokenizer, tokenizer_options)
-        ) as pool,
-    ):
-        try:
-            for batch in _make_batches(paths, options.field):
-                waiting.append((batch, pool.submit(_encode, batch.texts, batch.numbers)))
-                if len(waiting) > 2 * options.processes:
-                    yield from _split_batch(*waiting.popleft(), options.validation, advance)
-            while waiting:
-                yield from _split_batch(*waiting.popleft(), options.validation, advance)
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+    options: Namespace, paths: Sequence[Path]
+) -> Iterator[Iterator[tuple[Batch, list[np.ndarray]]]]:
+    """Yield all batches, in order, each with the tokens of its documents."""
+    given = {"end": options.end, "pattern": options.pattern}
+    make = functools.partial(_make_encoder, options.tokenizer, given)
+    with _progress(paths) as advance, processes.start_pool(make, options.processes) as apply:
+        yield _check(apply(_make_batches(paths, options.field)), advance)
 
 
-def _split_batch(
-    batch: Batch, future: futures.Future, share: float, advance: Any
-) -> Iterator[tuple[str, bytes, np.ndarray]]:
+def _check(
+    results: Iterator[tuple[Batch, list[np.ndarray] | tokenizers.TextError]],
+    advance: Callable[[Batch], None],
+) -> Iterator[tuple[Batch, list[np.ndarray]]]:
+    """Raise what went wrong in other processes."""
     try:
-        documents_tokens = future.result()
-    except tokenizers.TextError as error:
+        for batch, encoded in results:
+            if isinstance(encoded, tokenizers.TextError):
+                raise InputError(
+                    f"--input: {batch.path}, {encoded}; leave it out, or give --tokenizer=bytes"
+                )
+            yield batch, encoded
+            advance(batch)
+    except processes.LostError as error:
         raise InputError(
-            f"--input: {batch.path}, {error}; leave it out, or give --tokenizer=bytes"
+            f"--input: {error.args[0].path}: a process was killed, perhaps for lack of memory; "
+            "give fewer --processes"
         ) from None
-    except futures.process.BrokenProcessPool:
-        raise InputError(
-            f"--input: {batch.path}: a process was killed, perhaps for lack of memory; give "
-            "fewer --processes"
-        ) from None
-    for text, encoded in zip(batch.texts, documents_tokens, strict=True):
-        yield "validation" if is_validation(text, share) else "train", text, encoded
-    advance(batch)
 
 
 def _make_batches(paths: Sequence[Path], field: str) -> Iterator[Batch]:
@@ -249,23 +237,23 @@ def _make_batches(paths: Sequence[Path], field: str) -> Iterator[Batch]:
         yield batch
 
 
-_encoder: tokenizers.Tokenizer
-
-
-def _initialize(path: str, options: dict[str, str]) -> None:
-    """Load the tokenizer in a new process."""
-    global _encoder
+def _make_encoder(
+    path: str, options: dict[str, str]
+) -> Callable[[Batch], list[np.ndarray] | tokenizers.TextError]:
+    """Load the tokenizer in a new process: the function batch → tokens of each document."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # this process is one of several
-    _encoder = tokenizers.load(path, **options)
+    return functools.partial(_encode, tokenizers.load(path, **options))
 
 
-def _encode(texts: Sequence[bytes], numbers: Sequence[int]) -> list[np.ndarray]:
+def _encode(
+    tokenizer: tokenizers.Tokenizer, batch: Batch
+) -> list[np.ndarray] | tokenizers.TextError:
     encoded = []
-    for text, number in zip(texts, numbers, strict=True):
+    for text, number in zip(batch.texts, batch.numbers, strict=True):
         try:
-            encoded.append(np.asarray(_encoder.encode(text), _encoder.dtype))
+            encoded.append(np.asarray(tokenizer.encode(text), tokenizer.dtype))
         except tokenizers.TextError as error:
-            raise tokenizers.TextError(f"document {number} {error}") from None
+            return tokenizers.TextError(f"document {number} {error}")
     return encoded
 
 

@@ -61,7 +61,8 @@ def read_hugging_face(content: bytes, end: str, _: str) -> Parts:
     model.encode_special_tokens = True
 
     def encode(text: str) -> list[int]:
-        return model.encode(text, add_special_tokens=False).ids
+        # Unlike `encode`, it lets other threads run: `processes` needs that. It is faster, too.
+        return model.encode_batch_fast([text], add_special_tokens=False)[0].ids
 
     def decode(tokens: Sequence[int]) -> bytes:
         return model.decode([int(t) for t in tokens]).encode()

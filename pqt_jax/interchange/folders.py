@@ -5,8 +5,8 @@
     .name.12ab34cd.part      being written by a process that has locked it, or left by a killed one
     .name.12ab34cd.old       replaced; restored if a process was killed between the two renames
 
-The next writer of a folder removes what killed writers have left. A folder is replaced only if each
-file in it has a name that the same command writes.
+Ctrl-C, SIGTERM and SIGHUP leave neither. The next writer of a folder removes what killed ones have
+left. A folder is replaced only if each file in it has a name that the same command writes.
 """
 
 import contextlib
@@ -18,6 +18,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from pqt_jax import signals
 from pqt_jax.errors import InputError, OutputError
 
 _PART, _OLD = ".part", ".old"
@@ -56,22 +57,19 @@ def atomic_folder(out: str | os.PathLike[str], overwrite: Overwrite = False) -> 
       OutputError: if it cannot be written.
     """
     requested, out = Path(out), check_destination(out, overwrite)
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        temporary, descriptor = _create_temporary(requested, out, overwrite)
-    except OSError as error:
-        raise OutputError(requested, error) from None
-    try:
-        yield temporary
-        _sync(temporary)
-        _replace(requested, temporary, out, overwrite)
-    except OSError as error:
-        raise OutputError(requested, error) from None
-    except OutputError as error:  # it names a file in the temporary folder
-        raise OutputError(requested, error.error) from None
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)  # already renamed after success
-        os.close(descriptor)
+    temporary = out.with_name(f".{out.name}.{secrets.token_hex(4)}{_PART}")
+    with signals.raise_exit(), contextlib.ExitStack() as stack:
+        stack.callback(_remove, temporary)
+        try:
+            out.parent.mkdir(parents=True, exist_ok=True)
+            stack.callback(os.close, _create_temporary(requested, temporary, out, overwrite))
+            yield temporary
+            _sync(temporary)
+            _replace(requested, temporary, out, overwrite)
+        except OSError as error:
+            raise OutputError(requested, error) from None
+        except OutputError as error:  # it names a file in the temporary folder
+            raise OutputError(requested, error.error) from None
 
 
 def check_destination(
@@ -124,18 +122,23 @@ def _check(requested: Path, out: Path, overwrite: Overwrite, option: str = "") -
         )
 
 
-def _create_temporary(requested: Path, out: Path, overwrite: Overwrite) -> tuple[Path, int]:
-    """Create (temporary folder, descriptor that locks it) and remove what killed writers left."""
+def _create_temporary(requested: Path, temporary: Path, out: Path, overwrite: Overwrite) -> int:
+    """Create and lock the folder, and remove what killed writers left; returns the descriptor."""
     with _locked(out.parent):
         _remove_leftovers(out)
         _check(requested, out, overwrite)  # again: an old folder may have been restored
-        temporary = out.with_name(f".{out.name}.{secrets.token_hex(4)}{_PART}")
         temporary.mkdir()
-        return temporary, _lock(temporary, fcntl.LOCK_EX)
+        return _lock(temporary, fcntl.LOCK_EX)
+
+
+def _remove(temporary: Path) -> None:
+    """Remove the folder, unless it has been renamed after success."""
+    with signals.deferred():  # a terminal that is closed may send SIGHUP twice
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _replace(requested: Path, temporary: Path, out: Path, overwrite: Overwrite) -> None:
-    with _locked(out.parent):
+    with _locked(out.parent), signals.deferred():
         _check(requested, out, overwrite)  # again: another process may have written it
         old = temporary.with_suffix(_OLD)
         if replaced := out.is_dir() and any(out.iterdir()):

@@ -18,7 +18,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from pqt_jax import console, errors
+from pqt_jax import console, errors, signals
 from pqt_jax.console import print_line
 from pqt_jax.data import pipeline, source, tokens
 from pqt_jax.errors import InputError
@@ -27,7 +27,6 @@ from pqt_jax.lab.sweep_arms import Arm, Sweep, load_sweep
 from pqt_jax.training import state
 from pqt_jax.training.config import command_line, field_table, saved_config, validation
 from pqt_jax.training.config.schema import DataConfig
-from pqt_jax.training.run import signals
 from pqt_jax.training.run.run_metadata import Meta, changed_versions, make_metadata
 from pqt_jax.training.run.workdir import SWEEP, claim, read_metadata
 

@@ -130,9 +130,13 @@ def killed(*_):
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def make_killed(*_):
+    return killed
+
+
 def test_a_process_that_is_killed_is_said(tmp_path, monkeypatch, capsys):
     write_texts(tmp_path / "in", 3)
-    monkeypatch.setattr(prepare, "_encode", killed)
+    monkeypatch.setattr(prepare, "_make_encoder", make_killed)
     given = ["--tokenizer=bytes", f"--input={tmp_path}/in/*", f"--out={tmp_path / 'out'}"]
     message = refused(prepare.main, [*given, "--processes=1"], capsys)
     assert "a process was killed, perhaps for lack of memory; give fewer --processes" in message

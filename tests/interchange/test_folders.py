@@ -5,12 +5,14 @@
 import errno
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
 
 import pytest
 
+from pqt_jax import console
 from pqt_jax.errors import InputError, OutputError
 from pqt_jax.interchange import files, folders
 from pqt_jax.interchange.folders import atomic_folder
@@ -64,6 +66,51 @@ def test_what_fails_leaves_nothing(tmp_path, error):
         (temporary / "config.json").write_text("half")
         raise error
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_what_a_signal_ends_leaves_nothing_and_a_command_says_its_code(tmp_path, capsys, number):
+    def command(_):
+        with atomic_folder(tmp_path / "out") as temporary:
+            (temporary / "config.json").write_text("half")
+            signal.raise_signal(number)
+
+    assert console.run(command, []) == 128 + number
+    assert list(tmp_path.iterdir()) == [] and signal.getsignal(number) == signal.SIG_DFL
+    assert capsys.readouterr().err == "interrupted\n"
+
+
+def test_a_signal_waits_until_a_folder_is_removed_or_replaced(tmp_path, monkeypatch):
+    out, rmtree, rename = tmp_path / "out", shutil.rmtree, pathlib.Path.rename
+    write(out, "old")
+
+    def hang_up(function):
+        def call(*arguments, **options):
+            signal.raise_signal(signal.SIGHUP)
+            return function(*arguments, **options)
+
+        return call
+
+    monkeypatch.setattr(shutil, "rmtree", hang_up(rmtree))
+    with pytest.raises(SystemExit), atomic_folder(out, overwrite=True):
+        signal.raise_signal(signal.SIGHUP)  # the terminal is closed, and the shell says so again
+    assert list(tmp_path.iterdir()) == [out]
+    monkeypatch.setattr(shutil, "rmtree", rmtree)
+    monkeypatch.setattr(pathlib.Path, "rename", hang_up(rename))
+    with pytest.raises(SystemExit):
+        write(out, "new", overwrite=True)
+    assert content(out) == {"config.json": "new"} and list(tmp_path.iterdir()) == [out]
+
+
+def test_a_program_keeps_its_own_way_with_signals(tmp_path):
+    received = []
+    before = signal.signal(signal.SIGTERM, lambda number, _: received.append(number))
+    try:
+        with atomic_folder(tmp_path / "out"):
+            signal.raise_signal(signal.SIGTERM)
+        assert received == [signal.SIGTERM] and (tmp_path / "out").is_dir()
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def test_what_is_there_is_replaced_only_when_asked(tmp_path):

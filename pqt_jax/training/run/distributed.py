@@ -32,7 +32,7 @@ from jax.sharding import PartitionSpec as P
 
 from pqt_jax.console import exit_now, print_line
 from pqt_jax.errors import InputError, OutputError, is_out_of_memory
-from pqt_jax.training.run.signals import default_signal_handling
+from pqt_jax.signals import default_signal_handling
 
 T = TypeVar("T")
 

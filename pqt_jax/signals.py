@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright 2026 The pqt_jax Authors
-"""SIGINT, SIGTERM and SIGHUP during a run.
+"""SIGINT, SIGTERM and SIGHUP.
 
     collect_signals            the first asks the run to stop after a step; the second ends it
     exit_on_signal             the first ends the process: for commands that have nothing to save
+    raise_exit                 SIGTERM and SIGHUP raise an exception, as Ctrl-C does
+    deferred                   signals wait for a few instructions that belong together
+    blocked                    processes that are started do not receive them
     default_signal_handling    signals do what they do by default
 
 A closed terminal sends SIGHUP. If SIGHUP is ignored, as under nohup, it stays ignored.
@@ -17,7 +20,7 @@ import contextlib
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from pqt_jax.console import exit_now
@@ -50,21 +53,65 @@ def exit_on_signal() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def default_signal_handling() -> Iterator[None]:
-    """Let signals end the process as they do by default, also while it waits outside Python."""
-    if threading.current_thread() is not threading.main_thread():
+def raise_exit() -> Iterator[None]:
+    """Raise SystemExit(128 + number) at SIGTERM or SIGHUP, so that the body can clean up.
+
+    By default they end the process at once. A program that handles or ignores them keeps its way.
+    """
+
+    def handle(number: int, _: Any) -> None:
+        raise SystemExit(128 + number)
+
+    at_once = [n for n in NUMBERS if signal.getsignal(n) == signal.SIG_DFL]
+    with _handlers(handle, at_once):
         yield
-        return
-    before = {number: signal.signal(number, signal.SIG_DFL) for number in _unignored_signals()}
+
+
+@contextlib.contextmanager
+def deferred() -> Iterator[None]:
+    """Let signals wait for the end of the body, and do then what they would have done."""
+    received: list[int] = []
+    try:
+        with _handlers(lambda number, _: received.append(number), _unignored_signals()):
+            yield
+    finally:
+        for number in received:
+            signal.raise_signal(number)
+
+
+@contextlib.contextmanager
+def blocked() -> Iterator[None]:
+    """Let signals wait, also in processes that are started meanwhile, where they wait for ever."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, NUMBERS)
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextlib.contextmanager
+def default_signal_handling() -> Iterator[None]:
+    """Let signals end the process as they do by default, also while it waits outside Python."""
+    with _handlers(signal.SIG_DFL, _unignored_signals()):
+        yield
+
+
+@contextlib.contextmanager
+def _handlers(handler: Any, numbers: Sequence[int]) -> Iterator[None]:
+    """Handle signals by `handler` in the body; not in a thread, which is not allowed to."""
+    if threading.current_thread() is not threading.main_thread():
+        numbers = ()
+    before = {number: signal.signal(number, handler) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)
 
 
 def _unignored_signals() -> list[signal.Signals]:
-    return [n for n in NUMBERS if signal.getsignal(n) != signal.SIG_IGN]
+    # None: not installed by Python, which could not put it back.
+    return [n for n in NUMBERS if signal.getsignal(n) not in (signal.SIG_IGN, None)]
 
 
 @contextlib.contextmanager
@@ -74,16 +121,16 @@ def _handle_signals(
     """Install a signal handler, and run `listen` in a thread on the pipe with the numbers."""
     reader, writer = os.pipe()
     os.set_blocking(writer, False)  # a handler must not wait
-    before = {number: signal.signal(number, handler) for number in _unignored_signals()}
-    wakeup = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     thread = threading.Thread(target=listen, args=(reader,), daemon=True)
     thread.start()
     try:
-        yield
+        with _handlers(handler, _unignored_signals()):
+            wakeup = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+            try:
+                yield
+            finally:
+                signal.set_wakeup_fd(wakeup)
     finally:
-        signal.set_wakeup_fd(wakeup)
-        for number, old in before.items():
-            signal.signal(number, old)
         os.close(writer)
         thread.join()
         os.close(reader)

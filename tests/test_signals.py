@@ -9,7 +9,7 @@ import threading
 
 import pytest
 
-from pqt_jax.training.run.signals import (
+from pqt_jax.signals import (
     NUMBERS,
     collect_signals,
     default_signal_handling,
@@ -18,7 +18,7 @@ from pqt_jax.training.run.signals import (
 
 PROGRAM = """
 import hashlib
-from pqt_jax.training.run.signals import collect_signals
+from pqt_jax.signals import collect_signals
 with collect_signals():
     print("ready", flush=True)
     hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)  # minutes in C, where no handler runs

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright 2026 The pqt_jax Authors
-"""GPT2 and Llama in the layout of Hugging Face transformers, written and read without that package.
+"""Our models in the layout of Hugging Face transformers, written and read without that package.
 
-    config.json                    huggingface_config
+    config.json                    huggingface_config; huggingface_llama: Llama, Mistral, Qwen
     model.safetensors (or shards)  huggingface_tensors, safetensors_writer, safetensors_io
 
 A folder is written whole or not at all.
@@ -57,7 +57,8 @@ def save(
 ) -> None:
     """Write a model so that `AutoModelForCausalLM.from_pretrained(folder)` loads it.
 
-    GPT-2 in transformers always has biases. A model without biases is written with zeros.
+    GPT-2 in transformers always has biases, and a Qwen 3 has all of the attention's or none. Where
+    the model has no bias, zeros are written.
 
     Args:
       folder: written atomically.
@@ -222,7 +223,7 @@ def _check(
         more = f" (and {len(extra) - 1} more)" if len(extra) > 1 else ""
         raise InputError(
             f"{stored[extra[0]].path}: tensor {extra[0]}{more} is no part of the model that "
-            f"{CONFIG} describes; give the folder of a plain GPT2 or Llama"
+            f"{CONFIG} describes; give the folder of a plain model"
         )
 
 

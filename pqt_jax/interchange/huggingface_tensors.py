@@ -3,8 +3,8 @@
 """Which tensor of a Hugging Face model holds which of our parameters.
 
 Each tensor is one of our parameters in one layer, or several of them concatenated (c_attn of GPT-2
-is q, k and v). Kernels of Llama are [out, in], so they are transposed. Kernels of GPT-2 are
-[in, out], as ours are.
+is q, k and v). Kernels of Llama and its kin are [out, in], so they are transposed.
+Kernels of GPT-2 are [in, out], as ours are.
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from flax import nnx
 
-from pqt_jax.models import ModelConfig, build_model
+from pqt_jax.models import GPT2Config, ModelConfig, build_model
 from pqt_jax.transform.tree_paths import paths_and_leaves
 
 
@@ -40,16 +40,14 @@ class TensorTable:
 
     Attributes:
       prefix: the prefix of all tensor names except the head's.
-      entries: all tensors except the head.
-      always_biased: whether transformers gives every linear layer and norm a bias.
+      entries: the model's configuration → all tensors except the head.
     """
 
     prefix: str
-    entries: list[TensorEntry]
-    always_biased: bool
+    entries: Callable[[Any], list[TensorEntry]]
 
 
-def _gpt2() -> list[TensorEntry]:
+def _gpt2(_: Any) -> list[TensorEntry]:
     entries = [
         TensorEntry("wte.weight", ("embed/embedding",)),
         TensorEntry("wpe.weight", ("pos/embedding",)),
@@ -68,30 +66,37 @@ def _gpt2() -> list[TensorEntry]:
     return entries
 
 
-def _llama() -> list[TensorEntry]:
+def _llama(config: Any) -> list[TensorEntry]:
     entries = [TensorEntry("embed_tokens.weight", ("embed/embedding",))]
     entries += [TensorEntry("norm.weight", ("norm/scale",))]
     norms = {"input_layernorm": "attn_norm", "post_attention_layernorm": "mlp_norm"}
     for theirs, ours in norms.items():
         entries.append(TensorEntry(f"layers.{{}}.{theirs}.weight", (f"h/{ours}/scale",)))
-    linear = {f"self_attn.{name}_proj": f"attn/{name}" for name in "qkv"}
-    linear |= {"self_attn.o_proj": "attn/out"}
-    linear |= {f"mlp.{name}_proj": f"mlp/{name}" for name in ("gate", "up", "down")}
+    biased = {"none": "", "qkv": "qkv", "all": "qkvo"}[config.attention_bias]
+    attention = {name: f"h/attn/{name}" for name in "qkv"} | {"o": "h/attn/out"}
+    for name, ours in attention.items():
+        theirs = f"layers.{{}}.self_attn.{name}"
+        entries.append(TensorEntry(f"{theirs}_proj.weight", (f"{ours}/kernel",), True))
+        if name in biased:
+            entries.append(TensorEntry(f"{theirs}_proj.bias", (f"{ours}/bias",)))
+        if config.qk_norm and name in "qk":
+            entries.append(TensorEntry(f"{theirs}_norm.weight", (f"{ours}_norm/scale",)))
+    linear = {f"mlp.{name}_proj": f"mlp/{name}" for name in ("gate", "up", "down")}
     for theirs, ours in linear.items():
         entries.append(TensorEntry(f"layers.{{}}.{theirs}.weight", (f"h/{ours}/kernel",), True))
     return entries
 
 
 TABLES = {  # by `ModelSpec.name`
-    "gpt2": TensorTable(prefix="transformer.", entries=_gpt2(), always_biased=True),
-    "llama2": TensorTable(prefix="model.", entries=_llama(), always_biased=False),
+    "gpt2": TensorTable(prefix="transformer.", entries=_gpt2),
+    "llama2": TensorTable(prefix="model.", entries=_llama),
 }
 HEAD = TensorEntry("lm_head.weight", ("head/kernel",), True)
 
 
 def tensor_entries(config: ModelConfig) -> list[TensorEntry]:
     """List all tensors of a model, by their names without the prefix."""
-    table = TABLES[config.name].entries
+    table = TABLES[config.name].entries(with_biases(config))
     return table if config.tie_embeddings else [*table, HEAD]
 
 
@@ -205,9 +210,12 @@ def layers_of(entry: TensorEntry, config: ModelConfig) -> list[tuple[int | None,
 
 
 def with_biases(config: ModelConfig) -> ModelConfig:
-    """The configuration of the model that transformers has: GPT-2 always has biases there."""
-    options: Any = {"bias": True} if TABLES[config.name].always_biased else {}
-    return dataclasses.replace(config, **options)
+    """The configuration with the biases that transformers has besides those of the model."""
+    if isinstance(config, GPT2Config):
+        return dataclasses.replace(config, bias=True)
+    if config.qk_norm and config.attention_bias == "qkv":
+        return dataclasses.replace(config, attention_bias="all")
+    return config
 
 
 @functools.cache

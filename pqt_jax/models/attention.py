@@ -65,7 +65,7 @@ def choose(model: Any, devices: Sequence[Any]) -> Choice:
         return Choice("cudnn", "the config says so")
     if obstacle:
         return Choice("xla", obstacle)
-    return Choice("cudnn", f"a GPU, {model.dtype} and heads of {_head_width(model)} allow it")
+    return Choice("cudnn", f"a GPU, {model.dtype} and heads of {model.head_width} allow it")
 
 
 def resolved(model: Any) -> Any:
@@ -73,10 +73,6 @@ def resolved(model: Any) -> Any:
     if model.attention != "auto":
         return model
     return dataclasses.replace(model, attention=choose(model, jax.devices()).implementation)
-
-
-def _head_width(model: Any) -> int:
-    return model.d_model // model.num_heads
 
 
 def _obstacle(model: Any, devices: Sequence[Any]) -> str | None:
@@ -90,10 +86,12 @@ def _obstacle(model: Any, devices: Sequence[Any]) -> str | None:
         return f"cudnn needs config.model.dtype=bfloat16 or float16, and it is {model.dtype}"
     # Hopper and newer support wider heads. They may be slower there, so "auto" does not use them.
     widest = 256 if model.attention == "cudnn" and capability >= _HOPPER else 128
-    if (width := _head_width(model)) % 8 or width > widest:
+    if (width := model.head_width) % 8 or width > widest:
+        given = getattr(model, "head_dim", 0)
+        field = "head_dim" if given else "d_model / config.model.num_heads"
         return (
             f"cudnn needs heads of a width that 8 divides, {widest} at most, and config.model."
-            f"d_model / config.model.num_heads is {width}"
+            f"{field} is {width}"
         )
     return None
 

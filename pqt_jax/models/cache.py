@@ -50,8 +50,7 @@ def empty_cache(config: Any, batch: int, capacity: int | None) -> Cache:
     capacity = int(config.max_length if capacity is None else capacity)
     if not 0 < capacity <= config.max_length:
         raise ValueError(f"capacity={capacity}; it must be from 1 to {config.max_length=}")
-    head_width = config.d_model // config.num_heads
-    shape = (config.num_layers, batch, capacity, config.kv_heads, head_width)
+    shape = (config.num_layers, batch, capacity, config.kv_heads, config.head_width)
     empty = jnp.zeros(shape, config.dtype)
     return Cache(empty, empty, jnp.zeros((), jnp.int32))
 

@@ -29,7 +29,8 @@ class LanguageModel(nnx.Module):
     makes the blocks by `stack_blocks`.
 
     Attributes:
-      config: its shape, with `max_length`, `num_layers`, `kv_heads`, `remat`, `tie_embeddings`.
+      config: its shape, with `max_length`, `num_layers`, `kv_heads`, `head_width`, `remat`,
+        `tie_embeddings`.
       embed: `layers.Embed`.
       h: the blocks; each maps (x, segments) to x, and has `decode(x, cache)`.
       norm: the norm before the head.

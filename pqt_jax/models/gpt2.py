@@ -66,6 +66,11 @@ class GPT2Config:
         """Heads of keys and values."""
         return self.num_heads
 
+    @property
+    def head_width(self) -> int:
+        """Components of a query, key or value of one head."""
+        return self.d_model // self.num_heads
+
 
 GPT2_124M = GPT2Config(vocab_size=50304, d_model=768, num_layers=12, num_heads=12, d_ff=3072)
 
@@ -94,6 +99,7 @@ class Block(nnx.Module):
             layers.normal(0.02),
             out_init,
             bias=config.bias,
+            out_bias=config.bias,
             rngs=rngs,
         )
         self.mlp_norm = norm(config, rngs)

@@ -20,6 +20,7 @@ from jax import lax
 
 from pqt_jax.models import document_mask, partitioning
 from pqt_jax.models.cache import Cache
+from pqt_jax.models.rotary import Rotary, rotate
 
 Initializer = Callable[[jax.Array, Sequence[int], Any], jax.Array]
 
@@ -86,31 +87,15 @@ def linear(
     )
 
 
-def rotary(x: jax.Array, theta: float, positions: jax.Array | None = None) -> jax.Array:
-    """Rotary position embedding of queries or keys.
-
-    Component i is rotated together with component i + dim/2, as in Hugging Face checkpoints. The
-    paper pairs neighbours instead; the two differ by a permutation of the columns of q and k.
-
-    Args:
-      x: [batch, T, heads, dim], dim even.
-      theta: base of the wavelengths.
-      positions: int32[T]; None for 0 … T − 1.
-
-    Returns:
-      The shape and dtype of x; angles are computed in float32.
-
-    Source: Su et al., arXiv 2104.09864 (2021).
-    """
-    half = x.shape[-1] // 2
-    frequency = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
-    if positions is None:
-        positions = jnp.arange(x.shape[1], dtype=jnp.float32)
-    angle = positions.astype(jnp.float32)[:, None, None] * frequency
-    cos, sin = jnp.cos(angle), jnp.sin(angle)
-    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
-    return turned.astype(x.dtype)
+def rms_norm(width: int, config: Any, *, rngs: nnx.Rngs) -> nnx.RMSNorm:
+    """RMSNorm over the last axis, computed in float32."""
+    return nnx.RMSNorm(
+        width,
+        epsilon=config.norm_eps,
+        dtype=config.dtype,
+        param_dtype=config.param_dtype,
+        rngs=rngs,
+    )
 
 
 class Attention(nnx.Module):
@@ -128,24 +113,26 @@ class Attention(nnx.Module):
         out_init: Initializer,
         *,
         bias: bool,
+        out_bias: bool,
+        rotary: Rotary | None = None,
+        qk_norm: bool = False,
         rngs: nnx.Rngs,
     ):
-        width = config.d_model
-        kv_width = width // config.num_heads * config.kv_heads
-        self.q = linear(width, width, init, config, bias=bias, rngs=rngs)
-        self.k = linear(width, kv_width, init, config, bias=bias, rngs=rngs)
-        self.v = linear(width, kv_width, init, config, bias=bias, rngs=rngs)
-        self.out = linear(width, width, out_init, config, bias=bias, rngs=rngs)
-        self.head_width = width // config.num_heads
+        d, width = config.d_model, config.num_heads * config.head_width
+        kv_width = config.kv_heads * config.head_width
+        self.q = linear(d, width, init, config, bias=bias, rngs=rngs)
+        self.k = linear(d, kv_width, init, config, bias=bias, rngs=rngs)
+        self.v = linear(d, kv_width, init, config, bias=bias, rngs=rngs)
+        self.out = linear(width, d, out_init, config, bias=out_bias, rngs=rngs)
+        self.qk_norm = qk_norm
+        if qk_norm:
+            self.q_norm = rms_norm(config.head_width, config, rngs=rngs)
+            self.k_norm = rms_norm(config.head_width, config, rngs=rngs)
+        self.head_width = config.head_width
+        self.rotary = rotary
         self.attention = config.attention
 
-    def __call__(
-        self,
-        x: jax.Array,
-        segments: jax.Array | None = None,
-        *,
-        rope_theta: float | None = None,
-    ) -> jax.Array:
+    def __call__(self, x: jax.Array, segments: jax.Array | None = None) -> jax.Array:
         """Attention over [batch, T, d_model], with the same shape; softmax in float32.
 
         With segments, int[batch, T], a token attends only to its own segment. Rotary positions
@@ -154,18 +141,14 @@ class Attention(nnx.Module):
         dtype of x, which exists for one layer at a time.
         """
         q, k, v = self._heads(x)
-        if rope_theta is not None:
-            q, k = rotary(q, rope_theta), rotary(k, rope_theta)
         mask = None if segments is None else document_mask.attention_mask(segments)
         # The implementation is never None: JAX would then fall back to XLA without a message.
         y = jax.nn.dot_product_attention(
             q, k, v, mask=mask, is_causal=True, implementation=self.attention
         )
-        return self.out(y.reshape(x.shape))
+        return self.out(y.reshape(*x.shape[:-1], -1))
 
-    def decode(
-        self, x: jax.Array, cache: Cache, *, rope_theta: float | None = None
-    ) -> tuple[jax.Array, Cache]:
+    def decode(self, x: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
         """Attention of new tokens, from position `cache.length` on, to cached and new ones.
 
         It always uses XLA: cuDNN's causal mask needs whole sequences, but here few queries, often
@@ -174,32 +157,40 @@ class Attention(nnx.Module):
         Args:
           x: [batch, T, d_model].
           cache: the cache of this layer, without the leading axis.
-          rope_theta: base of the rotary wavelengths; None without rotary positions.
 
         Returns:
           ([batch, T, d_model], the cache with T more keys and values; its length is unchanged).
         """
-        q, k, v = self._heads(x)
         positions = cache.length + jnp.arange(x.shape[1])
-        if rope_theta is not None:
-            q, k = rotary(q, rope_theta, positions), rotary(k, rope_theta, positions)
+        q, k, v = self._heads(x, positions)
         at = (0, cache.length, 0, 0)
         keys = lax.dynamic_update_slice(cache.keys, k, at)
         values = lax.dynamic_update_slice(cache.values, v, at)
         seen = jnp.arange(keys.shape[1]) <= positions[:, None]
         mask = seen[None, None]
         y = jax.nn.dot_product_attention(q, keys, values, mask=mask, implementation="xla")
-        return self.out(y.reshape(x.shape)), cache._replace(keys=keys, values=values)
+        y = self.out(y.reshape(*x.shape[:-1], -1))
+        return y, cache._replace(keys=keys, values=values)
 
-    def _heads(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Queries, keys and values, [batch, T, heads, head_width] each."""
+    def _heads(
+        self, x: jax.Array, positions: jax.Array | None = None
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Queries, keys and values, [batch, T, heads, head_width] each; positions for `rotate`."""
         heads = (*x.shape[:-1], -1, self.head_width)
         q, k, v = (layer(x).reshape(heads) for layer in (self.q, self.k, self.v))
+        if self.qk_norm:
+            q, k = self.q_norm(q), self.k_norm(k)
+        if self.rotary is not None:
+            q, k = rotate(q, self.rotary, positions), rotate(k, self.rotary, positions)
         return q, k, v
 
 
 def check_heads(config: Any, *, even: bool) -> None:
     """Raise ValueError unless the heads divide the width (evenly sized, for rotary positions)."""
+    if getattr(config, "head_dim", 0):
+        if even and config.head_dim % 2:
+            raise ValueError(f"head_dim={config.head_dim}; it must be even")
+        return
     width, rest = divmod(config.d_model, config.num_heads)
     if rest or (even and width % 2):
         raise ValueError(

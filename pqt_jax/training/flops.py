@@ -2,7 +2,8 @@
 # Copyright 2026 The pqt_jax Authors
 """The cost of training: FLOPs of a token, by a formula, and exact bytes on each device.
 
-    forward    2 · (weights of all kernels, the head's included) + 4 · T · d_model · num_layers
+    forward    2 · (weights of all kernels, the head's included)
+               + 4 · T · num_heads · (width of a head) · num_layers
     training   3 · forward
 
 The second term counts the two products of attention, of T queries and T keys each. They are not
@@ -78,13 +79,12 @@ def forward_flops(model: ModelConfig, length: int) -> int:
     Returns:
       FLOPs; a multiplication and an addition count as two.
     """
-    d, f = model.d_model, model.d_ff
-    width = d // model.num_heads
-    mlp = get_spec(model).mlp_kernels * d * f
-    attention = 2 * d * d + 2 * d * width * model.kv_heads  # q and out; k and v
+    d, heads = model.d_model, model.num_heads * model.head_width
+    mlp = get_spec(model).mlp_kernels * d * model.d_ff
+    attention = 2 * d * heads + 2 * d * model.head_width * model.kv_heads  # q and out; k and v
     head = d * model.vocab_size  # tied or not
     kernels = model.num_layers * (attention + mlp) + head
-    return 2 * kernels + 4 * length * d * model.num_layers
+    return 2 * kernels + 4 * length * heads * model.num_layers
 
 
 def training_flops(model: ModelConfig, length: int) -> int:

@@ -11,7 +11,7 @@ import numpy as np
 
 from pqt_jax.errors import InputError
 from pqt_jax.interchange import huggingface
-from pqt_jax.models import ModelConfig, get_spec
+from pqt_jax.models import GPT2Config, ModelConfig, get_spec
 from pqt_jax.models.registry import model_config
 from pqt_jax.training.config.schema import RunConfig
 from pqt_jax.transform.tree_paths import paths_and_leaves
@@ -56,7 +56,8 @@ def read(config: RunConfig, known: str = "") -> Start:
         raise InputError(f"config.init_from: {error}") from None
     leaves, here = paths_and_leaves(params), model_config(config)
     biases = {path for path in leaves if path.endswith("/bias")}
-    if biases and not getattr(here, "bias", False) and not any(leaves[b].any() for b in biases):
+    dropped = isinstance(there, GPT2Config) and not getattr(here, "bias", False)
+    if dropped and not any(leaves[path].any() for path in biases):
         there = dataclasses.replace(there, bias=False)
         leaves = {path: leaf for path, leaf in leaves.items() if path not in biases}
     _check_same(config, here, there)
@@ -76,6 +77,8 @@ def _check_same(config: RunConfig, here: ModelConfig, there: ModelConfig) -> Non
             continue  # with rotary positions no weight depends on the length
         if field == "num_kv_heads":  # 0 stands for num_heads, which have been compared
             ours, theirs = ours or config.model.num_heads, theirs or config.model.num_heads
+        if field == "head_dim":  # 0 stands for d_model / num_heads
+            ours, theirs = here.head_width, there.head_width
         if ours != theirs:
             raise InputError(
                 f"config.model.{field}={ours!r}; config.init_from={config.init_from} has "

@@ -6,6 +6,7 @@ import functools
 
 import optax
 
+from pqt_jax.models.registry import model_config
 from pqt_jax.training.config import schema
 from pqt_jax.training.config.schema import RunConfig
 from pqt_jax.training.methods import get_method, snap_step
@@ -78,7 +79,7 @@ def make_optimizer(config: RunConfig) -> optax.GradientTransformation:
     bits = get_method(config).make_bits_optimizer(config, schedule, snap_step(config))
     make = optim.adamw
     if opt.name == "adam_mini":
-        blocks = model_blocks(config.model.d_model // config.model.num_heads)
+        blocks = model_blocks(model_config(config).head_width)
         make = functools.partial(optim.adam_mini, blocks=blocks)
     return make(
         schedule,

@@ -204,6 +204,7 @@ def _shape(config: RunConfig) -> str:
     model = model_config(config)
     kv = getattr(model, "num_kv_heads", 0)
     heads = format_quantity(model.num_heads, "head") + (f" ({kv} of keys and values)" if kv else "")
+    heads += f" of width {model.head_width}" if getattr(model, "head_dim", 0) else ""
     return (
         f"{format_quantity(model.num_layers, 'layer')}, width {model.d_model}, {heads}, "
         f"MLP {model.d_ff}, vocabulary {model.vocab_size:,}"

@@ -30,10 +30,12 @@ def test_a_round_trip_is_bit_for_bit(tmp_path, name):
     assert {p.name for p in (tmp_path / "out").iterdir()} == {"config.json", "model.safetensors"}
     again, params = huggingface.load(tmp_path / "out")
     changed = {"dtype": "float32"} | ({"bias": True} if isinstance(config, GPT2Config) else {})
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["model_type"] in name
     assert again == dataclasses.replace(config, **changed)
     saved, loaded = flat(nnx.state(model)), flat(params)
     for path in loaded.keys() | saved.keys():
-        expected = saved.get(path, np.zeros_like(loaded[path]))  # biases that were not there
+        # Biases that were not there are zeros.
+        expected = saved.get(path, np.zeros_like(loaded[path]))
         assert path in saved or path.endswith("/bias")
         assert loaded[path].dtype == np.float32
         np.testing.assert_array_equal(loaded[path], expected, err_msg=path)
@@ -50,6 +52,16 @@ def test_models_take_what_was_loaded(tmp_path, name):
     nnx.update(other, params)
     np.testing.assert_array_equal(other(tokens), model(tokens))
     np.testing.assert_array_equal(nnx.merge(graph, params)(tokens), model(tokens))
+
+
+def test_a_qwen3_without_a_bias_of_the_output_is_written_with_zeros(tmp_path):
+    config, model = make(dataclasses.replace(tiny.OTHERS, attention_bias="qkv"))
+    huggingface.save(tmp_path / "out", config, nnx.state(model), dtype="float32")
+    again, params = huggingface.load(tmp_path / "out")
+    assert again.attention_bias == "all"
+    loaded = flat(params)
+    assert not loaded.pop("h/attn/out/bias").any()
+    assert loaded.keys() == flat(nnx.state(model)).keys()
 
 
 def test_the_state_of_a_wrapped_model_is_exported_without_its_bits(tmp_path):
@@ -223,9 +235,55 @@ def test_the_base_of_the_rotary_wavelengths_is_found(tmp_path, change):
     assert huggingface.load(tmp_path)[0].rope_theta == 500.0
 
 
+LIMITS = ("low_freq_factor", "high_freq_factor")
+LLAMA3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+
+
+@pytest.mark.parametrize(
+    "change, expected",
+    [
+        ({"rope_scaling": {"type": "linear", "factor": 1}}, {}),
+        ({"rope_parameters": {"rope_type": "default", "factor": 1.0}}, {}),
+        ({"rope_scaling": {"rope_type": "llama3", **LLAMA3, "factor": 1.0}}, {}),
+        (
+            {"rope_scaling": {"type": "linear", "factor": 2}, "rope_parameters": {"factor": 3}},
+            {"rope_scaling": "linear", "rope_factor": 2.0},
+        ),
+        (
+            {"rope_parameters": {"rope_type": "llama3", "rope_theta": 10000.0, **LLAMA3}},
+            {"rope_scaling": "llama3", "rope_factor": 8.0, "rope_original_length": 64},
+        ),
+        (
+            {
+                "rope_scaling": {
+                    "rope_type": "llama3",
+                    "original_max_position_embeddings": 32,
+                    **LLAMA3,
+                }
+            },
+            {"rope_scaling": "llama3", "rope_factor": 8.0, "rope_original_length": 32},
+        ),
+    ],
+)
+def test_scaled_positions_are_found(tmp_path, change, expected):
+    config, model = make(tiny.LLAMA2)
+    huggingface.save(tmp_path, config, nnx.state(model))
+    values, fields = read_plain(tmp_path)
+    write_plain(tmp_path, values, fields | change)
+    assert huggingface.load(tmp_path)[0] == dataclasses.replace(config, **expected)
+
+
 REFUSED = {  # (model, change of config.json, message)
-    "unknown model": ("gpt2", {"model_type": "mamba"}, "model_type='mamba'; it must be gpt2 or"),
-    "no model": ("gpt2", {"model_type": None}, "model_type=None; it must be gpt2 or llama"),
+    "unknown model": (
+        "gpt2",
+        {"model_type": "mamba"},
+        "model_type='mamba'; it must be gpt2, llama, mist",
+    ),
+    "no model": (
+        "gpt2",
+        {"model_type": None},
+        "=None; it must be gpt2, llama, mistral, qwen2 or q",
+    ),
     "activation": ("gpt2", {"activation_function": "relu"}, "='relu'; it must be gelu_new or gelu"),
     "unscaled": (
         "gpt2",
@@ -256,12 +314,30 @@ REFUSED = {  # (model, change of config.json, message)
     "wider": ("gpt2", {"n_embd": 64}, "wte.weight is 256×32; by config.json it is 256×64"),
     "huge": ("gpt2", {"vocab_size": 2**31 - 1}, "is 256×32; by config.json it is 2147483647×32"),
     "silu": ("llama", {"hidden_act": "gelu"}, "hidden_act='gelu'; it must be silu or swish"),
-    "bias": ("llama", {"attention_bias": True}, "attention_bias=True; it must be False"),
+    "bias": ("llama", {"attention_bias": 1}, "attention_bias=1; it must be true or false"),
+    "biases": ("llama", {"attention_bias": True}, "no tensor layers.0.self_attn.q_proj.bias; con"),
+    "no biases": ("qwen2", {"model_type": "llama"}, "0.self_attn.k_proj.bias (and 5 more) is no"),
+    "no norms": ("qwen3", {"model_type": "llama"}, "tensor layers.0.self_attn.k_norm.weight (an"),
+    "window": ("mistral", {"sliding_window": 4096}, "sliding_window=4096; it must be null"),
+    "no word of a window": (
+        "mistral",
+        {"sliding_window": ...},
+        "sliding_window=4096; it must be n",
+    ),
+    "window of a qwen": ("qwen2", {"use_sliding_window": True}, "window=True; it must be False"),
+    "windows by layer": (
+        "qwen3",
+        {"layer_types": ["full_attention", "sliding_attention"]},
+        "'sliding_attention']; it must be full_attention in every layer",
+    ),
+    "layers": ("qwen3", {"layer_types": 3}, "layer_types=3; it must be full_attention in every"),
+    "default heads": ("mistral", {"num_key_value_heads": ...}, "num_key_value_heads=8; it must be"),
+    "default width": ("qwen3", {"head_dim": ...}, "self_attn.q_proj.weight is 48×32; by config"),
     "mlp bias": ("llama", {"mlp_bias": True}, "mlp_bias=True; it must be False"),
     "rope": (
         "llama",
-        {"rope_scaling": {"type": "linear", "factor": 2.0}},
-        "rope_scaling={'type': 'linear', 'factor': 2.0}; it must be absent or of rope_type default",
+        {"rope_scaling": {"type": "dynamic", "factor": 2.0}},
+        "rope_scaling={'type': 'dynamic', 'factor': 2.0}; it must be absent or of rope_type defau",
     ),
     "rope 5": ("llama", {"rope_parameters": {"rope_type": "yarn"}}, "rope_parameters={'rope_type"),
     "rope by layer": (
@@ -274,6 +350,22 @@ REFUSED = {  # (model, change of config.json, message)
         {"rope_scaling": {"factor": 2.0}},
         "rope_scaling={'factor': 2.0}; it must be absent or of rope_type default",
     ),
+    "rope factor": ("llama", {"rope_scaling": {"type": "linear"}}, "scaling.factor is missing; it"),
+    "rope limit": (
+        "llama 3",
+        {"rope_scaling": {"rope_type": "llama3", "factor": 8}},
+        "rope_scaling.low_freq_factor is missing; it must be a finite number, 0 or more",
+    ),
+    "rope limits": (
+        "llama",
+        {"rope_parameters": {"rope_type": "llama3", "factor": 8, **dict.fromkeys(LIMITS, 1)}},
+        "rope_parameters.high_freq_factor=1; it must be a finite number above low_freq_factor=1",
+    ),
+    "partial rope": (
+        "llama",
+        {"rope_parameters": {"partial_rotary_factor": 0.5}},
+        "rope_parameters={'partial_rotary_factor': 0.5}; it must be absent or of rope_type",
+    ),
     "rope text": ("llama", {"rope_scaling": "linear"}, "rope_scaling='linear'; it must be absent"),
     "partial": (
         "llama",
@@ -282,10 +374,11 @@ REFUSED = {  # (model, change of config.json, message)
     ),
     "theta": ("llama", {"rope_parameters": {"rope_theta": -1}}, "rope_theta=-1; it must be a fin"),
     "large theta": ("llama", {"rope_parameters": {"rope_theta": 10**400}}, "it must be a finite"),
-    "head_dim": ("llama", {"head_dim": 8}, "head_dim=8; it must be 16, hidden_size / heads"),
+    "head_dim": ("llama", {"head_dim": 8}, "q_proj.weight is 32×32; by config.json it is 16×32"),
+    "odd head_dim": ("llama", {"head_dim": 7}, "head_dim=7; it must be an even number"),
     "odd heads": (
         "llama",
-        {"num_attention_heads": 32},
+        {"num_attention_heads": 32, "head_dim": None},
         "=32; it must be a divisor of hidden_size=",
     ),
     "kv heads": ("llama", {"num_key_value_heads": 3}, "=3; it must be a divisor of num_attention"),
@@ -300,10 +393,11 @@ REFUSED = {  # (model, change of config.json, message)
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
     folder = tmp_path_factory.mktemp("exported")
-    for name in ("gpt2", "llama"):
+    names = {name for name, *_ in REFUSED.values()}
+    for name in names:
         config, model = make(CONFIGS[name])
         huggingface.save(folder / name, config, nnx.state(model), dtype="float32")
-    return {name: read_plain(folder / name) for name in ("gpt2", "llama")}
+    return {name: read_plain(folder / name) for name in names}
 
 
 def refused(folder, message):

@@ -40,6 +40,8 @@ MI300 = gpu("gfx942", "AMD Instinct MI300X")
         ({"dtype": "float32"}, [gpu()], "config.model.dtype=bfloat16 or float16, and it is float3"),
         ({"d_model": 12 * 16}, [gpu()], "8 divides, 128 at most, and .* is 12$"),
         ({"d_model": 136 * 16}, [gpu()], "128 at most, .* is 136$"),
+        ({"d_model": 136 * 16, "head_dim": 128}, [gpu()], None),
+        ({"head_dim": 136}, [gpu()], "128 at most, and config.model.head_dim is 136$"),
     ],
 )
 def test_auto_is_cudnn_where_it_can_work_and_else_xla_with_the_reason(changes, devices, reason):
@@ -47,7 +49,7 @@ def test_auto_is_cudnn_where_it_can_work_and_else_xla_with_the_reason(changes, d
     choice = choose(model, devices)
     assert choice.implementation == ("xla" if reason else "cudnn")
     if not reason:
-        assert f"{model.dtype} and heads of {model.d_model // 16} allow it" in choice.reason
+        assert f"{model.dtype} and heads of {model.head_width} allow it" in choice.reason
         assert choose(dataclasses.replace(model, attention="cudnn"), devices)[0] == "cudnn"
         return
     assert re.search(reason, choice.reason)

@@ -21,6 +21,7 @@ MODELS = {
     "llama2": (Llama2, tiny.LLAMA2),
     "grouped": (Llama2, GROUPED),
     "tied": (Llama2, TIED),
+    "others": (Llama2, tiny.OTHERS),
     "gpt2": (GPT2, dataclasses.replace(tiny.GPT2, bias=True)),
 }
 GPT2_SLOW = pytest.param("gpt2", marks=pytest.mark.slow)  # the cache is the code of Llama2
@@ -65,19 +66,16 @@ def test_logits_in_parts_are_those_of_the_whole(name, sizes):
     np.testing.assert_array_equal(found.argmax(-1), expected.argmax(-1))
 
 
-@pytest.mark.parametrize("name", ["grouped", GPT2_SLOW])
+@pytest.mark.parametrize(
+    "name", ["grouped", GPT2_SLOW, pytest.param("others", marks=pytest.mark.slow)]
+)
 def test_in_bfloat16_the_cache_is_bfloat16(name):
     model, forward, _ = build(name, "bfloat16")
     cache = model.init_cache(3, 16)
     layers, heads = 2, 2
     assert cache.keys.dtype == jnp.bfloat16
-    assert cache.values.shape == (
-        layers,
-        3,
-        16,
-        heads,
-        model.config.d_model // model.config.num_heads,
-    )
+    width = {"grouped": 8, "gpt2": 16, "others": 24}[name]
+    assert cache.values.shape == (layers, 3, 16, heads, width)
     found, expected = in_parts(name, TOKENS, [5] + [1] * 7, "bfloat16", 16), forward(TOKENS)
     np.testing.assert_allclose(found, expected, atol=0.03 * np.abs(expected).max())
 

@@ -14,7 +14,7 @@ import pytest
 from flax import nnx
 
 from pqt_jax import Rule, param_transform
-from pqt_jax.models import GPT2, Llama2, gpt2, layers, llama2
+from pqt_jax.models import GPT2, Llama2, gpt2, llama2, rotary
 from pqt_jax.transform.tree_paths import paths_and_leaves
 from support import tiny, transcription
 from support.paths import ROOT
@@ -74,6 +74,19 @@ def test_paths_are_those_that_rules_are_written_for():
         assert found["h/mlp/up/kernel"].shape == (config.num_layers, config.d_model, config.d_ff)
 
 
+def test_options_add_biases_and_norms_of_queries_and_keys():
+    def added(**options):
+        model = Llama2(dataclasses.replace(tiny.LLAMA2, **options), rngs=nnx.Rngs(0))
+        found = {path: leaf.shape for path, leaf in paths_and_leaves(nnx.state(model)).items()}
+        return {path: shape for path, shape in found.items() if path not in plain}
+
+    plain = dict(paths_and_leaves(nnx.state(Llama2(tiny.LLAMA2, rngs=nnx.Rngs(0)))))
+    qkv = {f"h/attn/{name}/bias": (2, 32) for name in "qkv"}
+    assert added(attention_bias="qkv") == qkv
+    assert added(attention_bias="all") == qkv | {"h/attn/out/bias": (2, 32)}
+    assert added(qk_norm=True) == {f"h/attn/{name}_norm/scale": (2, 16) for name in "qk"}
+
+
 def test_llama2_initial_values():
     config = dataclasses.replace(tiny.LLAMA2, d_model=128, d_ff=256, num_layers=3)
     params = nnx.to_pure_dict(nnx.state(Llama2(config, rngs=nnx.Rngs(0))))
@@ -110,6 +123,14 @@ def test_gpt2_initial_values():
         (
             Llama2,
             dataclasses.replace(tiny.LLAMA2, num_heads=4, num_kv_heads=2),
+            transcription.llama2,
+        ),
+        (Llama2, tiny.OTHERS, transcription.llama2),
+        (
+            Llama2,
+            dataclasses.replace(
+                tiny.LLAMA2, attention_bias="qkv", rope_scaling="linear", rope_factor=4.0
+            ),
             transcription.llama2,
         ),
         (GPT2, dataclasses.replace(tiny.GPT2, bias=True), transcription.gpt2),
@@ -154,12 +175,13 @@ def test_tied_embeddings_are_one_parameter():
     [
         pytest.param("llama2", FEW, True, id="llama2-few-remat"),
         pytest.param("gpt2", FEW, True, id="gpt2-few-remat", marks=pytest.mark.slow),
+        pytest.param("others", EVERYTHING, False, id="others-everything", marks=pytest.mark.slow),
         pytest.param("llama2", EVERYTHING, False, id="llama2-everything", marks=pytest.mark.slow),
         pytest.param("gpt2", EVERYTHING, False, id="gpt2-everything", marks=pytest.mark.slow),
     ],
 )
 def test_sampling_in_the_scan_equals_sampling_the_whole_tree(name, rules, remat):
-    cls, config = MODELS[name]
+    cls, config = (MODELS | {"others": (Llama2, tiny.OTHERS)})[name]
     config = dataclasses.replace(config, remat=remat)
     key = jax.random.key(5)
     bare, params = nnx.split(cls(config, rngs=nnx.Rngs(0)))
@@ -241,7 +263,8 @@ def test_tokens_do_not_see_what_follows(cls, config):
 
 def test_rotary_scores_depend_on_the_distance_alone():
     q, k = jax.random.normal(jax.random.key(0), (2, 16))
-    at_all = lambda x: layers.rotary(jnp.tile(x, (1, 12, 1, 1)), 10000.0)[0, :, 0]  # noqa: E731
+    turning = rotary.Rotary(10000.0)
+    at_all = lambda x: rotary.rotate(jnp.tile(x, (1, 12, 1, 1)), turning)[0, :, 0]  # noqa: E731
     scores = np.asarray(at_all(q) @ at_all(k).T)
     for distance in (0, 1, 7):
         np.testing.assert_allclose(np.diagonal(scores, -distance), scores[distance, 0], atol=1e-5)
@@ -253,6 +276,8 @@ def test_what_does_not_fit_is_refused():
         Llama2(dataclasses.replace(tiny.LLAMA2, num_heads=3), rngs=nnx.Rngs(0))
     with pytest.raises(ValueError, match="even"):
         Llama2(dataclasses.replace(tiny.LLAMA2, num_heads=32), rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match="head_dim=7; it must be even"):
+        Llama2(dataclasses.replace(tiny.LLAMA2, head_dim=7), rngs=nnx.Rngs(0))
     with pytest.raises(ValueError, match="max_length=32"):
         GPT2(tiny.GPT2, rngs=nnx.Rngs(0))(tokens(1, 33))
     with pytest.raises(ValueError, match="'layers/.*'.*matches no parameter"):

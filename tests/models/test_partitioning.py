@@ -39,6 +39,7 @@ ALL = "all"
 MODELS = {
     "llama2": (tiny.LLAMA2, ALL),
     "gpt2": (tiny.GPT2, ALL),
+    "others": (tiny.OTHERS, ALL),
     "few": (
         tiny.LLAMA2,
         "h/(attn/q|mlp/down)/kernel",
@@ -86,6 +87,15 @@ def run(name, sizes):
     "name", ["few", *(pytest.param(n, marks=SLOW) for n in ("llama2", "gpt2"))]
 )
 def test_every_mesh_gives_the_losses_of_one_device(name, sizes):
+    check_losses(name, sizes)
+
+
+@pytest.mark.slow
+def test_a_mesh_gives_the_losses_of_one_device_with_the_options_of_other_models():
+    check_losses("others", (2, 2, 2))
+
+
+def check_losses(name, sizes):
     (alone, _), (found, state) = run(name, (1, 1, 1)), run(name, sizes)
     np.testing.assert_allclose(found, alone, rtol=2e-6)
     mesh = make(sizes)

@@ -29,6 +29,14 @@ CONFIGS = {
         tiny.LLAMA2, num_heads=4, num_kv_heads=2, norm_eps=1e-3, rope_theta=500.0
     ),
     "llama tied": dataclasses.replace(tiny.LLAMA2, tie_embeddings=True),
+    "llama 3": dataclasses.replace(tiny.OTHERS, attention_bias="none", qk_norm=False, head_dim=0),
+    "llama with biases": dataclasses.replace(
+        tiny.LLAMA2, attention_bias="all", head_dim=24, rope_scaling="linear", rope_factor=4.0
+    ),
+    "mistral": dataclasses.replace(tiny.LLAMA2, num_heads=3, head_dim=8),
+    "qwen2": dataclasses.replace(tiny.LLAMA2, attention_bias="qkv", num_heads=4, num_kv_heads=2),
+    "qwen3": dataclasses.replace(tiny.LLAMA2, qk_norm=True, head_dim=24),
+    "qwen3 with biases": tiny.OTHERS,
 }
 each = pytest.mark.parametrize("name", CONFIGS)
 

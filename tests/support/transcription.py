@@ -13,29 +13,50 @@ def softmax(x):
     return e / e.sum()
 
 
-def turn(x, theta):
+def frequency(config, i, half):
+    """The angle of pair i from one position to the next; of Llama 3, by its wavelength."""
+    turned = config.rope_theta ** (-i / half)
+    if config.rope_scaling == "linear":
+        return turned / config.rope_factor
+    if config.rope_scaling == "llama3":
+        wavelength, length = 2 * np.pi / turned, config.rope_original_length
+        if wavelength > length / config.rope_low_freq_factor:
+            return turned / config.rope_factor
+        if wavelength > length / config.rope_high_freq_factor:
+            kept = length / wavelength - config.rope_low_freq_factor
+            kept /= config.rope_high_freq_factor - config.rope_low_freq_factor
+            return (1 - kept) * turned / config.rope_factor + kept * turned
+    return turned
+
+
+def turn(x, config):
     out = np.empty_like(x)
     half = x.shape[-1] // 2
     for t in range(len(x)):
         for i in range(half):
-            angle = t * theta ** (-i / half)
+            angle = t * frequency(config, i, half)
             a, b = x[t, i], x[t, i + half]
             out[t, i] = a * np.cos(angle) - b * np.sin(angle)
             out[t, i + half] = a * np.sin(angle) + b * np.cos(angle)
     return out
 
 
-def attend(x, p, layer, heads, theta):
+def attend(x, p, layer, config, rotary):
     def bias(name):
         return p[f"{name}/bias"][layer] if f"{name}/bias" in p else 0.0
 
     q, k, v = (x @ p[f"h/attn/{n}/kernel"][layer] + bias(f"h/attn/{n}") for n in ("q", "k", "v"))
-    width = x.shape[1] // heads
+    width = q.shape[1] // config.num_heads
     sharing = q.shape[1] // k.shape[1]  # query heads that read one head of keys and values
-    out = np.zeros_like(x)
-    for h in range(heads):
+    out = np.zeros_like(q)
+    for h in range(config.num_heads):
         part, read = (slice(i * width, (i + 1) * width) for i in (h, h // sharing))
-        qh, kh = (turn(a, theta) if theta else a for a in (q[:, part], k[:, read]))
+        qh, kh = q[:, part], k[:, read]
+        if "h/attn/q_norm/scale" in p:
+            scales = (p[f"h/attn/{n}_norm/scale"][layer] for n in "qk")
+            qh, kh = (rms(a, s, config.norm_eps) for a, s in zip((qh, kh), scales, strict=True))
+        if rotary:
+            qh, kh = turn(qh, config), turn(kh, config)
         for t in range(len(x)):
             weights = softmax(qh[t] @ kh[: t + 1].T / width**0.5)
             out[t, part] = weights @ v[: t + 1, read]
@@ -64,7 +85,7 @@ def llama2(p, config, sequence):
     x = p["embed/embedding"][sequence]
     for i in range(config.num_layers):
         y = rms(x, p["h/attn_norm/scale"][i], eps)
-        x = x + attend(y, p, i, config.num_heads, config.rope_theta)
+        x = x + attend(y, p, i, config, rotary=True)
         y = rms(x, p["h/mlp_norm/scale"][i], eps)
         gate, up, down = (p[f"h/mlp/{n}/kernel"][i] for n in ("gate", "up", "down"))
         x = x + (silu(y @ gate) * (y @ up)) @ down
@@ -76,7 +97,7 @@ def gpt2(p, config, sequence):
     x = p["embed/embedding"][sequence] + p["pos/embedding"][: len(sequence)]
     for i in range(config.num_layers):
         y = norm(x, p["h/attn_norm/scale"][i], p["h/attn_norm/bias"][i], eps)
-        x = x + attend(y, p, i, config.num_heads, None)
+        x = x + attend(y, p, i, config, rotary=False)
         y = norm(x, p["h/mlp_norm/scale"][i], p["h/mlp_norm/bias"][i], eps)
         y = gelu(y @ p["h/mlp/up/kernel"][i] + p["h/mlp/up/bias"][i])
         x = x + y @ p["h/mlp/down/kernel"][i] + p["h/mlp/down/bias"][i]

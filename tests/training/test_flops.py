@@ -22,6 +22,7 @@ WIDE = Llama2Config(512, d_model=128, num_layers=1, num_heads=4, d_ff=320, dtype
 BY_XLA = {  # one layer: XLA counts the body of a scan once, however often it runs
     "llama2": (Llama2, WIDE),
     "few kv heads": (Llama2, dataclasses.replace(WIDE, num_kv_heads=1)),
+    "wide heads": (Llama2, dataclasses.replace(WIDE, num_kv_heads=2, head_dim=48)),
     "tied": (Llama2, dataclasses.replace(WIDE, tie_embeddings=True)),
     "gpt2": (
         GPT2,

@@ -125,7 +125,9 @@ def test_a_gpt2_trained_without_biases_goes_on_without(tmp_path):
 
 def test_a_llama_may_be_trained_on_other_lengths(tmp_path):
     export(tmp_path)
-    explicit = dataclasses.replace(tiny.LLAMA2, max_length=16, num_kv_heads=2, remat=True)
+    explicit = dataclasses.replace(
+        tiny.LLAMA2, max_length=16, num_kv_heads=2, head_dim=16, remat=True
+    )
     assert init_from.read(config_for(explicit, tmp_path)).params
 
 
@@ -139,6 +141,10 @@ def test_a_llama_may_be_trained_on_other_lengths(tmp_path):
         ),
         ({"num_kv_heads": 1}, "config.model.num_kv_heads=1; config.init_from={} has 2"),
         ({"norm_eps": 1e-6}, "config.model.norm_eps=1e-06; config.init_from={} has 1e-05"),
+        ({"head_dim": 8}, "config.model.head_dim=8; config.init_from={} has 16, and both must"),
+        ({"attention_bias": "qkv"}, "model.attention_bias='qkv'; config.init_from={} has 'none'"),
+        ({"qk_norm": True}, "config.model.qk_norm=True; config.init_from={} has False"),
+        ({"rope_scaling": "llama3"}, "rope_scaling='llama3'; config.init_from={} has 'none'"),
         ({"rope_theta": 5.0}, "config.model.rope_theta=5.0; config.init_from={} has 10000.0"),
         (
             {"tie_embeddings": True},

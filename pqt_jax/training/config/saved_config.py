@@ -7,13 +7,23 @@ import json
 from typing import Any
 
 from pqt_jax.console import format_quantity
-from pqt_jax.models import MODELS
+from pqt_jax.models import MODELS, Llama2Config
 from pqt_jax.training.config.field_table import as_text
 from pqt_jax.training.config.fields import flatten, list_fields, to_dict
 from pqt_jax.training.config.schema import MAY_CHANGE, OptimizerConfig, RunConfig, default
 
 # Later fields with their defaults, which a digest leaves out, so that those of older runs stay.
-_ADDED = {"optimizer.decay_share": OptimizerConfig.decay_share}
+_ADDED = {
+    "optimizer.decay_share": OptimizerConfig.decay_share,
+    "model.head_dim": Llama2Config.head_dim,
+    "model.attention_bias": Llama2Config.attention_bias,
+    "model.qk_norm": Llama2Config.qk_norm,
+    "model.rope_scaling": Llama2Config.rope_scaling,
+    "model.rope_factor": Llama2Config.rope_factor,
+    "model.rope_low_freq_factor": Llama2Config.rope_low_freq_factor,
+    "model.rope_high_freq_factor": Llama2Config.rope_high_freq_factor,
+    "model.rope_original_length": Llama2Config.rope_original_length,
+}
 
 
 def as_json(config: RunConfig) -> str:

@@ -13,7 +13,7 @@ import jax
 from jax.sharding import Mesh
 
 from pqt_jax.errors import InputError
-from pqt_jax.models import ModelConfig, attention, get_spec, partitioning
+from pqt_jax.models import Llama2Config, ModelConfig, attention, get_spec, partitioning
 from pqt_jax.models.registry import model_config
 from pqt_jax.training.config.field_values import as_float32
 from pqt_jax.training.config.fields import check_ranges
@@ -142,16 +142,31 @@ def check_model(model: ModelConfig) -> None:
     Raises:
       InputError: for the first one that does not fit.
     """
-    width, rest = divmod(model.d_model, model.num_heads)
-    if rest:
+    given = getattr(model, "head_dim", 0)
+    if not given and model.d_model % model.num_heads:
         wanted = f"a divisor of config.model.d_model={model.d_model}"
         _refuse("model.num_heads", model.num_heads, wanted)
-    if width % 2 and get_spec(model).rotary:  # rotary positions turn pairs of components
+    if model.head_width % 2 and get_spec(model).rotary:  # which turns pairs of components
+        if given:
+            _refuse("model.head_dim", given, "an even number")
         wanted = f"a divisor of config.model.d_model={model.d_model} that makes heads of even size"
         _refuse("model.num_heads", model.num_heads, wanted)
     if model.num_heads % model.kv_heads:
         wanted = f"a divisor of config.model.num_heads={model.num_heads}, or 0 for as many"
         _refuse("model.num_kv_heads", model.kv_heads, wanted)
+    if isinstance(model, Llama2Config):
+        _check_rotary(model)
+
+
+def _check_rotary(model: Llama2Config) -> None:
+    low, high = model.rope_low_freq_factor, model.rope_high_freq_factor
+    if high <= low:
+        _refuse(
+            "model.rope_high_freq_factor", high, f"above config.model.rope_low_freq_factor={low}"
+        )
+    if model.rope_scaling == "none" and model.rope_factor != 1:
+        wanted = "1 with config.model.rope_scaling='none'; linear and llama3 divide by it"
+        _refuse("model.rope_factor", model.rope_factor, wanted)
 
 
 def _check_pqt(config: RunConfig) -> None:

@@ -45,6 +45,13 @@ model.num_heads=5
 model.num_heads=32
 model.d_model=6
 model.num_kv_heads=3
+model.head_dim=7
+model.head_dim=-1
+model.attention_bias=q
+model.rope_scaling=yarn
+model.rope_scaling=linear model.rope_factor=0
+model.rope_factor=8
+model.rope_low_freq_factor=4
 data.length=33
 data.microbatches=3
 data.microbatches=0

@@ -20,6 +20,7 @@ from pqt_jax.interchange import huggingface
 from pqt_jax.models import Llama2
 from pqt_jax.quantization import packed_file
 from pqt_jax.training import named_formats
+from pqt_jax.training.config import saved_config
 from pqt_jax.transform.tree_paths import paths_and_leaves
 from support import tiny
 from support.command import refused
@@ -125,12 +126,26 @@ def test_options_reach_the_plan(trained_run, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_hugging_face_model_is_packed_too(tmp_path):
-    model = Llama2(tiny.LLAMA2, rngs=nnx.Rngs(0))
-    huggingface.save(tmp_path / "hf", tiny.LLAMA2, nnx.state(model), dtype="float32")
+@pytest.mark.parametrize("config", [tiny.LLAMA2, tiny.OTHERS], ids=["llama", "qwen3"])
+def test_a_hugging_face_model_is_packed_too(tmp_path, config):
+    model = Llama2(config, rngs=nnx.Rngs(0))
+    huggingface.save(tmp_path / "hf", config, nnx.state(model), dtype="float32")
     run(f"--hf={tmp_path / 'hf'}", "--format=fp8_e4m3", f"--out={tmp_path / 'out'}")
     original, loaded = read(f"--hf={tmp_path / 'hf'}"), read(f"--packed={tmp_path / 'out'}")
     same(loaded.params, named_formats.round_by_plan(original.params, plan_of(original, "fp8_e4m3")))
+    assert loaded.config == original.config == config
+
+
+def test_a_file_that_an_older_version_packed_is_a_llama_2(tmp_path):
+    params = nnx.state(Llama2(tiny.LLAMA2, rngs=nnx.Rngs(0)))
+    model = export_weights.describe_model(tiny.LLAMA2)
+    for name in saved_config._ADDED:
+        model.pop(name.removeprefix("model."), None)
+    assert "qk_norm" not in model
+    packed_file.write(tmp_path / packed_file.FILE, params, {}, model)
+    loaded = read(f"--packed={tmp_path}")
+    assert loaded.config == tiny.LLAMA2
+    same(loaded.params, params)
 
 
 def test_what_is_there_is_not_replaced_unasked(trained_run, tmp_path, capsys):

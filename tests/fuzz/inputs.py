@@ -77,9 +77,10 @@ def make_weights(folder):
         assert export.main(options) == 0
         for picture in (folder / name).glob("*.png"):
             picture.unlink()
-    for name, shard_bytes in (("gpt2", 10**9), ("llama", 20_000)):
+    for name, shard_bytes in (("gpt2", 10**9), ("llama", 20_000), ("qwen3", 10**9)):
         sizes = {"vocab_size": 400, "d_model": 16, "d_ff": 32}
-        config, model = exported.make(dataclasses.replace(exported.CONFIGS[name], **sizes))
+        start = tiny.OTHERS if name == "qwen3" else exported.CONFIGS[name]
+        config, model = exported.make(dataclasses.replace(start, **sizes))
         params = nnx.state(model, nnx.Param)
         huggingface.save(folder / name, config, params, dtype="float32", shard_bytes=shard_bytes)
         tokenizer_files.make_hugging_face(folder / name / "tokenizer.json")

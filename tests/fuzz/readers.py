@@ -76,6 +76,7 @@ READERS = [
     Reader("train, resumed", "run", "**/*", weights.resume, SAME, 3),
     Reader("huggingface.load, gpt2", "gpt2", "[cm]*", weights.read_hf, weights.expect_hf, 5),
     Reader("huggingface.load, shards", "llama", "[cm]*", weights.read_hf, weights.expect_hf, 5),
+    Reader("huggingface.load, qwen3", "qwen3", "[cm]*", weights.read_hf, weights.expect_hf, 5),
     Reader("evaluate --hf, gpt2", "gpt2", "*", weights.run_evaluate("hf"), ANY, 2),
     Reader("evaluate --hf, shards", "llama", "*", weights.run_evaluate("hf"), ANY, 2),
     Reader("generate --hf", "llama", "*", weights.run_generate("hf"), ANY),

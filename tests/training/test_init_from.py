@@ -44,10 +44,14 @@ def config_for(model, folder):
 
 
 @pytest.mark.slow
-def test_a_run_starts_at_the_loss_of_the_imported_model(tmp_path):
-    _, model = export(tmp_path / "hf")
-    given = f"--config.init_from={tmp_path / 'hf'}"
-    assert main(tmp_path, given, *STILL, *QUICK) == 0
+@pytest.mark.parametrize("config", [tiny.LLAMA2, tiny.OTHERS], ids=["llama", "qwen3"])
+def test_a_run_starts_at_the_loss_of_the_imported_model(tmp_path, config):
+    _, model = export(tmp_path / "hf", config)
+    given = [f"--config.init_from={tmp_path / 'hf'}"]
+    for field in dataclasses.fields(config):
+        if (value := getattr(config, field.name)) != getattr(tiny.LLAMA2, field.name):
+            given.append(f"--config.model.{field.name}={value}")
+    assert main(tmp_path, *[x.replace("True", "true") for x in given], *STILL, *QUICK) == 0
     (loss,) = (
         r["validation_loss"]
         for r in metrics.read(tmp_path / "run" / "metrics.jsonl")

@@ -314,6 +314,34 @@ def test_adam_mini_learns_and_decays_its_bits():
     assert losses[0] > 4.5 and losses[-1] < 1.5 and float(measured["bits_mean"]) < 5.95
 
 
+@pytest.mark.parametrize(
+    "model",
+    [
+        tiny.OTHERS,
+        pytest.param(
+            dataclasses.replace(
+                tiny.LLAMA2, attention_bias="qkv", rope_scaling="linear", rope_factor=2.0
+            ),
+            marks=pytest.mark.slow,
+        ),
+    ],
+    ids=["qwen3", "qwen2"],
+)
+def test_a_step_moves_every_parameter_of_other_models(model):
+    config = tiny.get_config(model)
+    config.optimizer.name, config.pqt.pattern = "adam_mini", "qk"
+    optimizer = make_optimizer(config)
+    graph, state = states.init_state(config, optimizer)
+    before = paths_and_leaves(jax.tree.map(np.asarray, state.params))
+    after, measured = build_train_step(config, graph, optimizer)(state, batch(), noise_key())
+    assert np.isfinite(float(measured["loss"])) and not measured["skipped"]
+    for path, leaf in paths_and_leaves(after.params).items():
+        assert np.isfinite(leaf).all() and (leaf != before[path]).any(), path
+    moments = {path: x.shape for path, x in paths_and_leaves(after.opt_state).items()}
+    shapes = [shape for path, shape in moments.items() if path.endswith("nu/h/attn/q/kernel")]
+    assert (2, 1, model.num_heads) in shapes  # one for each head
+
+
 UNKNOWN = 200  # a token whose vector is not finite: batches with it have no finite loss
 
 

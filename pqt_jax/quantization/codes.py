@@ -23,12 +23,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from pqt_jax.interchange.low_bit import EncodedMatrix
-from pqt_jax.numerics import blocks, cast, reference
+from pqt_jax.numerics import bit_packing, blocks, cast, reference
 from pqt_jax.numerics.deterministic_rounding import FormatAssignment
 from pqt_jax.numerics.formats import BF16, FloatFormat
 from pqt_jax.numerics.mixed_formats import MIXED_FORMATS, TAG_BITS
 from pqt_jax.numerics.spec import Spec
-from pqt_jax.quantization import bit_packing
 
 Tensors = dict[str, np.ndarray]
 _SMALLEST_NORMAL = np.float32(2.0**-126)

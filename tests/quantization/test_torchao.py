@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 
 from pqt_jax import Spec
+from pqt_jax.numerics import bit_packing
 from pqt_jax.numerics.deterministic_rounding import FormatAssignment
 from pqt_jax.numerics.formats import E2M1, E2M3, E3M2, E4M3, E5M2
-from pqt_jax.quantization import bit_packing, codes
+from pqt_jax.quantization import codes
 
 REASON = "the extra `peers` is not installed, or this Python has no CPU build of PyTorch"
 FORMATS = {E4M3: "float8_e4m3fn", E5M2: "float8_e5m2", E3M2: "fp6_e3m2", E2M3: "fp6_e2m3"}

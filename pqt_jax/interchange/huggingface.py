@@ -19,7 +19,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from pqt_jax.errors import InputError, system_reason
-from pqt_jax.interchange import files, safetensors_io, safetensors_writer
+from pqt_jax.interchange import files, layouts, safetensors_io, safetensors_writer
 from pqt_jax.interchange.folders import atomic_folder
 from pqt_jax.interchange.huggingface_config import from_json, to_json
 from pqt_jax.interchange.huggingface_tensors import (
@@ -119,7 +119,8 @@ def load(folder: str | os.PathLike[str]) -> tuple[ModelConfig, dict[str, Any]]:
     """Read a model that transformers or `save` has written.
 
     Args:
-      folder: with config.json and model.safetensors, or its shards and their index.
+      folder: with config.json and model.safetensors, or its shards and their index. Its matrices
+        may be stored in few bits, in one of the layouts of `layouts.LAYOUTS`.
 
     Returns:
       (configuration, parameters). Parameters are float32 NumPy arrays in a nested dict, for
@@ -149,7 +150,9 @@ def open_folder(folder: str | os.PathLike[str]) -> ModelFolder:
             raise InputError(f"{folder} {problem}; give a folder with {CONFIG}")
         if not (folder / CONFIG).exists():
             raise InputError(f"{folder} holds no {CONFIG}; give a folder of a saved model")
-        config = from_json(safetensors_io.read_json(folder / CONFIG), folder / CONFIG)
+        content = safetensors_io.read_json(folder / CONFIG)
+        config = from_json(content, folder / CONFIG)
+        layout = layouts.find_layout(content, config.name, folder / CONFIG)
         tensors = safetensors_io.find_tensors(folder)
     except OSError as error:
         raise InputError(f"{folder}: {system_reason(error, 'give another')}") from None
@@ -160,13 +163,17 @@ def open_folder(folder: str | os.PathLike[str]) -> ModelFolder:
             f"{folder} has tensors with and without {prefix!r}; give an undamaged copy"
         )
     shapes = parameter_shapes(config)
-    _check(folder, config, stored, shapes)
-    return ModelFolder(config, shapes, functools.partial(_read, config, stored, shapes))
+    by_name = {n if n.startswith("lm_head.") else prefix + n: t for n, t in stored.items()}
+    find_matrix = functools.partial(
+        layouts.find_matrix, layout, content, by_name, path=folder / CONFIG
+    )
+    readers = _check(folder, config, stored, shapes, find_matrix)
+    return ModelFolder(config, shapes, functools.partial(_read, config, readers, shapes))
 
 
 def _read(
     config: ModelConfig,
-    stored: dict[str, StoredTensor],
+    readers: dict[str, Callable[[], np.ndarray]],
     shapes: dict[str, tuple[int, ...]],
     path: str,
 ) -> np.ndarray:
@@ -175,7 +182,7 @@ def _read(
     entry = next(entry for entry in tensor_entries(config) if path in entry.paths)
     start = sum(shapes[other][-1] for other in entry.paths[: entry.paths.index(path)])
     for layer, name in layers_of(entry, config):
-        value = safetensors_io.read_tensor(stored[name])
+        value = readers[name]()
         value = value.T if entry.transposed else value
         target = values if layer is None else values[layer]
         target[...] = value[..., start : start + target.shape[-1]]
@@ -187,13 +194,22 @@ def _check(
     config: ModelConfig,
     stored: dict[str, StoredTensor],
     shapes: dict[str, tuple[int, ...]],
-) -> None:
-    """Raise InputError if the tensors are not those of the model."""
-    known = set()
+    find_matrix: Callable[..., layouts.StoredMatrix | None],
+) -> dict[str, Callable[[], np.ndarray]]:
+    """Return a function for each tensor, by name, that reads it.
+
+    Raises InputError if the tensors are not those of the model.
+    """
+    known, readers = set(), {}
+    prefix = TABLES[config.name].prefix
     for entry, layer, name in iterate_tensors(config):
+        shape = stored_shape(entry, layer, shapes)
+        if matrix := find_matrix(name if entry is HEAD else prefix + name, shape):
+            readers[name] = matrix.read
+            known |= {one.removeprefix(prefix) for one in matrix.names}
+            continue
         if name not in stored:  # before listing more: the layers in config.json may be too many
             raise InputError(f"{folder}: no tensor {name}; {CONFIG} says it must have one")
-        shape = stored_shape(entry, layer, shapes)
         path, dtype, found, _ = stored[name]
         if found != shape:
             raise InputError(
@@ -204,15 +220,14 @@ def _check(
             raise InputError(
                 f"{path}: {name} is {dtype}; it must be {', '.join(safetensors_io.FLOAT_DTYPES)}"
             )
+        readers[name] = functools.partial(safetensors_io.read_tensor, stored[name])
         known.add(name)
     if config.tie_embeddings and HEAD.name in stored:
         embedding = tensor_entries(config)[0].name
-        head, embed = stored[HEAD.name], stored[embedding]
-        same = head[1:3] == embed[1:3]
-        if (
-            not same
-            or safetensors_io.read_tensor(head).tobytes()
-            != safetensors_io.read_tensor(embed).tobytes()
+        head, embed = stored[HEAD.name], stored.get(embedding)
+        same = embed is not None and head[1:3] == embed[1:3]
+        if not same or (
+            safetensors_io.read_tensor(head).tobytes() != readers[embedding]().tobytes()
         ):
             raise InputError(
                 f"{head.path}: {HEAD.name} differs from {embedding}, and {CONFIG} has "
@@ -225,6 +240,7 @@ def _check(
             f"{stored[extra[0]].path}: tensor {extra[0]}{more} is no part of the model that "
             f"{CONFIG} describes; give the folder of a plain model"
         )
+    return readers
 
 
 def nest_by_path(leaves: dict[str, np.ndarray]) -> dict[str, Any]:

@@ -35,7 +35,6 @@ _GPT2_FIXED = {
     "scale_attn_by_inverse_layer_idx": (False,),
     "reorder_and_upcast_attn": (False,),
     "add_cross_attention": (False,),
-    "quantization_config": (None,),
 }
 
 
@@ -68,8 +67,7 @@ def to_json(config: ModelConfig, dtype: str) -> dict[str, Any]:
         "bos_token_id": None,
         "eos_token_id": None,
     }
-    for name in ("quantization_config", "partial_rotary_factor"):  # what is computed without them
-        content.pop(name, None)
+    content.pop("partial_rotary_factor", None)  # what is computed without it
     return content | table.make_extra(config)
 
 

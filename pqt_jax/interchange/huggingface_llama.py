@@ -42,7 +42,6 @@ _FIXED = {
     "hidden_act": ("silu", "swish"),
     "mlp_bias": (False,),
     "partial_rotary_factor": (1.0, None),
-    "quantization_config": (None,),
 }
 _NO_WINDOW = _FIXED | {"use_sliding_window": (False,)}
 _KINDS = ("default", "linear", "llama3")

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pqt_jax.interchange.safetensors_writer import TensorSpec
+from pqt_jax.numerics import bit_packing
 from pqt_jax.numerics.formats import FloatFormat
 
 GROUP = 32  # weights along `in` that share a scale
@@ -44,6 +45,17 @@ class EncodedMatrix(NamedTuple):
         (bo, bi), (rows, columns) = self.block, self.codes.shape
         scale = np.repeat(self.scale, bi // GROUP, 1)[:, : columns // GROUP]
         return np.repeat(scale, bo, 0)[:rows]
+
+    @property
+    def square_scale(self) -> np.ndarray:
+        """uint8[⌈out/32⌉, in/32]: the scale of each square of 32×32, where 32 divides bo."""
+        return self.group_scale[::GROUP]
+
+    @property
+    def packed(self) -> np.ndarray:
+        """uint8[out, in·bits/8]: the codes of a row without gaps, as in `numerics.bit_packing`."""
+        data = bit_packing.pack(self.codes.reshape(-1), self.fmt.bits)  # no row ends inside a byte
+        return data.reshape(len(self.codes), -1)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -110,12 +122,31 @@ def recode(matrix: EncodedMatrix, fmt: FloatFormat) -> EncodedMatrix:
 
 
 def decode(matrix: EncodedMatrix) -> np.ndarray:
-    """The float32[out, in] numbers that a matrix stands for, code · 2^(scale − 127).
+    """The float32[out, in] numbers that a matrix stands for, code · 2^(scale − 127)."""
+    scale = bit_packing.from_e8m0(matrix.group_scale)
+    return multiply(matrix.fmt, matrix.codes, scale, (1, GROUP))
+
+
+def multiply(
+    fmt: FloatFormat, codes: np.ndarray, scale: np.ndarray, block: tuple[int, int]
+) -> np.ndarray:
+    """Codes times the scales of their blocks.
 
     Magnitudes below 2^-126 become 0, as in `quantization.codes`.
+
+    Args:
+      fmt: the format of the codes.
+      codes: uint8[out, in].
+      scale: float32[⌈out/bo⌉, ⌈in/bi⌉].
+      block: (bo, bi).
+
+    Returns:
+      float32[out, in]; Inf for what float32 cannot represent.
     """
-    scale = np.repeat(matrix.group_scale, GROUP, 1).astype(np.int32)
-    values = np.ldexp(_values(matrix.fmt)[matrix.codes], scale - 127)
+    (bo, bi), (rows, columns) = block, codes.shape
+    with np.errstate(invalid="ignore", over="ignore", under="ignore"):
+        values = _values(fmt)[codes]
+        values *= np.repeat(np.repeat(scale, bi, 1)[:, :columns], bo, 0)[:rows]
     return np.where(np.abs(values) < np.float32(2.0**-126), np.copysign(0, values), values)
 
 

@@ -21,8 +21,10 @@ from pqt_jax.interchange import files
 
 FILE, INDEX = "model.safetensors", "model.safetensors.index.json"
 FLOAT_DTYPES = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
-SIZES = {"F32": 4, "F16": 2, "BF16": 2, "U8": 1, "F8_E4M3": 1, "U32": 4}  # bytes of a value
-DTYPE_NAMES = {np.dtype(dtype): code for code, dtype in {**FLOAT_DTYPES, "U8": np.uint8}.items()}
+DTYPES = FLOAT_DTYPES | {"U8": np.uint8, "U32": np.uint32}
+DTYPES |= {"F8_E4M3": ml_dtypes.float8_e4m3fn, "F8_E8M0": ml_dtypes.float8_e8m0fnu}
+SIZES = {name: np.dtype(dtype).itemsize for name, dtype in DTYPES.items()}  # bytes of a value
+DTYPE_NAMES = {np.dtype(dtype): name for name, dtype in DTYPES.items()}
 
 
 class StoredTensor(NamedTuple):
@@ -60,14 +62,14 @@ def find_tensors(folder: Path) -> dict[str, StoredTensor]:
 
 
 def read_tensor(tensor: StoredTensor) -> np.ndarray:
-    """Read a tensor whose dtype is in `FLOAT_DTYPES`, in that dtype.
+    """Read a tensor whose dtype is in `DTYPES`, in that dtype.
 
     Raises:
       InputError: if its file cannot be read any more.
     """
     count = int(np.prod(tensor.shape, dtype=np.int64))
     try:
-        values = np.fromfile(tensor.path, FLOAT_DTYPES[tensor.dtype], count, offset=tensor.offset)
+        values = np.fromfile(tensor.path, DTYPES[tensor.dtype], count, offset=tensor.offset)
     except OSError as error:
         raise InputError(f"{tensor.path}: {system_reason(error, 'put it back')}") from None
     if values.size != count:

@@ -12,7 +12,7 @@ import json
 import math
 import os
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -92,6 +92,15 @@ def append(path: Path, line: str) -> None:
     try:
         with path.open("ab") as file:
             file.write(line.encode())
+    except OSError as error:
+        raise OutputError(path, error) from None
+
+
+@contextlib.contextmanager
+def output_errors(path: Path) -> Iterator[None]:
+    """Raise OutputError for the OSErrors of a body that writes a file."""
+    try:
+        yield
     except OSError as error:
         raise OutputError(path, error) from None
 

@@ -11,13 +11,12 @@ The safetensors package would need all arrays in memory, and hides errors of the
 import contextlib
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from pqt_jax.errors import OutputError
 from pqt_jax.interchange import files
 from pqt_jax.interchange.safetensors_io import DTYPE_NAMES, FILE, INDEX, SIZES
 
@@ -68,7 +67,7 @@ def write_stream(
     with contextlib.ExitStack() as stack:
         places: dict[str, tuple[Path, BinaryIO, int]] = {}
         for path, shard in zip((folder / name for name in names), shards, strict=True):
-            with _output_errors(path):
+            with files.output_errors(path):
                 file = stack.enter_context(path.open("wb", buffering=0))
                 # transformers requires this format
                 start = _write_header(file, shard, {"format": "pt"})
@@ -80,7 +79,7 @@ def write_stream(
             if array.shape != spec.shape or array.nbytes != spec.nbytes:
                 raise ValueError(f"{name} is {array.dtype}{array.shape}; it must be {spec}")
             path, file, start = places[name]
-            with _output_errors(path):
+            with files.output_errors(path):
                 file.seek(start)
                 _write_all(file, _bytes_of(array))
         if missing:
@@ -150,11 +149,3 @@ def _write_all(file: BinaryIO, data: memoryview) -> None:
 
 def _bytes_of(array: np.ndarray) -> memoryview:
     return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
-
-
-@contextlib.contextmanager
-def _output_errors(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise OutputError(path, error) from None

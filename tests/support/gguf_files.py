@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright 2026 The pqt_jax Authors
+"""Models that tests store as GGUF, with matrices in few bits."""
+
+import jax.numpy as jnp
+import numpy as np
+
+from pqt_jax.interchange import gguf_model, low_bit
+from pqt_jax.interchange.low_bit import EncodedMatrix
+from pqt_jax.numerics.deterministic_rounding import FormatAssignment
+from pqt_jax.numerics.formats import E2M1, E2M3, E3M2
+from pqt_jax.numerics.spec import Spec
+from pqt_jax.quantization import bit_packing, codes
+
+
+def encode(matrix, fmt, block=(32, 32)):
+    """A matrix [in, out], rounded in blocks, as EncodedMatrix."""
+    assignment = FormatAssignment(Spec(noise="none", dtype=fmt, block=block))
+    tensors = codes.encode_parameter(jnp.asarray(matrix), assignment)
+    packed = bit_packing.unpack(tensors[fmt.name], fmt.bits, matrix.size)
+    transposed = packed.reshape(matrix.shape).T.astype(np.uint8)
+    return EncodedMatrix(fmt, transposed, tensors["scale"].T, block[::-1])
+
+
+def encode_model(config, params, formats):
+    """What `gguf_model.write` takes of a model, and the parameters that it then stands for.
+
+    Args:
+      config: the model's configuration.
+      params: arrays by path.
+      formats: (path, layer) → the format of a kernel, or None for numbers.
+    """
+    values, rounded = [], {path: np.array(array) for path, array in params.items()}
+    for place in gguf_model.places(config):
+        entry, layer = place
+        if not all(path in params for path in entry.paths):
+            continue
+        parts = []
+        for path in entry.paths:
+            array = rounded[path] if layer is None else rounded[path][layer]
+            fmt = formats(path, layer) if path.endswith("kernel") else None
+            if fmt is None:
+                if array.ndim == 2:  # what bfloat16 has
+                    array[...] = np.asarray(jnp.asarray(array, jnp.bfloat16), np.float32)
+                parts.append(array.T if path.endswith("kernel") else array)
+            else:
+                parts.append(encode(array, fmt))
+                array[...] = low_bit.decode(parts[-1]).T
+        values.append((place, parts))
+    return values, rounded
+
+
+def mixed(path, layer):
+    """Formats of kernels that differ by layer and within q, k and v of GPT-2."""
+    if path == "head/kernel":
+        return None
+    by_name = {"attn/k": E2M3 if layer else E2M1, "attn/out": E2M3, "mlp/up": E3M2}
+    return by_name.get(path.removeprefix("h/").removesuffix("/kernel"), E2M1)

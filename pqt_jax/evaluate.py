@@ -2,7 +2,8 @@
 # Copyright 2026 The pqt_jax Authors
 """Evaluate weights in many formats: `python -m pqt_jax.evaluate --workdir runs/quickstart`.
 
-    --workdir RUN | --hf DIR | --packed DIR → weights in each format → a row of losses for each
+    --workdir RUN | --hf DIR | --packed DIR | --gguf FILE
+        → weights in each format → a row of losses for each
 
 Each text file of `--data` is a document, and so is each validation document of a prepared folder.
 Every number is deterministic and has a 95 % interval (`analysis.intervals`). `analysis.score`

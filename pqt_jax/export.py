@@ -155,8 +155,11 @@ def parse(arguments: Sequence[str]) -> Namespace:
     options = parser().parse_args(arguments)
     if not options.out:
         raise InputError("--out= is empty; give a folder")
-    if options.packed is not None:
-        raise InputError("--packed: those weights are exported already; give --workdir or --hf")
+    for name in ("packed", "gguf"):
+        if getattr(options, name) is not None:
+            raise InputError(
+                f"--{name}: those weights are exported already; give --workdir or --hf"
+            )
     is_packed = options.layout == "packed"
     if options.layout != "huggingface" and options.format == "master":
         raise InputError("--format=master goes with --layout=huggingface; give a smaller format")

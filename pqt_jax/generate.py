@@ -2,7 +2,7 @@
 # Copyright 2026 The pqt_jax Authors
 """Sample text from a trained model: `python -m pqt_jax.generate --workdir runs/quickstart`.
 
-    --workdir RUN | --hf DIR | --packed DIR, prompt → text
+    --workdir RUN | --hf DIR | --packed DIR | --gguf FILE, prompt → text
 
 The same options give the same text. `analysis.sampling` has the method.
 

@@ -4,6 +4,7 @@
 
     --bos, --no-bos       yes, no
     --hf DIR              as the folder says
+    --gguf FILE           as the file says
     --workdir, --packed   no: documents of `data.prepare` and of text files have none
 
 A model expects in front of a document what was there in its training. A tokenizer's file alone does
@@ -17,6 +18,7 @@ from pathlib import Path
 from pqt_jax import console
 from pqt_jax.data.tokenizers import Tokenizer
 from pqt_jax.errors import InputError
+from pqt_jax.interchange import gguf_reader
 from pqt_jax.interchange.safetensors_io import read_json
 
 
@@ -25,8 +27,8 @@ def add_bos_option(parser: console.Parser) -> None:
     parser.add_argument(
         "--bos",
         action=argparse.BooleanOptionalAction,
-        help="begin documents with the tokenizer's BOS, or not; default: with --hf as its folder "
-        "says, else not",
+        help="begin documents with the tokenizer's BOS, or not; default: with --hf and --gguf as "
+        "the folder or file says, else not",
     )
 
 
@@ -38,12 +40,14 @@ def set_begin(options: Namespace, tokenizer: Tokenizer) -> Tokenizer:
       tokenizer: from `tokenizers.load`.
 
     Raises:
-      InputError: for `--bos` if the tokenizer has none, or if a file of the folder is damaged.
+      InputError: for `--bos` if the tokenizer has none, or if a file is damaged.
     """
-    begin, is_wanted = tokenizer.begin, options.bos
+    begin, is_wanted = tokenizer.begin, False
     if options.hf is not None:
-        begin, is_shipped = _read_folder(Path(options.hf), begin)
-        is_wanted = is_shipped if options.bos is None else options.bos
+        begin, is_wanted = _read_folder(Path(options.hf), begin)
+    elif options.gguf is not None:
+        begin, is_wanted = _read_gguf(Path(options.gguf), begin)
+    is_wanted = is_wanted if options.bos is None else options.bos
     if options.bos and begin is None:
         raise InputError(f"--bos: tokenizer {tokenizer.name} has none; leave it out")
     return tokenizer._replace(begin=begin if is_wanted else None)
@@ -61,3 +65,12 @@ def _read_folder(folder: Path, begin: int | None) -> tuple[int | None, bool]:
     if begin is None and type(token) is int and token >= 0:
         begin = token
     return begin, bool(adds) and token is not None
+
+
+def _read_gguf(path: Path, begin: int | None) -> tuple[int | None, bool]:
+    """The BOS by a GGUF file, and whether documents begin with it, as llama.cpp has it."""
+    metadata = gguf_reader.read(path).metadata
+    default = metadata.get("tokenizer.ggml.model") == "llama"
+    adds = metadata.get("tokenizer.ggml.add_bos_token", default) is True
+    token = metadata.get("tokenizer.ggml.bos_token_id", begin)
+    return (token if adds and type(token) is int else begin), adds

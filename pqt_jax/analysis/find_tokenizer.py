@@ -3,7 +3,7 @@
 """Find the tokenizer of a trained model.
 
 It is the one that `--tokenizer` names, or else the one stored with the run, its data, or
-with the weights (a Hugging Face or a packed folder), or else bytes.
+with the weights (a folder of Hugging Face, of packed weights, or of a GGUF file), or else bytes.
 """
 
 from argparse import Namespace
@@ -17,6 +17,7 @@ from pqt_jax.analysis.load import TrainedModel
 from pqt_jax.data import tokenizer_files, tokenizers, tokens
 from pqt_jax.data.tokenizers import Tokenizer
 from pqt_jax.errors import InputError
+from pqt_jax.interchange import gguf_reader, gguf_tokenizer
 from pqt_jax.training.run import tokenizer_copy
 from pqt_jax.training.run.workdir import TOKENIZER
 
@@ -88,16 +89,41 @@ def _load(options: Namespace, model: TrainedModel) -> Tokenizer:
         raise InputError("--pattern goes with --tokenizer=FILE.tiktoken; leave it out")
     if model.run_config is not None:
         return _load_of_run(Path(options.workdir), model.run_config.data.tokens)
+    if options.gguf is not None:
+        return _load_beside_gguf(Path(options.gguf), model)
     folder = Path(options.hf if options.hf is not None else options.packed)
+    return _load_of_folder(folder) or _load_bytes(folder, model, "its folder holds no tokenizer")
+
+
+def _load_of_folder(folder: Path) -> Tokenizer | None:
     for name in (tokenizer_files.JSON, tokenizer_files.MODEL):
         if (folder / name).is_file():
             is_bytes = name == tokenizer_files.JSON and tokenizer_files.is_bytes(folder / name)
             return tokenizers.load("bytes" if is_bytes else str(folder / name))
+    return None
+
+
+def _load_beside_gguf(path: Path, model: TrainedModel) -> Tokenizer:
+    """Bytes, if the file says so, or a tokenizer beside it: those in GGUF files are not read."""
+    metadata = gguf_reader.read(path).metadata
+    if gguf_tokenizer.is_bytes(metadata):
+        return tokenizers.load("bytes")
+    if tokenizer := _load_of_folder(path.parent):
+        return tokenizer
+    if metadata.get("tokenizer.ggml.model", "none") == "none":
+        return _load_bytes(path, model, "it holds no tokenizer")
+    raise InputError(
+        f"--tokenizer is missing; the tokenizer in {path} is llama.cpp's form of it, so give its "
+        "own file"
+    )
+
+
+def _load_bytes(origin: Path, model: TrainedModel, why: str) -> Tokenizer:
     if model.config.vocab_size in (BYTES, BYTES + 1):
         return tokenizers.load("bytes")
     raise InputError(
-        f"--tokenizer is missing; the model of {folder} has {model.config.vocab_size} tokens, and "
-        "its folder holds no tokenizer"
+        f"--tokenizer is missing; the model of {origin} has {model.config.vocab_size} tokens, and "
+        f"{why}"
     )
 
 

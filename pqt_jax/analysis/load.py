@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright 2026 The pqt_jax Authors
-"""Read trained weights from a run, a Hugging Face folder or a folder of packed weights.
+"""Read trained weights from a run, a Hugging Face folder, packed weights or a GGUF file.
 
---workdir RUN | --hf DIR | --packed DIR → model config, structure, parameters, quantization rules
+--workdir RUN | --hf DIR | --packed DIR | --gguf FILE
+    → model config, structure, parameters, quantization rules
 
 Nothing that is read is changed.
 """
@@ -19,7 +20,7 @@ from flax import nnx
 
 from pqt_jax import console
 from pqt_jax.errors import MALFORMED, InputError
-from pqt_jax.interchange import huggingface
+from pqt_jax.interchange import gguf_model, huggingface
 from pqt_jax.models import MODELS, ModelConfig, build_model
 from pqt_jax.quantization import packed_file
 from pqt_jax.training import methods, state
@@ -149,6 +150,22 @@ def load_packed(folder: Path) -> tuple[ModelConfig, nnx.GraphDef, nnx.State]:
     return model, *_fill(model, packed.params, folder)
 
 
+def load_gguf(path: Path) -> tuple[ModelConfig, nnx.GraphDef, nnx.State]:
+    """Read a GPT-2 or a Llama from a GGUF file.
+
+    Returns:
+      As `load_hf`; the parameters are the numbers that the stored weights stand for.
+
+    Raises:
+      InputError: if it cannot be read.
+    """
+    model, values = gguf_model.load(path)
+    return model, *_fill(model, paths_and_leaves(values), path)
+
+
+_READERS = {"hf": load_hf, "packed": load_packed, "gguf": load_gguf}  # by option
+
+
 def _fill(
     model: ModelConfig, values: Mapping[str, np.ndarray], folder: Path
 ) -> tuple[nnx.GraphDef, nnx.State]:
@@ -174,17 +191,18 @@ def structure(model: ModelConfig) -> tuple[nnx.GraphDef, nnx.State[Any, Any]]:
 
 
 def add_model_options(parser: console.Parser) -> None:
-    """Add `--workdir`, `--hf` and `--packed`, of which exactly one is required."""
+    """Add `--workdir`, `--hf`, `--packed` and `--gguf`, of which exactly one is required."""
     origin = parser.add_mutually_exclusive_group(required=True)
     origin.add_argument("--workdir", metavar="RUN", help="folder of a training run")
     origin.add_argument("--hf", metavar="DIR", help="Hugging Face folder of a GPT-2 or a Llama")
     origin.add_argument(
         "--packed", metavar="DIR", help="folder of packed weights, which the export command writes"
     )
+    origin.add_argument("--gguf", metavar="FILE", help="GGUF file of a GPT-2 or a Llama")
 
 
 def load_model(options: Namespace) -> TrainedModel:
-    """Read the model that `--workdir`, `--hf` or `--packed` names.
+    """Read the model that `--workdir`, `--hf`, `--packed` or `--gguf` names.
 
     Args:
       options: of a parser with `add_model_options`.
@@ -204,15 +222,15 @@ def load_model(options: Namespace) -> TrainedModel:
             run_config=run.config,
         )
     else:
-        folder = options.packed if options.hf is None else options.hf
-        read = load_packed if options.hf is None else load_hf
-        config, graph, params = read(Path(folder))
+        name = next(name for name in _READERS if getattr(options, name) is not None)
+        origin = getattr(options, name)
+        config, graph, params = _READERS[name](Path(origin))
         model = TrainedModel(
             config=config,
             graph=graph,
             params=params,
             rules=HF_RULES,
-            origin=folder,
+            origin=origin,
             run_config=None,
         )
     for path, leaf in paths_and_leaves(model.params).items():
@@ -222,9 +240,10 @@ def load_model(options: Namespace) -> TrainedModel:
 
 def check_model_options(options: Namespace) -> None:
     """Raise InputError for an option of `add_model_options` that is empty."""
-    for name in ("workdir", "hf", "packed"):
+    for name in ("workdir", *_READERS):
         if getattr(options, name) == "":
-            raise InputError(f"--{name}= is empty; give a directory")
+            wanted = "a file" if name == "gguf" else "a directory"
+            raise InputError(f"--{name}= is empty; give {wanted}")
 
 
 def check_finite(values: np.ndarray, path: str, origin: str) -> None:

@@ -21,10 +21,17 @@ from typing import Any, Literal
 import numpy as np
 
 from pqt_jax.errors import InputError
-from pqt_jax.interchange import gguf_config, gguf_reader, gguf_tensors, gguf_writer, huggingface
+from pqt_jax.interchange import (
+    gguf_config,
+    gguf_reader,
+    gguf_tensors,
+    gguf_writer,
+    huggingface,
+    huggingface_tensors,
+)
 from pqt_jax.interchange.gguf_reader import GGUF, Value
 from pqt_jax.interchange.gguf_tensors import Part, TensorType
-from pqt_jax.interchange.huggingface import TensorEntry
+from pqt_jax.interchange.huggingface_tensors import TensorEntry
 from pqt_jax.models import ModelConfig
 
 Place = tuple[TensorEntry, int | None]  # an entry, and the number of the layer
@@ -61,7 +68,7 @@ _FILE_TYPES = {TensorType.F32: 0, TensorType.Q8_0: 7, TensorType.BF16: 32, Tenso
 
 def places(config: ModelConfig) -> Iterator[Place]:
     """Yield all tensors of a model, entry by entry, and of each entry layer by layer."""
-    for entry in huggingface.tensor_entries(config):
+    for entry in huggingface_tensors.tensor_entries(config):
         layers = range(config.num_layers) if "{}" in entry.name else (None,)
         yield from ((entry, layer) for layer in layers)
 
@@ -140,7 +147,7 @@ def load(path: str | os.PathLike[str]) -> tuple[ModelConfig, dict[str, Any]]:
     tied = "output.weight" not in file.tensors
     config = gguf_config.from_metadata(file, embedding.shape[0], tied)
     _check(file, config)
-    shapes = huggingface.parameter_shapes(config)
+    shapes = huggingface_tensors.parameter_shapes(config)
     leaves = {path: np.empty(shape, np.float32) for path, shape in shapes.items()}
     for entry, layer in places(config):
         value = _read_tensor(file, config, entry, layer)
@@ -204,7 +211,7 @@ def _shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 
 def _shape(config: ModelConfig, entry: TensorEntry) -> tuple[int, ...]:
     """The shape of a tensor, in one layer."""
-    whole = huggingface.parameter_shapes(huggingface.with_biases(config))
+    whole = huggingface_tensors.parameter_shapes(huggingface_tensors.with_biases(config))
     parts = [whole[path][1:] if "{}" in entry.name else whole[path] for path in entry.paths]
     shape = (*parts[0][:-1], sum(part[-1] for part in parts))
     return shape[::-1] if _is_kernel(entry) else shape

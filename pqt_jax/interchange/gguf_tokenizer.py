@@ -8,8 +8,8 @@
     *.tiktoken    ranks, whose merges are all pairs of pieces that are a piece together
 
 llama.cpp knows by a name how BPE splits a text before it merges. What it would split or change in
-another way than the tokenizer's package is refused, with one exception: llama.cpp does not
-normalize, so a tokenizer that normalizes to NFC, as Qwen's, differs on texts that are not in NFC.
+another way than the tokenizer's package is refused. Tokens may differ only for texts that are not
+UTF-8, and for texts that are not in NFC if a tokenizer.json normalizes to that, as Qwen's.
 
 llama.cpp assumes a token that ends texts. Where a tokenizer has none, it is the byte 0xFF, which is
 in no text. The vocabulary is as large as the model's: tokens that the tokenizer lacks are unused.
@@ -35,19 +35,21 @@ from pqt_jax.interchange.sentencepiece_file import BYTE, CONTROL, NORMAL, UNUSED
 NONE: dict[str, Value] = {"tokenizer.ggml.model": "none"}  # a model that takes tokens only
 _END = "<|endoftext|>"
 _NEVER = "<|never|> <|never|>"  # llama.cpp wants a merge
-_DIGITS = "each digit alone, then as GPT-2"
-_GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-_LLAMA3 = (
+# How BPE splits a text before it merges: patterns of tokenizer.json, or words about them.
+DIGITS = "each digit alone, then as GPT-2"
+GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+LLAMA3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+QWEN2 = LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
 # (how text is split, whether a piece that is a token is not merged) → the name in llama.cpp
 _SPLITS = {
-    (_GPT2, False): "gpt-2",
-    (_LLAMA3, True): "llama-bpe",
-    (_LLAMA3, False): "dbrx",
-    (_LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}"), False): "qwen2",
-    (_DIGITS, False): "smollm",
+    (GPT2, False): "gpt-2",
+    (LLAMA3, True): "llama-bpe",
+    (LLAMA3, False): "dbrx",
+    (QWEN2, False): "qwen2",
+    (DIGITS, False): "smollm",
 }
 
 
@@ -210,9 +212,9 @@ def _name_split(pre_tokenizer: dict[str, Any] | None) -> str:
     if not last or last["type"] != "ByteLevel" or last["add_prefix_space"]:
         return described
     if not before:
-        return _GPT2 if last["use_regex"] else described
+        return GPT2 if last["use_regex"] else described
     if len(before) == 1 and before[0]["type"] == "Digits" and last["use_regex"]:
-        return _DIGITS if before[0]["individual_digits"] else described
+        return DIGITS if before[0]["individual_digits"] else described
     first = before[0]
     if len(before) == 1 and first["type"] == "Split" and not last["use_regex"]:
         if first["behavior"] == "Isolated" and not first["invert"]:
@@ -239,15 +241,19 @@ def _read_sentencepiece(content: bytes, _: str) -> _Vocabulary:
         "tokenizer.ggml.add_space_prefix": file.adds_prefix,
     }
     tokens = {number: (piece.text, piece.type) for number, piece in enumerate(file.pieces)}
-    for number, (_, kind) in tokens.items():
+    found = {text for text, _ in tokens.values()}
+    for number, (text, kind) in tokens.items():
         if kind == sentencepiece_file.UNKNOWN:
             metadata["tokenizer.ggml.unknown_token_id"] = number
+        halves = [(text[:i], text[i:]) for i in range(1, len(text))] if kind == CONTROL else []
+        if any(all(len(half) == 1 or half in found for half in pair) for pair in halves):
+            raise InputError(f"llama.cpp would join the pieces of a text that spells {text!r}")
     scores = {number: piece.score for number, piece in enumerate(file.pieces)}
     return _Vocabulary(tokens, metadata, scores)
 
 
 def _read_tiktoken(content: bytes, pattern: str) -> _Vocabulary:
-    split = _SPLITS.get((pattern or _GPT2, False))
+    split = _SPLITS.get((pattern or GPT2, False))
     if split is None:
         raise InputError(f"llama.cpp has no name for its pattern {shorten(pattern, 200)!r}")
     names = _byte_names()

@@ -38,7 +38,9 @@ def write_folder(folder, kind="words", config=None, tokenizer_config=None, vocab
 
 
 def find_begin(tokenizer, bos=None, **origin):
-    options = Namespace(**{"hf": None, "workdir": None, "packed": None, "bos": bos} | origin)
+    options = Namespace(
+        **{"hf": None, "workdir": None, "packed": None, "gguf": None, "bos": bos} | origin
+    )
     return document_begin.set_begin(options, tokenizer).begin
 
 

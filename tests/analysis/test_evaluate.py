@@ -95,7 +95,7 @@ def test_options_that_cannot_be_used_are_refused(argument):
 
 
 def test_a_model_or_a_text_is_missing():
-    with pytest.raises(InputError, match="--workdir --hf --packed is required"):
+    with pytest.raises(InputError, match="--workdir --hf --packed --gguf is required"):
         evaluate.parse([])
     with pytest.raises(InputError, match="--data is missing"):
         evaluate.parse(["--hf=x"])

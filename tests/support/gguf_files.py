@@ -2,15 +2,28 @@
 # Copyright 2026 The pqt_jax Authors
 """Models that tests store as GGUF, with matrices in few bits."""
 
+import dataclasses
+
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
 from pqt_jax.interchange import gguf_model, low_bit
 from pqt_jax.interchange.low_bit import EncodedMatrix
+from pqt_jax.models import GPT2, Llama2
 from pqt_jax.numerics.deterministic_rounding import FormatAssignment
 from pqt_jax.numerics.formats import E2M1, E2M3, E3M2
 from pqt_jax.numerics.spec import Spec
 from pqt_jax.quantization import bit_packing, codes
+from support import random_model
+from support.exported import CONFIGS, flat
+
+
+def make(name):
+    """A configuration and the parameters of a model by path, all random."""
+    config = dataclasses.replace(CONFIGS[name], max_length=64)
+    model = random_model.make_random({"gpt2": GPT2, "llama2": Llama2}[config.name], config)
+    return config, flat(nnx.state(model))
 
 
 def encode(matrix, fmt, block=(32, 32)):

@@ -12,16 +12,23 @@ TEXT = "the quick brown fox jumps over the lazy dog; über naïve 東京 \n  ind
 
 
 def make_hugging_face(path, end="<|endoftext|>"):
+    from tokenizers import pre_tokenizers
+
+    return make_byte_level(path, pre_tokenizers.ByteLevel(add_prefix_space=False), end=end)
+
+
+def make_byte_level(path, split, ignore_merges=False, text=TEXT, end="<|endoftext|>"):
+    """Byte-level BPE that splits texts in a way of its own before it merges."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-    model = Tokenizer(models.BPE())
-    model.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    model = Tokenizer(models.BPE(ignore_merges=ignore_merges))
+    model.pre_tokenizer = split
     model.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(
         vocab_size=400, special_tokens=[end], initial_alphabet=alphabet, show_progress=False
     )
-    model.train_from_iterator([TEXT], trainer)
+    model.train_from_iterator([text], trainer)
     model.save(str(path))
     return path
 

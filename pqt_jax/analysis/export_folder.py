@@ -20,7 +20,7 @@ from pqt_jax.interchange import huggingface, huggingface_config, low_bit, safete
 from pqt_jax.interchange.huggingface_tensors import join
 from pqt_jax.interchange.low_bit import EncodedMatrix, LowBitLayout
 from pqt_jax.interchange.safetensors_writer import TensorSpec
-from pqt_jax.numerics.formats import FloatFormat
+from pqt_jax.numerics.formats import BF16, FloatFormat
 from pqt_jax.quantization.quantize import Plan
 
 _NUMPY = {"bfloat16": np.dtype(ml_dtypes.bfloat16), "float32": np.dtype(np.float32)}
@@ -72,13 +72,7 @@ def write(folder: Path, model: OpenModel, plan: Plan, storage: Storage) -> list[
     layout = storage.layout
     tensors = export_tensors.list_tensors(model, plan)
     carriers = {one.tensor.name: carrier_of(one, layout) for one in tensors}
-    specs: dict[str, TensorSpec] = {}
-    for one in tensors:
-        name, shape = one.tensor.name, one.tensor.shape
-        if layout is not None and (fmt := carriers[name]) is not None:
-            specs |= layout.describe(name, fmt, (shape[0], shape[1]), storage.squares)
-        else:
-            specs[name] = TensorSpec(huggingface.DTYPES[_dtype(one, storage)], shape)
+    specs = {name: x for one in tensors for name, x in tensor_specs(one, storage).items()}
     values = _stored_values(model, tensors, carriers, storage)
     safetensors_writer.write_stream(folder, specs, values, storage.shard_bytes)
     # Software that computes from few bits does so in bfloat16, whatever the others are stored in.
@@ -95,22 +89,35 @@ def describe(model: OpenModel, tensors: list[OutTensor], storage: Storage) -> st
     """Lines that say in which formats the tensors of a folder are stored."""
     stored: dict[str, list[str]] = {}
     for one in tensors:
-        dtype = _dtype(one, storage)
-        if (fmt := carrier_of(one, storage.layout)) is not None:
-            kind = fmt.label
-        elif not one.is_rounded:
-            was = model.config.param_dtype
-            kind = f"{dtype}, which no rule covers" + (f" (trained in {was})" * (was != dtype))
-        elif storage.layout is not None and not one.has_groups:
-            kind = f"{dtype}, since 32 does not divide their inputs"
-        else:
-            kind = f"{dtype}, rounded to their format"
-        stored.setdefault(kind, []).append(one.tensor.name)
+        stored.setdefault(describe_tensor(model, one, storage), []).append(one.tensor.name)
     return "\n".join(
         f"{format_quantity(len(names), 'tensor')} in {kind}: {', '.join(names[:3])}"
         + (", …" if len(names) > 3 else "")
         for kind, names in stored.items()
     )
+
+
+def describe_tensor(model: OpenModel, one: OutTensor, storage: Storage) -> str:
+    """The format that a tensor is stored in, and why if it is not in few bits."""
+    dtype = _dtype(one, storage)
+    if (fmt := carrier_of(one, storage.layout)) is not None:
+        return fmt.label
+    if not one.is_rounded:
+        was = model.config.param_dtype
+        return f"{dtype}, which no rule covers" + (f" (trained in {was})" * (was != dtype))
+    if storage.layout is not None and not one.has_groups:
+        return f"{dtype}, since 32 does not divide their inputs"
+    if storage.layout is not None and (fmt := one.formats[0]) not in (None, BF16):
+        return f"{dtype}, rounded to {fmt.label}, which {storage.layout.name} does not have"
+    return f"{dtype}, rounded to their format"
+
+
+def tensor_specs(one: OutTensor, storage: Storage) -> dict[str, TensorSpec]:
+    """What a tensor is stored as, by the names in the file."""
+    name, shape, fmt = one.tensor.name, one.tensor.shape, carrier_of(one, storage.layout)
+    if storage.layout is None or fmt is None:
+        return {name: TensorSpec(huggingface.DTYPES[_dtype(one, storage)], shape)}
+    return storage.layout.describe(name, fmt, (shape[0], shape[1]), storage.squares)
 
 
 def _dtype(one: OutTensor, storage: Storage) -> str:

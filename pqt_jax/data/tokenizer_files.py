@@ -34,6 +34,11 @@ _COPIED = (
     "chat_template.jinja",
     GENERATION,
 )
+_CARD = (
+    "`AutoTokenizer.from_pretrained(FOLDER)` finds the tokens of training ({}). It adds none at "
+    "the beginning of a text, as in training. A text that spells a special token becomes that "
+    "token; in training it was text, as it is with `split_special_tokens=True`."
+)
 IDS = ("bos_token_id", "eos_token_id", "pad_token_id")  # fields of config.json
 
 
@@ -44,11 +49,13 @@ class TokenizerFiles(NamedTuple):
       files: name → content; empty if there is no tokenizer.
       ids: the fields `IDS` of config.json: token, or None.
       about: a line for the user, "tokenizer: …".
+      card: a paragraph for the model card.
     """
 
     files: dict[str, bytes]
     ids: dict[str, Any]
     about: str
+    card: str
 
 
 def write(folder: Path, tokenizer: TokenizerFiles) -> None:
@@ -69,7 +76,10 @@ def make_none(reason: str, ids: Mapping[str, Any] | None = None) -> TokenizerFil
       ids: those of the fields `IDS` that are known.
     """
     return TokenizerFiles(
-        {}, {**dict.fromkeys(IDS), **(ids or {})}, f"tokenizer: none, since {reason}"
+        files={},
+        ids={**dict.fromkeys(IDS), **(ids or {})},
+        about=f"tokenizer: none, since {reason}",
+        card=f"None, since {reason}.",
     )
 
 
@@ -132,12 +142,17 @@ def make_files(
     if never := list(range(max(names) + 1, vocab_size)):
         generation["suppress_tokens"] = never  # the model has them, and the tokenizer does not
     written[GENERATION] = _dump(generation, indent=2 if len(never) < 100 else None)
-    about = f"tokenizer: {name}"
+    about, card = f"tokenizer: {name}", _CARD.format(name)
     if MODEL in written and result["model"]["type"] == "Unigram":
         about += f"; of equally likely tokens {JSON} may have others"
+        card += " Of two ways to cut a text that are equally likely it may take the other."
     if not ends:
         about += f"; the model was not trained on its end token, {end}"
-    return TokenizerFiles(written, ids, about)
+        card += (
+            f" The model was not trained on the end token, {end}, which tools want. Give lm_eval "
+            "`prefix_token_id=10`, a line break."
+        )
+    return TokenizerFiles(written, ids, about, card)
 
 
 def _convert(
@@ -196,7 +211,8 @@ def copy(folder: Path) -> TokenizerFiles:
                 copied[path.name] = files.read_bytes(path)
         except OSError as error:
             raise InputError(f"{path}: {system_reason(error, 'put it back')}") from None
-    return TokenizerFiles(copied, ids, f"tokenizer: copied from {folder}")
+    about = f"copied from {folder}"
+    return TokenizerFiles(copied, ids, f"tokenizer: {about}", f"Its files are {about}.")
 
 
 def _adds_tokens(content: dict[str, Any]) -> bool:

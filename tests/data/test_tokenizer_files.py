@@ -241,11 +241,13 @@ def test_a_folder_of_others_is_copied(tmp_path):
     ids = {"bos_token_id": 1, "eos_token_id": [2, 7], "pad_token_id": None}
     (source / "config.json").write_text(json.dumps({"model_type": "llama", **ids}))
     none = tokenizer_files.copy(source)
-    assert none == ({}, ids, f"tokenizer: none, since {source} has none")
+    reason = f"since {source} has none"
+    assert none == ({}, ids, f"tokenizer: none, {reason}", f"None, {reason}.")
     contents = {"tokenizer.json": b"{}", "tokenizer_config.json": b" {}", "merges.txt": b"a b"}
     for name, content in (contents | {"model.safetensors": b"x"}).items():
         (source / name).write_bytes(content)
     found = tokenizer_files.copy(source)
-    assert found == (contents, ids, f"tokenizer: copied from {source}")
+    about = f"copied from {source}"
+    assert found == (contents, ids, f"tokenizer: {about}", f"Its files are {about}.")
     tokenizer_files.write(tmp_path, found)
     assert {name: (tmp_path / name).read_bytes() for name in contents} == contents

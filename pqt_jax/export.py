@@ -9,6 +9,7 @@
     --layout huggingface   config.json and model.safetensors, which transformers loads: the rounded
                            weights as numbers, in bfloat16 or float32
     --layout NAME          one of `interchange.layouts`: the same folder, with matrices in few bits
+    --layout gguf          model.gguf, which llama.cpp runs
 
 Nothing is printed before the folder is complete.
 
@@ -16,12 +17,13 @@ Exit codes: `errors.EXIT_CODES`.
 """
 
 import re
+import shlex
 import sys
 from argparse import ArgumentTypeError, Namespace
 from collections.abc import Sequence
 
 from pqt_jax import console, errors
-from pqt_jax.analysis import export_weights, load
+from pqt_jax.analysis import export_gguf, export_weights, load
 from pqt_jax.errors import InputError
 from pqt_jax.interchange.layouts import LAYOUTS
 from pqt_jax.interchange.low_bit import LowBitLayout
@@ -29,7 +31,7 @@ from pqt_jax.numerics import blocks, cast
 from pqt_jax.numerics.formats import FORMATS
 
 EXIT_CODES = errors.EXIT_CODES
-LAYOUT_NAMES = ("packed", "huggingface", *LAYOUTS)
+LAYOUT_NAMES = ("packed", "huggingface", *LAYOUTS, "gguf")
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 
 
@@ -153,6 +155,7 @@ def parse(arguments: Sequence[str]) -> Namespace:
       SystemExit: after `--help`.
     """
     options = parser().parse_args(arguments)
+    options.command = shlex.join(["python", "-m", "pqt_jax.export", *arguments])
     if not options.out:
         raise InputError("--out= is empty; give a folder")
     for name in ("packed", "gguf"):
@@ -160,12 +163,11 @@ def parse(arguments: Sequence[str]) -> Namespace:
             raise InputError(
                 f"--{name}: those weights are exported already; give --workdir or --hf"
             )
-    is_packed = options.layout == "packed"
     if options.layout != "huggingface" and options.format == "master":
         raise InputError("--format=master goes with --layout=huggingface; give a smaller format")
     if options.layout != "huggingface" and options.dtype is not None:
         raise InputError("--dtype goes with --layout=huggingface; leave it out")
-    if is_packed and options.sharded_size is not None:
+    if options.layout in ("packed", "gguf") and options.sharded_size is not None:
         raise InputError("--sharded-size goes with Hugging Face folders; leave it out")
     _check_low_bit(options, LAYOUTS.get(options.layout))
     if options.scale == "exact" and options.dtype == "bfloat16":
@@ -186,18 +188,21 @@ def _check_low_bit(options: Namespace, layout: LowBitLayout | None) -> None:
             f"--layout={x.name} --format={name}" for x in LAYOUTS.values() for name in x.squares
         ]
         raise InputError(f"--squares goes with {' or '.join(able)}; leave it out")
-    if layout is None:
+    if layout is None and options.layout != "gguf":
         return
-    if options.format not in layout.formats:
-        known = ", ".join(layout.formats)
-        raise InputError(f"--format={options.format}: --layout={layout.name} has {known}; give one")
+    formats = export_gguf.FORMATS if layout is None else layout.formats
+    if options.format not in formats:
+        raise InputError(
+            f"--format={options.format}: --layout={options.layout} has {', '.join(formats)}; give "
+            "one of these"
+        )
     if options.scale == "exact":
         raise InputError(
-            f"--scale=exact: the scales of --layout={layout.name} are powers of two; give ceil"
+            f"--scale=exact: the scales of --layout={options.layout} are powers of two; give ceil"
         )
     if options.format == "mixed" and options.granularity not in ("tensor", "model"):
         raise InputError(
-            f"--format=mixed: --layout={layout.name} has one format for each tensor; give "
+            f"--format=mixed: --layout={options.layout} has one format for each tensor; give "
             "--granularity=tensor"
         )
 

@@ -6,8 +6,9 @@ model, plan → config.json, model.safetensors (or shards), tensor by tensor
 """
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -15,7 +16,6 @@ import numpy as np
 from pqt_jax.analysis import export_tensors
 from pqt_jax.analysis.export_tensors import OutTensor
 from pqt_jax.analysis.open_weights import OpenModel
-from pqt_jax.console import format_quantity
 from pqt_jax.interchange import huggingface, huggingface_config, low_bit, safetensors_writer
 from pqt_jax.interchange.huggingface_tensors import join
 from pqt_jax.interchange.low_bit import EncodedMatrix, LowBitLayout
@@ -53,7 +53,9 @@ def carrier_of(one: OutTensor, layout: LowBitLayout | None) -> FloatFormat | Non
     return layout.carrier(fmt)
 
 
-def write(folder: Path, model: OpenModel, plan: Plan, storage: Storage) -> list[OutTensor]:
+def write(
+    folder: Path, model: OpenModel, plan: Plan, storage: Storage, ids: Mapping[str, Any]
+) -> list[OutTensor]:
     """Write config.json and the weights.
 
     Args:
@@ -61,6 +63,7 @@ def write(folder: Path, model: OpenModel, plan: Plan, storage: Storage) -> list[
       model: whose weights are read one parameter at a time.
       plan: how they are rounded. With a layout, each matrix has one format.
       storage: how they are stored.
+      ids: the special tokens, fields of config.json.
 
     Returns:
       All tensors, in the order of the files.
@@ -77,24 +80,14 @@ def write(folder: Path, model: OpenModel, plan: Plan, storage: Storage) -> list[
     safetensors_writer.write_stream(folder, specs, values, storage.shard_bytes)
     # Software that computes from few bits does so in bfloat16, whatever the others are stored in.
     wide = layout is None and "float32" in (storage.numbers, storage.rest)
-    content = huggingface_config.to_json(model.config, "float32" if wide else "bfloat16")
+    content = huggingface_config.to_json(model.config, "float32" if wide else "bfloat16") | dict(
+        ids
+    )
     if layout is not None:
         linear = [one.tensor.name for one in tensors if one.tensor.entry.transposed]
         content |= layout.config({name: carriers[name] for name in linear}, storage.squares)
     huggingface.write_config(folder, content)
     return tensors
-
-
-def describe(model: OpenModel, tensors: list[OutTensor], storage: Storage) -> str:
-    """Lines that say in which formats the tensors of a folder are stored."""
-    stored: dict[str, list[str]] = {}
-    for one in tensors:
-        stored.setdefault(describe_tensor(model, one, storage), []).append(one.tensor.name)
-    return "\n".join(
-        f"{format_quantity(len(names), 'tensor')} in {kind}: {', '.join(names[:3])}"
-        + (", …" if len(names) > 3 else "")
-        for kind, names in stored.items()
-    )
 
 
 def describe_tensor(model: OpenModel, one: OutTensor, storage: Storage) -> str:

@@ -16,11 +16,18 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from pqt_jax.analysis import export_folder, open_weights
+from pqt_jax.analysis import (
+    export_folder,
+    export_gguf,
+    exported_tokenizer,
+    model_card,
+    open_weights,
+)
 from pqt_jax.analysis.export_folder import Storage
 from pqt_jax.analysis.open_weights import OpenModel
+from pqt_jax.data import tokenizer_files
 from pqt_jax.errors import InputError
-from pqt_jax.interchange import folders, low_bit, safetensors_writer
+from pqt_jax.interchange import files, folders, low_bit, safetensors_writer
 from pqt_jax.interchange.layouts import LAYOUTS
 from pqt_jax.interchange.png import save_png
 from pqt_jax.models import ModelConfig
@@ -58,10 +65,37 @@ def _write(options: Namespace, model: OpenModel) -> str:
         if options.layout == "packed":
             text = write_packed(folder, model, plan, options.format, rest=options.rest)
         else:
-            storage = _storage(options, model)
-            tensors = export_folder.write(folder, model, plan, storage)
-            text = export_folder.describe(model, tensors, storage)
+            text = _write_for_others(folder, options, model, plan)
     return f"weights: {model.origin}\n{text}"
+
+
+def _write_for_others(folder: Path, options: Namespace, model: OpenModel, plan: Plan) -> str:
+    """Write weights, tokenizer and model card; returns what to print."""
+    tokenizer = exported_tokenizer.find(options, model)
+    if options.layout == "gguf":
+        rest = options.rest or "bfloat16"
+        described = exported_tokenizer.find_gguf(options, model)
+        name = Path(options.workdir or options.hf).resolve().name
+        written = export_gguf.write(folder, model, plan, rest=rest, tokenizer=described, name=name)
+        tensors = export_gguf.list_tensors(model, written, rest)
+    else:
+        storage = _storage(options, model)
+        written = export_folder.write(folder, model, plan, storage, tokenizer.ids)
+        tokenizer_files.write(folder, tokenizer)
+        tensors = model_card.list_tensors(model, written, storage)
+    card = model_card.Export(
+        layout=options.layout,
+        format=options.format,
+        as_scored=model_card.is_as_scored(options),
+        tensors=tensors,
+        tokenizer=tokenizer,
+        command=options.command,
+    )
+    losses = None
+    if model.step is not None:
+        losses = model_card.read_losses(Path(options.workdir), model.step)
+    files.write(folder / model_card.FILE, model_card.make(model, plan, card, losses))
+    return f"{model_card.describe(tensors)}\n{tokenizer.about}"
 
 
 def _check_layout(options: Namespace, model: OpenModel, plan: Plan) -> None:

@@ -6,15 +6,19 @@
 --hf DIR        the files of DIR, as they are
 """
 
+import tempfile
 from argparse import Namespace
 from pathlib import Path
 
 from pqt_jax.analysis.open_weights import OpenModel
-from pqt_jax.data import tokenizer_files
+from pqt_jax.data import tokenizer_files, tokenizers
 from pqt_jax.data.tokenizer_files import TokenizerFiles
+from pqt_jax.interchange import files, gguf_tokenizer
+from pqt_jax.interchange.gguf_reader import Value
 from pqt_jax.training.run import tokenizer_copy
+from pqt_jax.training.run.tokenizer_copy import TokenizerFile
 
-_BYTES = tokenizer_copy.TokenizerFile({"name": "bytes", "end": "", "pattern": ""}, b"")
+_BYTES = TokenizerFile({"name": "bytes", "end": "", "pattern": ""}, b"")
 
 
 def find(options: Namespace, model: OpenModel) -> TokenizerFiles:
@@ -34,13 +38,7 @@ def find(options: Namespace, model: OpenModel) -> TokenizerFiles:
     if config is None:
         return tokenizer_files.copy(Path(options.hf))
     data = config.data
-    tokenizer, workdir = None, Path(options.workdir)
-    if tokenizer_copy.is_there(workdir):
-        tokenizer = tokenizer_copy.read(workdir)
-    elif not data.tokens:
-        tokenizer = _BYTES
-    elif Path(data.tokens).is_dir():
-        tokenizer = tokenizer_copy.read_prepared(Path(data.tokens))
+    tokenizer = _find_file(options, model)
     if tokenizer is None:
         ids = {"eos_token_id": data.end_token if data.end_token >= 0 else None}
         return tokenizer_files.make_none(f"config.data.tokens={data.tokens!r} has none", ids)
@@ -51,3 +49,53 @@ def find(options: Namespace, model: OpenModel) -> TokenizerFiles:
         ends=bool(data.tokens),
         begins=data.boundaries != "mask",
     )
+
+
+def find_gguf(options: Namespace, model: OpenModel) -> dict[str, Value]:
+    """The metadata of a model's tokenizer, for a GGUF file.
+
+    Args:
+      options, model: as for `find`.
+
+    Returns:
+      name → value; without a tokenizer, what llama.cpp needs to load the file.
+
+    Raises:
+      InputError: as `find`, and if llama.cpp would make other tokens.
+    """
+    file = _find_file(options, model)
+    if file is None:
+        return {"tokenizer.ggml.model": "none"}
+    name, pattern = file.description["name"], file.description["pattern"]
+    with tempfile.TemporaryDirectory() as temporary:  # a tokenizer is loaded from a file
+        path = "bytes"
+        if name != "bytes":
+            path = str(Path(temporary, name))
+            Path(path).write_bytes(file.content)
+        tokenizer = tokenizers.load(path, end=file.description["end"], pattern=pattern)
+    trained_on_begin = model.run_config is None
+    return gguf_tokenizer.describe(
+        name,
+        file.content,
+        model.config.vocab_size,
+        begin=tokenizer.begin if trained_on_begin else None,
+        end=tokenizer.end,
+        pattern=pattern,
+    )
+
+
+def _find_file(options: Namespace, model: OpenModel) -> TokenizerFile | None:
+    if (config := model.run_config) is None:
+        folder = Path(options.hf)
+        for name in (tokenizer_files.JSON, tokenizer_files.MODEL):
+            if (path := folder / name).is_file():
+                if name == tokenizer_files.JSON and tokenizer_files.is_bytes(path):
+                    return _BYTES
+                return TokenizerFile({**_BYTES.description, "name": name}, files.read_bytes(path))
+        return None
+    tokens, workdir = config.data.tokens, Path(options.workdir)
+    if tokenizer_copy.is_there(workdir):
+        return tokenizer_copy.read(workdir)
+    if not tokens:
+        return _BYTES
+    return tokenizer_copy.read_prepared(Path(tokens)) if Path(tokens).is_dir() else None

@@ -21,6 +21,7 @@ from pqt_jax.analysis import export_folder
 from pqt_jax.analysis.export_folder import Storage
 from pqt_jax.analysis.export_tensors import OutTensor
 from pqt_jax.analysis.open_weights import OpenModel
+from pqt_jax.console import format_quantity
 from pqt_jax.data.tokenizer_files import TokenizerFiles
 from pqt_jax.interchange import huggingface_config
 from pqt_jax.numerics import bit_width
@@ -51,7 +52,7 @@ USAGE = {  # by layout
     "mlx": "mlx_lm computes from the few bits:\n\n```sh\n"
     'mlx_lm.generate --model FOLDER --prompt "…"\n```',
     "gguf": "llama.cpp computes from the few bits, and transformers from the same values:\n\n"
-    + _TRANSFORMERS.format(', gguf_file="FILE.gguf"'),
+    + _TRANSFORMERS.format(', gguf_file="model.gguf"'),
 }
 _LAYER = re.compile(r"(?<=\.)\d+(?=\.)")  # its number, in the name of a tensor
 
@@ -124,6 +125,18 @@ def list_tensors(
     ]
 
 
+def describe(tensors: Sequence[CardTensor]) -> str:
+    """Lines that say in which formats tensors are stored."""
+    by_kind: dict[str, list[str]] = {}
+    for tensor in tensors:
+        by_kind.setdefault(tensor.kind, []).append(tensor.name)
+    return "\n".join(
+        f"{format_quantity(len(names), 'tensor')} in {kind}: {', '.join(names[:3])}"
+        + (", …" if len(names) > 3 else "")
+        for kind, names in by_kind.items()
+    )
+
+
 def make(model: OpenModel, plan: Plan, export: Export, losses: Mapping[str, Any] | None) -> str:
     """The content of the card.
 
@@ -143,7 +156,7 @@ def make(model: OpenModel, plan: Plan, export: Export, losses: Mapping[str, Any]
         _training(model, plan),
         _weights(plan, export, count),
         _losses(export, losses),
-        f"## Tokenizer\n\n{export.tokenizer.card}",
+        f"## Tokenizer\n\n{export.tokenizer.card}" if export.layout != "gguf" else "",
         f"## Loading\n\n{USAGE[export.layout].rstrip()}",
         f"## How it was made\n\n```sh\n{export.command}\n```",
     ]
@@ -161,7 +174,7 @@ def read_losses(workdir: Path, step: int) -> Mapping[str, Any] | None:
 def _front_matter(model: OpenModel, export: Export) -> str:
     """Metadata in YAML; each value is a word of letters, digits, - and _."""
     library = {"mlx": "mlx", "gguf": None}.get(export.layout, "transformers")
-    kind = huggingface_config.TABLES[model.config.name].model_type
+    kind = huggingface_config.to_json(model.config, "bfloat16")["model_type"]
     tags = ["pqt_jax", kind, export.format.replace("_", "-")]
     tags += [] if export.layout == "huggingface" else [export.layout]
     if model.run_config is not None and model.run_config.method != "bf16":

@@ -35,6 +35,7 @@ class OpenModel:
       config, rules, origin, run_config: as in `load.TrainedModel`.
       params: as in `load.TrainedModel`, with `jax.ShapeDtypeStruct` in place of weights. Bit-widths
         are there.
+      step: number of the checkpoint; None if it was not read from a run.
       read: path → weights, on the host. Raises InputError if one is not finite.
     """
 
@@ -43,6 +44,7 @@ class OpenModel:
     origin: str
     run_config: RunConfig | None
     params: nnx.State
+    step: int | None
     read: Callable[[str], np.ndarray]
 
 
@@ -76,6 +78,7 @@ def use_model(options: Namespace, use: Callable[[OpenModel], T]) -> T:
         origin=options.hf,
         run_config=None,
         params=load.structure(folder.config)[1],
+        step=None,
         read=read,
     )
     return use(model)
@@ -103,6 +106,7 @@ def _use_run(workdir: Path, use: Callable[[OpenModel], T]) -> T:
                 origin=origin,
                 run_config=config,
                 params=params,
+                step=step,
                 read=read,
             )
         )

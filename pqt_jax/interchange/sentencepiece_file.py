@@ -50,11 +50,6 @@ class SentencePieceFile(NamedTuple):
 
     @property
     def normalizes(self) -> bool:
-        """Whether texts are changed otherwise than by escaping spaces and putting one before."""
-        return bool(self.charsmap) or self.strips or not self.escapes
-
-    @property
-    def normalizes(self) -> bool:
         """Whether texts are changed by more than the prefix and the escape."""
         return bool(self.charsmap) or self.strips or not self.escapes
 

@@ -48,7 +48,7 @@ def make(options, storage, name, losses=None, *, as_scored=True, change=lambda p
 
 
 def run_options(folder):
-    return Namespace(workdir=str(folder), hf=None, packed=None)
+    return Namespace(workdir=str(folder), hf=None, packed=None, gguf=None)
 
 
 def sections(card):
@@ -148,7 +148,7 @@ def test_a_card_of_few_bits_says_why_some_have_more(trained_run, tmp_path):
 def test_of_a_model_of_others_nothing_is_made_up(tmp_path):
     model = Llama2(tiny.LLAMA2, rngs=nnx.Rngs(0))
     huggingface.save(tmp_path / "hf", tiny.LLAMA2, nnx.state(model))
-    options = Namespace(workdir=None, hf=str(tmp_path / "hf"), packed=None)
+    options = Namespace(workdir=None, hf=str(tmp_path / "hf"), packed=None, gguf=None)
     card = make(options, NUMBERS, "fp8_e4m3")
     found = sections(card)
     assert "## Loss" not in card and "quantization-aware" not in card

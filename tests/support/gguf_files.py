@@ -11,10 +11,11 @@ from flax import nnx
 from pqt_jax.interchange import gguf_model, low_bit
 from pqt_jax.interchange.low_bit import EncodedMatrix
 from pqt_jax.models import GPT2, Llama2
+from pqt_jax.numerics import bit_packing
 from pqt_jax.numerics.deterministic_rounding import FormatAssignment
 from pqt_jax.numerics.formats import E2M1, E2M3, E3M2
 from pqt_jax.numerics.spec import Spec
-from pqt_jax.quantization import bit_packing, codes
+from pqt_jax.quantization import codes
 from support import random_model
 from support.exported import CONFIGS, flat
 

@@ -28,6 +28,25 @@ class Parser(argparse.ArgumentParser):
         raise InputError(message.removeprefix("argument "))
 
 
+def whole_number(text: str) -> int:
+    """Read a whole number, which may be written as 1e8.
+
+    Example:
+      >>> whole_number("1e8"), whole_number("9007199254740993")
+      (100000000, 9007199254740993)
+
+    Raises:
+      ValueError: for other text.
+    """
+    try:
+        return int(text)
+    except ValueError:
+        value = float(text)
+        if not value.is_integer():
+            raise
+        return int(value)
+
+
 def number(kind: type, good: Callable[[Any], bool], wanted: str) -> Callable[[str], Any]:
     """Make a function for `add_argument(type=…)` that reads a number within a range.
 
@@ -43,7 +62,7 @@ def number(kind: type, good: Callable[[Any], bool], wanted: str) -> Callable[[st
 
     def read(text: str) -> Any:
         try:
-            if good(value := kind(text)):
+            if good(value := whole_number(text) if kind is int else kind(text)):
                 return value
         except (ValueError, OverflowError):
             pass

@@ -5,7 +5,8 @@
     --workdir RUN | --hf DIR | --packed DIR | --gguf FILE
         → weights in each format → a row of losses for each
 
-Each text file of `--data` is a document, and so is each validation document of a prepared folder.
+A text file of `--data` is a document, and other files hold many, as for `data.prepare`; so does the
+validation text of a prepared folder.
 Every number is deterministic and has a 95 % interval (`analysis.intervals`). `analysis.score`
 says which tokens are scored.
 
@@ -19,6 +20,7 @@ from pathlib import Path
 
 from pqt_jax import console, errors
 from pqt_jax.analysis import evaluation, find_tokenizer, load
+from pqt_jax.data import documents
 from pqt_jax.errors import InputError
 from pqt_jax.training import named_formats
 
@@ -53,8 +55,14 @@ def parser() -> console.Parser:
     add(
         "--data",
         metavar="GLOB",
-        help="text files to evaluate on, or a folder of prepared tokens, for its validation text; "
-        "default: the run's own validation text",
+        help="files of documents to evaluate on, as pqt_jax.data.prepare reads them, or a folder "
+        "of prepared tokens, for its validation text; default: the run's own validation text",
+    )
+    add(
+        "--field",
+        default=documents.FIELD,
+        help="field of JSON and column of CSV and Parquet files of --data that holds the text; "
+        "default: text",
     )
     add(
         "--weights",

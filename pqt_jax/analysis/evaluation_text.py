@@ -2,7 +2,7 @@
 # Copyright 2026 The pqt_jax Authors
 """The documents that weights are evaluated on: `--data`, or the run's own validation text.
 
-text files, or a folder of prepared tokens → one `score.Document` per document
+files of documents, or a folder of prepared tokens → one `score.Document` per document
 """
 
 import glob
@@ -15,9 +15,8 @@ import numpy as np
 from pqt_jax.analysis import find_tokenizer
 from pqt_jax.analysis.load import TrainedModel
 from pqt_jax.analysis.score import Document, Windows
-from pqt_jax.console import format_quantity, print_error
-from pqt_jax.data import source, tokenizers, tokens
-from pqt_jax.data.splits import list_some
+from pqt_jax.console import format_quantity
+from pqt_jax.data import source, texts, tokenizers, tokens
 from pqt_jax.data.tokenizers import TextError, Tokenizer
 from pqt_jax.errors import InputError
 from pqt_jax.training.run import workdir
@@ -51,21 +50,28 @@ def read_documents(
         text = tokens.load(options.data, model.config.vocab_size, "--data")
         return f"--data={options.data}", _split_documents(text, folder, tokenizer)
     if options.data is not None:
-        texts, empty = source.read_files(options.data, "--data")
-        if empty:
-            print_error(f"warning: --data: left out, since empty: {list_some(empty)}")
-        documents = [_tokenize(text, model, tokenizer, name) for name, text in texts.items()]
-        return f"--data={options.data}", documents
+        return f"--data={options.data}", _read_files(options, model, tokenizer)
     assert model.run_config is not None
     data = model.run_config.data
     if data.tokens:
         return VALIDATION, _read_prepared(options, data.tokens, model.config.vocab_size, tokenizer)
-    texts, fingerprint = source.read_validation_files(data.files, "give the text by --data")
+    contents, fingerprint = source.read_validation_files(data.files, "give the text by --data")
     name = f"config.data.files={data.files!r}"
     if not data.files:
         name += ", the standard library of this Python,"
     _check_fingerprint(options, fingerprint, name)
-    return VALIDATION, [_tokenize(text, model, tokenizer, name) for name, text in texts.items()]
+    return VALIDATION, [_tokenize(text, model, tokenizer, name) for name, text in contents.items()]
+
+
+def _read_files(options: Namespace, model: TrainedModel, tokenizer: Tokenizer) -> list[Document]:
+    """The documents in the files of `--data`, which are those that `data.prepare` would read."""
+    paths, left_out = sorted(source.match_files(options.data, "--data")[1]), texts.LeftOut()
+    documents = [
+        _tokenize(text.content, model, tokenizer, f"{text.path}, document {text.number}")
+        for text in texts.read_texts(paths, options.field, "--data", left_out)
+    ]
+    texts.warn_of(left_out, "--data")
+    return documents
 
 
 def _read_prepared(

@@ -38,6 +38,7 @@ _SUFFIXES = {
     ".arrayrecord": "array_record",
 }
 _SUFFIXES_OF_COMPRESSED = {".gz": "gzip", ".bz2": "bzip2", ".xz": "xz", ".zst": "zstd"}
+_UTF16 = "text in UTF-16"
 # Files that are not text. What could be taken for the start of a text is left out.
 _OTHERS = {
     b"PK\x03\x04": "a zip archive (also .docx, .xlsx and PyTorch's .pt)",
@@ -51,8 +52,8 @@ _OTHERS = {
     b"\x93NUMPY": "a NumPy array",
     b"SQLite format 3\x00": "an SQLite database",
     b"GGUF": "a GGUF model",
-    b"\xff\xfe": "text in UTF-16",
-    b"\xfe\xff": "text in UTF-16",
+    b"\xff\xfe": _UTF16,
+    b"\xfe\xff": _UTF16,
 }
 _HEAD = 1 << 16  # bytes that are looked at
 # What reading a damaged compressed file raises, besides an OSError without a number.
@@ -102,16 +103,29 @@ def recognize(path: Path, argument: str) -> FileKind:
         if compression:
             raise InputError(f"{argument}: {path} is a {compression} file of {kind}; unpack it")
         return FileKind(kind, "")
-    if what := _match(_OTHERS, head) or _match(_COMPRESSED, head):
+    what = _match(_OTHERS, head) or _match(_COMPRESSED, head)
+    if what == _UTF16:
+        raise InputError(f"{argument}: {path} is {what}; convert it to UTF-8")
+    if what:
         raise InputError(
             f"{argument}: {path} is {what}, no text; leave it out, or convert it to JSON lines"
         )
     if b"\x00" in head:
         raise InputError(
             f"{argument}: {path} holds zero bytes, so it is no text in UTF-8; leave it out, or "
-            "convert it"
+            "convert it to UTF-8"
         )
     return FileKind(kind, compression)
+
+
+def is_marked_up(name: str) -> bool:
+    """Whether a name is that of a file of documents, which is text itself, as JSON and CSV are.
+
+    Example:
+      >>> [is_marked_up(name) for name in ("c4/a.jsonl", "a.CSV", "a.txt")]
+      [True, True, False]
+    """
+    return _SUFFIXES.get(Path(name).suffix.lower()) in ("json", "csv", "tsv")
 
 
 def open_file(path: Path, compression: str) -> IO[bytes]:

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from pqt_jax.data.file_kinds import recognize
+from pqt_jax.data.file_kinds import is_marked_up, recognize
 from pqt_jax.data.splits import describe_contradictions, list_some
 from pqt_jax.errors import InputError, system_reason
 
@@ -94,6 +94,11 @@ def load(files: str = "") -> Text:
         description += f"; validation: {list_some(list(validation))}"
         if contradictions := describe_contradictions(train, validation):
             description += f"; {contradictions}"
+    if marked := [name for name in contents if is_marked_up(name)]:
+        description += (
+            f"; read as they are, with their markup: {list_some(marked)} (pqt_jax.data.prepare "
+            "reads the documents in them)"
+        )
     if empty:
         description += f"; left out, since empty: {list_some(empty)}"
     return Text(train=arrays[0], validation=arrays[1], fingerprint=digest, description=description)
@@ -114,22 +119,6 @@ def read_validation_files(files: str = "", give: str = _GIVE) -> tuple[dict[str,
     """
     contents, _ = _contents(*(match_files(files, give=give) if files else _standard_library()))
     return _split(contents)[1], _fingerprint(contents)
-
-
-def read_files(pattern: str, argument: str) -> tuple[dict[str, bytes], list[str]]:
-    """Read all files that a glob matches.
-
-    Args:
-      pattern: a glob; `**` matches nested folders.
-      argument: the name of the argument, for messages.
-
-    Returns:
-      (content by name, sorted by name; the names of files that are left out since they are empty).
-
-    Raises:
-      InputError: if no file matches, one is unreadable, or all are empty.
-    """
-    return _contents(*match_files(pattern, argument), argument)
 
 
 def _standard_library() -> tuple[Path, list[Path]]:
@@ -181,15 +170,13 @@ def match_files(pattern: str, argument: str = _FIELD, give: str = _GIVE) -> tupl
     return root, [path.absolute() for path in paths]
 
 
-def _contents(
-    root: Path, paths: Sequence[Path], argument: str = _FIELD
-) -> tuple[dict[str, bytes], list[str]]:
+def _contents(root: Path, paths: Sequence[Path]) -> tuple[dict[str, bytes], list[str]]:
     """Read files: (content by name, names of those that are empty)."""
     names = {path.relative_to(root).as_posix(): path for path in paths}
-    contents = {name: _read(names[name], argument) for name in sorted(names)}
+    contents = {name: _read(names[name]) for name in sorted(names)}
     empty = [name for name in contents if not contents[name]]
     if len(empty) == len(contents):
-        raise InputError(f"{argument}: {names[empty[0]]} is empty; give files with text")
+        raise InputError(f"{_FIELD}: {names[empty[0]]} is empty; give files with text")
     return {name: content for name, content in contents.items() if content}, empty
 
 
@@ -221,17 +208,17 @@ def _choose_validation(names: Sequence[str]) -> set[str]:
     return chosen
 
 
-def _read(path: Path, argument: str) -> bytes:
+def _read(path: Path) -> bytes:
     try:
         if not stat.S_ISREG(path.stat().st_mode):  # a pipe or a device may never end
-            raise InputError(f"{argument}: {path} is not a regular file; leave it out")
-        kind = recognize(path, argument)
+            raise InputError(f"{_FIELD}: {path} is not a regular file; leave it out")
+        kind = recognize(path, _FIELD)
         if kind.kind == "parquet" or kind.compression:
             raise InputError(
-                f"{argument}: {path} is a {kind.compression or kind.kind} file, and text is read "
+                f"{_FIELD}: {path} is a {kind.compression or kind.kind} file, and text is read "
                 "here; unpack it, or prepare it with pqt_jax.data.prepare"
             )
         return path.read_bytes()
     except OSError as error:
         why = system_reason(error, "leave it out")
-        raise InputError(f"{argument}: cannot read {path}: {why}") from None
+        raise InputError(f"{_FIELD}: cannot read {path}: {why}") from None

@@ -125,7 +125,7 @@ def test_a_token_that_the_model_lacks_is_named(tmp_path, capsys):
     assert "has 10 tokens; give the model's tokenizer by --tokenizer" in message
     (tmp_path / "a.txt").write_text("a 1")
     arguments = [f"--hf={tmp_path / 'm'}", f"--data={tmp_path}/a.txt"]
-    assert "a.txt holds token 10 of" in refused(evaluate.main, arguments, capsys)
+    assert "a.txt, document 1 holds token 10 of" in refused(evaluate.main, arguments, capsys)
     config = tmp_path / "m" / "tokenizer_config.json"
     config.write_text('{"add_bos_token": true}')
     make("json", tmp_path / "m")

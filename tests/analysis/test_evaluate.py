@@ -2,6 +2,7 @@
 # Copyright 2026 The pqt_jax Authors
 """The command that evaluates: what it prints and writes, and what it refuses."""
 
+import gzip
 import json
 import math
 import re
@@ -69,11 +70,37 @@ def test_documents_and_chosen_formats(trained_run, tmp_path, capsys):
 def test_an_empty_file_is_left_out_and_named(tmp_path, capsys):
     for name, text in (("a", "text"), ("b", ""), ("c", "more")):
         (tmp_path / f"{name}.txt").write_text(text)
-    options = Namespace(data=f"{tmp_path}/*.txt")
+    options = Namespace(data=f"{tmp_path}/*.txt", field="text")
     model: Any = SimpleNamespace(config=tiny.LLAMA2, origin="run")
     _, documents = evaluation_text.read_documents(options, model, tokenizers.load("bytes"))
     assert [bytes(document.tokens.tolist()) for document in documents] == [b"text", b"more"]
-    assert capsys.readouterr().err == "warning: --data: left out, since empty: b.txt\n"
+    assert capsys.readouterr().err == (
+        f"warning: --data: left out, since there is no text in it: {tmp_path}/b.txt\n"
+    )
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.csv", "a.jsonl.gz", "a.parquet"])
+def test_documents_are_read_as_they_are_prepared(tmp_path, capsys, name):
+    import pyarrow.parquet
+
+    lines = [json.dumps({"body": text}) for text in ("one", None, "two words")]
+    path = tmp_path / name
+    if name == "a.parquet":
+        table = pyarrow.table({"body": ["one", None, "two words"]})
+        pyarrow.parquet.write_table(table, path)
+    elif name == "a.csv":
+        path.write_text("n,body\n1,one\n2,\n3,two words\n")
+    else:
+        content = "\n".join(lines).encode()
+        path.write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+    options = evaluate.parse(["--workdir=run", f"--data={path}", "--field=body"])
+    model: Any = SimpleNamespace(config=tiny.LLAMA2, origin="run")
+    _, documents = evaluation_text.read_documents(options, model, tokenizers.load("bytes"))
+    assert [bytes(document.tokens.tolist()) for document in documents] == [b"one", b"two words"]
+    assert f"1 document without text, the first in {path}, document 2" in capsys.readouterr().err
+    options.field = "text"
+    with pytest.raises(InputError, match=rf"--data: {path}.* no (text|column) 'text' \(there is"):
+        evaluation_text.read_documents(options, model, tokenizers.load("bytes"))
 
 
 BAD_OPTIONS = {

@@ -23,6 +23,7 @@ from pqt_jax.training.loss import token_losses
 from pqt_jax.training.run import tokenizer_copy
 from support import tiny
 from support.command import refused
+from support.document_files import is_held_out
 from support.session import shared_folder
 from support.tokenizer_files import make
 
@@ -60,7 +61,7 @@ def test_the_validation_text_of_a_run_is_scored_in_nats_and_bits(prepared, tmp_p
     held_out = [
         text
         for path in sorted((prepared / "in").iterdir())
-        if prepare.is_validation(text := path.read_bytes(), 0.2)
+        if is_held_out(text := path.read_bytes(), 0.2)
     ]
     tokenizer = tokenizers.load(str(prepared / "tokenizer.json"))
     ids = [tokenizer.encode(text) for text in held_out]
@@ -245,7 +246,7 @@ def test_the_bytes_of_a_text_are_counted_where_tokens_do_not_give_them_back(tmp_
     text = tokens.load(str(tmp_path / "out"), 400)
     loaded = tokenizers.load(str(tmp_path / "tokenizer.json"))
     found = evaluation_text._split_documents(text, tmp_path / "out", loaded)
-    chosen = [x.encode() for x in texts if prepare.is_validation(x.encode(), 0.6)]
+    chosen = [x.encode() for x in texts if is_held_out(x.encode(), 0.6)]
     assert len(found) == len(chosen) > 1
     decoded = [len(loaded.decode(document.tokens.tolist())) for document in found]
     factor = sum(map(len, chosen)) / sum(decoded)

@@ -114,8 +114,16 @@ def test_empty_files_are_left_out_and_named(tmp_path):
     assert "left out" not in before.description and len(text.validation)
     contents, fingerprint = source.read_validation_files(pattern)
     assert all(contents.values()) and fingerprint == text.fingerprint
-    contents, empty = source.read_files(pattern, "--data")
-    assert all(contents.values()) and len(contents) == 29 and len(empty) == 3
+
+
+def test_files_of_documents_that_are_trained_on_as_they_are_are_named(tmp_path):
+    (tmp_path / "a.txt").write_text("text " * 30)
+    assert "markup" not in source.load(f"{tmp_path}/*").description
+    (tmp_path / "b.JSONL").write_text('{"text": "a"}\n' * 9)
+    description = source.load(f"{tmp_path}/*").description
+    assert (
+        "; read as they are, with their markup: b.JSONL (pqt_jax.data.prepare reads" in description
+    )
 
 
 def test_names_may_hold_any_byte(tmp_path):
@@ -200,6 +208,6 @@ def test_validation_windows_are_fixed_and_spread_over_the_text():
 def test_a_file_whose_name_reads_as_a_pattern_is_itself(tmp_path):
     (tmp_path / "v[1].txt").write_text("it")
     (tmp_path / "v1.txt").write_text("not it")
-    assert source.read_files(f"{tmp_path}/v[1].txt", "--data")[0] == {"v[1].txt": b"it"}
+    assert source.match_files(f"{tmp_path}/v[1].txt")[1] == [tmp_path / "v[1].txt"]
     (tmp_path / "v[1].txt").unlink()
-    assert source.read_files(f"{tmp_path}/v[1].txt", "--data")[0] == {"v1.txt": b"not it"}
+    assert source.match_files(f"{tmp_path}/v[1].txt")[1] == [tmp_path / "v1.txt"]

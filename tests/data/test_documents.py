@@ -51,6 +51,14 @@ def test_any_other_file_is_one_document(tmp_path):
     assert list(documents.read_documents(tmp_path / "b.bin")) == [b"\xff\n"]
 
 
+def test_a_byte_order_mark_and_empty_lines_are_no_text(tmp_path):
+    (tmp_path / "a.json").write_bytes(b'\xef\xbb\xbf[{"text": "a"}]')
+    (tmp_path / "b.jsonl").write_bytes(b'\xef\xbb\xbf{"text": "a"}\n\n')
+    (tmp_path / "c.csv").write_bytes(b"\xef\xbb\xbftext,n\n\na,1\n\n")
+    for path in tmp_path.iterdir():
+        assert read(path) == ["a"], path
+
+
 def test_a_null_in_parquet_is_an_empty_document(tmp_path):
     write_parquet(tmp_path / "a.parquet", text=["a", None])
     assert read(tmp_path / "a.parquet") == ["a", ""]
@@ -59,10 +67,43 @@ def test_a_null_in_parquet_is_an_empty_document(tmp_path):
 @pytest.mark.parametrize(
     "name, content, message",
     [
-        ("a.jsonl", b'{"text": "a"}\n{"text": \n', "a.jsonl, line 2 is not JSON: "),
+        ("a.jsonl", b'{"text": "a"}\n{"text": \n', "a.jsonl, line 2 cannot be read as JSON: "),
         ("a.jsonl", b'{"body": "a", "url": 3}\n', "line 1 has no text 'text' (there is body, url)"),
-        ("a.jsonl", b'["text"]\n', "entry 1 has no text 'text' (there is str); give --field"),
-        ("a.jsonl", b'{"text": 3}\n', "line 1 has no text 'text' (there is text: int)"),
+        (
+            "a.jsonl",
+            b'["text"]\n',
+            'entry 1 is a string, and a document is a field of an object; write it as {"text":',
+        ),
+        ("a.jsonl", b'{"text": 3}\n', "line 1 has no text 'text' (there is text: a number)"),
+        ("a.jsonl", b"7\n", "line 1 is a number, and a document is a field of an object"),
+        ("a.jsonl", b"null\n", "line 1 is null, and a document is a field of an object"),
+        (
+            "a.json",
+            b'\xef\xbb\xbf[{"body": 1}]',
+            "entry 1 has no text 'text' (there is body); give",
+        ),
+        ("a.jsonl", b"[" * 10**5, "a.jsonl cannot be read as JSON: it is nested too deep; fix it"),
+        (
+            "a.jsonl",
+            b'{"text": "a"}\n{"text": "b\\ud83d"}',
+            "line 2 has half a surrogate pair, '\\ud83d', which is no character; fix it",
+        ),
+        ("a.csv", b'text,n\n"a\nb",1\nc\n', "a.csv, line 4 has 1 value for 2 columns; fix it"),
+        ("a.csv", b'n,text\n1,"a"\n2,b,c\n', "a.csv, line 3 has 3 values for 2 columns; fix it"),
+        (
+            "a.csv",
+            b"id;text\n1;a\n",
+            "(there is id;text); the separator seems to be ';', and ',' is read here: convert it",
+        ),
+        ("a.csv", b"id\ttext\n1\ta\n", "the separator seems to be '\\t', and ',' is read here: "),
+        ("a.tsv", b"id,text\n1,a\n", "the separator seems to be ',', and '\\t' is read here: "),
+        ("a.csv", b"id,body\n1,a\n", "no column 'text' (there is id, body); give --field"),
+        ("a.csv", "text\na\n".encode("utf-16"), "is text in UTF-16; convert it to UTF-8"),
+        (
+            "a.csv",
+            "text\na\n".encode("utf-16-le"),
+            "it is no text in UTF-8; leave it out, or convert",
+        ),
         ("a.jsonl", b"{}", "line 1 has no text 'text' (there is ); give --field"),
         (
             "a.jsonl.gz",

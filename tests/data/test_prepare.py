@@ -5,16 +5,18 @@
 import gzip
 import json
 import os
+import re
 import signal
+import sys
 
 import numpy as np
 import pytest
 
 from pqt_jax import train
-from pqt_jax.data import prepare, tokenizers, tokens
+from pqt_jax.data import encoding, prepare, tokenizers, tokens
 from support import tiny
 from support.command import refused
-from support.document_files import TEXTS, json_lines
+from support.document_files import TEXTS, is_held_out, json_lines, without_processes
 from support.tokenizer_files import make, make_hugging_face
 
 
@@ -44,7 +46,7 @@ def test_what_is_written_is_what_the_tokenizer_says(tmp_path, capsys, kind):
     tokenizer, index = tokenizers.load(path), json.loads((out / "index.json").read_text())
     for part in ("train", "validation"):
         held = part == "validation"
-        mine = [t.encode() for t in texts if prepare.is_validation(t.encode(), 0.2) == held]
+        mine = [t.encode() for t in texts if is_held_out(t.encode(), 0.2) == held]
         ids = [i for text in mine for i in [*tokenizer.encode(text), tokenizer.end]]
         shards = [np.fromfile(out / s["file"], np.uint16) for s in index[part]["shards"]]
         assert np.concatenate(shards).tolist() == ids
@@ -62,7 +64,7 @@ def test_what_is_written_is_what_the_tokenizer_says(tmp_path, capsys, kind):
 def test_processes_and_batches_change_nothing(tmp_path, monkeypatch):
     given, _ = write_texts(tmp_path / "in")
     for name, processes, batch in (("a", 1, 1 << 20), ("b", 3, 10)):
-        monkeypatch.setattr(prepare, "_BATCH", batch)
+        monkeypatch.setattr(encoding, "_BATCH", batch)
         options = [given, f"--out={tmp_path / name}", "--validation=0.2", "--tokenizer=bytes"]
         assert prepare.main([*options, f"--processes={processes}"]) == 0
     assert content(tmp_path / "a") == content(tmp_path / "b")
@@ -71,7 +73,7 @@ def test_processes_and_batches_change_nothing(tmp_path, monkeypatch):
 def test_every_document_of_a_file_of_many(tmp_path):
     (tmp_path / "c4.json.gz").write_bytes(gzip.compress(json_lines() * 30))
     out = tmp_path / "out"
-    texts = {prepare.is_validation(t.encode(), 0.5) for t in TEXTS if t}
+    texts = {is_held_out(t.encode(), 0.5) for t in TEXTS if t}
     assert texts == {False, True}  # else there is nothing for one part
     run("--tokenizer=bytes", f"--input={tmp_path}/*.gz", f"--out={out}", "--validation=0.5")
     index = json.loads((out / "index.json").read_text())
@@ -86,8 +88,8 @@ def test_a_run_trains_on_what_was_prepared(tmp_path, capsys):
     share = next(
         s / 100
         for s in range(1, 100)
-        if prepare.is_validation((tmp_path / "b.txt").read_bytes(), s / 100)
-        != prepare.is_validation((tmp_path / "a.txt").read_bytes(), s / 100)
+        if is_held_out((tmp_path / "b.txt").read_bytes(), s / 100)
+        != is_held_out((tmp_path / "a.txt").read_bytes(), s / 100)
     )
     given = [f"--input={tmp_path}/?.txt", f"--out={out}", f"--validation={share}"]
     run(f"--tokenizer={path}", *given)
@@ -117,8 +119,9 @@ BAD = {
     "--input=nothing/*": "--input='nothing/*' matches no file",
     "--validation=1": "--validation: '1'; it must be above 0 and below 1",
     "--validation=1e-9": "--validation=1e-09: none of 3 documents is for validation; give "
-    "more documents, or a larger share, such as 0.5",
+    "more documents, or another share, such as ",
     "--shard=0": "--shard: '0'; it must be a whole number from 1 on",
+    "--shard=1.5": "--shard: '1.5'; it must be a whole number from 1 on",
     "--processes=x": "--processes: 'x'; it must be a whole number",
     "--out=in": "--out=in exists and holds 00.txt; give another folder",
     "--end=x": "--end and --pattern do not go with --tokenizer=bytes",
@@ -136,7 +139,7 @@ def make_killed(*_):
 
 def test_a_process_that_is_killed_is_said(tmp_path, monkeypatch, capsys):
     write_texts(tmp_path / "in", 3)
-    monkeypatch.setattr(prepare, "_make_encoder", make_killed)
+    monkeypatch.setattr(encoding, "_make_encoder", make_killed)
     given = ["--tokenizer=bytes", f"--input={tmp_path}/in/*", f"--out={tmp_path / 'out'}"]
     message = refused(prepare.main, [*given, "--processes=1"], capsys)
     assert "a process was killed, perhaps for lack of memory; give fewer --processes" in message
@@ -193,3 +196,74 @@ def test_what_a_tokenizer_cannot_encode_is_named_by_file_and_document(tmp_path, 
         f"error: --input: {tmp_path}/in.jsonl, document 3 cannot be tokenized"
     )
     assert message.count("\n") == 1 and "StackOverflow" in message
+
+
+def prepared(tmp_path, *arguments):
+    with without_processes():
+        given = ["--tokenizer=bytes", f"--out={tmp_path / 'out'}", *map(str, arguments)]
+        return prepare.main(given)
+
+
+def test_what_has_no_text_is_left_out_and_said(tmp_path, capsys):
+    write_texts(tmp_path / "in", 9)
+    (tmp_path / "in" / "empty.txt").write_text("")
+    (tmp_path / "in" / "null.jsonl").write_text('{"text": null}\n')
+    lines = ['{"text": "a"}', '{"text": null}', '{"text": ""}', '{"text": "b"}']
+    (tmp_path / "in" / "some.jsonl").write_text("\n".join(lines))
+    (tmp_path / "in" / "some.csv").write_text('id,text\n1,c\n2,\n3,""\n')
+    assert prepared(tmp_path, "--validation=0.4", f"--input={tmp_path}/in/*") == 0
+    folder = tmp_path / "in"
+    assert capsys.readouterr().err.splitlines() == [
+        f"warning: --input: left out, since there is no text in it: {folder}/empty.txt, "
+        f"{folder}/null.jsonl",
+        "warning: --input: left out: 4 documents without text, the first in "
+        f"{folder}/some.csv, document 2",
+    ]
+    index = json.loads((tmp_path / "out" / "index.json").read_text())
+    assert sum(index[split]["documents"] for split in tokens.SPLITS) == 9 + 2 + 1
+
+
+@pytest.mark.parametrize("content", ["", '{"text": null}'])
+def test_files_without_text_are_named(tmp_path, capsys, content):
+    (tmp_path / "a.jsonl").write_text(content)
+    given = ["--tokenizer=bytes", f"--input={tmp_path}/a.jsonl", f"--out={tmp_path / 'out'}"]
+    message = refused(prepare.main, given, capsys)
+    assert (
+        message == f"error: --input: there is no text in {tmp_path}/a.jsonl; give files with text\n"
+    )
+
+
+@pytest.mark.parametrize("count", [2, 3, 20])
+@pytest.mark.parametrize("share", ["1e-9", "0.999999999"])
+def test_the_share_that_is_suggested_works(tmp_path, capsys, count, share):
+    given = [write_texts(tmp_path / "in", count)[0]]
+    assert prepared(tmp_path, *given, f"--validation={share}") == 2
+    message = capsys.readouterr().err
+    assert f"none of {count} documents is for " in message
+    suggested = re.search(r"give more documents, or another share, such as (\S+)\n", message)[1]
+    assert len(suggested) < 8
+    assert prepared(tmp_path, *given, f"--validation={suggested}") == 0
+
+
+def test_one_text_cannot_be_divided(tmp_path, capsys):
+    for name in "ab":
+        (tmp_path / f"{name}.txt").write_text("the same")
+    assert prepared(tmp_path, f"--input={tmp_path}/?.txt") == 2
+    message = capsys.readouterr().err
+    assert "none of 2 documents is for validation; 2 at least, of different texts, are" in message
+
+
+def test_a_whole_number_may_be_written_as_the_default_is_shown(tmp_path):
+    given, _ = write_texts(tmp_path / "in")
+    assert prepared(tmp_path, given, "--validation=0.2", "--shard=1e2") == 0
+    assert tokens.read_index(tmp_path / "out").shards["train"][0].count == 100
+
+
+def test_under_mpirun_lines_are_printed_instead_of_a_bar(tmp_path, monkeypatch, capsys):
+    given, _ = write_texts(tmp_path / "in", 4)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "1")
+    monkeypatch.setattr(encoding, "_LINE_EVERY", -1)
+    assert prepared(tmp_path, given, "--validation=0.5") == 0
+    out = capsys.readouterr().out
+    assert "file 4 of 4, 0 MB of text\n" in out and "\x1b" not in out

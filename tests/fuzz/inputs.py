@@ -3,24 +3,23 @@
 """Intact files of every kind that the package reads: small, and the same at every call."""
 
 import bz2
-import contextlib
 import csv
 import dataclasses
 import gzip
 import json
 import lzma
 import shutil
-from unittest import mock
 
 import numpy as np
 from flax import nnx
 
 from pqt_jax import export
-from pqt_jax.data import prepare, processes
+from pqt_jax.data import prepare
 from pqt_jax.interchange import huggingface
 from pqt_jax.lab import sweep_table
 from pqt_jax.training.run import tokenizer_copy
 from support import exported, tiny, tokenizer_files
+from support.document_files import without_processes
 from support.paths import GOLDEN
 from support.runs import make_run
 
@@ -86,16 +85,9 @@ def make_weights(folder):
         tokenizer_files.make_hugging_face(folder / name / "tokenizer.json")
 
 
-@contextlib.contextmanager
-def start_inline(make, count):
-    """Does what `processes.start_pool` does, in this process."""
-    function = make()
-    yield lambda items: ((item, function(item)) for item in items)
-
-
 def prepare_inline(*options):
     """Run `pqt_jax.data.prepare` without other processes; raises what it raises."""
-    with mock.patch.object(processes, "start_pool", start_inline):
+    with without_processes():
         prepare._run([*options, "--processes=1", "--validation=0.3", "--shard=900"])
 
 

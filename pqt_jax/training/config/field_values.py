@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from pqt_jax.console import whole_number
 from pqt_jax.errors import InputError
 from pqt_jax.models.setting import Setting
 
@@ -74,10 +75,7 @@ def _parse(text: str, kind: type, member: type = str) -> Any:
             raise ValueError(text)
         return words[text.lower()]
     if kind is int:
-        number = float(text)  # so that 1e3 is accepted
-        if not number.is_integer():
-            raise ValueError(text)
-        return int(number)
+        return whole_number(text)
     if kind is tuple:
         inside = re.fullmatch(r"\s*(?:\(([^()]*)\)|\[([^][]*)\]|([^][()]*))\s*", text)
         if inside is None:

@@ -5,7 +5,8 @@
     --bos, --no-bos       yes, no
     --hf DIR              as the folder says
     --gguf FILE           as the file says
-    --workdir, --packed   no: documents of `data.prepare` and of text files have none
+    --workdir, --packed   as in training: documents of `data.prepare` have one with its `--bos`, and
+                          those of text files have none
 
 A model expects in front of a document what was there in its training. A tokenizer's file alone does
 not tell: SentencePiece always has a BOS, and a run may have been trained without it.
@@ -27,27 +28,28 @@ def add_bos_option(parser: console.Parser) -> None:
     parser.add_argument(
         "--bos",
         action=argparse.BooleanOptionalAction,
-        help="begin documents with the tokenizer's BOS, or not; default: with --hf and --gguf as "
-        "the folder or file says, else not",
+        help="begin documents with the tokenizer's BOS, or not; default: as in training, which "
+        "with --hf and --gguf the folder or file says",
     )
 
 
-def set_begin(options: Namespace, tokenizer: Tokenizer) -> Tokenizer:
+def set_begin(options: Namespace, tokenizer: Tokenizer, trained: int | None) -> Tokenizer:
     """The tokenizer with `begin` as the model's documents begin.
 
     Args:
       options: with `bos`, and the options of `load.add_model_options`.
       tokenizer: from `tokenizers.load`.
+      trained: with `--workdir` and `--packed`, the token that documents began with in training.
 
     Raises:
       InputError: for `--bos` if the tokenizer has none, or if a file is damaged.
     """
-    begin, is_wanted = tokenizer.begin, False
+    begin, is_usual = tokenizer.begin if trained is None else trained, trained is not None
     if options.hf is not None:
-        begin, is_wanted = _read_folder(Path(options.hf), begin)
+        begin, is_usual = _read_folder(Path(options.hf), begin)
     elif options.gguf is not None:
-        begin, is_wanted = _read_gguf(Path(options.gguf), begin)
-    is_wanted = is_wanted if options.bos is None else options.bos
+        begin, is_usual = _read_gguf(Path(options.gguf), begin)
+    is_wanted = is_usual if options.bos is None else options.bos
     if options.bos and begin is None:
         raise InputError(f"--bos: tokenizer {tokenizer.name} has none; leave it out")
     return tokenizer._replace(begin=begin if is_wanted else None)

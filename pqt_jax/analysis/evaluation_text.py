@@ -77,7 +77,7 @@ def _read_files(options: Namespace, model: TrainedModel, tokenizer: Tokenizer) -
 def _read_prepared(
     options: Namespace, folder: str, vocab_size: int, tokenizer: Tokenizer
 ) -> list[Document]:
-    """The validation documents of a prepared folder, each without its end token."""
+    """The validation documents of the folder that a run was trained on."""
     name = f"config.data.tokens={folder!r}"
     if not glob.glob(folder):
         raise InputError(f"--data is missing; {name} does not exist; give its new place by --data")
@@ -89,14 +89,15 @@ def _read_prepared(
 
 
 def _split_documents(text: source.Text, folder: Path, tokenizer: Tokenizer) -> list[Document]:
-    """The validation documents of a prepared folder.
+    """The validation documents of a prepared folder, without the tokens that begin and end them.
 
     A tokenizer that normalizes text does not give its bytes back. So the decoded sizes of all
     documents are multiplied by one number, which makes their sum that of the index.
     """
     index, all_tokens = tokens.read_index(folder), text.validation[:]
     documents = np.split(all_tokens, np.flatnonzero(all_tokens == index.end) + 1)[:-1]
-    documents = [ids[:-1] for ids in documents]
+    first = 0 if index.tokenizer["begin"] is None else 1
+    documents = [ids[first:-1] for ids in documents]
     sizes = [len(tokenizer.decode(ids.tolist())) for ids in documents]
     factor = index.bytes["validation"] / max(1, sum(sizes))
     return [

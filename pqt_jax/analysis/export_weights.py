@@ -34,7 +34,7 @@ from pqt_jax.models import ModelConfig
 from pqt_jax.quantization import packed_file, report, report_figure, sizes
 from pqt_jax.quantization.quantize import Plan
 from pqt_jax.training import methods, named_formats
-from pqt_jax.training.run import workdir
+from pqt_jax.training.run import tokenizer_copy, workdir
 from pqt_jax.transform import bit_state
 from pqt_jax.transform.tree_paths import paths_and_leaves
 
@@ -63,7 +63,11 @@ def _write(options: Namespace, model: OpenModel) -> str:
     _check_layout(options, model, plan)
     with folders.atomic_folder(options.out, options.overwrite) as folder:
         if options.layout == "packed":
-            text = write_packed(folder, model, plan, options.format, rest=options.rest)
+            begin = None
+            if model.run_config is not None:
+                data = model.run_config.data.tokens
+                begin = tokenizer_copy.find_begin(Path(options.workdir), data)
+            text = write_packed(folder, model, plan, options.format, options.rest, begin)
         else:
             text = _write_for_others(folder, options, model, plan)
     return f"weights: {model.origin}\n{text}"
@@ -151,7 +155,14 @@ def _make_plan(options: Namespace, model: OpenModel) -> Plan:
     return named_formats.make_plan(model.params, model.rules, options.format, **plan_options)
 
 
-def write_packed(folder: Path, model: OpenModel, plan: Plan, name: str, rest: str | None) -> str:
+def write_packed(
+    folder: Path,
+    model: OpenModel,
+    plan: Plan,
+    name: str,
+    rest: str | None,
+    begin: int | None = None,
+) -> str:
     """Write packed weights and the report of their errors.
 
     Args:
@@ -160,6 +171,7 @@ def write_packed(folder: Path, model: OpenModel, plan: Plan, name: str, rest: st
       plan: the plan for its weights.
       name: the format's name, for the title of the picture.
       rest: dtype of the weights that the plan does not round; None for the dtype that they have.
+      begin: the token that documents began with in training, or None.
 
     Returns:
       The content of report.txt.
@@ -183,7 +195,8 @@ def write_packed(folder: Path, model: OpenModel, plan: Plan, name: str, rest: st
             yield path, w
 
     path = folder / packed_file.FILE
-    packed_file.write_each(path, read(), plan, describe_model(model.config))
+    about = describe_model(model.config) | ({} if begin is None else {"begin": begin})
+    packed_file.write_each(path, read(), plan, about)
     sizes_text = _describe_sizes(path, weights, plan, other_bytes)
     text = f"{report.format_table(rows)}\n\n{sizes_text}\n"
     (folder / "report.txt").write_text(text)

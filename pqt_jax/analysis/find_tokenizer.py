@@ -6,6 +6,7 @@ It is the one that `--tokenizer` names, or else the one stored with the run, its
 with the weights (a folder of Hugging Face, of packed weights, or of a GGUF file), or else bytes.
 """
 
+import contextlib
 from argparse import Namespace
 from pathlib import Path
 
@@ -56,7 +57,7 @@ def find_tokenizer(options: Namespace, model: TrainedModel) -> Tokenizer:
     Raises:
       InputError: if there is none, it cannot be loaded, or the model lacks its BOS.
     """
-    tokenizer = set_begin(options, _load(options, model))
+    tokenizer = set_begin(options, _load(options, model), _find_begin(options, model))
     if tokenizer.begin is not None:
         check_tokens(np.array([tokenizer.begin]), tokenizer, model, "a document that begins by BOS")
     return tokenizer
@@ -125,6 +126,15 @@ def _load_bytes(origin: Path, model: TrainedModel, why: str) -> Tokenizer:
         f"--tokenizer is missing; the model of {origin} has {model.config.vocab_size} tokens, and "
         f"{why}"
     )
+
+
+def _find_begin(options: Namespace, model: TrainedModel) -> int | None:
+    """What documents began with in the training of a run, or of packed weights."""
+    if model.run_config is None:
+        return model.begin
+    with contextlib.suppress(InputError):  # a damaged description: `_load` says so
+        return tokenizer_copy.find_begin(Path(options.workdir), model.run_config.data.tokens)
+    return None
 
 
 def _load_file(path: str, pattern: str) -> Tokenizer:

@@ -9,6 +9,7 @@ Nothing that is read is changed.
 """
 
 import dataclasses
+import operator
 from argparse import Namespace
 from collections.abc import Mapping
 from pathlib import Path
@@ -63,6 +64,7 @@ class TrainedModel:
       rules: which parameters are quantized.
       origin: where it was read from, for messages.
       run_config: the config of the run; None if it was not read from a run.
+      begin: of packed weights, the token that documents began with in training, or None.
     """
 
     config: ModelConfig
@@ -71,6 +73,7 @@ class TrainedModel:
     rules: tuple[Rule, ...]
     origin: str
     run_config: RunConfig | None
+    begin: int | None = None
 
 
 def load_run(path: Path) -> LoadedRun:
@@ -128,11 +131,12 @@ def load_hf(folder: Path) -> tuple[ModelConfig, nnx.GraphDef, nnx.State]:
     return model, *_fill(model, paths_and_leaves(values), folder)
 
 
-def load_packed(folder: Path) -> tuple[ModelConfig, nnx.GraphDef, nnx.State]:
+def load_packed(folder: Path) -> tuple[ModelConfig, nnx.GraphDef, nnx.State, int | None]:
     """Read a folder that `pqt_jax.export` wrote with `--layout packed`.
 
     Returns:
-      As `load_hf`; the parameters are the rounded weights.
+      As `load_hf`, and the token that documents began with in training, or None. The parameters are
+      the rounded weights.
 
     Raises:
       InputError: if it cannot be read.
@@ -141,13 +145,16 @@ def load_packed(folder: Path) -> tuple[ModelConfig, nnx.GraphDef, nnx.State]:
     packed = packed_file.read(path)
     try:
         options = {**packed.model, "attention": "auto"}  # this may be another machine
+        begin = options.pop("begin", None)
+        if begin is not None and not 0 <= operator.index(begin):
+            raise ValueError(f"begin={begin}")
         name = MODELS[options.pop("name")].name
         model = read_section(RunConfig, "model", options, name)
         validation.check_model(model)
     except MALFORMED as error:
         what = error if isinstance(error, InputError) else repr(error)
         raise InputError(f"{path} describes no model of this version: {what}") from None
-    return model, *_fill(model, packed.params, folder)
+    return model, *_fill(model, packed.params, folder), begin
 
 
 def load_gguf(path: Path) -> tuple[ModelConfig, nnx.GraphDef, nnx.State]:
@@ -224,7 +231,7 @@ def load_model(options: Namespace) -> TrainedModel:
     else:
         name = next(name for name in _READERS if getattr(options, name) is not None)
         origin = getattr(options, name)
-        config, graph, params = _READERS[name](Path(origin))
+        config, graph, params, *begin = _READERS[name](Path(origin))
         model = TrainedModel(
             config=config,
             graph=graph,
@@ -232,6 +239,7 @@ def load_model(options: Namespace) -> TrainedModel:
             rules=HF_RULES,
             origin=origin,
             run_config=None,
+            begin=begin[0] if begin else None,
         )
     for path, leaf in paths_and_leaves(model.params).items():
         check_finite(np.asarray(leaf), path, model.origin)

@@ -5,9 +5,9 @@
     files → documents → tokens, by many processes → train-00000.bin …, validation-00000.bin …
                                                   → index.json: counts and digests
 
-Each document ends with the end token of the tokenizer. A document is for training or validation by
-its text alone, so copies of it are in the same split. The files do not depend on the number of
-processes. The folder is written atomically.
+Each document ends with the end token of the tokenizer, and with `--bos` begins with its BOS. A
+document is for training or validation by its text alone, so copies of it are in the same split. The
+files do not depend on the number of processes. The folder is written atomically.
 
 Exit codes: `errors.EXIT_CODES`.
 """
@@ -21,6 +21,8 @@ from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from pqt_jax import console, errors
 from pqt_jax.console import format_quantity
@@ -94,6 +96,12 @@ def parser() -> console.Parser:
         help="token to add at the end of each document; default: the tokenizer's own",
     )
     add(
+        "--bos",
+        action="store_true",
+        help="begin each document with the tokenizer's BOS, in evaluation and generation, too; "
+        "default: none",
+    )
+    add(
         "--pattern",
         default="",
         metavar="REGEX",
@@ -136,6 +144,7 @@ def _run(arguments: Sequence[str]) -> None:
             f"--tokenizer={options.tokenizer} has none of {ends}; give the token that ends a "
             "document by --end"
         )
+    begin = _check_begin(options, tokenizer)
     paths = sorted({path for glob in options.input for path in match_files(glob, "--input")[1]})
     named = [str(path) for path in paths if named_split(path.name) in ("validation", "test")]
     if named:
@@ -156,7 +165,7 @@ def _run(arguments: Sequence[str]) -> None:
                 outermost = held_out.keep_outermost(outermost, position)
                 is_held_out = held_out.is_held_out(position, options.validation)
                 split = "validation" if is_held_out else "train"
-                writers[split].add(ids, tokenizer.end, len(text))
+                writers[split].add(np.concatenate([begin, ids, [tokenizer.end]]), len(text))
         index = _make_index(options, tokenizer, folder) | {
             p: writers[p].close() for p in tokens.SPLITS
         }
@@ -170,6 +179,20 @@ def _run(arguments: Sequence[str]) -> None:
         print(f"{split}: {', '.join(sizes)} in {files}")
     print(f"written: {options.out}; train with --config.data.tokens={options.out}")
     texts.warn_of(left_out, "--input")
+
+
+def _check_begin(options: Namespace, tokenizer: tokenizers.Tokenizer) -> list[int]:
+    """The tokens to put before each document."""
+    if not options.bos:
+        return []
+    if tokenizer.begin is None:
+        raise InputError(f"--bos: tokenizer {tokenizer.name} has none; leave it out")
+    if tokenizer.begin == tokenizer.end:
+        raise InputError(
+            f"--bos: the BOS of tokenizer {tokenizer.name} also ends documents, token "
+            f"{tokenizer.end}; leave it out, since it stands before all but the first anyway"
+        )
+    return [tokenizer.begin]
 
 
 def _check_splits(share: float, documents: dict[str, int], outermost: Sequence[int]) -> None:
@@ -196,6 +219,7 @@ def _make_index(
 ) -> dict[str, Any]:
     """The fields of the index except the splits; copies the tokenizer's file to the folder."""
     about = {"name": tokenizer.name, "fingerprint": tokenizer.fingerprint}
+    begin = {"begin": tokenizer.begin} if options.bos else {}
     if options.tokenizer != "bytes":
         shutil.copyfile(options.tokenizer, folder / tokenizer.name)
     return {
@@ -203,7 +227,7 @@ def _make_index(
         "dtype": str(tokenizer.dtype),
         "vocab_size": tokenizer.vocab_size,
         "end": tokenizer.end,
-        "tokenizer": about | {"end": options.end, "pattern": options.pattern},
+        "tokenizer": about | {"end": options.end, "pattern": options.pattern} | begin,
     }
 
 

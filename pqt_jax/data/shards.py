@@ -26,9 +26,9 @@ class ShardWriter:
         self.file: BinaryIO | None = None
         self.digest, self.room = hashlib.sha256(), 0
 
-    def add(self, document: np.ndarray, end: int, size: int) -> None:
-        """Write the tokens of a document, which was `size` bytes of text, and the end token."""
-        data = np.append(document, end).astype(self.dtype)
+    def add(self, document: np.ndarray, size: int) -> None:
+        """Write the tokens of a document, which was `size` bytes of text."""
+        data = document.astype(self.dtype)
         self.documents, self.bytes = self.documents + 1, self.bytes + size
         while len(data):
             file = self.file if self.file and self.room else self._open_next()

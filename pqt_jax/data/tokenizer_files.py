@@ -3,7 +3,8 @@
 """A tokenizer → the files by which `AutoTokenizer` of transformers finds the same tokens.
 
     tokenizer.json           how text becomes tokens: of bytes written here, of *.json a copy, of
-                             *.model and *.tiktoken converted; no special token is added
+                             *.model and *.tiktoken converted; no special token is added but the
+                             BOS of a model that was trained with it
     tokenizer.model          a copy of *.model
     tokenizer_config.json    special tokens
     generation_config.json   special tokens, and tokens that are never drawn
@@ -84,7 +85,7 @@ def make_none(reason: str, ids: Mapping[str, Any] | None = None) -> TokenizerFil
 
 
 def make_files(
-    description: Mapping[str, str],
+    description: Mapping[str, Any],
     content: bytes,
     *,
     vocab_size: int,
@@ -95,13 +96,15 @@ def make_files(
     """The files of a tokenizer.
 
     Args:
-      description: the name of its file, or "bytes", and the options of `tokenizers.load`.
+      description: the name of its file, or "bytes", the options of `tokenizers.load`, and "begin",
+        the token before each document, if there is one.
       content: its file.
       vocab_size: number of tokens of the model.
       max_length: number of tokens that the model sees at most.
       ends: whether the model was trained on texts with the end token.
       begins: whether it has learned what follows the end token. Then this token is the BOS of the
-        folder, as in GPT-2, with which one begins where there is no text. No text gets a BOS.
+        folder, as in GPT-2, with which one begins where there is no text, unless documents have a
+        BOS. No text gets another.
 
     Raises:
       InputError: if a package is missing that reads the tokenizer.
@@ -116,21 +119,23 @@ def make_files(
             f"{name}, the model's tokenizer, needs the package {error.name}; "
             "pip install 'pqt_jax[data]'"
         ) from None
-    names = _names(result)
+    names, begin = _names(result), description.get("begin")
+    usual = end if begins and ends else None
     ids = {
-        "bos_token_id": end if begins and ends else None,
+        "bos_token_id": usual if begin is None else begin,
         "eos_token_id": end,
         "pad_token_id": end,
     }
-    is_copy = name.endswith(".json") and not _adds_tokens(result)
-    written = {JSON: content if is_copy else _dump(result | {"post_processor": None})}
+    is_copy = name.endswith(".json") and begin is None and not _adds_tokens(result)
+    processor = None if begin is None else _begin_with(begin, names[begin])
+    written = {JSON: content if is_copy else _dump(result | {"post_processor": processor})}
     if name.endswith(".model"):
         written[MODEL] = content
     known = {field: token for field, token in ids.items() if token is not None}
     options = {
         "tokenizer_class": "PreTrainedTokenizerFast",  # it takes tokenizer.json as it is
         **{field.removesuffix("_id"): names[token] for field, token in known.items()},
-        "add_bos_token": False,
+        "add_bos_token": begin is not None,
         "add_eos_token": False,
         "clean_up_tokenization_spaces": False,
         "model_input_names": ["input_ids", "attention_mask"],
@@ -213,6 +218,18 @@ def copy(folder: Path) -> TokenizerFiles:
             raise InputError(f"{path}: {system_reason(error, 'put it back')}") from None
     about = f"copied from {folder}"
     return TokenizerFiles(copied, ids, f"tokenizer: {about}", f"Its files are {about}.")
+
+
+def _begin_with(token: int, name: str) -> dict[str, Any]:
+    """The post-processor of a tokenizer.json that puts a token before each text."""
+    begin = {"SpecialToken": {"id": name, "type_id": 0}}
+    first, second = ({"Sequence": {"id": sequence, "type_id": 0}} for sequence in "AB")
+    return {
+        "type": "TemplateProcessing",
+        "single": [begin, first],
+        "pair": [begin, first, begin, second],
+        "special_tokens": {name: {"id": name, "ids": [token], "tokens": [name]}},
+    }
 
 
 def _adds_tokens(content: dict[str, Any]) -> bool:

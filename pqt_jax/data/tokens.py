@@ -120,14 +120,15 @@ class Index(NamedTuple):
     Attributes:
       vocab_size: every token is smaller.
       end: the token after each document.
-      tokenizer: the name of its file, the options given to `tokenizers.load`, and its fingerprint.
+      tokenizer: the name of its file, the options given to `tokenizers.load`, its fingerprint, and
+        "begin", the token before each document, or None.
       shards: the shards of each of `SPLITS`.
       bytes: the number of bytes of text of each of `SPLITS`.
     """
 
     vocab_size: int
     end: int
-    tokenizer: dict[str, str]
+    tokenizer: dict[str, Any]
     shards: dict[str, list[Shard]]
     bytes: dict[str, int]
 
@@ -189,11 +190,14 @@ def compute_digest(index: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(others, sort_keys=True).encode()).hexdigest()
 
 
-def parse_tokenizer(description: dict[str, Any]) -> dict[str, str]:
+def parse_tokenizer(description: dict[str, Any]) -> dict[str, Any]:
     """Read the description of a tokenizer; raises one of `MALFORMED` if it is damaged."""
     options = {name: description[name] for name in ("end", "pattern", "fingerprint")}
     "".join(options.values()).encode()  # raises for what is no text
-    return {"name": files.check_name(description["name"]), **options}
+    begin = description.get("begin")
+    if begin is not None and not 0 <= operator.index(begin):
+        raise ValueError(f"begin={begin}")
+    return {"name": files.check_name(description["name"]), **options, "begin": begin}
 
 
 def _parse(folder: Path, index: dict[str, Any]) -> Index:

@@ -9,16 +9,19 @@ from argparse import Namespace
 import numpy as np
 import pytest
 from flax import nnx
+from tokenizers import Tokenizer
 
-from pqt_jax import evaluate, generate
-from pqt_jax.analysis import document_begin, generation
-from pqt_jax.data import tokenizers
+from pqt_jax import evaluate, export, generate
+from pqt_jax.analysis import document_begin, evaluation_text, generation
+from pqt_jax.data import prepare, tokenizer_files, tokenizers, tokens
 from pqt_jax.errors import InputError
 from pqt_jax.interchange import huggingface
 from pqt_jax.models import Llama2
 from pqt_jax.training.loss import token_losses
+from pqt_jax.training.run import tokenizer_copy
 from support import tiny
 from support.command import refused
+from support.document_files import without_processes
 from support.tokenizer_files import make
 
 
@@ -37,11 +40,11 @@ def write_folder(folder, kind="words", config=None, tokenizer_config=None, vocab
     return model
 
 
-def find_begin(tokenizer, bos=None, **origin):
+def find_begin(tokenizer, bos=None, trained=None, **origin):
     options = Namespace(
         **{"hf": None, "workdir": None, "packed": None, "gguf": None, "bos": bos} | origin
     )
-    return document_begin.set_begin(options, tokenizer).begin
+    return document_begin.set_begin(options, tokenizer, trained).begin
 
 
 def test_the_data_of_a_run_decides(tmp_path):
@@ -50,6 +53,9 @@ def test_the_data_of_a_run_decides(tmp_path):
     for origin in ({"workdir": "run"}, {"packed": "folder"}):
         assert find_begin(tokenizer, **origin) is None
         assert find_begin(tokenizer, bos=True, **origin) == 1
+        assert find_begin(tokenizer, trained=1, **origin) == 1
+        assert find_begin(tokenizer, trained=1, bos=False, **origin) is None
+        assert find_begin(tokenizer, trained=7, bos=True, **origin) == 7
     with pytest.raises(InputError, match="--bos: tokenizer bytes has none; leave it out"):
         find_begin(tokenizers.load("bytes"), bos=True, workdir="run")
 
@@ -134,3 +140,63 @@ def test_a_token_that_the_model_lacks_is_named(tmp_path, capsys):
     assert "a document that begins by BOS holds token 10" in refused(
         evaluate.main, arguments, capsys
     )
+
+
+def test_what_was_trained_with_bos_is_evaluated_with_it_wherever_it_is(run_copy, tmp_path, capsys):
+    path = make("words", tmp_path)
+    description = {"name": "tokenizer.json", "end": "", "pattern": "", "begin": 1}
+    description["fingerprint"] = tokenizers.load(path).fingerprint
+    content = (tmp_path / "tokenizer.json").read_bytes()
+    tokenizer_copy.write(run_copy, tokenizer_copy.TokenizerFile(description, content))
+    packed, hf, text = tmp_path / "packed", tmp_path / "hf", tmp_path / "a.txt"
+    text.write_text("a b c a 0 1 b b")
+    for layout, out in (("packed", packed), ("huggingface", hf)):
+        given = [f"--workdir={run_copy}", "--format=fp8_e4m3", f"--layout={layout}", f"--out={out}"]
+        assert export.main(given) == 0
+    exported = tokenizer_files.make_files(description, content, vocab_size=256, max_length=32)
+    tokenizer_files.write(hf, exported)
+    config = json.loads((hf / "config.json").read_text())
+    (hf / "config.json").write_text(json.dumps(config | exported.ids))
+    found = []
+    for origin in (
+        [f"--workdir={run_copy}", "--weights=fp8_e4m3"],
+        [f"--packed={packed}", f"--tokenizer={path}"],
+        [f"--hf={hf}", "--weights=master"],
+    ):
+        out = tmp_path / "out.json"
+        common = [f"--data={text}", "--length=16", f"--json={out}"]
+        assert evaluate.main([*origin, *common]) == 0
+        results = json.loads(out.read_text())
+        assert (results["begin"], results["scored"]) == (1, 8)
+        found.append(list(results["weights"].values())[-1]["loss"]["value"])
+    assert found == pytest.approx(found[:1] * 3, rel=1e-4)
+    model = Tokenizer.from_file(str(hf / "tokenizer.json"))
+    assert model.encode("a b").ids == [1, 3, 4] and model.encode("a", "b").ids == [1, 3, 1, 4]
+    config = json.loads((hf / "tokenizer_config.json").read_text())
+    assert config["add_bos_token"] and config["bos_token"] == "<s>"
+    assert evaluate.main([*origin, *common, "--no-bos"]) == 0
+    assert json.loads(out.read_text())["begin"] is None
+
+
+def test_documents_of_a_prepared_folder_begin_as_is_asked_for(tmp_path):
+    path = make("words", tmp_path)
+    lines = [json.dumps({"text": f"a b {i}"}) for i in range(9)]
+    (tmp_path / "in.jsonl").write_text("\n".join(lines))
+    tokenizer, found = tokenizers.load(path), {}
+    for out, bos in (("with", ["--bos"]), ("without", [])):
+        given = [f"--tokenizer={path}", f"--input={tmp_path}/in.jsonl", "--validation=0.5", *bos]
+        with without_processes():
+            assert prepare.main([*given, f"--out={tmp_path / out}"]) == 0
+        index = tokens.read_index(tmp_path / out)
+        assert index.tokenizer["begin"] == (1 if bos else None)
+        text = tokens.load(str(tmp_path / out), 19)
+        stored = text.validation[:].tolist()
+        assert stored[:4] == [1, 3, 4, stored[3]] if bos else [3, 4, stored[2], 2]
+        for begin in (1, None):
+            asked = tokenizer._replace(begin=begin)
+            documents = evaluation_text._split_documents(text, tmp_path / out, asked)
+            found[out, begin] = [document.tokens.tolist() for document in documents]
+    assert found["with", 1] == found["without", 1] != found["with", None] == found["without", None]
+    assert all(document[:3] == [1, 3, 4] for document in found["with", 1])
+    content = json.loads((tmp_path / "without" / "index.json").read_text())
+    assert "begin" not in content["tokenizer"]  # as before there was the option

@@ -267,3 +267,14 @@ def test_under_mpirun_lines_are_printed_instead_of_a_bar(tmp_path, monkeypatch, 
     assert prepared(tmp_path, given, "--validation=0.5") == 0
     out = capsys.readouterr().out
     assert "file 4 of 4, 0 MB of text\n" in out and "\x1b" not in out
+
+
+def test_bos_that_a_tokenizer_lacks_or_ends_documents_with_is_refused(tmp_path, capsys):
+    given = [write_texts(tmp_path / "in", 2)[0], f"--out={tmp_path / 'out'}", "--bos"]
+    message = refused(prepare.main, [*given, "--tokenizer=bytes"], capsys)
+    assert "--bos: tokenizer bytes has none; leave it out" in message
+    words = [*given, f"--tokenizer={make('words', tmp_path)}", "--end=<s>"]
+    message = refused(prepare.main, words, capsys)
+    assert (
+        "--bos: the BOS of tokenizer tokenizer.json also ends documents, token 1; leave" in message
+    )

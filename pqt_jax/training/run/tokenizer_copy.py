@@ -3,7 +3,8 @@
 """The tokenizer of a run, copied into its folder, so that the run is read wherever it lies.
 
     config.data.tokens=DIR: the tokenizer of DIR/index.json → WORKDIR/tokenizer/
-        description.json    name of the file, options of `tokenizers.load`, fingerprint
+        description.json    name of the file, options of `tokenizers.load`, fingerprint, and the
+                            token before each document, if there is one
         tokenizer.json      the file itself, under its own name; none for bytes
 
 A run on text (`config.data.files`) reads bytes, and a run on .bin files has no tokenizer: they have
@@ -13,7 +14,7 @@ no copy.
 import contextlib
 import json
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from pqt_jax.data import tokenizers, tokens
 from pqt_jax.data.tokenizers import Tokenizer
@@ -28,12 +29,11 @@ class TokenizerFile(NamedTuple):
     """The file of a tokenizer, and how it is read.
 
     Attributes:
-      description: the name of the file, the options of `tokenizers.load`, and its fingerprint; as
-        in `tokens.Index`.
+      description: as `tokens.Index.tokenizer`.
       content: the content of the file; empty for bytes.
     """
 
-    description: dict[str, str]
+    description: dict[str, Any]
     content: bytes
 
 
@@ -59,7 +59,7 @@ def read(workdir: Path) -> TokenizerFile:
     return tokenizer
 
 
-def _read(folder: Path, description: dict[str, str], argument: str) -> TokenizerFile | None:
+def _read(folder: Path, description: dict[str, Any], argument: str) -> TokenizerFile | None:
     if description["name"] == "bytes":
         return TokenizerFile(description, b"")
     path = folder / description["name"]
@@ -78,7 +78,7 @@ def _read(folder: Path, description: dict[str, str], argument: str) -> Tokenizer
     return TokenizerFile(description, content)
 
 
-def _read_description(workdir: Path, remedy: str) -> dict[str, str]:
+def _read_description(workdir: Path, remedy: str) -> dict[str, Any]:
     with contextlib.suppress(OSError, *MALFORMED):
         return tokens.parse_tokenizer(files.read_json(workdir / TOKENIZER / DESCRIPTION))
     raise InputError(f"--workdir={workdir}: {TOKENIZER}/{DESCRIPTION} in it is damaged; {remedy}")
@@ -115,7 +115,24 @@ def load(workdir: Path) -> Tokenizer:
     return load_described(workdir / TOKENIZER, description)
 
 
-def load_described(folder: Path, description: dict[str, str]) -> Tokenizer:
+def find_begin(workdir: Path, data: str) -> int | None:
+    """The token that each document of a run's data begins with; None if there is none.
+
+    Args:
+      workdir: the run's folder.
+      data: its `config.data.tokens`, which is asked if the run has no copy of the tokenizer.
+
+    Raises:
+      InputError: if a description is damaged.
+    """
+    if is_there(workdir):
+        return _read_description(workdir, "put a copy back")["begin"]
+    if data and (Path(data) / tokens.INDEX).is_file():
+        return tokens.read_index(Path(data)).tokenizer["begin"]
+    return None
+
+
+def load_described(folder: Path, description: dict[str, Any]) -> Tokenizer:
     """Load the tokenizer that a description names.
 
     Args:

@@ -5,6 +5,7 @@
 key(seed, step, path) → Philox draws → R → block scale → w + R·scale → cast → model(ŵ) → loss
 """
 
+from pqt_jax import _start  # noqa: F401
 from pqt_jax.numerics import cast, formats, keys
 from pqt_jax.numerics.formats import FloatFormat
 from pqt_jax.numerics.spec import Spec

@@ -8,6 +8,7 @@ import contextlib
 import io
 import os
 import re
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
@@ -83,6 +84,8 @@ def run(command: Callable[[Sequence[str]], None], arguments: Sequence[str] | Non
     Returns:
       One of `errors.EXIT_CODES`.
     """
+    if arguments is None and signal.getsignal(signal.SIGINT) == signal.SIG_DFL:  # by `_start`
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     code = _run(command, sys.argv[1:] if arguments is None else arguments)
     if code in _SIGNALLED and arguments is None:
         exit_now(code)

@@ -56,4 +56,6 @@ def test_no_module_imports_itself_by_way_of_others():
 
 def test_the_root_holds_the_public_names_the_commands_and_what_all_import():
     names = {path.stem for path in PACKAGE.glob("*.py")}
-    assert names == {*"__init__ errors console signals train evaluate generate export plot".split()}
+    assert names == {
+        *"__init__ _start errors console signals train evaluate generate export plot".split()
+    }

@@ -98,3 +98,14 @@ def test_the_first_is_noted_and_handlers_come_back():
         assert received == [signal.SIGTERM]
     assert [signal.getsignal(number) for number in NUMBERS] == before
     assert signal.set_wakeup_fd(-1) == -1
+
+
+@pytest.mark.parametrize("command", ["train", "data.prepare"])
+def test_ctrl_c_while_a_command_imports_its_modules_ends_it_without_a_traceback(command):
+    options = ["-X", "importtime", "-m", f"pqt_jax.{command}"]  # it says what it has imported
+    with subprocess.Popen([sys.executable, *options], stderr=subprocess.PIPE, text=True) as process:
+        while not (line := process.stderr.readline()).endswith(" jaxlib\n"):
+            assert line, "it ended before"
+        process.send_signal(signal.SIGINT)
+        err = process.stderr.read()
+    assert process.returncode == -signal.SIGINT and "Traceback" not in err

@@ -7,10 +7,11 @@ w, spec, index       → ŵ   each block in the format `MIXED_FORMATS[index]`
 """
 
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.core import Tracer
 
 from pqt_jax.numerics import blocks, partition
@@ -32,7 +33,7 @@ class FormatAssignment(NamedTuple):
     index: jax.Array | None = None
 
 
-def check_finite(path: str, w: jax.Array) -> None:
+def check_finite(path: str, w: jax.Array | np.ndarray) -> None:
     """Refuse weights that are Inf or NaN: a block's scale, and so its other weights, become NaN.
 
     Args:
@@ -42,7 +43,8 @@ def check_finite(path: str, w: jax.Array) -> None:
     Raises:
       ValueError: if a weight is not finite.
     """
-    if isinstance(w, Tracer) or not (count := int(jnp.sum(~jnp.isfinite(w)))):
+    xp: Any = np if isinstance(w, np.ndarray) else jnp  # what is on the host stays there
+    if isinstance(w, Tracer) or not (count := int(xp.sum(~xp.isfinite(w)))):
         return
     raise ValueError(
         f"{path}: {count} of {w.size} weights are Inf or NaN, and rounding would make their whole "

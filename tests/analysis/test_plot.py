@@ -201,29 +201,31 @@ def test_the_baseline_is_chosen_by_option_and_named(tmp_path, monkeypatch, capsy
     assert f"--baseline={runs[4]} is not among the runs; give one of them" in line
 
 
-def test_a_missing_table_of_differences_is_said_in_one_line(tmp_path, monkeypatch, capsys):
+def test_a_missing_table_of_differences_is_said_in_one_line(tmp_path, capsys):
     whole, other = make_run(tmp_path / "whole"), make_run(tmp_path / "other", pqt__target_bits=5.0)
-    early = make_run(tmp_path / "early", method="bf16", done=90)
-    gone = make_run(tmp_path / "gone", pqt__target_bits=3.0, done=90)
+    early = make_run(tmp_path / "early", method="bf16", done=5)
+    gone = make_run(tmp_path / "gone", pqt__target_bits=3.0, done=5)
     (gone / "metrics.jsonl").write_text('{"step": 90, "skipped": true, "in_a_row": 1000}\n')
-    monkeypatch.chdir(tmp_path)
-    for runs, reason in (
-        ([whole, other, early], "the baseline, 3  early, is not finished"),
-        ([whole, other, gone, "--baseline", gone], "the baseline, 3  gone, has diverged"),
-        ([whole, early, "--baseline", whole], "only the baseline is finished"),
-        ([whole, other, early, "--baseline", whole], ""),
-        ([early], ""),
+    missing = "no table of differences: "
+    for folders, baseline, reason in (
+        ([whole, other, early], 2, "the baseline, 3  early, is not finished"),
+        ([whole, other, gone], 2, "the baseline, 3  gone, has diverged"),
+        ([whole, early], 0, "only the baseline is finished"),
+        ([whole, other, early], 0, ""),
+        ([early], 0, ""),
     ):
-        assert plot.main([*map(str, runs), "--out=plot"]) == 0
-        warning = f"no table of differences: {reason}"
-        assert capsys.readouterr().err == (f"warning: {warning}\n" if reason else "")
-        assert (f"<p>There is {warning}.</p>" in page_of(tmp_path / "plot")[0]) == bool(reason)
+        page = make_page_of(folders, baseline)
+        assert (f"<p>There is {missing}{reason}.</p>" in page) == bool(reason)
+        assert (missing in page) == bool(reason)
+    assert plot.main([str(early), str(whole), f"--out={tmp_path / 'plot'}"]) == 0
+    reason = "the baseline, 1  early, is not finished"
+    assert capsys.readouterr().err == f"warning: {missing}{reason}\n"
 
 
-def make_page_of(folders):
+def make_page_of(folders, baseline=0):
     """The page of runs, from their numbers alone."""
     runs = dict(enumerate(run_reader.read_runs([*map(str, folders)])))
-    return comparison.make_page(runs, 0, [])
+    return comparison.make_page(runs, baseline, [])
 
 
 def bad(tmp_path):

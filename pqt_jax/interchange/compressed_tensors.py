@@ -23,8 +23,8 @@ import ml_dtypes
 import numpy as np
 
 from pqt_jax.interchange import low_bit_reading
-from pqt_jax.interchange.low_bit import GROUP, EncodedMatrix, LowBitLayout, Read
-from pqt_jax.interchange.low_bit_reading import Scheme, check_fields, check_names, check_section
+from pqt_jax.interchange.low_bit import GROUP, EncodedMatrix, LowBitLayout, StoredCodes
+from pqt_jax.interchange.low_bit_reading import check_fields, check_names, check_section
 from pqt_jax.interchange.safetensors_writer import TensorSpec
 from pqt_jax.numerics import bit_packing
 from pqt_jax.numerics.formats import E2M1, E2M3, E3M2, E4M3, FloatFormat
@@ -39,6 +39,7 @@ _GROUPS = {
 _SQUARES = "float-quantized"
 # The package infers the second name for the same bytes.
 _FORMATS = {name: fmt for fmt, name in _GROUPS.items()} | {_SQUARES: E4M3, "naive-quantized": E4M3}
+_Scheme = tuple[FloatFormat, tuple[int, int] | None]  # (format, its blocks; None for groups)
 _CARRIERS = {E2M1: E2M1, E2M3: E2M3, E3M2: E4M3, E4M3: E4M3}
 
 
@@ -116,23 +117,22 @@ def _recognizes(content: Mapping[str, Any]) -> bool:
     return isinstance(config, dict) and config.get("quant_method") == _METHOD
 
 
-def _stored_names(name: str, content: Mapping[str, Any]) -> tuple[str, ...]:
-    scheme = _scheme(name, content)
-    return (name,) if scheme is None else _tensor_names(name, scheme[0])
-
-
-def _load(name: str, content: Mapping[str, Any], read: Read) -> np.ndarray | None:
+def _find(name: str, content: Mapping[str, Any]) -> StoredCodes | None:
     scheme = _scheme(name, content)
     if scheme is None:
         return None
-    return low_bit_reading.read_matrix(read, *_tensor_names(name, scheme[0]), scheme)
+    fmt, block = scheme
+    codes, scale = _tensor_names(name, fmt)
+    dtype = "F8_E4M3" if fmt == E4M3 else "U8"
+    if block is None:
+        return StoredCodes(fmt, codes, dtype, scale)
+    return StoredCodes(fmt, codes, dtype, scale, ("BF16", "F16", "F32"), block)
 
 
-def _scheme(name: str, content: Mapping[str, Any]) -> Scheme | None:
+def _scheme(name: str, content: Mapping[str, Any]) -> _Scheme | None:
     """How a matrix is stored; None if as numbers.
 
-    An exact name goes before a regular expression, and that before the name of a class. Raises
-    InputError for a config that says something else than this module reads.
+    An exact name goes before a regular expression, and that before the name of a class.
     """
     config = content[_FIELD]
     absent = (None, {})
@@ -140,7 +140,7 @@ def _scheme(name: str, content: Mapping[str, Any]) -> Scheme | None:
     check_fields(config, _FIELD, {"kv_cache_scheme": (None,), "transform_config": absent})
     check_fields(config, _FIELD, {"sparsity_config": (*absent, {"format": "dense"})})
     where = f"{_FIELD}.config_groups"
-    schemes: dict[str, Scheme] = {}
+    schemes: dict[str, _Scheme] = {}
     for key, group in check_section(config.get("config_groups"), where).items():
         group = check_section(group, f"{where}.{key}")
         scheme = _group_scheme(group, f"{where}.{key}", config.get("format"))
@@ -167,7 +167,7 @@ def _fits(module: str, target: str) -> bool:
         raise low_bit_reading.wrong_field("a target", target, wanted) from None
 
 
-def _group_scheme(group: Mapping[str, Any], where: str, default: Any) -> Scheme:
+def _group_scheme(group: Mapping[str, Any], where: str, default: Any) -> _Scheme:
     name = group.get("format") or default
     if name not in tuple(_FORMATS):
         raise low_bit_reading.wrong_field(f"{where}.format", name, f"one of {', '.join(_FORMATS)}")
@@ -195,6 +195,5 @@ LAYOUT = LowBitLayout(
     store=_store,
     config=_config,
     recognizes=_recognizes,
-    stored_names=_stored_names,
-    load=_load,
+    find=_find,
 )

@@ -2,6 +2,7 @@
 # Copyright 2026 The pqt_jax Authors
 """All layouts of weights in few bits, and how a folder's matrices are read by them."""
 
+import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,9 +10,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pqt_jax.errors import InputError
-from pqt_jax.interchange import compressed_tensors, low_bit_reading, mlx, quark, safetensors_io
+from pqt_jax.interchange import compressed_tensors, low_bit_reading, mlx, quark
 from pqt_jax.interchange.low_bit import LowBitLayout
-from pqt_jax.interchange.safetensors_io import DTYPES, FLOAT_DTYPES, StoredTensor
+from pqt_jax.interchange.safetensors_io import FLOAT_DTYPES, StoredTensor
 
 LAYOUTS: dict[str, LowBitLayout] = {
     module.LAYOUT.name: module.LAYOUT for module in (compressed_tensors, mlx, quark)
@@ -51,7 +52,8 @@ def find_layout(content: Mapping[str, Any], model: str, path: Path) -> LowBitLay
                 )
             return layout
     if (value := content.get(_FIELD)) is not None:
-        wanted = f"absent, or of quant_method {' or '.join(LAYOUTS)}"
+        names = compressed_tensors.LAYOUT.name, quark.LAYOUT.name
+        wanted = f"absent, or of quant_method {' or '.join(names)}"
         raise InputError(f"{path}: {low_bit_reading.wrong_field(_FIELD, value, wanted)}")
     return None
 
@@ -78,35 +80,20 @@ def find_matrix(
       None if the matrix is stored as numbers, or not at all.
 
     Raises:
-      InputError: if config.json describes something that the layout does not read.
+      InputError: if config.json describes something that the layout does not read, or the tensors
+        do not fit it.
     """
     if layout is None or len(shape) != 2:
         return None
     try:
-        names = tuple(one for one in layout.stored_names(name, content) if one in stored)
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from None
-    if not names or (names == (name,) and stored[name].dtype in FLOAT_DTYPES):
-        return None
-
-    def read_tensor(one: str) -> np.ndarray | None:
-        if one not in stored:
+        found = layout.find(name, content)
+        if found is None or not (found.codes in stored or found.scale in stored):
             return None
-        if stored[one].dtype not in DTYPES:
-            raise InputError(f"{one} is {stored[one].dtype}; it must be one of {', '.join(DTYPES)}")
-        return safetensors_io.read_tensor(stored[one])
-
-    def read() -> np.ndarray:
-        where, dtype, *_ = stored[names[0]]
-        try:
-            values = layout.load(name, content, read_tensor)
-        except InputError as error:
-            raise InputError(f"{where}: {error}") from None
-        if values is None:  # stored as numbers, but in no dtype of them
-            raise InputError(f"{where}: {name} is {dtype}; it must be {', '.join(FLOAT_DTYPES)}")
-        if values.shape != shape:
-            found, wanted = ("×".join(map(str, one)) for one in (values.shape, shape))
-            raise InputError(f"{where}: {name} is {found}; by {path.name} it is {wanted}")
-        return values
-
-    return StoredMatrix(names, read)
+        are_numbers = name in stored and stored[name].dtype in FLOAT_DTYPES
+        if are_numbers and found.scale not in stored:
+            return None
+        low_bit_reading.check_matrix(stored, found, shape)
+    except InputError as error:
+        raise InputError(f"{path.parent}: {error}") from None
+    read = functools.partial(low_bit_reading.read_matrix, stored, found)
+    return StoredMatrix((found.codes, found.scale), read)

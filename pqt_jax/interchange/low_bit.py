@@ -21,7 +21,6 @@ from pqt_jax.numerics import bit_packing
 from pqt_jax.numerics.formats import FloatFormat
 
 GROUP = 32  # weights along `in` that share a scale
-Read = Callable[[str], np.ndarray | None]  # name of a stored tensor → its values, None if absent
 
 
 class EncodedMatrix(NamedTuple):
@@ -58,6 +57,26 @@ class EncodedMatrix(NamedTuple):
         return data.reshape(len(self.codes), -1)
 
 
+class StoredCodes(NamedTuple):
+    """In which two tensors a folder holds a matrix in few bits.
+
+    Attributes:
+      fmt: the format of the codes.
+      codes: the name of the tensor of codes: those of a row without gaps, from the lowest bits on.
+      codes_dtype: its dtype by the name in safetensors.
+      scale: the name of the tensor of scales, [⌈out/bo⌉, ⌈in/bi⌉].
+      scale_dtypes: the dtypes that it may have. U8 and F8_E8M0 are E8M0, others are numbers.
+      block: (bo, bi).
+    """
+
+    fmt: FloatFormat
+    codes: str
+    codes_dtype: str
+    scale: str
+    scale_dtypes: tuple[str, ...] = ("U8",)
+    block: tuple[int, int] = (1, GROUP)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LowBitLayout:
     """How one kind of software stores a model in a folder like those of transformers.
@@ -76,10 +95,9 @@ class LowBitLayout:
       config: (name of each matrix → its format, or None for numbers; squares) → fields to add to
         config.json.
       recognizes: whether a config.json describes a folder of this layout.
-      stored_names: (name, config.json) → all names under which its tensors may be stored.
-      load: (name, config.json, read) → float32[out, in], or None if the matrix is stored as
-        numbers under its own name. Raises InputError, which names tensor and value, for what is
-        stored otherwise than here.
+      find: (name, config.json) → in which tensors the matrix is stored; None if as numbers under
+        its own name. It is as numbers, too, if there are no scales. Raises InputError, which names
+        field and value, for a config.json that says something else than is read here.
     """
 
     name: str
@@ -91,8 +109,7 @@ class LowBitLayout:
     store: Callable[[str, EncodedMatrix, bool], dict[str, np.ndarray]]
     config: Callable[[Mapping[str, FloatFormat | None], bool], dict[str, Any]]
     recognizes: Callable[[Mapping[str, Any]], bool]
-    stored_names: Callable[[str, Mapping[str, Any]], tuple[str, ...]]
-    load: Callable[[str, Mapping[str, Any], Read], np.ndarray | None]
+    find: Callable[[str, Mapping[str, Any]], StoredCodes | None]
 
 
 def recode(matrix: EncodedMatrix, fmt: FloatFormat) -> EncodedMatrix:

@@ -13,13 +13,10 @@ import numpy as np
 
 from pqt_jax.console import shorten
 from pqt_jax.errors import InputError
-from pqt_jax.interchange import low_bit
-from pqt_jax.interchange.low_bit import GROUP, Read
-from pqt_jax.interchange.safetensors_io import DTYPE_NAMES
+from pqt_jax.interchange import low_bit, safetensors_io
+from pqt_jax.interchange.low_bit import GROUP, StoredCodes
+from pqt_jax.interchange.safetensors_io import SIZES, StoredTensor
 from pqt_jax.numerics import bit_packing
-from pqt_jax.numerics.formats import FloatFormat
-
-Scheme = tuple[FloatFormat, tuple[int, int] | None]  # of a matrix: see `read_matrix`
 
 
 def wrong_field(name: str, value: Any, wanted: str) -> InputError:
@@ -74,73 +71,77 @@ def check_block(value: Any, where: str) -> tuple[int, int]:
     return value[0], value[1]
 
 
-def read_matrix(read: Read, name: str, scale_name: str, scheme: Scheme) -> np.ndarray:
-    """Read the codes and scales of a matrix, and multiply them.
+def check_matrix(
+    stored: Mapping[str, StoredTensor], found: StoredCodes, shape: tuple[int, int]
+) -> None:
+    """Check the headers of the two tensors of a matrix.
 
     Args:
-      read: as in `LowBitLayout.load`.
-      name: the tensor of the codes: F8_E4M3[out, in], or U8[out, in·bits/8] without gaps.
-      scale_name: the tensor of the scales.
-      scheme: (the format of the codes, (bo, bi)). Without a block, scales are U8[out, in/32] in
-        E8M0. With one, they are [⌈out/bo⌉, ⌈in/bi⌉], E8M0 if they are stored as F8_E8M0, else
-        numbers.
+      stored: the tensors of a folder, by name.
+      found: those of the matrix.
+      shape: [out, in], as config.json has it.
+
+    Raises:
+      InputError: if one of them is missing, or has another dtype or shape.
+    """
+    (rows, columns), (bo, bi) = shape, found.block
+    bits = 8 * SIZES[found.codes_dtype]
+    if columns % GROUP and (bo == 1 or bits != found.fmt.bits):
+        raise InputError(
+            f"{found.codes}: by config.json it has rows of {columns} weights, which "
+            f"are no groups of {GROUP}; give an undamaged copy"
+        )
+    codes = rows, columns * found.fmt.bits // bits
+    _check_tensor(stored, found.codes, (found.codes_dtype,), codes, shape)
+    _check_tensor(
+        stored, found.scale, found.scale_dtypes, (-(-rows // bo), -(-columns // bi)), shape
+    )
+
+
+def _check_tensor(
+    stored: Mapping[str, StoredTensor],
+    name: str,
+    dtypes: tuple[str, ...],
+    wanted: tuple[int, int],
+    shape: tuple[int, int],
+) -> None:
+    if name not in stored:
+        raise InputError(f"no tensor {name}; by config.json its matrix is stored in few bits")
+    path, dtype, found, _ = stored[name]
+    if dtype not in dtypes or found != wanted:
+        raise InputError(
+            f"{path}: {name} is {dtype} {_join(found)}; for {_join(shape)} weights it must be "
+            f"{' or '.join(dtypes)} {_join(wanted)}"
+        )
+
+
+def read_matrix(stored: Mapping[str, StoredTensor], found: StoredCodes) -> np.ndarray:
+    """Read the codes and scales of a matrix that `check_matrix` accepts, and multiply them.
 
     Returns:
       float32[out, in].
 
     Raises:
-      InputError: if a tensor is missing, does not fit the other, or has NaN.
+      InputError: if a file cannot be read any more, or a scale or a weight is not finite.
     """
-    fmt, block = scheme
-    codes = _read_codes(read, name, fmt)
-    dtypes = ("U8",) if block is None else ("F8_E8M0", "BF16", "F16", "F32")
-    scale = _read(read, scale_name, *dtypes)
-    (rows, columns), (bo, bi) = codes.shape, block or (1, GROUP)
-    grid = -(-rows // bo), -(-columns // bi)
-    if scale.shape != grid:
-        raise InputError(
-            f"{scale_name} is {_shape(scale)}; it must be {grid[0]}×{grid[1]}, as {name} has "
-            f"{rows}×{columns} weights"
-        )
+    data = safetensors_io.read_tensor(stored[found.codes]).view(np.uint8)
+    codes = bit_packing.unpack(data.reshape(-1), found.fmt.bits, data.size * 8 // found.fmt.bits)
+    codes = codes.astype(np.uint8).reshape(len(data), -1)
+    scale = safetensors_io.read_tensor(stored[found.scale])
     if scale.dtype in (np.uint8, ml_dtypes.float8_e8m0fnu):
         scale = bit_packing.from_e8m0(scale.view(np.uint8))
-    if not np.isfinite(scale.astype(np.float32)).all():
-        raise InputError(f"{scale_name}: a scale is not a number; put a whole copy there")
-    values = low_bit.multiply(fmt, codes, scale.astype(np.float32), (bo, bi))
+    scale = scale.astype(np.float32)
+    if not np.isfinite(scale).all():
+        raise _damaged(stored, found.scale, "a scale is not a number")
+    values = low_bit.multiply(found.fmt, codes, scale, found.block)
     if not np.isfinite(values).all():
-        raise InputError(
-            f"{name}: a weight is NaN, or too large for float32; put a whole copy there"
-        )
+        raise _damaged(stored, found.codes, "a weight is NaN, or too large for float32")
     return values
 
 
-def _read_codes(read: Read, name: str, fmt: FloatFormat) -> np.ndarray:
-    """The codes of a matrix, one in each byte."""
-    if fmt.bits == 8:
-        codes = _read(read, name, "F8_E4M3").view(np.uint8)
-    else:
-        data = _read(read, name, "U8")
-        rows, size = data.shape
-        if size % (unit := GROUP * fmt.bits // 8):
-            raise InputError(
-                f"{name} is {_shape(data)}; its rows must be multiples of {unit} bytes"
-            )
-        codes = bit_packing.unpack(data.reshape(-1), fmt.bits, rows * size * 8 // fmt.bits)
-        codes = codes.astype(np.uint8).reshape(rows, -1)
-    return codes
+def _damaged(stored: Mapping[str, StoredTensor], name: str, reason: str) -> InputError:
+    return InputError(f"{stored[name].path}: {name}: {reason}; put a whole copy there")
 
 
-def _read(read: Read, name: str, *dtypes: str) -> np.ndarray:
-    """Read a matrix of one of these dtypes."""
-    value = read(name)
-    if value is None:
-        raise InputError(f"no tensor {name}; by config.json its matrix is stored in few bits")
-    if (found := DTYPE_NAMES[value.dtype]) not in dtypes or value.ndim != 2:
-        raise InputError(
-            f"{name} is {found} {_shape(value)}; it must be a matrix of {' or '.join(dtypes)}"
-        )
-    return value
-
-
-def _shape(array: np.ndarray) -> str:
-    return "×".join(map(str, array.shape)) or "a scalar"
+def _join(shape: tuple[int, ...]) -> str:
+    return "×".join(map(str, shape)) or "a scalar"

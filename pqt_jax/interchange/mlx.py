@@ -18,15 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from pqt_jax.errors import InputError
-from pqt_jax.interchange.low_bit import (
-    GROUP,
-    EncodedMatrix,
-    LowBitLayout,
-    Read,
-    decode,
-    recode,
-)
+from pqt_jax.interchange.low_bit import GROUP, EncodedMatrix, LowBitLayout, StoredCodes, recode
+from pqt_jax.interchange.low_bit_reading import check_fields, check_section, wrong_field
 from pqt_jax.interchange.safetensors_writer import TensorSpec
 from pqt_jax.numerics.formats import E2M1, E2M3, E3M2, E4M3, FloatFormat
 
@@ -52,11 +45,7 @@ def _describe(
 
 def _store(name: str, matrix: EncodedMatrix, squares: bool) -> dict[str, np.ndarray]:
     matrix = recode(matrix, _CARRIERS[matrix.fmt])
-    packed = matrix.codes
-    if matrix.fmt.bits == 4:
-        packed = packed[:, 0::2] | packed[:, 1::2] << 4
-    words = np.ascontiguousarray(packed).view("<u4")
-    return {name: words, f"{_layer(name)}.scales": matrix.group_scale}
+    return {name: matrix.packed.view("<u4"), f"{_layer(name)}.scales": matrix.group_scale}
 
 
 def _config(formats: Mapping[str, FloatFormat | None], squares: bool) -> dict[str, Any]:
@@ -78,44 +67,19 @@ def _recognizes(config: Mapping[str, Any]) -> bool:
     return isinstance(config.get(FIELD), dict)
 
 
-def _stored_names(name: str, config: Mapping[str, Any]) -> tuple[str, ...]:
-    return name, f"{_layer(name)}.scales"
-
-
-def _load(name: str, config: Mapping[str, Any], read: Read) -> np.ndarray | None:
+def _find(name: str, config: Mapping[str, Any]) -> StoredCodes | None:
     layer = _layer(name)
-    scale = read(f"{layer}.scales")
-    if scale is None:
-        return None
+    where = f"{FIELD}.{layer}" if layer in config[FIELD] else FIELD
     entry = config[FIELD].get(layer, config[FIELD])
+    if entry is False:
+        return None
+    entry = check_section(entry, where)
     modes = {_MODES[fmt]: fmt for fmt in _MODES}
-    mode = entry.get("mode", "affine") if isinstance(entry, dict) else entry
-    if mode not in tuple(modes):
-        raise InputError(f"{name}: mode {mode!r} of {FIELD}; it must be {' or '.join(modes)}")
-    fmt = modes[mode]
-    for field, wanted in _entry(fmt).items():
-        if entry.get(field) != wanted:
-            raise InputError(
-                f"{name}: {field}={entry.get(field)!r} of {FIELD}; it must be {wanted}"
-            )
-    words = read(name)
-    if words is None:
-        raise InputError(f"{name} is missing; {layer}.scales is there")
-    if scale.ndim != 2 or scale.dtype != np.uint8:
-        wanted = "a uint8 matrix"
-        raise InputError(f"{layer}.scales is {_describe_array(scale)}; it must be {wanted}")
-    shape = (len(scale), scale.shape[1] * fmt.bits)
-    if words.shape != shape or words.dtype != np.uint32:
-        wanted = f"uint32{list(shape)}"
-        raise InputError(f"{name} is {_describe_array(words)}; it must be {wanted}")
-    codes = np.ascontiguousarray(words).astype("<u4").view(np.uint8)
-    if fmt.bits == 4:
-        codes = np.stack([codes & 15, codes >> 4], -1).reshape(len(codes), -1)
-    return decode(EncodedMatrix(fmt, codes, scale, (1, GROUP)))
-
-
-def _describe_array(array: np.ndarray) -> str:
-    return f"{array.dtype}{list(array.shape)}"
+    if entry.get("mode") not in tuple(modes):
+        raise wrong_field(f"{where}.mode", entry.get("mode"), " or ".join(modes))
+    fmt = modes[entry["mode"]]
+    check_fields(entry, where, {field: (value,) for field, value in _entry(fmt).items()})
+    return StoredCodes(fmt, name, "U32", f"{layer}.scales")
 
 
 LAYOUT = LowBitLayout(
@@ -128,6 +92,5 @@ LAYOUT = LowBitLayout(
     store=_store,
     config=_config,
     recognizes=_recognizes,
-    stored_names=_stored_names,
-    load=_load,
+    find=_find,
 )

@@ -22,8 +22,8 @@ import numpy as np
 
 from pqt_jax.errors import InputError
 from pqt_jax.interchange import low_bit_reading
-from pqt_jax.interchange.low_bit import GROUP, EncodedMatrix, LowBitLayout, Read
-from pqt_jax.interchange.low_bit_reading import Scheme, check_fields, check_names, check_section
+from pqt_jax.interchange.low_bit import GROUP, EncodedMatrix, LowBitLayout, StoredCodes
+from pqt_jax.interchange.low_bit_reading import check_fields, check_names, check_section
 from pqt_jax.interchange.safetensors_writer import TensorSpec
 from pqt_jax.numerics.formats import E2M1, E2M3, E3M2, E4M3, FloatFormat
 
@@ -31,6 +31,7 @@ _FIELD = "quantization_config"
 _METHOD = "quark"
 _DTYPES = {E2M1: "fp4", E2M3: "fp6_e2m3", E3M2: "fp6_e3m2", E4M3: "fp8_e4m3"}
 _FORMATS = {dtype: fmt for fmt, dtype in _DTYPES.items()}
+_Scheme = tuple[FloatFormat, tuple[int, int] | None]  # (format, its blocks; None for groups)
 _UNQUANTIZED = {"input_tensors": None, "output_tensors": None, "bias": None}
 
 
@@ -104,22 +105,19 @@ def _recognizes(content: Mapping[str, Any]) -> bool:
     return isinstance(config, dict) and config.get("quant_method") == _METHOD
 
 
-def _stored_names(name: str, content: Mapping[str, Any]) -> tuple[str, ...]:
-    return (name,) if _scheme(name, content) is None else (name, f"{name}_scale")
-
-
-def _load(name: str, content: Mapping[str, Any], read: Read) -> np.ndarray | None:
+def _find(name: str, content: Mapping[str, Any]) -> StoredCodes | None:
     scheme = _scheme(name, content)
     if scheme is None:
         return None
-    return low_bit_reading.read_matrix(read, name, f"{name}_scale", scheme)
+    fmt, block = scheme
+    dtype, scale = "F8_E4M3" if fmt == E4M3 else "U8", f"{name}_scale"
+    if block is None:
+        return StoredCodes(fmt, name, dtype, scale)
+    return StoredCodes(fmt, name, dtype, scale, ("F8_E8M0", "BF16", "F16", "F32"), block)
 
 
-def _scheme(name: str, content: Mapping[str, Any]) -> Scheme | None:
-    """How a matrix is stored; None if as numbers.
-
-    Raises InputError for a config that says something else than this module reads.
-    """
+def _scheme(name: str, content: Mapping[str, Any]) -> _Scheme | None:
+    """How a matrix is stored; None if as numbers."""
     config = content[_FIELD]
     absent = (None, {})
     check_fields(config, _FIELD, {"layer_type_quant_config": absent, "algo_config": (None, [])})
@@ -141,7 +139,7 @@ def _scheme(name: str, content: Mapping[str, Any]) -> Scheme | None:
     return next(matching, common)
 
 
-def _layer_scheme(layer: Any, where: str) -> Scheme | None:
+def _layer_scheme(layer: Any, where: str) -> _Scheme | None:
     check_fields(check_section(layer, where), where, dict.fromkeys(_UNQUANTIZED, (None,)))
     if layer.get("weight") is None:
         return None
@@ -171,6 +169,5 @@ LAYOUT = LowBitLayout(
     store=_store,
     config=_config,
     recognizes=_recognizes,
-    stored_names=_stored_names,
-    load=_load,
+    find=_find,
 )

@@ -10,6 +10,7 @@ from pqt_jax.errors import InputError
 from pqt_jax.interchange.compressed_tensors import LAYOUT
 from pqt_jax.interchange.low_bit import EncodedMatrix
 from pqt_jax.numerics.formats import E2M1, E2M3, E3M2, E4M3
+from support import low_bit_folder
 
 UP, DOWN = (f"model.layers.0.mlp.{part}_proj.weight" for part in ("up", "down"))
 E8M0 = np.array([[126], [130]], np.uint8)
@@ -88,8 +89,14 @@ def content(*groups, **fields):
     return {"quantization_config": config | {"config_groups": groups} | fields}
 
 
-def load(content, tensors, name=UP):
-    return LAYOUT.load(name, content, tensors.get)
+def load(folder, content, tensors, name=UP):
+    return low_bit_folder.load(folder, LAYOUT, content, tensors, name)
+
+
+def names(content, name):
+    """The tensors of a matrix that is stored in few bits."""
+    found = LAYOUT.find(name, content)
+    return None if found is None else (found.codes, found.scale)
 
 
 MX = {"num_bits": 8, "type": "float", "group_size": 32}
@@ -98,25 +105,25 @@ ONES = np.full((64, 64), 0x38, np.uint8).view(ml_dtypes.float8_e4m3fn)  # codes 
 TENSORS = {UP: ONES, f"{UP}_scale": np.full((64, 2), 128, np.uint8)}  # scales of 2
 
 
-def test_fields_that_have_defaults_may_be_absent():
-    np.testing.assert_array_equal(load(content(MXFP8), TENSORS), np.full((64, 64), 2))
+def test_fields_that_have_defaults_may_be_absent(tmp_path):
+    np.testing.assert_array_equal(load(tmp_path, content(MXFP8), TENSORS), np.full((64, 64), 2))
     inherited = MXFP8 | {"format": None}
-    found = load(content(inherited, format="mxfp8-quantized", ignore=None), TENSORS)
+    found = load(tmp_path, content(inherited, format="mxfp8-quantized", ignore=None), TENSORS)
     np.testing.assert_array_equal(found, np.full((64, 64), 2))
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16])
 @pytest.mark.parametrize("name", ["float-quantized", "naive-quantized"])
-def test_blocks_of_any_size_with_scales_of_any_value(name, dtype):
+def test_blocks_of_any_size_with_scales_of_any_value(tmp_path, name, dtype):
     weights = {"num_bits": 8, "type": "float", "strategy": "block", "block_structure": [48, 16]}
     blocks = {"targets": ["re:.*up_proj"], "weights": weights, "format": name}
     scale = np.arange(8).reshape(2, 4) / 4 - 0.75
-    found = load(content(blocks), {UP: ONES, f"{UP}_scale": scale.astype(dtype)})
+    found = load(tmp_path, content(blocks), {UP: ONES, f"{UP}_scale": scale.astype(dtype)})
     np.testing.assert_array_equal(found, np.repeat(np.repeat(scale, 48, 0), 16, 1)[:64])
-    assert LAYOUT.stored_names(UP, content(blocks)) == (UP, f"{UP}_scale")
+    assert names(content(blocks), UP) == (UP, f"{UP}_scale")
 
 
-def test_the_most_specific_target_decides():
+def test_the_most_specific_target_decides(tmp_path):
     """A name goes before a regular expression, that before a class, and `ignore` before all."""
     named = MXFP8 | {"targets": [UP.removesuffix(".weight")]}
     pattern = group(4, "mxfp4-pack-quantized", ["re:.*mlp.*"])
@@ -124,15 +131,15 @@ def test_the_most_specific_target_decides():
     groups = linear, pattern, named
     other = "model.layers.0.self_attn.q_proj.weight"
     for name, expected in ((UP, UP), (DOWN, f"{DOWN}_packed"), (other, f"{other}_packed")):
-        assert LAYOUT.stored_names(name, content(*groups)) == (expected, f"{name}_scale")
+        assert names(content(*groups), name) == (expected, f"{name}_scale")
     for ignored in ("re:.*up_proj$", UP.removesuffix(".weight"), "Linear"):
-        assert LAYOUT.stored_names(UP, content(*groups, ignore=[ignored])) == (UP,)
-        assert load(content(*groups, ignore=[ignored]), TENSORS) is None
-    assert LAYOUT.stored_names(DOWN, content(named)) == (DOWN,)
+        assert names(content(*groups, ignore=[ignored]), UP) is None
+        assert load(tmp_path, content(*groups, ignore=[ignored]), TENSORS) is None
+    assert names(content(named), DOWN) is None
     embedding = "model.embed_tokens.weight"
-    assert LAYOUT.stored_names(embedding, content(linear)) == (embedding,)
+    assert names(content(linear), embedding) is None
     both = MXFP8 | {"targets": ["Linear", "Embedding"]}
-    assert LAYOUT.stored_names(embedding, content(both)) == (embedding, f"{embedding}_scale")
+    assert names(content(both), embedding) == (embedding, f"{embedding}_scale")
 
 
 def weights(**fields):
@@ -186,18 +193,14 @@ REFUSED = {
 
 @pytest.mark.parametrize("content, message", REFUSED.values(), ids=REFUSED)
 def test_what_is_stored_otherwise_is_refused_by_its_field(content, message):
-    for call in (lambda: load(content, TENSORS), lambda: LAYOUT.stored_names(UP, content)):
-        with pytest.raises(InputError) as caught:
-            call()
-        assert message in str(caught.value) and "\n" not in str(caught.value)
+    with pytest.raises(InputError) as caught:
+        LAYOUT.find(UP, content)
+    assert message in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_scales_of_another_dtype_are_refused():
+def test_scales_of_another_dtype_are_refused(tmp_path):
     """Software that reads these folders takes F8_E8M0 for numbers to convert to bytes."""
     scale = TENSORS[f"{UP}_scale"].view(ml_dtypes.float8_e8m0fnu)
-    with pytest.raises(InputError, match="weight_scale is F8_E8M0 64×2; it must be a matrix of U8"):
-        load(content(MXFP8), TENSORS | {f"{UP}_scale": scale})
-    packed = content(group(4, "mxfp4-pack-quantized", ["Linear"]))
-    codes = {f"{UP}_packed": np.zeros((64, 24), np.uint8)}
-    with pytest.raises(InputError, match="is 64×24; its rows must be multiples of 16 bytes"):
-        load(packed, codes | {f"{UP}_scale": TENSORS[f"{UP}_scale"]})
+    message = "weight_scale is F8_E8M0 64×2; for 64×64 weights it must be U8 64×2"
+    with pytest.raises(InputError, match=message):
+        load(tmp_path, content(MXFP8), TENSORS | {f"{UP}_scale": scale})

@@ -9,9 +9,14 @@ import numpy as np
 import pytest
 
 from pqt_jax.errors import InputError
-from pqt_jax.interchange import huggingface, low_bit, safetensors_io, safetensors_writer
+from pqt_jax.interchange import (
+    huggingface,
+    layouts,
+    low_bit,
+    safetensors_io,
+    safetensors_writer,
+)
 from pqt_jax.interchange.layouts import LAYOUTS
-from pqt_jax.interchange.safetensors_writer import TensorSpec
 from pqt_jax.numerics.formats import BF16, E2M1, E2M3, E3M2, E4M3, E4M7, E5M2
 from support import low_bit_folder
 from support.low_bit_folder import CONFIGS, FORMATS, MIXED
@@ -25,13 +30,17 @@ SQUARES = [(layout, name) for layout in LAYOUTS for name in LAYOUTS[layout].squa
 
 def round_trip(folder, layout, matrix, squares):
     """Write a matrix to a file, and load it."""
-    layout = LAYOUTS[layout]
-    specs = layout.describe(NAME, matrix.fmt, matrix.codes.shape, squares)
+    layout, shape = LAYOUTS[layout], matrix.codes.shape
     content = layout.config({NAME: matrix.fmt}, squares)
-    safetensors_writer.write_stream(folder, specs, layout.store(NAME, matrix, squares).items())
+    specs, tensors = (
+        layout.describe(NAME, matrix.fmt, shape, squares),
+        layout.store(NAME, matrix, squares),
+    )
+    safetensors_writer.write_stream(folder, specs, tensors.items())
     stored = safetensors_io.find_tensors(folder)
-    assert set(layout.stored_names(NAME, content)) >= stored.keys()
-    return layout.load(NAME, content, lambda name: safetensors_io.read_tensor(stored[name]))
+    found = layouts.find_matrix(layout, content, stored, NAME, shape, folder / "config.json")
+    assert set(found.names) == stored.keys()
+    return found.read()
 
 
 @pytest.mark.parametrize("block", [(32, 32), (32, 1), (64, 16)], ids=str)
@@ -68,20 +77,18 @@ def test_a_carrier_holds_all_values_and_is_a_format_of_the_layout(layout):
     assert {LAYOUTS[layout].carrier(fmt) for fmt in (E5M2, E4M7, BF16)} == {None}
 
 
-def check_loaded(folder, config, values):
+def check_loaded(folder, values):
     """The folder's weights are the given ones, by the names of transformers."""
-    found, params = huggingface.load(folder)
-    assert found.num_kv_heads == config.num_kv_heads
-    leaves = low_bit_folder.flat(params)
-    checked = set()
-    for entry, layer, short in huggingface._iterate_tensors(config):
-        (path,) = entry.paths
-        name = short if entry is huggingface.HEAD else f"model.{short}"
-        one = leaves[path] if layer is None else leaves[path][layer]
-        one = one.T if entry.transposed else one
-        assert one.tobytes() == values[name].tobytes(), name
-        checked.add(name)
-    assert checked == values.keys()
+    model = huggingface.open_folder(folder)
+    found = {
+        tensor.name: huggingface.join(tensor, parts)
+        for tensor, parts in huggingface.stored_values(
+            huggingface.list_tensors(model.config), model.read
+        )
+    }
+    assert found.keys() == values.keys()
+    for name, x in found.items():
+        assert x.tobytes() == values[name].tobytes(), name
 
 
 FOLDERS = [(layout, "llama", FORMATS[name], False) for layout, name in SINGLE]
@@ -93,9 +100,9 @@ FOLDERS += [
 
 @pytest.mark.parametrize("layout, config, chosen, squares", FOLDERS)
 def test_a_folder_is_read_bit_for_bit(tmp_path, layout, config, chosen, squares):
-    folder, config = tmp_path / "out", CONFIGS[config]
-    values = low_bit_folder.write(folder, LAYOUTS[layout], config, chosen, squares=squares)
-    check_loaded(folder, config, values)
+    layout = LAYOUTS[layout]
+    values = low_bit_folder.write(tmp_path / "out", layout, CONFIGS[config], chosen, squares)
+    check_loaded(tmp_path / "out", values)
 
 
 @pytest.fixture(scope="module", params=LAYOUTS)
@@ -109,12 +116,7 @@ def written(request, tmp_path_factory):
 
 
 def rewrite(folder, content, tensors):
-    folder.mkdir(exist_ok=True)
-    specs = {
-        name: TensorSpec(safetensors_io.DTYPE_NAMES[x.dtype], x.shape)
-        for name, x in tensors.items()
-    }
-    safetensors_writer.write_stream(folder, specs, tensors.items())
+    low_bit_folder.write_tensors(folder, tensors)
     (folder / "config.json").write_text(json.dumps(content))
 
 
@@ -133,31 +135,35 @@ def names_of(tensors):
     return codes, scale
 
 
-def test_damaged_tensors_are_refused_by_name(tmp_path, written):
+def test_damaged_values_are_refused_by_name(tmp_path, written):
     content, tensors = written
     codes, scale = names_of(tensors)
     nan = tensors[scale].copy()
     nan[1, 1] = 0xFF
     rewrite(tmp_path, content, tensors | {scale: nan})
-    refused(tmp_path, f"{scale}: a scale is not a number; put a whole copy there")
+    refused(tmp_path, f"safetensors: {scale}: a scale is not a number; put a whole copy there")
     large = np.full_like(nan, 0xFE)
     rewrite(tmp_path, content, tensors | {scale: large})
-    refused(tmp_path, f"{codes}: a weight is NaN, or too large for float32")
-    rewrite(tmp_path, content, tensors | {scale: nan[:-1]})
-    refused(tmp_path, f"{scale} is 95×2; it must be 96×2")
-    rewrite(tmp_path, content, tensors | {scale: nan.astype(np.float32)})
-    refused(tmp_path, f"{scale} is F32 96×2; it must be a matrix of U8")
-    less = {name: x for name, x in tensors.items() if name != scale}
-    rewrite(tmp_path, content, less)
-    refused(tmp_path, f"no tensor {scale}; by config.json its matrix is stored in few bits")
-    rewrite(tmp_path, content, tensors | {codes: tensors[codes][:-1], scale: tensors[scale][:-1]})
-    refused(tmp_path, f"{NAME} is 95×64; by config.json it is 96×64")
+    refused(tmp_path, f"safetensors: {codes}: a weight is NaN, or too large for float32")
+
+
+def test_damaged_headers_are_refused_before_values_are_read(tmp_path, written):
+    content, tensors = written
+    names = codes, scale = names_of(tensors)
+    rewrite(tmp_path, content, tensors | {scale: tensors[scale][:-1]})
+    refused(tmp_path, f"{scale} is U8 95×2; for 96×64 weights it must be U8 96×2")
+    rewrite(tmp_path, content, tensors | {scale: tensors[scale].astype(np.float32)})
+    refused(tmp_path, f"{scale} is F32 96×2; for 96×64 weights it must be U8 96×2")
+    rewrite(tmp_path, content, tensors | {codes: tensors[codes][:, :-1]})
+    refused(tmp_path, f"safetensors: {codes} is ", "; for 96×64 weights it must be ")
     rewrite(tmp_path, content, tensors | {codes: tensors[codes].reshape(-1)})
-    refused(tmp_path, codes, "it must be a matrix of")
-    less = {name: x for name, x in tensors.items() if name not in (scale, codes)}
-    rewrite(tmp_path, content, less)
+    refused(tmp_path, f"safetensors: {codes} is ", "; for 96×64 weights it must be ")
+    for name in names:
+        rewrite(tmp_path, content, {n: x for n, x in tensors.items() if n != name})
+        refused(tmp_path, f"no tensor {name}; by config.json its matrix is stored in few bits")
+    rewrite(tmp_path, content, {n: x for n, x in tensors.items() if n not in names})
     refused(tmp_path, "no tensor layers.0.mlp.up_proj.weight; config.json says it must have one")
-    extra = {NAME.replace("weight", "weight_zero_point"): nan}
+    extra = {NAME.replace("weight", "weight_zero_point"): tensors[scale]}
     rewrite(tmp_path, content, tensors | extra)
     refused(tmp_path, "tensor layers.0.mlp.up_proj.weight_zero_point is no part of the model")
 
@@ -165,7 +171,7 @@ def test_damaged_tensors_are_refused_by_name(tmp_path, written):
 def test_shapes_of_config_json_are_checked_before_memory_is_taken(tmp_path, written):
     content, tensors = written
     rewrite(tmp_path, content | {"intermediate_size": 2**31 - 32}, tensors)
-    refused(tmp_path, "by config.json it is 2147483616×64")
+    refused(tmp_path, "; for 2147483616×64 weights it must be ")
 
 
 def test_a_matrix_without_scales_may_be_stored_as_numbers(tmp_path, written):
@@ -180,8 +186,10 @@ def test_a_matrix_without_scales_may_be_stored_as_numbers(tmp_path, written):
 
 def test_other_quantizations_and_models_are_refused(tmp_path, written):
     content, tensors = written
-    field = next(name for name in ("quantization_config", "quantization") if name in content)
-    rewrite(tmp_path, content | {field: {"quant_method": "gptq", "bits": 4}}, tensors)
+    fields = {name: x for name, x in content.items() if not name.startswith("quantization")}
+    rewrite(
+        tmp_path, fields | {"quantization_config": {"quant_method": "gptq", "bits": 4}}, tensors
+    )
     refused(
         tmp_path, "config.json: quantization_config={'quant_method': 'gptq', 'bits': 4}; it must"
     )

@@ -10,9 +10,11 @@ from pqt_jax.interchange import low_bit
 from pqt_jax.interchange.low_bit import EncodedMatrix
 from pqt_jax.interchange.mlx import LAYOUT
 from pqt_jax.numerics.formats import BF16, E2M1, E2M3, E3M2, E4M3, E4M7, E5M2
+from support import low_bit_folder
 
 NAME = "model.layers.0.mlp.up_proj.weight"
 SCALES = "model.layers.0.mlp.up_proj.scales"
+FOUR = {"group_size": 32, "bits": 4, "mode": "mxfp4"}
 
 
 def make_matrix(fmt, rows=70, columns=96, block=(32, 32)):
@@ -48,16 +50,16 @@ def test_bytes_of_fp8_are_codes():
 
 @pytest.mark.parametrize("block", [(32, 32), (1, 32), (16, 64)])
 @pytest.mark.parametrize("fmt", [E2M1, E2M3, E3M2, E4M3])
-def test_what_is_stored_is_read_again(fmt, block):
+def test_what_is_stored_is_read_again(tmp_path, fmt, block):
     one = make_matrix(fmt, block=block)
     stored = LAYOUT.store(NAME, one, False)
     config = LAYOUT.config({NAME: fmt}, False)
-    assert LAYOUT.recognizes(config) and LAYOUT.stored_names(NAME, config) == (NAME, SCALES)
+    assert LAYOUT.recognizes(config)
     specs = LAYOUT.describe(NAME, fmt, one.codes.shape, False)
     assert specs.keys() == stored.keys()
     for name, array in stored.items():
         assert specs[name].shape == array.shape and specs[name].nbytes == array.nbytes
-    loaded = LAYOUT.load(NAME, config, stored.get)
+    loaded = low_bit_folder.load(tmp_path, LAYOUT, config, stored, NAME, one.codes.shape)
     assert loaded.tobytes() == low_bit.decode(one).tobytes()
 
 
@@ -78,38 +80,25 @@ def test_carriers_hold_each_value():
     assert [LAYOUT.carrier(f) for f in (E4M7, E5M2, BF16)] == [None] * 3
 
 
-def test_numbers_are_left_to_the_caller():
-    assert LAYOUT.load(NAME, {"quantization": {}}, {NAME: np.zeros(3)}.get) is None
+def test_numbers_are_left_to_the_caller(tmp_path):
+    numbers = {NAME: np.zeros((64, 64), np.float32)}
+    assert low_bit_folder.load(tmp_path, LAYOUT, {"quantization": FOUR}, numbers, NAME) is None
+    assert LAYOUT.find(NAME, {"quantization": FOUR | {NAME[:-7]: False}}) is None
     assert not LAYOUT.recognizes({}) and not LAYOUT.recognizes({"quantization": None})
 
 
-FOUR = {"group_size": 32, "bits": 4, "mode": "mxfp4"}
-
-
 @pytest.mark.parametrize(
-    "entry, changes, message",
+    "entry, message",
     [
-        (FOUR | {"mode": "affine"}, {}, "mode 'affine' of quantization; it must be mxfp4 or mx"),
-        ({"group_size": 64, "bits": 4}, {}, "mode 'affine' of quantization; it must be"),
-        (FOUR | {"mode": ["x"]}, {}, "mode ['x'] of quantization; it must be"),
-        (FOUR | {NAME[:-7]: 7}, {}, "mode 7 of quantization; it must be"),
-        (FOUR | {"bits": 8}, {}, "bits=8 of quantization; it must be 4"),
-        (FOUR | {"group_size": 16}, {}, "group_size=16 of quantization; it must be 32"),
-        (FOUR, {NAME: None}, "is missing; model.layers.0.mlp.up_proj.scales is there"),
-        (FOUR, {NAME: np.zeros((70, 13), "u4")}, "is uint32[70, 13]; it must be uint32[70, 12]"),
-        (FOUR, {NAME: np.zeros((70, 12), "f4")}, "is float32[70, 12]; it must be uint32[70, 12]"),
-        (
-            FOUR,
-            {SCALES: np.zeros((70, 3), "f4")},
-            "scales is float32[70, 3]; it must be a uint8 m",
-        ),
-        (FOUR, {SCALES: np.zeros((7, 3), "u1")}, "is uint32[70, 12]; it must be uint32[7, 12]"),
-        (FOUR, {SCALES: np.zeros((), "u1")}, "scales is uint8[]; it must be a uint8 matrix"),
+        (FOUR | {"mode": "affine"}, "quantization.mode='affine'; it must be mxfp4 or mxfp8"),
+        ({"group_size": 64, "bits": 4}, "quantization.mode is missing; it must be mxfp4 or mxfp8"),
+        (FOUR | {"mode": ["x"]}, "quantization.mode=['x']; it must be mxfp4 or mxfp8"),
+        (FOUR | {NAME[:-7]: 7}, f"quantization.{NAME[:-7]}=7; it must be a JSON object"),
+        (FOUR | {"bits": 8}, "quantization.bits=8; it must be 4"),
+        (FOUR | {"group_size": 16}, "quantization.group_size=16; it must be 32"),
     ],
 )
-def test_what_is_stored_otherwise_is_refused(entry, changes, message):
-    stored = LAYOUT.store(NAME, make_matrix(E2M1), False) | changes
+def test_what_is_stored_otherwise_is_refused(entry, message):
     with pytest.raises(InputError) as caught:
-        LAYOUT.load(NAME, {"quantization": entry}, stored.get)
+        LAYOUT.find(NAME, {"quantization": entry})
     assert message in str(caught.value) and "\n" not in str(caught.value)
-    assert str(caught.value).startswith("model.layers.0.mlp.up_proj.")

@@ -10,6 +10,7 @@ from pqt_jax.errors import InputError
 from pqt_jax.interchange.low_bit import EncodedMatrix
 from pqt_jax.interchange.quark import LAYOUT
 from pqt_jax.numerics.formats import E2M1, E2M3, E3M2, E4M3
+from support import low_bit_folder
 
 UP, DOWN = (f"model.layers.0.mlp.{part}_proj.weight" for part in ("up", "down"))
 SCALE = f"{UP}_scale"
@@ -85,35 +86,41 @@ def content(weight=WEIGHT, layer=None, **fields):
     return {"quantization_config": config | {"export": {"pack_method": "reorder"}} | fields}
 
 
-def load(content, tensors, name=UP):
-    return LAYOUT.load(name, content, tensors.get)
+def load(folder, content, tensors, name=UP):
+    return low_bit_folder.load(folder, LAYOUT, content, tensors, name)
+
+
+def names(content, name):
+    """The tensors of a matrix that is stored in few bits."""
+    found = LAYOUT.find(name, content)
+    return None if found is None else (found.codes, found.scale)
 
 
 ONES = np.full((64, 64), 0x38, np.uint8).view(ml_dtypes.float8_e4m3fn)  # codes of 1
 TENSORS = {UP: ONES, SCALE: np.full((64, 2), 128, np.uint8)}  # scales of 2
 
 
-def test_groups_and_blocks_of_any_size():
-    np.testing.assert_array_equal(load(content(), TENSORS), np.full((64, 64), 2))
+def test_groups_and_blocks_of_any_size(tmp_path):
+    np.testing.assert_array_equal(load(tmp_path, content(), TENSORS), np.full((64, 64), 2))
     blocks = {"dtype": "fp8_e4m3", "qscheme": "per_block", "block_size": [48, 16]}
     scale = np.arange(8).reshape(2, 4) / 4 - 0.75
     for dtype in (np.float32, ml_dtypes.bfloat16):
-        found = load(content(blocks), {UP: ONES, SCALE: scale.astype(dtype)})
+        found = load(tmp_path, content(blocks), {UP: ONES, SCALE: scale.astype(dtype)})
         np.testing.assert_array_equal(found, np.repeat(np.repeat(scale, 48, 0), 16, 1)[:64])
 
 
-def test_patterns_choose_layers():
+def test_patterns_choose_layers(tmp_path):
     fp4 = {"weight": WEIGHT | {"dtype": "fp4"}}
     layers = {"*up_proj": {"weight": None}, "*layers.0*": fp4}
     chosen = content(layer_quant_config=layers, exclude=["lm_head", "*q_proj"])
-    assert load(chosen, TENSORS) is None and LAYOUT.stored_names(UP, chosen) == (UP,)
-    assert LAYOUT.stored_names(DOWN, chosen) == (DOWN, f"{DOWN}_scale")
+    assert load(tmp_path, chosen, TENSORS) is None and names(chosen, UP) is None
+    assert names(chosen, DOWN) == (DOWN, f"{DOWN}_scale")
     codes = {DOWN: np.full((64, 32), 0x22, np.uint8), f"{DOWN}_scale": TENSORS[SCALE]}
-    np.testing.assert_array_equal(load(chosen, codes, DOWN), np.full((64, 64), 2))
+    np.testing.assert_array_equal(load(tmp_path, chosen, codes, DOWN), np.full((64, 64), 2))
     query = "model.layers.1.self_attn.q_proj.weight"
-    assert LAYOUT.stored_names(query, chosen) == (query,)
+    assert names(chosen, query) is None
     embedding = "model.embed_tokens.weight"
-    assert LAYOUT.stored_names(embedding, chosen) == (embedding,)
+    assert names(chosen, embedding) is None
 
 
 FIELD = "quantization_config.global_quant_config"
@@ -168,7 +175,6 @@ REFUSED = {
 
 @pytest.mark.parametrize("content, message", REFUSED.values(), ids=REFUSED)
 def test_what_is_stored_otherwise_is_refused_by_its_field(content, message):
-    for call in (lambda: load(content, TENSORS), lambda: LAYOUT.stored_names(UP, content)):
-        with pytest.raises(InputError) as caught:
-            call()
-        assert message in str(caught.value) and "\n" not in str(caught.value)
+    with pytest.raises(InputError) as caught:
+        LAYOUT.find(UP, content)
+    assert message in str(caught.value) and "\n" not in str(caught.value)

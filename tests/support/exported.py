@@ -102,7 +102,9 @@ def write_low_bit(folder, layout, matrices, squares=False):
         specs |= layout.describe(name, matrix.fmt, matrix.codes.shape, squares)
         values |= layout.store(name, matrix, squares)
     safetensors_writer.write_stream(folder, specs, values.items())
-    change_config(folder, layout.config({n: m.fmt for n, m in matrices.items()}, squares))
+    names = [name for name in tensors if name.endswith("_proj.weight")]
+    formats = {name: matrices[name].fmt if name in matrices else None for name in names}
+    change_config(folder, layout.config(formats, squares))
 
 
 def put_matrices(model, matrices):

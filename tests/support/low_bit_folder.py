@@ -93,3 +93,11 @@ def load(folder, layout, content, tensors, name, shape=(64, 64)):
     stored = safetensors_io.find_tensors(folder)
     found = layouts.find_matrix(layout, content, stored, name, shape, folder / "config.json")
     return found and found.read()
+
+
+def stored_values(folder):
+    """{name in transformers: the values that are read from a folder, float32}."""
+    opened = huggingface.open_folder(folder)
+    tensors = huggingface.list_tensors(opened.config)
+    pairs = huggingface.stored_values(tensors, opened.read)
+    return {tensor.name: huggingface.join(tensor, parts) for tensor, parts in pairs}

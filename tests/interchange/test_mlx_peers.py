@@ -3,6 +3,7 @@
 """mlx_lm loads a folder of few bits: weights bit for bit, logits, and text."""
 
 import dataclasses
+from argparse import Namespace
 
 import jax
 import jax.numpy as jnp
@@ -10,11 +11,14 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from pqt_jax.analysis import export_folder, load, open_weights
+from pqt_jax.analysis.export_folder import Storage
 from pqt_jax.analysis.sampling import generate_tokens
 from pqt_jax.data import tokenizer_files
-from pqt_jax.interchange import low_bit
+from pqt_jax.interchange import huggingface, low_bit
 from pqt_jax.interchange.mlx import LAYOUT
 from pqt_jax.numerics.formats import E2M1, E2M3, E3M2, E4M3
+from pqt_jax.training import named_formats
 from support import tiny
 from support.exported import (
     make,
@@ -67,6 +71,26 @@ def test_mlx_lm_computes_the_same(tmp_path, name):
     assert found.dtype == np.float32
     assert np.abs(found - wanted).max() < 1e-4 * np.abs(wanted).max()
     assert (found.argmax(-1) == wanted.argmax(-1)).all()
+
+
+def test_mlx_lm_computes_the_same_from_an_export(tmp_path):
+    config, model = make(CONFIG)
+    huggingface.save(tmp_path / "hf", config, nnx.state(model), dtype="float32")
+    storage = Storage(layout=LAYOUT, numbers="bfloat16", rest="float32")
+    options = Namespace(workdir=None, hf=str(tmp_path / "hf"), packed=None)
+    (tmp_path / "out").mkdir()
+
+    def write(source):
+        plan = named_formats.make_plan(source.params, source.rules, "fp4_e2m1")
+        export_folder.write(tmp_path / "out", source, plan, storage)
+
+    open_weights.use_model(options, write)
+    plan = named_formats.make_plan(nnx.state(model), load.HF_RULES, "fp4_e2m1")
+    nnx.update(model, named_formats.round_by_plan(nnx.state(model), plan))
+    theirs, _ = mlx_utils.load_model(tmp_path / "out")
+    found = np.array(theirs(mx.array(TOKENS[None])))
+    wanted = np.asarray(model(jnp.asarray(TOKENS[None])))
+    assert np.abs(found - wanted).max() < 1e-4 * np.abs(wanted).max()
 
 
 def test_mlx_lm_generates_from_the_folder(tmp_path):

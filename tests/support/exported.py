@@ -41,9 +41,9 @@ CONFIGS = {
 each = pytest.mark.parametrize("name", CONFIGS)
 
 
-def make(config, rules=()):
+def make(config, rules=(), max_length=64):
     """A model whose every parameter is random, biases and scales included."""
-    config = dataclasses.replace(config, max_length=64)
+    config = dataclasses.replace(config, max_length=max_length)
     model = build_model(config, rules, rngs=nnx.Rngs(0))
     rng = np.random.default_rng(1)
 

@@ -190,7 +190,8 @@ def test_what_no_tokenizer_json_can_say_gets_no_file(tmp_path, options, message)
     assert message in found.about
 
 
-PIECES = [b"12", b"123", b"1234", b"th", b"the", b" the", b"  ", b"   ", b"\n\n", b" \n", b"\r\n"]
+PIECES = [b"12", b"123", b"1234", b"th", b"the", b" the", b"(the", b"  ", b"   "]
+PIECES += [b"\n\n", b" \n", b"\r\n"]
 PATTERNS = {
     "gpt2": "",
     "cl100k": r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+| ?[^\s\p{L}\p{N}]++"

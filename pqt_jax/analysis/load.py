@@ -119,7 +119,7 @@ def read_run(path: Path) -> tuple[RunConfig, run_metadata.Meta, nnx.State]:
 
 
 def load_hf(folder: Path) -> tuple[ModelConfig, nnx.GraphDef, nnx.State]:
-    """Read a GPT-2 or a Llama from a Hugging Face folder.
+    """Read a model of a Hugging Face folder.
 
     Returns:
       (the model's configuration, structure of the model, parameters).
@@ -201,7 +201,7 @@ def add_model_options(parser: console.Parser) -> None:
     """Add `--workdir`, `--hf`, `--packed` and `--gguf`, of which exactly one is required."""
     origin = parser.add_mutually_exclusive_group(required=True)
     origin.add_argument("--workdir", metavar="RUN", help="folder of a training run")
-    origin.add_argument("--hf", metavar="DIR", help="Hugging Face folder of a GPT-2 or a Llama")
+    origin.add_argument("--hf", metavar="DIR", help="Hugging Face folder of a model")
     origin.add_argument(
         "--packed", metavar="DIR", help="folder of packed weights, which the export command writes"
     )

@@ -48,8 +48,8 @@ def frequencies(rotary: Rotary, half: int) -> jax.Array:
     """The angle by which each pair of components turns from one position to the next.
 
     Example:
-      >>> frequencies(Rotary(100.0, "linear", factor=4.0), half=2).round(4).tolist()
-      [0.25, 0.02500000037252903]
+      >>> frequencies(Rotary(16.0, "linear", factor=4.0), half=2).tolist()
+      [0.25, 0.0625]
 
     Args:
       rotary: base and scaling.

@@ -13,6 +13,7 @@ from pqt_jax.errors import InputError
 from pqt_jax.interchange import huggingface
 from pqt_jax.models import GPT2Config, ModelConfig, get_spec
 from pqt_jax.models.registry import model_config
+from pqt_jax.training.config.field_table import as_text
 from pqt_jax.training.config.schema import RunConfig
 from pqt_jax.transform.tree_paths import paths_and_leaves
 
@@ -65,25 +66,26 @@ def read(config: RunConfig, known: str = "") -> Start:
 
 
 def _check_same(config: RunConfig, here: ModelConfig, there: ModelConfig) -> None:
-    """Raise InputError, naming the first field that differs, unless both are the same model."""
-    pairs = [("name", here.name, there.name)]
+    """Raise InputError, naming all fields that differ, unless both are the same model."""
+    pairs: dict[str, tuple[Any, Any]] = {"name": (here.name, there.name)}
     if here.name == there.name:
-        pairs += [
-            (field.name, getattr(here, field.name), getattr(there, field.name))
-            for field in dataclasses.fields(here)
-        ]
-    for field, ours, theirs in pairs:
-        if field in _COMPUTATION or (field == "max_length" and get_spec(here).rotary):
-            continue  # with rotary positions no weight depends on the length
-        if field == "num_kv_heads":  # 0 stands for num_heads, which have been compared
-            ours, theirs = ours or config.model.num_heads, theirs or config.model.num_heads
-        if field == "head_dim":  # 0 stands for d_model / num_heads
-            ours, theirs = here.head_width, there.head_width
-        if ours != theirs:
-            raise InputError(
-                f"config.model.{field}={ours!r}; config.init_from={config.init_from} has "
-                f"{theirs!r}, and both must be the same"
-            )
+        for field in dataclasses.fields(here):
+            pairs[field.name] = getattr(here, field.name), getattr(there, field.name)
+        # With rotary positions no weight depends on the length.
+        skipped = {*_COMPUTATION, *(["max_length"] if get_spec(here).rotary else [])}
+        pairs = {name: pair for name, pair in pairs.items() if name not in skipped}
+        if "head_dim" in pairs:  # 0 stands for what other fields give
+            pairs["head_dim"] = here.head_width, there.head_width
+            pairs["num_kv_heads"] = here.kv_heads, there.kv_heads
+    differing = {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+    if not differing:
+        return
+    (field, (ours, theirs)), *others = differing.items()
+    more = ", ".join(f"{name}={as_text(value)}" for name, (_, value) in others)
+    raise InputError(
+        f"config.model.{field}={ours!r}; config.init_from={config.init_from} has {theirs!r}, and "
+        f"both must be the same{f'; it also has {more}' if more else ''}"
+    )
 
 
 def _fingerprint(leaves: dict[str, np.ndarray]) -> str:

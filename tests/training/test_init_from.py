@@ -141,12 +141,18 @@ def test_a_llama_may_be_trained_on_other_lengths(tmp_path):
         ({"d_model": 64}, "config.model.d_model=64; config.init_from={} has 32, and both must"),
         (
             {"vocab_size": 300, "d_ff": 96},
-            "config.model.vocab_size=300; config.init_from={} has 256",
+            "config.model.vocab_size=300; config.init_from={} has 256, and both must be the same; "
+            "it also has d_ff=64",
         ),
         ({"num_kv_heads": 1}, "config.model.num_kv_heads=1; config.init_from={} has 2"),
         ({"norm_eps": 1e-6}, "config.model.norm_eps=1e-06; config.init_from={} has 1e-05"),
         ({"head_dim": 8}, "config.model.head_dim=8; config.init_from={} has 16, and both must"),
         ({"attention_bias": "qkv"}, "model.attention_bias='qkv'; config.init_from={} has 'none'"),
+        (
+            {"num_heads": 4, "tie_embeddings": True},
+            "config.model.num_heads=4; config.init_from={} has 2, and both must be the same; it "
+            "also has num_kv_heads=2, head_dim=16, tie_embeddings=false",
+        ),
         ({"qk_norm": True}, "config.model.qk_norm=True; config.init_from={} has False"),
         ({"rope_scaling": "llama3"}, "rope_scaling='llama3'; config.init_from={} has 'none'"),
         ({"rope_theta": 5.0}, "config.model.rope_theta=5.0; config.init_from={} has 10000.0"),
@@ -157,7 +163,7 @@ def test_a_llama_may_be_trained_on_other_lengths(tmp_path):
         (None, "config.model.name='gpt2'; config.init_from={} has 'llama2'"),
     ],
 )
-def test_another_shape_is_refused_by_its_first_field(tmp_path, change, message):
+def test_another_shape_is_refused_by_the_fields_that_differ(tmp_path, change, message):
     export(tmp_path)
     model = tiny.GPT2 if change is None else dataclasses.replace(tiny.LLAMA2, **change)
     with pytest.raises(InputError) as caught:

@@ -54,7 +54,16 @@ def to_metadata(config: ModelConfig) -> dict[str, Value]:
       >>> config = Llama2Config(256, d_model=64, num_layers=2, num_heads=4, d_ff=128)
       >>> to_metadata(config)["llama.feed_forward_length"]
       128
+
+    Raises:
+      InputError: for a model that differs from Llama 2, which would be read as another one.
     """
+    for field in ("head_dim", "attention_bias", "qk_norm", "rope_scaling"):
+        plain = getattr(Llama2Config, field)
+        if (value := getattr(config, field, plain)) != plain:
+            raise InputError(
+                f"config.model.{field}={value!r}; in GGUF it must be {plain!r}, give another layout"
+            )
     of = ARCHITECTURES[config.name]
     values: dict[str, Value] = {"vocab_size": config.vocab_size}
     values |= {theirs: getattr(config, ours) for ours, theirs in _COUNTS.items()}

@@ -95,12 +95,13 @@ def write(
       dtype: what matrices that are numbers are rounded to. Vectors are stored in float32.
 
     Raises:
+      InputError: for a model that differs from Llama 2.
       OutputError: if the file cannot be written.
       ValueError: if the values are not those of the model.
     """
+    metadata = gguf_config.to_metadata(config)
     shapes = _shapes(config)
     numbers = TensorType.F32 if dtype == "float32" else TensorType.BF16
-    metadata = gguf_config.to_metadata(config)
     metadata |= {"general.name": name, "general.file_type": 0, "general.quantization_version": 2}
     metadata |= tokenizer
     weights: collections.Counter[TensorType] = collections.Counter()

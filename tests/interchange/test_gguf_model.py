@@ -12,7 +12,7 @@ from pqt_jax.interchange import gguf_model, gguf_reader, gguf_tokenizer, gguf_wr
 from pqt_jax.models import GPT2Config
 from pqt_jax.numerics.formats import E2M1, E2M3
 from support import gguf_files
-from support.exported import each, flat
+from support.exported import OTHERS, each, flat
 
 BYTES = gguf_tokenizer.describe("bytes", b"", 256, begin=None, end=256)
 
@@ -36,6 +36,13 @@ def test_a_file_gives_back_what_was_written(tmp_path, name):
     for path, array in found.items():
         np.testing.assert_array_equal(array, rounded.get(path, np.zeros(array.shape, np.float32)))
     assert found.keys() >= rounded.keys()
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_what_llama_2_does_not_have_is_not_dropped(tmp_path, name):
+    with pytest.raises(InputError, match=r"config.model.\w+=.*; in GGUF it must be .*, give anoth"):
+        gguf_model.write(tmp_path / "a.gguf", OTHERS[name], [], tokenizer=BYTES, name="tiny")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_types_and_names(tmp_path):

@@ -20,12 +20,12 @@ from pqt_jax.errors import InputError, OutputError
 from pqt_jax.interchange import huggingface, safetensors_io, safetensors_writer
 from pqt_jax.models import GPT2Config
 from support import tiny
-from support.exported import CONFIGS, each, flat, make
+from support.exported import ALL, CONFIGS, each_of_all, flat, make
 
 
-@each
+@each_of_all
 def test_a_round_trip_is_bit_for_bit(tmp_path, name):
-    config, model = make(CONFIGS[name])
+    config, model = make(ALL[name])
     huggingface.save(tmp_path / "out", config, nnx.state(model), dtype="float32")
     assert {p.name for p in (tmp_path / "out").iterdir()} == {"config.json", "model.safetensors"}
     again, params = huggingface.load(tmp_path / "out")
@@ -43,7 +43,7 @@ def test_a_round_trip_is_bit_for_bit(tmp_path, name):
 
 @pytest.mark.parametrize("name", ["gpt2", "llama of few kv heads"])
 def test_models_take_what_was_loaded(tmp_path, name):
-    config, model = make(CONFIGS[name])
+    config, model = make(ALL[name])
     huggingface.save(tmp_path / "out", config, nnx.state(model), dtype="float32")
     config, params = huggingface.load(tmp_path / "out")
     other = type(model)(config, rngs=nnx.Rngs(7))
@@ -73,9 +73,9 @@ def test_the_state_of_a_wrapped_model_is_exported_without_its_bits(tmp_path):
     assert not loaded
 
 
-@each
+@each_of_all
 def test_bfloat16_is_rounded_to_nearest(tmp_path, name):
-    config, model = make(CONFIGS[name])
+    config, model = make(ALL[name])
     huggingface.save(tmp_path / "out", config, nnx.state(model))
     stored = safetensors_io.find_tensors(tmp_path / "out")
     assert {tensor.dtype for tensor in stored.values()} == {"BF16"}
@@ -395,7 +395,7 @@ def exported(tmp_path_factory):
     folder = tmp_path_factory.mktemp("exported")
     names = {name for name, *_ in REFUSED.values()}
     for name in names:
-        config, model = make(CONFIGS[name])
+        config, model = make(ALL[name])
         huggingface.save(folder / name, config, nnx.state(model), dtype="float32")
     return {name: read_plain(folder / name) for name in names}
 

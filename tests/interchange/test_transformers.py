@@ -12,7 +12,7 @@ from flax import nnx
 
 from pqt_jax.interchange import huggingface
 from pqt_jax.models import build_model
-from support.exported import CONFIGS, each, make
+from support.exported import ALL, CONFIGS, each_of_all, make
 
 torch = pytest.importorskip("torch", reason="needs the extra 'peers'")
 transformers = pytest.importorskip("transformers", reason="needs the extra 'peers'")
@@ -40,9 +40,9 @@ def continuation(model):
     return tokens
 
 
-@each
+@each_of_all
 def test_transformers_computes_the_same_from_an_export(tmp_path, name):
-    config, model = make(CONFIGS[name])
+    config, model = make(ALL[name])
     huggingface.save(
         tmp_path / "out", config, nnx.state(model), dtype="float32", shard_bytes=30_000
     )

@@ -29,6 +29,8 @@ CONFIGS = {
         tiny.LLAMA2, num_heads=4, num_kv_heads=2, norm_eps=1e-3, rope_theta=500.0
     ),
     "llama tied": dataclasses.replace(tiny.LLAMA2, tie_embeddings=True),
+}
+OTHERS = {  # what differs from Llama 2
     "llama 3": dataclasses.replace(tiny.OTHERS, attention_bias="none", qk_norm=False, head_dim=0),
     "llama with biases": dataclasses.replace(
         tiny.LLAMA2, attention_bias="all", head_dim=24, rope_scaling="linear", rope_factor=4.0
@@ -38,7 +40,9 @@ CONFIGS = {
     "qwen3": dataclasses.replace(tiny.LLAMA2, qk_norm=True, head_dim=24),
     "qwen3 with biases": tiny.OTHERS,
 }
+ALL = CONFIGS | OTHERS
 each = pytest.mark.parametrize("name", CONFIGS)
+each_of_all = pytest.mark.parametrize("name", ALL)
 
 
 def make(config, rules=(), max_length=64):

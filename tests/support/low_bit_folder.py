@@ -25,6 +25,7 @@ LLAMA = dataclasses.replace(tiny.LLAMA2, d_model=64, d_ff=96, num_heads=4)
 CONFIGS = {
     "llama": LLAMA,
     "few kv heads, tied": dataclasses.replace(LLAMA, num_kv_heads=2, tie_embeddings=True),
+    "qwen3": dataclasses.replace(tiny.OTHERS, d_model=64, d_ff=96, head_dim=32),
     "ragged": dataclasses.replace(LLAMA, d_ff=80),  # 80 rows of up and gate, 80 columns of down
     "qwen2": dataclasses.replace(LLAMA, attention_bias="qkv"),
 }

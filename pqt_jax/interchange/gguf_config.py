@@ -2,13 +2,17 @@
 # Copyright 2026 The pqt_jax Authors
 """The metadata of GGUF files ↔ our model configurations.
 
-Metadata that would make a different model of the same weights (scaled rotary positions, experts, …)
-are refused by their name.
+    gpt2           GPT2 with biases
+    llama          Llama2 with all its options but norms of queries and keys
+    qwen2          the same with biases of q, k and v, if positions are not scaled as in Llama 3
+    qwen3          Llama2 with norms of queries and keys, if the attention's output has no bias and
+                   positions are not scaled as in Llama 3
+
+Which biases and norms a model has is seen by its tensors. Metadata that would make another model
+of the same weights (experts, a sliding window, …) are refused by their name.
 """
 
-import dataclasses
 import sys
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -18,6 +22,7 @@ from pqt_jax.errors import InputError
 from pqt_jax.interchange.gguf_reader import GGUF, Value
 from pqt_jax.models import GPT2Config, Llama2Config, ModelConfig
 
+ARCHITECTURES = ("gpt2", "llama", "qwen2", "qwen3")
 _COUNTS = {  # our field → its name after that of the architecture
     "d_model": "embedding_length",
     "num_layers": "block_count",
@@ -25,26 +30,36 @@ _COUNTS = {  # our field → its name after that of the architecture
     "d_ff": "feed_forward_length",
     "max_length": "context_length",
 }
+_HEAD_SIZES = ("attention.key_length", "attention.value_length", "rope.dimension_count")
+_BIASES = ("blk.0.attn_q.bias", "blk.0.attn_output.bias")
+# Fields that are metadata of our own: llama.cpp takes of them what `gguf_rotary` says.
+LLAMA3 = ("rope_factor", "rope_low_freq_factor", "rope_high_freq_factor", "rope_original_length")
+_FIXED = {  # what metadata may be, where a file has them
+    "rope.scale_linear": (1.0,),
+    "expert_count": (0,),
+    "attention.sliding_window": (0,),
+}
 _ROPE_THETA = 10000.0  # of llama.cpp, where a file does not say it
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Architecture:
-    """How one model is described in GGUF.
+def choose_architecture(config: ModelConfig) -> str:
+    """The architecture of llama.cpp that computes what our model does.
 
-    Attributes:
-      name: general.architecture, which also begins the names below.
-      norm_eps: the name of the field norm_eps.
-      make_extra: our configuration → metadata that only GGUF has.
-      fixed: our configuration → values that metadata may have, where a file has them.
-      build: (values of our fields, the file) → our configuration.
+    Raises:
+      InputError: if there is none.
     """
-
-    name: str
-    norm_eps: str
-    make_extra: Callable[[Any], dict[str, Value]]
-    fixed: Callable[[Any], dict[str, tuple[Value, ...]]]
-    build: Callable[[dict[str, Any], GGUF], ModelConfig]
+    if isinstance(config, GPT2Config):
+        return "gpt2"
+    if not config.qk_norm:
+        as_qwen = config.attention_bias == "qkv" and config.rope_scaling != "llama3"
+        return "qwen2" if as_qwen else "llama"
+    for name, lacks in (("attention_bias", "all"), ("rope_scaling", "llama3")):
+        if getattr(config, name) == lacks:
+            raise InputError(
+                f"config.model.{name}={lacks} together with config.model.qk_norm=True; llama.cpp "
+                "has no such model, so give another layout than gguf"
+            )
+    return "qwen3"
 
 
 def to_metadata(config: ModelConfig) -> dict[str, Value]:
@@ -54,31 +69,29 @@ def to_metadata(config: ModelConfig) -> dict[str, Value]:
       >>> config = Llama2Config(256, d_model=64, num_layers=2, num_heads=4, d_ff=128)
       >>> to_metadata(config)["llama.feed_forward_length"]
       128
-
-    Raises:
-      InputError: for a model that differs from Llama 2, which would be read as another one.
     """
-    for field in ("head_dim", "attention_bias", "qk_norm", "rope_scaling"):
-        plain = getattr(Llama2Config, field)
-        if (value := getattr(config, field, plain)) != plain:
-            raise InputError(
-                f"config.model.{field}={value!r}; in GGUF it must be {plain!r}, give another layout"
-            )
-    of = ARCHITECTURES[config.name]
+    architecture = choose_architecture(config)
     values: dict[str, Value] = {"vocab_size": config.vocab_size}
     values |= {theirs: getattr(config, ours) for ours, theirs in _COUNTS.items()}
-    values |= {of.norm_eps: config.norm_eps, **of.make_extra(config)}
-    prefixed = {f"{of.name}.{name}": value for name, value in values.items()}
-    return {"general.architecture": of.name, **prefixed}
+    values[_norm_eps(architecture)] = config.norm_eps
+    own: dict[str, Value] = {}
+    if isinstance(config, Llama2Config):
+        values["attention.head_count_kv"] = config.kv_heads
+        values |= dict.fromkeys(_HEAD_SIZES, config.head_width)
+        values["rope.freq_base"] = config.rope_theta
+        if config.rope_scaling == "linear":
+            values |= {"rope.scaling.type": "linear", "rope.scaling.factor": config.rope_factor}
+        elif config.rope_scaling == "llama3":
+            own = {f"pqt_jax.{name}": float(getattr(config, name)) for name in LLAMA3}
+    prefixed = {f"{architecture}.{name}": value for name, value in values.items()}
+    return {"general.architecture": architecture, **prefixed, **own}
 
 
-def from_metadata(file: GGUF, vocab_size: int, tie_embeddings: bool) -> ModelConfig:
+def from_metadata(file: GGUF) -> ModelConfig:
     """Our configuration of the model that a file describes.
 
     Args:
-      file: from `gguf_reader.read`, of an architecture in `ARCHITECTURES`.
-      vocab_size: the number of embeddings in it.
-      tie_embeddings: whether it has no weights of the head.
+      file: from `gguf_reader.read`; it has the tensor token_embd.weight.
 
     Returns:
       A GPT2Config with biases, or a Llama2Config, with dtype float32.
@@ -86,38 +99,101 @@ def from_metadata(file: GGUF, vocab_size: int, tie_embeddings: bool) -> ModelCon
     Raises:
       InputError: naming the first metadata that our models do not support.
     """
-    of = find_architecture(file)
-    options: dict[str, Any] = {"vocab_size": vocab_size, "tie_embeddings": tie_embeddings}
-    options["dtype"] = "float32"
+    architecture = find_architecture(file)
+    options: dict[str, Any] = {
+        "vocab_size": file.tensors["token_embd.weight"].shape[0],
+        "tie_embeddings": "output.weight" not in file.tensors,
+        "dtype": "float32",
+    }
     for ours, theirs in _COUNTS.items():
-        options[ours] = _find_count(file, f"{of.name}.{theirs}")
-
-    options["norm_eps"] = _find_number(file, f"{of.name}.{of.norm_eps}")
-    even = of.name == "llama"
-    width, heads = options["d_model"], options["num_heads"]
-    if width % heads or (even and width // heads % 2):
-        wanted = (
-            f"a divisor of {of.name}.embedding_length={width}{' into heads of even size' * even}"
-        )
-        raise _wrong(file, f"{of.name}.attention.head_count", wanted)
-    config = of.build(options, file)
-    for name, values in of.fixed(config).items():
-        if file.metadata.get(f"{of.name}.{name}", values[0]) not in values:
-            raise _wrong(file, f"{of.name}.{name}", f"absent or {values[0]}")
-    return config
+        options[ours] = _find_count(file, f"{architecture}.{theirs}")
+    options["norm_eps"] = _find_number(file, f"{architecture}.{_norm_eps(architecture)}")
+    for name, values in _FIXED.items():
+        name = f"{architecture}.{name}"
+        if file.metadata.get(name, values[0]) not in values:
+            raise _wrong(file, name, f"absent or {values[0]}")
+    if architecture == "gpt2":
+        heads = options["num_heads"]
+        if options["d_model"] % heads:
+            wanted = f"a divisor of gpt2.embedding_length={options['d_model']}"
+            raise _wrong(file, "gpt2.attention.head_count", wanted)
+        return GPT2Config(**options, bias=True)
+    return _build_llama(file, architecture, options)
 
 
-def find_architecture(file: GGUF) -> Architecture:
+def find_architecture(file: GGUF) -> str:
     """The architecture of a file.
 
     Raises:
       InputError: if it is not one of ours.
     """
-    for of in ARCHITECTURES.values():
-        if file.metadata.get("general.architecture") == of.name:
-            return of
-    known = " or ".join(of.name for of in ARCHITECTURES.values())
-    raise _wrong(file, "general.architecture", known)
+    architecture = file.metadata.get("general.architecture")
+    if architecture not in ARCHITECTURES:
+        *most, last = ARCHITECTURES
+        raise _wrong(file, "general.architecture", f"{', '.join(most)} or {last}")
+    return str(architecture)
+
+
+def _norm_eps(architecture: str) -> str:
+    kind = "layer_norm" if architecture == "gpt2" else "layer_norm_rms"
+    return f"attention.{kind}_epsilon"
+
+
+def _build_llama(file: GGUF, architecture: str, options: dict[str, Any]) -> Llama2Config:
+    heads, width = options["num_heads"], options["d_model"]
+    size = _head_size(file, architecture, heads, width)
+    name = f"{architecture}.attention.head_count_kv"
+    kv_heads = _find_count(file, name, heads)
+    if heads % kv_heads:
+        raise _wrong(file, name, f"a divisor of {architecture}.attention.head_count={heads}")
+    biased = {bias for bias in _BIASES if bias in file.tensors}
+    return Llama2Config(
+        **options,
+        num_kv_heads=0 if kv_heads == heads else kv_heads,
+        head_dim=0 if size * heads == width else size,
+        attention_bias="none" if not biased else "all" if _BIASES[1] in biased else "qkv",
+        qk_norm="blk.0.attn_q_norm.weight" in file.tensors,
+        rope_theta=_find_number(file, f"{architecture}.rope.freq_base", _ROPE_THETA),
+        **_find_scaling(file, architecture),
+    )
+
+
+def _head_size(file: GGUF, architecture: str, heads: int, width: int) -> int:
+    name = f"{architecture}.{_HEAD_SIZES[0]}"
+    if name not in file.metadata:
+        name = f"{architecture}.attention.head_count"
+        if width % heads or width // heads % 2:
+            wanted = f"a divisor of {architecture}.embedding_length={width} into heads of even size"
+            raise _wrong(file, name, wanted)
+        size = width // heads
+    elif (size := _find_count(file, name)) % 2:
+        raise _wrong(file, name, "an even number")
+    for name in _HEAD_SIZES:
+        name = f"{architecture}.{name}"
+        if file.metadata.get(name, size) != size:
+            raise _wrong(file, name, f"absent or {size}, the size of a head")
+    return size
+
+
+def _find_scaling(file: GGUF, architecture: str) -> dict[str, Any]:
+    """The scaling of positions, but for that of Llama 3, which `gguf_rotary` reads."""
+    section = f"{architecture}.rope.scaling"
+    factor = _find_number(file, f"{section}.factor", 1.0)
+    kind = file.metadata.get(f"{section}.type", "linear")
+    if kind not in ("none", "linear"):
+        raise _wrong(file, f"{section}.type", "absent, none or linear")
+    if kind == "none" or factor == 1:
+        return {}
+    return {"rope_scaling": "linear", "rope_factor": factor}
+
+
+def find_own(file: GGUF) -> dict[str, Any]:
+    """The fields of our configuration that only files of ours have."""
+    names = {name: f"pqt_jax.{name}" for name in LLAMA3 if f"pqt_jax.{name}" in file.metadata}
+    return {
+        ours: _find_number(file, name) if file.metadata[name] != 0 else 0.0  # of low_freq_factor
+        for ours, name in names.items()
+    }
 
 
 def _find_count(file: GGUF, name: str, default: int | None = None) -> int:
@@ -140,51 +216,3 @@ def _wrong(file: GGUF, name: str, wanted: str) -> InputError:
     if name in file.metadata:
         stated = f"{name}={shorten(repr(file.metadata[name]), 200)}"
     return InputError(f"{file.path}: {stated}; it must be {wanted}")
-
-
-def _build_llama(options: dict[str, Any], file: GGUF) -> Llama2Config:
-    heads = options["num_heads"]
-    kv_heads = _find_count(file, "llama.attention.head_count_kv", heads)
-    if heads % kv_heads:
-        wanted = f"a divisor of llama.attention.head_count={heads}"
-        raise _wrong(file, "llama.attention.head_count_kv", wanted)
-    options["num_kv_heads"] = 0 if kv_heads == heads else kv_heads
-    theta = _find_number(file, "llama.rope.freq_base", _ROPE_THETA)
-    return Llama2Config(**options, rope_theta=theta)
-
-
-def _extra_llama(config: Llama2Config) -> dict[str, Value]:
-    return {
-        "attention.head_count_kv": config.kv_heads,
-        "rope.freq_base": config.rope_theta,
-        "rope.dimension_count": config.d_model // config.num_heads,
-    }
-
-
-def _fixed_llama(config: Llama2Config) -> dict[str, tuple[Value, ...]]:
-    size = config.d_model // config.num_heads
-    sizes = ("rope.dimension_count", "attention.key_length", "attention.value_length")
-    return {
-        **dict.fromkeys(sizes, (size,)),
-        "rope.scaling.type": ("none",),
-        "rope.scale_linear": (1.0,),
-        "expert_count": (0,),
-    }
-
-
-ARCHITECTURES = {  # by `ModelSpec.name`
-    "gpt2": Architecture(
-        name="gpt2",
-        norm_eps="attention.layer_norm_epsilon",
-        make_extra=lambda config: {},
-        fixed=lambda config: {},
-        build=lambda options, file: GPT2Config(**options, bias=True),
-    ),
-    "llama2": Architecture(
-        name="llama",
-        norm_eps="attention.layer_norm_rms_epsilon",
-        make_extra=_extra_llama,
-        fixed=_fixed_llama,
-        build=_build_llama,
-    ),
-}

@@ -3,7 +3,7 @@
 """GPT2 and Llama as GGUF files, which llama.cpp runs, written and read.
 
 A tensor of GGUF is a tensor of Hugging Face under another name. Every matrix is [out, in], also in
-GPT-2. In a query or key of Llama, llama.cpp rotates neighbours, and Hugging Face the elements of
+GPT-2. In a query or key of "llama", llama.cpp rotates neighbours, and Hugging Face the elements of
 its two halves, so rows of q and k are stored in another order:
 
     stored row  2i, 2i + 1  of a head of size d   =   our row  i, i + d/2
@@ -24,6 +24,7 @@ from pqt_jax.errors import InputError
 from pqt_jax.interchange import (
     gguf_config,
     gguf_reader,
+    gguf_rotary,
     gguf_tensors,
     gguf_writer,
     huggingface,
@@ -32,7 +33,7 @@ from pqt_jax.interchange import (
 from pqt_jax.interchange.gguf_reader import GGUF, Value
 from pqt_jax.interchange.gguf_tensors import Part, TensorType
 from pqt_jax.interchange.huggingface_tensors import TensorEntry
-from pqt_jax.models import ModelConfig
+from pqt_jax.models import GPT2Config, Llama2Config, ModelConfig
 
 Place = tuple[TensorEntry, int | None]  # an entry, and the number of the layer
 _GPT2 = {
@@ -52,7 +53,9 @@ _LLAMA = {
     "norm": "output_norm",
     "layers.{}.input_layernorm": "blk.{}.attn_norm",
     "layers.{}.self_attn.q_proj": "blk.{}.attn_q",
+    "layers.{}.self_attn.q_norm": "blk.{}.attn_q_norm",
     "layers.{}.self_attn.k_proj": "blk.{}.attn_k",
+    "layers.{}.self_attn.k_norm": "blk.{}.attn_k_norm",
     "layers.{}.self_attn.v_proj": "blk.{}.attn_v",
     "layers.{}.self_attn.o_proj": "blk.{}.attn_output",
     "layers.{}.post_attention_layernorm": "blk.{}.ffn_norm",
@@ -69,6 +72,8 @@ _FILE_TYPES = {TensorType.F32: 0, TensorType.Q8_0: 7, TensorType.BF16: 32, Tenso
 def places(config: ModelConfig) -> Iterator[Place]:
     """Yield all tensors of a model, entry by entry, and of each entry layer by layer."""
     for entry in huggingface_tensors.tensor_entries(config):
+        if not _is_stored(config, entry):
+            continue
         layers = range(config.num_layers) if "{}" in entry.name else (None,)
         yield from ((entry, layer) for layer in layers)
 
@@ -95,31 +100,37 @@ def write(
       dtype: what matrices that are numbers are rounded to. Vectors are stored in float32.
 
     Raises:
-      InputError: for a model that differs from Llama 2.
+      InputError: if llama.cpp has no such model, see `gguf_config.choose_architecture`.
       OutputError: if the file cannot be written.
       ValueError: if the values are not those of the model.
     """
-    metadata = gguf_config.to_metadata(config)
+    architecture = gguf_config.choose_architecture(config)
     shapes = _shapes(config)
     numbers = TensorType.F32 if dtype == "float32" else TensorType.BF16
+    metadata = gguf_config.to_metadata(config)
     metadata |= {"general.name": name, "general.file_type": 0, "general.quantization_version": 2}
     metadata |= tokenizer
     weights: collections.Counter[TensorType] = collections.Counter()
     with gguf_writer.create(Path(path), metadata, shapes) as store:
         missing = dict(shapes)
         for (entry, layer), parts in values:
+            if not _is_stored(config, entry):
+                continue
             target = _name(config, entry, layer)
             shape = missing.pop(target)
+            order = _order(config, entry, architecture)
             if len(shape) == 1:
                 vector = np.concatenate([part for part in parts if isinstance(part, np.ndarray)])
-                kind, data = TensorType.F32, gguf_tensors.encode_numbers(vector, TensorType.F32)
+                kind, data = TensorType.F32, vector[order].astype(np.float32)
             else:
                 kind, data = gguf_tensors.encode(parts, numbers)
-                data = data[_order(config, entry, shape)]
+                data = data[order]
                 weights[kind] += math.prod(shape)
             if data.nbytes != gguf_tensors.size(kind, shape):
                 raise ValueError(f"{target} has {data.nbytes} bytes of {kind.name}, not {shape}")
             store(target, kind, data)
+        if (divisors := gguf_rotary.divisors(config)) is not None:
+            store(gguf_rotary.TENSOR, TensorType.F32, divisors)
         for target, shape in missing.items():
             if target.endswith(".bias"):
                 store(target, TensorType.F32, np.zeros(shape, np.float32))
@@ -142,11 +153,9 @@ def load(path: str | os.PathLike[str]) -> tuple[ModelConfig, dict[str, Any]]:
     """
     file = gguf_reader.read(Path(path))
     gguf_config.find_architecture(file)
-    embedding = file.tensors.get("token_embd.weight")
-    if embedding is None:
+    if "token_embd.weight" not in file.tensors:
         raise InputError(f"{path}: no tensor token_embd.weight; give a file of a whole model")
-    tied = "output.weight" not in file.tensors
-    config = gguf_config.from_metadata(file, embedding.shape[0], tied)
+    config = gguf_rotary.read_scaling(file, gguf_config.from_metadata(file))
     _check(file, config)
     shapes = huggingface_tensors.parameter_shapes(config)
     leaves = {path: np.empty(shape, np.float32) for path, shape in shapes.items()}
@@ -169,21 +178,17 @@ def _read_tensor(
     kind = TensorType(code)
     data = gguf_reader.read_data(file, name, gguf_tensors.size(kind, shape))
     stored = gguf_tensors.decode(kind, data, shape)
-    if len(shape) == 1:
-        return stored
     value = np.empty_like(stored)
-    value[_order(config, entry, shape)] = stored
+    value[_order(config, entry, gguf_config.find_architecture(file))] = stored
     return value.T if _is_kernel(entry) else value
 
 
 def _check(file: GGUF, config: ModelConfig) -> None:
     """Raise InputError if the tensors are not those of the model, or do not fill the file."""
-    shapes = {}
-    for entry, layer in places(config):
-        name = _name(config, entry, layer)
-        if name not in file.tensors:  # before listing more: there may be too many layers
+    for entry, layer in places(config):  # before listing more: there may be too many layers
+        if (name := _name(config, entry, layer)) not in file.tensors:
             raise InputError(f"{file.path}: no tensor {name}; the metadata say it must have one")
-        shapes[name] = _shape(config, entry)
+    shapes = _shapes(config)
     position = file.start
     for name, (code, shape, offset) in file.tensors.items():
         if name not in shapes:
@@ -207,7 +212,11 @@ def _check(file: GGUF, config: ModelConfig) -> None:
 
 
 def _shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    return {_name(config, entry, layer): _shape(config, entry) for entry, layer in places(config)}
+    """The shape of each tensor of a file, by its name."""
+    shapes = {_name(config, entry, layer): _shape(config, entry) for entry, layer in places(config)}
+    if (divisors := gguf_rotary.divisors(config)) is not None:
+        shapes[gguf_rotary.TENSOR] = divisors.shape
+    return shapes
 
 
 def _shape(config: ModelConfig, entry: TensorEntry) -> tuple[int, ...]:
@@ -216,6 +225,12 @@ def _shape(config: ModelConfig, entry: TensorEntry) -> tuple[int, ...]:
     parts = [whole[path][1:] if "{}" in entry.name else whole[path] for path in entry.paths]
     shape = (*parts[0][:-1], sum(part[-1] for part in parts))
     return shape[::-1] if _is_kernel(entry) else shape
+
+
+def _is_stored(config: ModelConfig, entry: TensorEntry) -> bool:
+    """Whether llama.cpp has a tensor: of biases that our model lacks only those of GPT-2."""
+    shapes = huggingface_tensors.parameter_shapes(config)
+    return isinstance(config, GPT2Config) or entry.paths[0] in shapes
 
 
 def _is_kernel(entry: TensorEntry) -> bool:
@@ -227,10 +242,12 @@ def _name(config: ModelConfig, entry: TensorEntry, layer: int | None) -> str:
     return f"{_NAMES[config.name][stem]}.{suffix}".format(layer)
 
 
-def _order(config: ModelConfig, entry: TensorEntry, shape: tuple[int, ...]) -> Any:
+def _order(config: ModelConfig, entry: TensorEntry, architecture: str) -> Any:
     """The numbers of our rows in the order in which they are stored."""
-    heads = {"h/attn/q/kernel": config.num_heads, "h/attn/k/kernel": config.kv_heads}
-    if config.name != "llama2" or entry.paths[0] not in heads:
+    if architecture != "llama" or not isinstance(config, Llama2Config):
         return slice(None)
-    rows = np.arange(shape[0]).reshape(heads[entry.paths[0]], 2, -1)
+    heads = {"h/attn/q": config.num_heads, "h/attn/k": config.kv_heads}
+    if (count := heads.get(entry.paths[0].rsplit("/", 1)[0])) is None:
+        return slice(None)
+    rows = np.arange(count * config.head_width).reshape(count, 2, -1)
     return rows.swapaxes(1, 2).reshape(-1)

@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 
 from pqt_jax.errors import InputError
-from pqt_jax.interchange import gguf_model, gguf_reader, gguf_tokenizer, gguf_writer
+from pqt_jax.interchange import gguf_model, gguf_reader, gguf_tensors, gguf_tokenizer, gguf_writer
+from pqt_jax.interchange.gguf_tensors import TensorType
 from pqt_jax.models import GPT2Config
 from pqt_jax.numerics.formats import E2M1, E2M3
 from support import gguf_files
-from support.exported import OTHERS, each, flat
+from support.exported import flat
+from support.gguf_files import each
 
 BYTES = gguf_tokenizer.describe("bytes", b"", 256, begin=None, end=256)
 
@@ -38,11 +40,21 @@ def test_a_file_gives_back_what_was_written(tmp_path, name):
     assert found.keys() >= rounded.keys()
 
 
-@pytest.mark.parametrize("name", OTHERS)
-def test_what_llama_2_does_not_have_is_not_dropped(tmp_path, name):
-    with pytest.raises(InputError, match=r"config.model.\w+=.*; in GGUF it must be .*, give anoth"):
-        gguf_model.write(tmp_path / "a.gguf", OTHERS[name], [], tokenizer=BYTES, name="tiny")
-    assert list(tmp_path.iterdir()) == []
+@each
+def test_the_gguf_package_finds_the_same_numbers(tmp_path, name):
+    gguf = pytest.importorskip("gguf", reason="needs the extra 'peers'")
+    config, params = gguf_files.make(name)
+    write(tmp_path / "a.gguf", config, params)
+    file, types = gguf_reader.read(tmp_path / "a.gguf"), set()
+    for tensor in gguf.GGUFReader(tmp_path / "a.gguf").tensors:
+        kind, shape, _ = file.tensors[tensor.name]
+        kind = TensorType(kind)
+        data = gguf_reader.read_data(file, tensor.name, gguf_tensors.size(kind, shape))
+        found = gguf_tensors.decode(kind, data, shape)
+        expected = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
+        assert found.shape == expected.shape and found.tobytes() == expected.tobytes()
+        types.add(kind)
+    assert types == {TensorType.F32, TensorType.BF16, TensorType.MXFP4, TensorType.Q8_0}
 
 
 def test_types_and_names(tmp_path):
@@ -72,7 +84,7 @@ def test_types_and_names(tmp_path):
 
 
 def type_name(tensor):
-    return gguf_model.TensorType(tensor.type).name
+    return TensorType(tensor.type).name
 
 
 def test_metadata(tmp_path):
@@ -140,16 +152,16 @@ def test_tensors_may_come_in_any_order_and_must_be_all(tmp_path):
         gguf_model.write(tmp_path / "a.gguf", config, wrong, **options)
 
 
-def edited(folder, name="llama", **changes):
+def edited(folder, name="llama", options=None, **changes):
     """A file with other metadata or tensors; a value of None leaves something out."""
-    config, params = gguf_files.make(name)
+    config, params = gguf_files.make(name, **options or {})
     write(folder / "intact.gguf", config, params, lambda path, layer: None)
     file = gguf_reader.read(folder / "intact.gguf")
     metadata = {k: v for k, v in (file.metadata | changes).items() if v is not None}
     tensors = {}
     for name, tensor in file.tensors.items():
-        kind = gguf_model.TensorType(tensor.type)
-        data = gguf_reader.read_data(file, name, gguf_model.gguf_tensors.size(kind, tensor.shape))
+        kind = TensorType(tensor.type)
+        data = gguf_reader.read_data(file, name, gguf_tensors.size(kind, tensor.shape))
         tensors[name] = (kind, tensor.shape, data)
     tensors |= changes
     tensors = {n: one for n, one in tensors.items() if isinstance(one, tuple)}
@@ -161,30 +173,35 @@ def edited(folder, name="llama", **changes):
     return folder / "a.gguf"
 
 
+HEADS = {"llama.attention.key_length": None}
 LLAMA_CHANGES = [
-    ({"general.architecture": "qwen2"}, r"general\.architecture='qwen2'; it must be gpt2 or llama"),
-    ({"general.architecture": None}, r"general\.architecture is missing; it must be gpt2 or llama"),
+    (
+        {"general.architecture": "bert"},
+        r"general\.architecture='bert'; it must be gpt2, llama, qwen",
+    ),
+    ({"general.architecture": None}, r"general\.architecture is missing; it must be gpt2, ll"),
     ({"llama.block_count": None}, r"llama\.block_count is missing; it must be a whole number"),
     ({"llama.block_count": 3}, r"no tensor blk\.2\.attn_norm\.weight; the metadata say"),
     ({"llama.block_count": 2**31 - 1}, r"no tensor blk\.2\."),
     ({"llama.block_count": 0}, r"llama\.block_count=0; it must be a whole number above 0"),
     ({"llama.context_length": True}, r"llama\.context_length=True; it must be a whole number"),
-    ({"llama.attention.head_count": 3}, r"head_count=3; it must be a divisor of .*length=32"),
-    ({"llama.attention.head_count": 32}, r"head_count=32; .* into heads of even size"),
+    (HEADS | {"llama.attention.head_count": 3}, r"head_count=3; it must be a divisor"),
+    (HEADS | {"llama.attention.head_count": 32}, r"head_count=32; .* into heads of even size"),
+    ({"llama.attention.key_length": 15}, r"key_length=15; it must be an even number"),
     ({"llama.attention.head_count_kv": 3}, r"head_count_kv=3; it must be a divisor"),
     ({"llama.attention.head_count_kv": np.ones(2, np.int32)}, r"head_count_kv=array"),
     ({"llama.attention.layer_norm_rms_epsilon": 0.0}, r"epsilon=0\.0; it must be a finite number"),
     ({"llama.rope.freq_base": float("nan")}, r"freq_base=nan; it must be a finite number"),
-    ({"llama.rope.scaling.type": "yarn"}, r"scaling\.type='yarn'; it must be absent or none"),
+    ({"llama.rope.scaling.type": "yarn"}, r"scaling\.type='yarn'; it must be absent, none or"),
     ({"llama.rope.dimension_count": 4}, r"dimension_count=4; it must be absent or 16"),
-    ({"llama.attention.key_length": 8}, r"key_length=8; it must be absent or 16"),
+    ({"llama.attention.value_length": 8}, r"value_length=8; it must be absent or 16"),
     ({"llama.expert_count": 8}, r"llama\.expert_count=8; it must be absent or 0"),
     ({"llama.feed_forward_length": 96}, r"ffn_gate\.weight is 64×32; by the metadata it is 96×32"),
     ({"token_embd.weight": None}, r"no tensor token_embd\.weight; give a file of a whole model"),
     ({"blk.1.ffn_norm.weight": None}, r"no tensor blk\.1\.ffn_norm\.weight"),
     (
-        {"blk.0.attn_q.bias": (0, (32,), np.zeros(32, np.float32))},
-        r"tensor blk\.0\.attn_q\.bias is no part of the model that the metadata describe; give",
+        {"blk.0.ffn_up.bias": (0, (64,), np.zeros(64, np.float32))},
+        r"tensor blk\.0\.ffn_up\.bias is no part of the model that the metadata describe; give",
     ),
     (
         {"blk.0.attn_q.weight": (12, (32, 32), np.zeros(576, np.uint8))},
@@ -201,8 +218,70 @@ def test_what_is_no_model_of_ours_is_refused(tmp_path, changes, message):
     assert str(raised.value).startswith(str(path)) and "\n" not in str(raised.value)
 
 
+OWN = dict.fromkeys(f"pqt_jax.rope_{name}" for name in ("factor", "low_freq_factor"))
+OWN |= dict.fromkeys(f"pqt_jax.rope_{name}" for name in ("high_freq_factor", "original_length"))
+
+
+@pytest.mark.parametrize("factor", [8.0, 32.0, 10.0])
+def test_positions_scaled_as_in_llama_3_are_known_by_their_divisors(tmp_path, factor):
+    scaled = {"rope_factor": factor, "rope_original_length": 8192, "rope_theta": 500000.0}
+    path = edited(tmp_path, "llama 3", scaled | {"num_heads": 1, "num_kv_heads": 0}, **OWN)
+    divisors = tensor_of(path, "rope_freqs.weight")
+    assert divisors.shape == (16,) and divisors[0] == 1 and divisors[-1] == np.float32(factor)
+    assert ((divisors > 1) & (divisors < factor)).any()
+    read, _ = gguf_model.load(path)
+    assert (read.rope_scaling, read.rope_original_length) == ("llama3", 8192)
+    assert read.rope_factor == pytest.approx(factor)
+    other = (0, (16,), divisors * np.float32(1.01))
+    path = edited(
+        tmp_path,
+        "llama 3",
+        scaled | {"num_heads": 1, "num_kv_heads": 0},
+        **OWN,
+        **{"rope_freqs.weight": other},
+    )
+    with pytest.raises(InputError, match=r"rope_freqs\.weight does not scale positions as Llama 3"):
+        gguf_model.load(path)
+
+
+def tensor_of(path, name):
+    file = gguf_reader.read(path)
+    kind, shape, _ = file.tensors[name]
+    data = gguf_reader.read_data(file, name, gguf_tensors.size(TensorType(kind), shape))
+    return gguf_tensors.decode(TensorType(kind), data, shape)
+
+
+def test_linear_scaling(tmp_path):
+    scaling = {"llama.rope.scaling.type": "linear", "llama.rope.scaling.factor": 4.0}
+    read, _ = gguf_model.load(edited(tmp_path, **scaling))
+    assert (read.rope_scaling, read.rope_factor) == ("linear", 4)
+    for none in ({"llama.rope.scaling.factor": 1.0}, scaling | {"llama.rope.scaling.type": "none"}):
+        assert gguf_model.load(edited(tmp_path, **none))[0].rope_scaling == "none"
+    path = edited(tmp_path, "llama 3", **scaling)
+    with pytest.raises(InputError, match=r"rope_freqs\.weight does not scale positions"):
+        gguf_model.load(path)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"attention_bias": "all"},
+            r"config\.model\.attention_bias=all together with .*qk_norm=Tr",
+        ),
+        ({"rope_scaling": "llama3"}, r"config\.model\.rope_scaling=llama3 together with"),
+    ],
+)
+def test_what_llama_cpp_has_no_model_for_is_refused(tmp_path, options, message):
+    config, params = gguf_files.make("qwen3", **options)
+    with pytest.raises(InputError, match=message):
+        write(tmp_path / "a.gguf", config, params, lambda path, layer: None)
+    assert not (tmp_path / "a.gguf").exists()
+
+
 def test_what_a_file_need_not_say(tmp_path):
-    names = ("vocab_size", "attention.head_count_kv", "rope.freq_base", "rope.dimension_count")
+    names = ["vocab_size", "attention.head_count_kv", "rope.freq_base", "rope.dimension_count"]
+    names += ["attention.key_length", "attention.value_length"]
     absent = dict.fromkeys([f"llama.{name}" for name in names])
     read, _ = gguf_model.load(edited(tmp_path, **absent))
     assert read == gguf_files.make("llama")[0]

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from pqt_jax.interchange import huggingface
+from pqt_jax.interchange import gguf_model, gguf_tokenizer, huggingface
 from pqt_jax.models import build_model
+from support import gguf_files
 from support.exported import ALL, CONFIGS, each_of_all, make
 
 torch = pytest.importorskip("torch", reason="needs the extra 'peers'")
@@ -71,6 +72,29 @@ def test_transformers_reads_bfloat16(tmp_path):
     assert theirs.dtype == torch.bfloat16
     loaded = huggingface.load(tmp_path / "out")[1]["embed"]["embedding"]
     np.testing.assert_array_equal(theirs.transformer.wte.weight.float().detach().numpy(), loaded)
+
+
+@pytest.mark.parametrize("name", [*[*CONFIGS][:6], "qwen2"])
+def test_transformers_reads_a_gguf_file_as_the_same_numbers(tmp_path, name):
+    """transformers takes 1024 positions and d_ff = 4 · d_model for granted in a GPT-2 of GGUF.
+
+    It passes over scaled positions, the size of heads, and biases of "llama".
+    """
+    for package in ("gguf", "accelerate"):
+        pytest.importorskip(package, reason="needs the extra 'peers'")
+    config, params = gguf_files.make(name, max_length=1024, d_ff=128)
+    values, rounded = gguf_files.encode_model(config, params, gguf_files.mixed)
+    tokenizer = gguf_tokenizer.describe("bytes", b"", 256, begin=None, end=256)
+    gguf_model.write(tmp_path / "a.gguf", config, values, tokenizer=tokenizer, name="tiny")
+    huggingface.save(tmp_path / "hf", config, huggingface.nest_by_path(rounded), dtype="float32")
+    load = transformers.AutoModelForCausalLM.from_pretrained
+    expected = load(tmp_path / "hf")
+    found = load(tmp_path, gguf_file="a.gguf", dtype=torch.float32)
+    weights = found.state_dict()
+    assert weights.keys() == expected.state_dict().keys()
+    for key, value in expected.state_dict().items():
+        assert torch.equal(weights[key], value), key
+    assert np.array_equal(their_logits(found, TOKENS), their_logits(expected, TOKENS))
 
 
 SMALL_GPT2 = {"vocab_size": 300, "n_positions": 48, "n_embd": 32, "n_layer": 3, "n_head": 4}

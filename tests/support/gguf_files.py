@@ -6,6 +6,7 @@ import dataclasses
 
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from flax import nnx
 
 from pqt_jax.interchange import gguf_model, low_bit
@@ -16,13 +17,19 @@ from pqt_jax.numerics.deterministic_rounding import FormatAssignment
 from pqt_jax.numerics.formats import E2M1, E2M3, E3M2
 from pqt_jax.numerics.spec import Spec
 from pqt_jax.quantization import codes
-from support import random_model
-from support.exported import CONFIGS, flat
+from support import exported, random_model, tiny
+from support.exported import flat
+
+CONFIGS = {name: config for name, config in exported.CONFIGS.items() if name != "qwen3 with biases"}
+CONFIGS["qwen3 with biases of q, k and v"] = dataclasses.replace(
+    tiny.OTHERS, attention_bias="qkv", rope_scaling="linear", rope_original_length=8192
+)
+each = pytest.mark.parametrize("name", CONFIGS)
 
 
-def make(name):
+def make(name, **changes):
     """A configuration and the parameters of a model by path, all random."""
-    config = dataclasses.replace(CONFIGS[name], max_length=64)
+    config = dataclasses.replace(CONFIGS[name], **{"max_length": 64} | changes)
     model = random_model.make_random({"gpt2": GPT2, "llama2": Llama2}[config.name], config)
     return config, flat(nnx.state(model))
 
@@ -52,7 +59,8 @@ def encode_model(config, params, formats):
         parts = []
         for path in entry.paths:
             array = rounded[path] if layer is None else rounded[path][layer]
-            fmt = formats(path, layer) if path.endswith("kernel") else None
+            has_groups = path.endswith("kernel") and len(array) % low_bit.GROUP == 0
+            fmt = formats(path, layer) if has_groups else None
             if fmt is None:
                 if array.ndim == 2:  # what bfloat16 has
                     array[...] = np.asarray(jnp.asarray(array, jnp.bfloat16), np.float32)

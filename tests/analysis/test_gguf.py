@@ -135,6 +135,6 @@ def test_documents_begin_as_the_file_says(tmp_path, changes, begin):
     write(tmp_path / "a.gguf", kept, 384)
     tokenizer = tokenizers.load(str(tmp_path / "elsewhere.json"))
     given = options(f"--gguf={tmp_path / 'a.gguf'}")
-    assert document_begin.set_begin(given, tokenizer).begin == begin
+    assert document_begin.set_begin(given, tokenizer, None).begin == begin
     given = options(f"--gguf={tmp_path / 'a.gguf'}", "--no-bos")
-    assert document_begin.set_begin(given, tokenizer).begin is None
+    assert document_begin.set_begin(given, tokenizer, None).begin is None

@@ -73,12 +73,12 @@ def find_gguf(options: Namespace, model: OpenModel) -> dict[str, Value]:
             path = str(Path(temporary, name))
             Path(path).write_bytes(file.content)
         tokenizer = tokenizers.load(path, end=file.description["end"], pattern=pattern)
-    trained_on_begin = model.run_config is None
+    begin = file.description.get("begin") if model.run_config is not None else tokenizer.begin
     return gguf_tokenizer.describe(
         name,
         file.content,
         model.config.vocab_size,
-        begin=tokenizer.begin if trained_on_begin else None,
+        begin=begin,
         end=tokenizer.end,
         pattern=pattern,
     )

@@ -54,6 +54,7 @@ USAGE = {  # by layout
     "gguf": "llama.cpp computes from the few bits, and transformers from the same values:\n\n"
     + _TRANSFORMERS.format(', gguf_file="model.gguf"'),
 }
+_HEAD = re.compile("(ForCausalLM|LMHeadModel)$")  # of the name of an architecture
 _LAYER = re.compile(r"(?<=\.)\d+(?=\.)")  # its number, in the name of a tensor
 
 
@@ -148,9 +149,10 @@ def make(model: OpenModel, plan: Plan, export: Export, losses: Mapping[str, Any]
     """
     label = named_formats.LABELS[export.format]
     count = sum(tensor.weights for tensor in export.tensors)
-    name = type(model.config).__name__.removesuffix("Config")
+    described = huggingface_config.to_json(model.config, "float32")
+    name = _HEAD.sub("", described["architectures"][0])
     parts = [
-        _front_matter(model, export),
+        _front_matter(model, export, described["model_type"]),
         f"# {name} with {_format_count(count)} parameters, {label}",
         f"Made by pqt_jax {pqt_jax.__version__} from the weights of {model.origin}.",
         _training(model, plan),
@@ -171,7 +173,7 @@ def read_losses(workdir: Path, step: int) -> Mapping[str, Any] | None:
     return found if found is not None and found.get("steps") == step else None
 
 
-def _front_matter(model: OpenModel, export: Export) -> str:
+def _front_matter(model: OpenModel, export: Export, kind: str) -> str:
     """Metadata in YAML; each value is a word of letters, digits, - and _."""
     library = {"mlx": "mlx", "gguf": None}.get(export.layout, "transformers")
     kind = huggingface_config.to_json(model.config, "bfloat16")["model_type"]

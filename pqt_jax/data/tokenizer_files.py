@@ -36,9 +36,9 @@ _COPIED = (
     GENERATION,
 )
 _CARD = (
-    "`AutoTokenizer.from_pretrained(FOLDER)` finds the tokens of training ({}). It adds none at "
-    "the beginning of a text, as in training. A text that spells a special token becomes that "
-    "token; in training it was text, as it is with `split_special_tokens=True`."
+    "`AutoTokenizer.from_pretrained(FOLDER)` finds the tokens of training ({}). A text {}, as in "
+    "training. A text that spells a special token becomes that token; in training it was text, as "
+    "it is with `split_special_tokens=True`."
 )
 IDS = ("bos_token_id", "eos_token_id", "pad_token_id")  # fields of config.json
 
@@ -147,7 +147,8 @@ def make_files(
     if never := list(range(max(names) + 1, vocab_size)):
         generation["suppress_tokens"] = never  # the model has them, and the tokenizer does not
     written[GENERATION] = _dump(generation, indent=2 if len(never) < 100 else None)
-    about, card = f"tokenizer: {name}", _CARD.format(name)
+    start = "gets no BOS" if begin is None else f"begins with token {begin}, `{names[begin]}`"
+    about, card = f"tokenizer: {name}", _CARD.format(name, start)
     if MODEL in written and result["model"]["type"] == "Unigram":
         about += f"; of equally likely tokens {JSON} may have others"
         card += " Of two ways to cut a text that are equally likely it may take the other."

@@ -16,7 +16,7 @@ from pqt_jax.data import tokenizer_files, tokenizers
 from pqt_jax.errors import InputError
 from pqt_jax.training.run import tokenizer_copy
 from support import tiny
-from support.tokenizer_files import make
+from support.tokenizer_files import make, make_sentencepiece
 
 
 def make_model(model=tiny.LLAMA2, **data):
@@ -34,10 +34,10 @@ def find(workdir, **data):
     return exported_tokenizer.find(Namespace(workdir=str(workdir)), make_model(config, **data))
 
 
-def copy_to(workdir, path):
-    tokenizer = tokenizers.load(path)
+def copy_to(workdir, path, begin=None):
+    tokenizer = tokenizers.load(str(path))
     about = {"name": tokenizer.name, "end": "", "pattern": ""}
-    about["fingerprint"] = tokenizer.fingerprint
+    about |= {"fingerprint": tokenizer.fingerprint, "begin": begin}
     content = b"" if path == "bytes" else Path(path).read_bytes()
     workdir.mkdir(exist_ok=True)
     tokenizer_copy.write(workdir, tokenizer_copy.TokenizerFile(about, content))
@@ -60,6 +60,20 @@ def test_a_run_on_tokens_has_a_copy(tmp_path, kind):
     masked = find(tmp_path / "run", tokens="gone", boundaries="mask")
     assert masked.ids == found.ids | {"bos_token_id": None}
     assert json.loads(masked.files["tokenizer_config.json"])["model_max_length"] == 32
+
+
+@pytest.mark.parametrize("begin", [1, None])
+def test_documents_begin_as_in_training(tmp_path, begin):
+    """Whatever the file of the tokenizer says: that of SentencePiece always has a BOS."""
+    plain = {"normalization_rule_name": "identity", "remove_extra_whitespaces": False}
+    copy_to(tmp_path / "run", make_sentencepiece(tmp_path / "tokenizer.model", **plain), begin)
+    found = find(tmp_path / "run", tokens="gone")
+    assert found.ids["bos_token_id"] == (begin or found.ids["eos_token_id"])
+    assert json.loads(found.files["tokenizer_config.json"])["add_bos_token"] == (begin == 1)
+    config = dataclasses.replace(tiny.LLAMA2, vocab_size=512)
+    options = Namespace(workdir=str(tmp_path / "run"))
+    found = exported_tokenizer.find_gguf(options, make_model(config, tokens="gone"))
+    assert found["tokenizer.ggml.add_bos_token"] == (begin == 1)
 
 
 def test_an_older_run_has_that_of_its_data(tmp_path):

@@ -2,6 +2,7 @@
 # Copyright 2026 The pqt_jax Authors
 """The model card says what is stored, what was scored, and nothing that is not known."""
 
+import dataclasses
 import json
 import re
 from argparse import Namespace
@@ -72,7 +73,7 @@ def test_a_card_of_numbers(trained_run):
         "---",
         "",
     ]
-    assert title == "Llama2 with 37,024 parameters, FP4 E2M1"
+    assert title == "Llama with 37,024 parameters, FP4 E2M1"
     found = sections(card)
     assert list(found) == ["Training", "Weights", "Loss", "Tokenizer", "Loading", "How it was made"]
     assert f"from the weights of {trained_run}, step 8." in card
@@ -137,7 +138,7 @@ def test_a_card_of_few_bits_says_why_some_have_more(trained_run, tmp_path):
         plan = change(
             named_formats.make_plan(model.params, model.rules, "mixed", granularity="tensor")
         )
-        export_folder.write(folder, model, plan, MLX)
+        export_folder.write(folder, model, plan, MLX, {})
 
     open_weights.use_model(run_options(trained_run), write)
     stored = int(by_kind["all"][2].replace(",", ""))
@@ -156,6 +157,12 @@ def test_of_a_model_of_others_nothing_is_made_up(tmp_path):
         "It was trained elsewhere; nothing is known here of its training."
     )
     assert found["Tokenizer"].strip() == f"None, since {tmp_path / 'hf'} has none."
+    qwen = dataclasses.replace(tiny.LLAMA2, qk_norm=True)
+    huggingface.save(tmp_path / "qwen", qwen, nnx.state(Llama2(qwen, rngs=nnx.Rngs(0))))
+    card = make(
+        Namespace(workdir=None, hf=str(tmp_path / "qwen"), packed=None, gguf=None), NUMBERS, "bf16"
+    )
+    assert "\n- qwen3\n" in card and "# Qwen3 with 37," in card
 
 
 def test_losses_of_other_weights_are_left_out(run_copy):

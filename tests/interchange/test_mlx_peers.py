@@ -21,6 +21,7 @@ from pqt_jax.numerics.formats import E2M1, E2M3, E3M2, E4M3
 from pqt_jax.training import named_formats
 from support import tiny
 from support.exported import (
+    OTHERS,
     make,
     put_matrices,
     random_matrices,
@@ -42,8 +43,8 @@ FORMATS = {
 TOKENS = np.arange(32) * 37 % 256
 
 
-def write(folder, formats):
-    config, model = make(CONFIG)
+def write(folder, formats, config=CONFIG):
+    config, model = make(config)
     about = {"name": "bytes", "end": "", "pattern": ""}
     sizes = {"vocab_size": config.vocab_size, "max_length": config.max_length}
     write_folder(folder, config, model, tokenizer_files.make_files(about, b"", **sizes))
@@ -73,16 +74,26 @@ def test_mlx_lm_computes_the_same(tmp_path, name):
     assert (found.argmax(-1) == wanted.argmax(-1)).all()
 
 
+@pytest.mark.parametrize("name", sorted(OTHERS.keys() - {"qwen3 with biases"}))
+def test_mlx_lm_knows_other_models(tmp_path, name):
+    """But no Qwen 3 with biases, which it refuses."""
+    ours, matrices = write(tmp_path / "out", [E2M1, E4M3], OTHERS[name])
+    theirs, _ = mlx_utils.load_model(tmp_path / "out")
+    found = np.array(theirs(mx.array(TOKENS[None])))
+    wanted = np.asarray(ours(jnp.asarray(TOKENS[None])))
+    assert np.abs(found - wanted).max() < 1e-4 * np.abs(wanted).max() and len(matrices) > 10
+
+
 def test_mlx_lm_computes_the_same_from_an_export(tmp_path):
     config, model = make(CONFIG)
     huggingface.save(tmp_path / "hf", config, nnx.state(model), dtype="float32")
     storage = Storage(layout=LAYOUT, numbers="bfloat16", rest="float32")
-    options = Namespace(workdir=None, hf=str(tmp_path / "hf"), packed=None)
+    options = Namespace(workdir=None, hf=str(tmp_path / "hf"), packed=None, gguf=None)
     (tmp_path / "out").mkdir()
 
     def write(source):
         plan = named_formats.make_plan(source.params, source.rules, "fp4_e2m1")
-        export_folder.write(tmp_path / "out", source, plan, storage)
+        export_folder.write(tmp_path / "out", source, plan, storage, {})
 
     open_weights.use_model(options, write)
     plan = named_formats.make_plan(nnx.state(model), load.HF_RULES, "fp4_e2m1")

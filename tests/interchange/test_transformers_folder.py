@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from pqt_jax import export, generate
 from pqt_jax.analysis import model_card
 from pqt_jax.analysis.open_weights import OpenModel
 from pqt_jax.analysis.sampling import generate_tokens
@@ -73,6 +74,23 @@ def test_auto_tokenizer_finds_our_tokens(tmp_path, kind):
         assert set(batch) == {"input_ids", "attention_mask"}
 
 
+@pytest.mark.parametrize("kind", ["json", "model", "words"])
+def test_auto_tokenizer_begins_as_documents_of_training(tmp_path, kind):
+    """It would not by `add_bos_token` alone: if there is a tokenizer.json, that decides."""
+    ours, about, content = describe(kind, tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    for begin in (1, None):
+        found = tokenizer_files.make_files(
+            {**about, "begin": begin}, content, vocab_size=512, max_length=99
+        )
+        tokenizer_files.write(tmp_path, found)
+        theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+        start = [] if begin is None else [begin]
+        assert theirs("a b c").input_ids == [*start, *ours.encode(b"a b c")]
+        assert theirs.bos_token_id == (begin or ours.end)
+        assert ("begins with token 1" in found.card) == (begin is not None)
+
+
 CONFIGS = {"llama": tiny.LLAMA2, "gpt2": dataclasses.replace(tiny.GPT2, bias=True)}
 
 
@@ -121,6 +139,20 @@ def test_a_greedy_continuation_is_ours(tmp_path, kind, name, size):
     assert result["generated_text"] == tokenizer.decode(ids + ours).decode(errors="replace")
 
 
+@pytest.mark.slow
+def test_what_the_command_exports_continues_as_ours_does(trained_run, tmp_path, capsys):
+    given = [f"--workdir={trained_run}", "--format=master", "--layout=huggingface"]
+    assert export.main([*given, f"--out={tmp_path / 'out'}"]) == 0
+    capsys.readouterr()
+    sample = [f"--workdir={trained_run}", "--prompt=the quick ", "--temperature=0", "--tokens=20"]
+    assert generate.main(sample) == 0
+    ours = capsys.readouterr().out
+    pipe = transformers.pipeline("text-generation", model=str(tmp_path / "out"))
+    assert pipe.model.dtype == torch.float32
+    (result,) = pipe("the quick ", max_new_tokens=20, do_sample=False)
+    assert result["generated_text"] + "\n" == ours and len(ours) > 25
+
+
 def test_tokens_that_the_tokenizer_lacks_are_not_drawn(tmp_path):
     _, model = write(tmp_path, "json", "llama", 400)
     head = np.array(model.head.kernel[...])
@@ -151,9 +183,15 @@ def test_the_card_is_one_of_the_hub(tmp_path):
         command="x",
     )
     model = OpenModel(
-        config=tiny.LLAMA2, rules=(), origin="x", run_config=None, params=None, read=None
+        config=tiny.LLAMA2,
+        rules=(),
+        origin="x",
+        run_config=None,
+        step=None,
+        params=None,
+        read=None,
     )
     card = hub.ModelCard(model_card.make(model, {}, export, None))
     assert card.data.library_name == "mlx" and card.data.pipeline_tag == "text-generation"
     assert card.data.tags == ["pqt_jax", "llama", "fp4-e2m1", "mlx"]
-    assert card.text.strip().startswith("# Llama2 with 64 parameters, FP4 E2M1")
+    assert card.text.strip().startswith("# Llama with 64 parameters, FP4 E2M1")

@@ -81,7 +81,8 @@ def random_matrices(folder, formats):
     """
     rng, matrices = np.random.default_rng(2), {}
     tensors = safetensors_io.find_tensors(folder)
-    names = sorted(name for name in tensors if "layers" in name and "proj" in name)
+    names = sorted(name for name in tensors if name.endswith("_proj.weight"))
+    names = [name for name in names if tensors[name].shape[1] % low_bit.GROUP == 0]
     for name, fmt in zip(names, itertools.cycle(formats), strict=False):
         if fmt is None:
             continue

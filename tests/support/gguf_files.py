@@ -20,7 +20,7 @@ from pqt_jax.quantization import codes
 from support import exported, random_model, tiny
 from support.exported import flat
 
-CONFIGS = {name: config for name, config in exported.CONFIGS.items() if name != "qwen3 with biases"}
+CONFIGS = {name: config for name, config in exported.ALL.items() if name != "qwen3 with biases"}
 CONFIGS["qwen3 with biases of q, k and v"] = dataclasses.replace(
     tiny.OTHERS, attention_bias="qkv", rope_scaling="linear", rope_original_length=8192
 )

@@ -99,7 +99,8 @@ def make_function():
         if number == "abort":
             os.kill(os.getpid(), KILL)
         time.sleep(0.02 * (number % 3))
-        return 2 * number, next(calls)
+        blocked = {INT, TERM, HUP} <= signal.pthread_sigmask(signal.SIG_BLOCK, ())
+        return 2 * number, next(calls), blocked
 
     return double
 
@@ -107,8 +108,9 @@ def make_function():
 def test_results_come_in_the_order_of_the_items_and_a_lost_process_is_said():
     with processes.start_pool(make_function, 2) as apply:
         results = list(apply(range(40)))
-        assert [(item, double) for item, (double, _) in results] == [(i, 2 * i) for i in range(40)]
-        assert sum(calls == 0 for _, (_, calls) in results) == 2  # both processes worked
+        assert [(i, double) for i, (double, _, _) in results] == [(i, 2 * i) for i in range(40)]
+        assert sum(calls == 0 for _, (_, calls, _) in results) == 2  # both processes worked
+        assert all(blocked for _, (_, _, blocked) in results)  # a terminal sends Ctrl-C to all
         with pytest.raises(processes.LostError) as caught:
             list(apply([*range(3), "abort", 5]))
     assert caught.value.args == ("abort",)

@@ -15,6 +15,7 @@ of every format here.
 Source: arXiv 2505.11170 (2025); the clamp is ours.
 """
 
+import functools
 import math
 import numbers
 from typing import Any
@@ -103,6 +104,7 @@ def undifferentiable_step_size(b_t: jax.Array) -> jax.Array:
     return jnp.where(jnp.isnan(b_t), b_t, step)
 
 
+@functools.partial(jax.jit, inline=True)  # traced once for each shape
 def _exp2_fixed(fraction: jax.Array) -> jax.Array:
     """`2^31 · 2^(fraction / 2^23)` as uint32, by Horner's rule with 31 binary places.
 

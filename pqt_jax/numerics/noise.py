@@ -16,6 +16,7 @@ R + 2 in one uint32, half a byte per weight. Each consumer decodes the rows that
 Source: arXiv 2505.11170 (2025), section on the noise distribution; thresholds derived here.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -44,6 +45,8 @@ def materialize(function: Callable[..., Any], *operands: Any) -> Any:
     """
     if jax.__version_info__ >= (0, 11):
         return lax.optimization_barrier(function(*operands))
+
+    function = jax.jit(function, inline=True)  # traced once for the three calls
 
     def conditional(*operands):
         words = jax.tree.leaves(operands)[0]  # the key; uint32 words whose values XLA cannot know
@@ -120,17 +123,18 @@ def noise_codes(
     Returns:
       Arrays uint32[leads, runs, 4, columns]: for "gauss" one, for "uniform" the four words.
     """
+    return materialize(functools.partial(_codes, kind, leads, runs, columns), key, offset)
 
-    def codes(key, offset):
-        words = philox.stream_words(key, offset, leads, runs, columns)
-        if kind == "uniform":
-            return words
-        packed = jnp.zeros(words[0].shape, jnp.uint32)
-        for s in range(philox.DRAWS):
-            packed |= rounded_normal_code(philox.draw(words, s)) << np.uint32(3 * s)
-        return (packed,)
 
-    return materialize(codes, key, offset)
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3), inline=True)  # traced once for each shape
+def _codes(kind: Kind, leads: int, runs: int, columns: int, key, offset) -> Codes:
+    words = philox.stream_words(key, offset, leads, runs, columns)
+    if kind == "uniform":
+        return words
+    packed = jnp.zeros(words[0].shape, jnp.uint32)
+    for s in range(philox.DRAWS):
+        packed |= rounded_normal_code(philox.draw(words, s)) << np.uint32(3 * s)
+    return (packed,)
 
 
 def noise_rows(kind: Kind, codes: Codes, s: int) -> jax.Array:

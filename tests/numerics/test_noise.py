@@ -170,3 +170,17 @@ def test_independence(name):
     assert rare.sum() == 4 and abs(z_of_chi_square(counts, wanted)) < 4
     variance = (LAW * [4, 1, 0, 1, 4]).sum()
     assert abs((first * second).sum()) < 4 * variance * math.sqrt(len(first))
+
+
+def test_kernels_of_one_shape_share_a_trace(monkeypatch):
+    """Philox is hundreds of operations, and a training step has noise at 14 places or more."""
+    traced, stream_words = [], philox.stream_words
+
+    def count(*args):
+        traced.append(args[2:])
+        return stream_words(*args)
+
+    monkeypatch.setattr(philox, "stream_words", count)
+    key, offset = jnp.zeros(2, jnp.uint32), jnp.zeros(3, jnp.uint32)
+    jax.make_jaxpr(lambda: [noise.noise_codes("gauss", key, offset, 1, 3, 7) for _ in "12"])()
+    assert traced == [(1, 3, 7)]

@@ -13,6 +13,7 @@ Exit codes: `EXIT_CODES`.
 """
 
 import dataclasses
+import gc
 import json
 import os
 import sys
@@ -227,4 +228,5 @@ def _text(config: RunConfig) -> source.Text:
 
 
 if __name__ == "__main__":
+    gc.freeze()  # what was imported stays, and need not be searched for garbage while JAX traces
     sys.exit(main())

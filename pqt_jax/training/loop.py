@@ -22,6 +22,7 @@ from pqt_jax.training import (
     step_records,
     summary,
 )
+from pqt_jax.training.background import call_in_thread, no_garbage_collection
 from pqt_jax.training.cadence import Cadence
 from pqt_jax.training.measurements import Measurements
 from pqt_jax.training.optimizer import count_fixed_steps
@@ -49,7 +50,7 @@ def train(run: RunContext) -> int:
     if _is_finished(run, manager):
         return DONE
     start = restore_or_init(run, manager)
-    train_state, monitor, first = start.train_state, start.monitor, int(start.train_state.step)
+    monitor, first = start.monitor, start.step
     batches, measurements = _train_batches(run, first), Measurements(run, start)
     if signal := max(distributed.all_gather_int(run.signals[0] if run.signals else 0)):
         return report_stop(f"at step {first} of {config.steps}", signal)
@@ -59,7 +60,7 @@ def train(run: RunContext) -> int:
         step_records.open_loggers(config, run.workdir, first) as (advance, record),
         profiling.trace_steps(trace_folder if run.profile else None, config.steps - first) as trace,
     ):
-        train_step = _compile_step(run, start, key)
+        train_step, train_state = _compile(run, start, measurements, key)
         for number in range(first + 1, config.steps + 1):
             signal = read_signal()
             due.begin_step(number, stop=bool(signal))
@@ -127,17 +128,28 @@ def _train_batches(run: RunContext, first: int) -> Iterator[Any]:
     return (partitioning.put_batch(tokens, run.mesh, data.batch) for tokens in batches)
 
 
-def _compile_step(run: RunContext, start: StartPoint, key: jax.Array) -> Any:
-    """Compile the training step, and print its memory on each device."""
+def _compile(
+    run: RunContext, start: StartPoint, measurements: Measurements, key: jax.Array
+) -> tuple[Any, TrainState]:
+    """Compile the training step, print its memory on each device, and take the first state.
+
+    While XLA compiles the program of the state, the step is traced. While XLA compiles the step,
+    the small programs of the learning rate are compiled.
+    """
     data = run.config.data
     train_step: Any = step.build_train_step(run.config, start.graph, start.optimizer, end=run.end)
     rows = len(partitioning.local_rows(run.mesh, data.batch))
     tokens = np.zeros((rows, data.length + 1), run.text.train.dtype)
     tokens = partitioning.put_batch(tokens, run.mesh, data.batch)
-    compiled = train_step.lower(start.train_state, tokens, key).compile()
+    with no_garbage_collection():
+        lowered = train_step.lower(start.like, tokens, key)
+    train_state = start.take_state()
+    wait_for_step = call_in_thread(lowered.compile)
+    measurements.compile_learning_rate()
+    compiled = wait_for_step()
     limit = flops.device_memory(jax.local_devices()[0])
     memory = compiled.memory_analysis()
     print_on_first_process(startup_summary.format_step_memory(memory, limit))
     check_step_memory(memory, limit)
     print_on_first_process(f"ready after {start.timer.seconds():.0f} s")
-    return compiled
+    return compiled, train_state

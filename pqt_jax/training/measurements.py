@@ -53,6 +53,13 @@ class Measurements:
 
         self._sharpness = measure_sharpness
 
+    def compile_learning_rate(self) -> None:
+        """Compile the operations of the schedule, each of which is a program of its own.
+
+        As one program it would take less time, but the last bit of the rate would be another.
+        """
+        self._schedule(0)
+
     def check_loss(self, step: int, measured: Metrics, wait: bool, record: Record) -> int | None:
         """Record skipped steps and spikes of the loss, and stop the clock of the step.
 

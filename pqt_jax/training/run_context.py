@@ -67,13 +67,18 @@ class StartPoint:
     Attributes:
       graph: the model's structure.
       optimizer: the optimizer of weights and bits together.
-      train_state: the state after the newest checkpoint's step, or before the first step.
+      step: number of steps already taken.
+      like: shapes, dtypes and shardings of the state.
+      take_state: returns the state after these steps; for a new run it waits for the program that
+        makes it (`state.begin_state`). It can be called once, since the first step donates it.
       timer, monitor: continue the time and the losses of the steps already taken.
     """
 
     graph: nnx.GraphDef
     optimizer: optax.GradientTransformation
-    train_state: state.TrainState
+    step: int
+    like: state.TrainState
+    take_state: Callable[[], state.TrainState]
     timer: metrics.Timer
     monitor: LossMonitor
 
@@ -91,10 +96,12 @@ def restore_or_init(run: RunContext, manager: Any) -> StartPoint:
     config, optimizer = run.config, make_optimizer(run.config)
     timer, monitor = metrics.Timer(), LossMonitor(config.watch)
     if manager.latest_step() is None:
-        graph, train_state = state.init_state(config, optimizer, run.take_start())
+        step = 0
+        graph, like, take_state = state.begin_state(config, optimizer, run.take_start())
     else:
         graph, like = state.abstract_state(config, optimizer)
         newest, train_state, saved = checkpoint.restore_newest(manager, like, run.meta)
+        step, take_state = int(train_state.step), [train_state].pop
         timer = metrics.Timer(**saved["time"])
         monitor = LossMonitor(config.watch, saved["losses"])
         print_on_first_process(f"resumed from step {newest} of {config.steps}")
@@ -102,9 +109,13 @@ def restore_or_init(run: RunContext, manager: Any) -> StartPoint:
             print_on_first_process(
                 f"resumed under {changed}, so results may differ in the last digits"
             )
-    print_on_first_process(
-        startup_summary.format_remaining(config, int(train_state.step), timer.rate())
-    )
+    print_on_first_process(startup_summary.format_remaining(config, step, timer.rate()))
     return StartPoint(
-        graph=graph, optimizer=optimizer, train_state=train_state, timer=timer, monitor=monitor
+        graph=graph,
+        optimizer=optimizer,
+        step=step,
+        like=like,
+        take_state=take_state,
+        timer=timer,
+        monitor=monitor,
     )

@@ -15,6 +15,7 @@ from pqt_jax.models import build_model, partitioning
 from pqt_jax.models.decoder import check_rules
 from pqt_jax.models.registry import model_config
 from pqt_jax.training import flops, methods
+from pqt_jax.training.background import call_in_thread
 from pqt_jax.training.config.schema import RunConfig
 from pqt_jax.training.methods.sampling_rules import quantization_rules
 from pqt_jax.transform import bit_state
@@ -57,9 +58,32 @@ def init_state(
     Returns:
       (structure, state); new weights are a function of `config.seed`. Bit-widths are always new.
     """
+    graph, _, take_state = begin_state(config, optimizer, start)
+    return graph, take_state()
+
+
+def begin_state(
+    config: RunConfig, optimizer: optax.GradientTransformation, start: Any = None
+) -> tuple[nnx.GraphDef, TrainState, Callable[[], TrainState]]:
+    """Begin to make the state before the first step: a thread compiles the program that makes it.
+
+    Args:
+      config, optimizer, start: as for `init_state`.
+
+    Returns:
+      (structure, shapes as from `abstract_state`, a function that waits for the program and returns
+      the state). The function can be called once, so that nothing else keeps the weights.
+    """
     graph, init = _initializer(config, optimizer)
     options = _CPU_OPTIONS if jax.default_backend() == "cpu" else None
-    return graph, jax.jit(init, compiler_options=options)(start)
+    traced = jax.jit(init, compiler_options=options).trace(start)
+    once = [(call_in_thread(traced.lower().compile), start)]
+
+    def take_state() -> TrainState:
+        wait_for_program, weights = once.pop()
+        return wait_for_program()(weights)
+
+    return graph, partitioning.add_shardings(traced.out_info), take_state
 
 
 def abstract_state(

@@ -50,7 +50,7 @@ def resume(folder):
             start = restore_or_init(run, manager)
         finally:
             checkpoint.close(manager)
-    return jax.tree.leaves(start.train_state)
+    return jax.tree.leaves(start.take_state())
 
 
 def read_start(folder):

@@ -104,6 +104,21 @@ def check_losses(name, sizes):
         assert leaf.sharding.is_equivalent_to(wanted, leaf.ndim), path
 
 
+@pytest.mark.parametrize("sizes", [(1, 1, 1), (2, 2, 2)], ids=str)
+def test_a_step_is_lowered_from_shapes_as_from_arrays(sizes):
+    mesh, config = make(sizes), tiny.get_config()
+    config.data.batch = 8
+    with partitioning.use_mesh(mesh):
+        optimizer = make_optimizer(config)
+        graph, like, take_state = states.begin_state(config, optimizer)
+        train_step = build_train_step(config, graph, optimizer)
+        tokens = partitioning.put_batch(batch(), mesh)
+        from_shapes, from_arrays = (
+            train_step.lower(state, tokens, noise_key()).as_text() for state in (like, take_state())
+        )
+    assert from_shapes == from_arrays
+
+
 def test_weights_moments_and_bits_are_split_alike():
     mesh = make((1, 4, 2))
     with partitioning.use_mesh(mesh):

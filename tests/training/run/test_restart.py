@@ -204,7 +204,7 @@ def test_other_versions_are_said(tmp_path, capsys, monkeypatch):
 
     monkeypatch.setattr(run_metadata, "make_metadata", newer)
     # Nor is a state made beside the one that is read: there may be no room for two.
-    monkeypatch.setattr(states, "init_state", None)
+    monkeypatch.setattr(states, "begin_state", None)
     capsys.readouterr()
     assert main(tmp_path, "--config.steps=4") == 0
     assert (
@@ -253,7 +253,7 @@ def test_a_signal_during_preparation_ends_the_run_in_order(tmp_path, capsys, mon
         assert main(tmp_path) == 128 + signal.SIGTERM
     assert capsys.readouterr() == ("stopped before training; run the command again to go on\n", "")
     with monkeypatch.context() as patch:
-        patch.setattr(states, "init_state", interrupt(states.init_state))
+        patch.setattr(states, "begin_state", interrupt(states.begin_state))
         assert main(tmp_path) == 128 + signal.SIGTERM
     out = capsys.readouterr().out
     assert "stopped at step 0 of 60" in out and "ready" not in out

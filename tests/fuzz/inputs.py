@@ -15,10 +15,10 @@ from flax import nnx
 
 from pqt_jax import export
 from pqt_jax.data import prepare
-from pqt_jax.interchange import huggingface
+from pqt_jax.interchange import gguf_model, gguf_tokenizer, huggingface
 from pqt_jax.lab import sweep_table
 from pqt_jax.training.run import tokenizer_copy
-from support import exported, tiny, tokenizer_files
+from support import exported, gguf_files, tiny, tokenizer_files
 from support.document_files import without_processes
 from support.paths import GOLDEN
 from support.runs import make_run
@@ -69,7 +69,7 @@ def make_configs(folder):
 
 
 def make_weights(folder):
-    """A run with a checkpoint, packed weights, and Hugging Face folders with a tokenizer."""
+    """A run with a checkpoint, packed weights, Hugging Face folders with a tokenizer, and GGUF."""
     shutil.copytree(GOLDEN / "run_17cd108" / "run", folder / "run")
     for name, fmt in (("packed", "fp6_e3m2"), ("packed-mixed", "mixed")):
         options = [f"--workdir={folder / 'run'}", f"--format={fmt}", f"--out={folder / name}"]
@@ -83,6 +83,13 @@ def make_weights(folder):
         params = nnx.state(model, nnx.Param)
         huggingface.save(folder / name, config, params, dtype="float32", shard_bytes=shard_bytes)
         tokenizer_files.make_hugging_face(folder / name / "tokenizer.json")
+    for name, model in (("gguf", "llama 3"), ("gguf-gpt2", "gpt2")):
+        (folder / name).mkdir()
+        config, params = gguf_files.make(model, num_layers=1)
+        values, _ = gguf_files.encode_model(config, params, gguf_files.mixed)
+        tokenizer = gguf_tokenizer.describe("bytes", b"", 256, begin=None, end=None)
+        options = {"tokenizer": tokenizer, "name": "tiny"}
+        gguf_model.write(folder / name / "model.gguf", config, values, **options)
 
 
 def prepare_inline(*options):

@@ -80,6 +80,10 @@ READERS = [
     Reader("evaluate --hf, gpt2", "gpt2", "*", weights.run_evaluate("hf"), ANY, 2),
     Reader("evaluate --hf, shards", "llama", "*", weights.run_evaluate("hf"), ANY, 2),
     Reader("generate --hf", "llama", "*", weights.run_generate("hf"), ANY),
+    Reader("gguf_model.load", "gguf", "*", weights.read_gguf, ANY, 6),
+    Reader("gguf_model.load, gpt2", "gguf-gpt2", "*", weights.read_gguf, ANY, 3),
+    Reader("evaluate --gguf", "gguf", "*", weights.run_evaluate("gguf"), ANY),
+    Reader("generate --gguf", "gguf", "*", weights.run_generate("gguf"), ANY),
     Reader("init_from", "gpt2", "[cm]*", weights.read_start, ANY, 2),
     Reader("tokens.load, prepared", "tokens", "*", text.read_tokens, SAME, 6),
     Reader(

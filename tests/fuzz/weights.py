@@ -2,6 +2,7 @@
 # Copyright 2026 The pqt_jax Authors
 """What is read from weights: packed, of Hugging Face, and of runs."""
 
+import dataclasses
 import json
 import os
 
@@ -11,7 +12,7 @@ import safetensors.numpy
 
 from pqt_jax import evaluate, generate
 from pqt_jax.analysis import evaluation, generation, load
-from pqt_jax.interchange import huggingface
+from pqt_jax.interchange import gguf_model, huggingface
 from pqt_jax.quantization import packed_file
 from pqt_jax.training import init_from
 from pqt_jax.training.config import saved_config, schema
@@ -78,6 +79,11 @@ def expect_hf(folder):
     return {name: array for shard in shards for name, array in shard.items()}
 
 
+def read_gguf(folder):
+    config, params = gguf_model.load(folder / "model.gguf")
+    return dataclasses.asdict(config), paths_and_leaves(params)
+
+
 def read_tensors(path):
     found = safetensors.numpy.load_file(path)
     return {
@@ -86,13 +92,22 @@ def read_tensors(path):
     }
 
 
+def origin(option, folder):
+    return folder / "model.gguf" if option == "gguf" else folder
+
+
 def run_evaluate(option):
     """The command, whose numbers are those that it writes by `--json`."""
 
     def read(folder):
         out = folder / "out.json"
         data = f"--data={folder.parent / 'text.txt'}"
-        given = [f"--{option}={folder}", data, "--weights=master,fp4_e2m1", f"--json={out}"]
+        given = [
+            f"--{option}={origin(option, folder)}",
+            data,
+            "--weights=master,fp4_e2m1",
+            f"--json={out}",
+        ]
         evaluation.evaluate(evaluate.parse([*given, "--length=16"]))
         return json.loads(out.read_bytes())["weights"]
 
@@ -103,7 +118,12 @@ def run_generate(option):
     """The command, without what it prints."""
 
     def read(folder):
-        given = [f"--{option}={folder}", "--prompt=the ", "--tokens=4", "--weights=master"]
+        given = [
+            f"--{option}={origin(option, folder)}",
+            "--prompt=the ",
+            "--tokens=4",
+            "--weights=master",
+        ]
         options = generate.parser().parse_args(given)
         generation.generate(options)
         return None

@@ -177,10 +177,11 @@ def _read_tensor(
     code, shape, _ = file.tensors[name]
     kind = TensorType(code)
     data = gguf_reader.read_data(file, name, gguf_tensors.size(kind, shape))
-    stored = gguf_tensors.decode(kind, data, shape)
-    value = np.empty_like(stored)
-    value[_order(config, entry, gguf_config.find_architecture(file))] = stored
-    return value.T if _is_kernel(entry) else value
+    value = gguf_tensors.decode(kind, data, shape)
+    order = _order(config, entry, gguf_config.find_architecture(file))
+    if not isinstance(order, slice):
+        value = value[np.argsort(order)]
+    return huggingface_tensors.transpose(value) if _is_kernel(entry) else value
 
 
 def _check(file: GGUF, config: ModelConfig) -> None:

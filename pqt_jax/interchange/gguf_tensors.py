@@ -194,7 +194,8 @@ def decode(kind: TensorType, data: np.ndarray, shape: tuple[int, ...]) -> np.nda
         with np.errstate(invalid="ignore"):
             return (d * blocks[:, 2:].view(np.int8)).reshape(shape)
     codes = np.concatenate([blocks[:, 1:] & 15, blocks[:, 1:] >> 4], axis=1)
-    values = E2M1.decode(np.arange(16)).astype(np.float32) + np.float32(0)  # -0 becomes 0
+    # Twice the values, so that half of each scale is a finite number, as in ggml; -0 becomes 0.
+    doubled = 2 * E2M1.decode(np.arange(16)).astype(np.float32) + np.float32(0)
+    half = np.ldexp(np.float32(1), blocks[:, :1].astype(np.int32) - 128)
     with np.errstate(over="ignore"):
-        numbers = np.ldexp(values[codes], blocks[:, :1].astype(np.int32) - 127)
-    return numbers.reshape(shape)
+        return (doubled[codes] * half).reshape(shape)

@@ -60,9 +60,13 @@ def test_auto_tokenizer_finds_our_tokens(tmp_path, kind):
             count += 1
             assert theirs(text).input_ids == wanted
         assert count > 160
+        split = transformers.AutoTokenizer.from_pretrained(
+            tmp_path / "out", split_special_tokens=True
+        )
         for text in SPELLED if kind in SIZES else ():
             wanted = list(ours.encode(text.encode()))
             assert theirs(text, split_special_tokens=True).input_ids == wanted
+            assert split(text).input_ids == wanted
         end = theirs.eos_token
         spelled = theirs(f"a{end}b").input_ids  # here it is a token
         assert theirs.eos_token_id in spelled

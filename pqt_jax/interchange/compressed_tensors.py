@@ -151,7 +151,7 @@ def _scheme(name: str, content: Mapping[str, Any]) -> _Scheme | None:
     kind = "Embedding" if module.endswith("embed_tokens") else "Linear"
     if any(one == kind or _fits(module, one) for one in ignored):
         return None
-    for target in sorted(schemes, key=lambda target: ("re:" in target, target)):
+    for target in sorted(schemes):  # "model.…" before "re:…"
         if _fits(module, target):
             return schemes[target]
     return schemes.get(kind)

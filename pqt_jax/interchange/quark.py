@@ -45,7 +45,8 @@ def _describe(
     if squares:
         if rows % GROUP:
             raise InputError(
-                f"{name} has {rows} rows; with scales of 32×32 blocks they must be a multiple of 32"
+                f"{name} has {rows} rows; with scales of 32×32 blocks they must be a multiple of "
+                "32: leave out --squares"
             )
         scale = TensorSpec("F8_E8M0", (rows // GROUP, columns // GROUP))
     return {name: TensorSpec("F8_E4M3", shape), f"{name}_scale": scale}

@@ -16,9 +16,10 @@ from flax import nnx
 from pqt_jax import export
 from pqt_jax.data import prepare
 from pqt_jax.interchange import gguf_model, gguf_tokenizer, huggingface
+from pqt_jax.interchange.layouts import LAYOUTS
 from pqt_jax.lab import sweep_table
 from pqt_jax.training.run import tokenizer_copy
-from support import exported, gguf_files, tiny, tokenizer_files
+from support import exported, gguf_files, low_bit_folder, tiny, tokenizer_files
 from support.document_files import without_processes
 from support.paths import GOLDEN
 from support.runs import make_run
@@ -90,6 +91,9 @@ def make_weights(folder):
         tokenizer = gguf_tokenizer.describe("bytes", b"", 256, begin=None, end=None)
         options = {"tokenizer": tokenizer, "name": "tiny"}
         gguf_model.write(folder / name / "model.gguf", config, values, **options)
+    for name, layout in LAYOUTS.items():
+        config = low_bit_folder.CONFIGS["few kv heads, tied"]
+        low_bit_folder.write(folder / name, layout, config, low_bit_folder.MIXED)
 
 
 def prepare_inline(*options):

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from fuzz import mutations, records, text, weights
+from pqt_jax.interchange.layouts import LAYOUTS
 
 SAME, ANY = "same", "any"
 
@@ -77,6 +78,7 @@ READERS = [
     Reader("huggingface.load, gpt2", "gpt2", "[cm]*", weights.read_hf, weights.expect_hf, 5),
     Reader("huggingface.load, shards", "llama", "[cm]*", weights.read_hf, weights.expect_hf, 5),
     Reader("huggingface.load, qwen3", "qwen3", "[cm]*", weights.read_hf, weights.expect_hf, 5),
+    *(Reader(f"huggingface.load, {n}", n, "[cm]*", weights.read_hf, ANY, 3) for n in LAYOUTS),
     Reader("evaluate --hf, gpt2", "gpt2", "*", weights.run_evaluate("hf"), ANY, 2),
     Reader("evaluate --hf, shards", "llama", "*", weights.run_evaluate("hf"), ANY, 2),
     Reader("generate --hf", "llama", "*", weights.run_generate("hf"), ANY),

@@ -29,7 +29,7 @@ def peers():
     """(torch, transformers), after amd-quark was imported."""
     torch = pytest.importorskip("torch", reason=REASON)
     transformers = pytest.importorskip("transformers", reason=REASON)
-    pytest.importorskip("quark", reason=REASON)
+    pytest.importorskip("quark", reason="needs the extra 'quark'")
     os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(ROOT / ".cache" / "torch_extensions"))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -126,6 +126,12 @@ def parser() -> console.Parser:
         help="with --granularity=tensor or model, share of the blocks that the common format must "
         "be wide enough for; default: 1",
     )
+    add(
+        "--losses",
+        metavar="FILE",
+        help="file that the evaluate command wrote by --json for the same weights; the model card "
+        "gets its losses, with intervals; default: those of the trainer, without",
+    )
     return result
 
 
@@ -169,6 +175,8 @@ def parse(arguments: Sequence[str]) -> Namespace:
         raise InputError("--dtype goes with --layout=huggingface; leave it out")
     if options.layout in ("packed", "gguf") and options.sharded_size is not None:
         raise InputError("--sharded-size goes with Hugging Face folders; leave it out")
+    if options.layout == "packed" and options.losses is not None:
+        raise InputError("--losses goes with layouts that have a model card; leave it out")
     _check_low_bit(options, LAYOUTS.get(options.layout))
     if options.scale == "exact" and options.dtype == "bfloat16":
         raise InputError("--dtype=bfloat16 would round products with exact scales; give float32")

@@ -6,14 +6,13 @@ weights in each format → loss of every document → a row per format, with 95 
 """
 
 import json
-import math
 from argparse import Namespace
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from pqt_jax.analysis import evaluation_text, find_tokenizer, intervals, load, score
-from pqt_jax.analysis.intervals import Interval
+from pqt_jax.analysis.intervals import Interval, format_interval
 from pqt_jax.analysis.load import TrainedModel
 from pqt_jax.console import format_row
 from pqt_jax.errors import InputError
@@ -117,24 +116,9 @@ def _score_formats(
         label = named_formats.format_label(model.run_config and model.run_config.method, name)
         if name == "master" and (options.packed or options.gguf):
             label = "as packed" if options.packed else "as stored"
-        cells = [_format_interval(results[name][key], key == "difference") for key in COLUMNS]
+        cells = [format_interval(results[name][key], key == "difference") for key in COLUMNS]
         print(format_row([label, *cells], _WIDTHS), flush=True)
     return results
-
-
-def _format_interval(interval: Interval, signed: bool) -> str:
-    """Value and interval, as in "1.5078 [1.4921, 1.5235]".
-
-    Example:
-      >>> _format_interval(Interval(0.01, -0.00001, 0.02), signed=True)
-      '+0.0100 [+0.0000, +0.0200]'
-    """
-    places = 4 if abs(interval.value) < 100 else 1
-    value, low, high = (
-        f"{round(x, places) + 0.0:{'+' if signed else ''}.{places}f}"  # + 0.0: not -0.0000
-        for x in interval
-    )
-    return value if math.isnan(interval.low) else f"{value} [{low}, {high}]"
 
 
 def _as_json(results: Mapping[str, Mapping[str, Interval]]) -> Any:

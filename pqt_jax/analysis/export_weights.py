@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from pqt_jax.analysis import (
+    card_losses,
     export_folder,
     export_gguf,
     exported_tokenizer,
@@ -90,16 +91,26 @@ def _write_for_others(folder: Path, options: Namespace, model: OpenModel, plan: 
     card = model_card.Export(
         layout=options.layout,
         format=options.format,
-        as_scored=model_card.is_as_scored(options),
         tensors=tensors,
         tokenizer=tokenizer,
         command=options.command,
     )
-    losses = None
-    if model.step is not None:
-        losses = model_card.read_losses(Path(options.workdir), model.step)
+    losses = _describe_losses(options, model)
     files.write(folder / model_card.FILE, model_card.make(model, plan, card, losses))
     return f"{model_card.describe(tensors)}\n{tokenizer.about}"
+
+
+def _describe_losses(options: Namespace, model: OpenModel) -> str:
+    """The section of the model card about losses; "" if none are known."""
+    these = options.format if model_card.is_as_scored(options) else None
+    if options.losses is not None:
+        content = card_losses.read_evaluation(Path(options.losses), model.origin)
+        method = None if model.run_config is None else model.run_config.method
+        return card_losses.describe_evaluation(content, method, these)
+    if model.step is None:
+        return ""
+    summary = card_losses.read_summary(Path(options.workdir), model.step)
+    return "" if summary is None else card_losses.describe_summary(summary, these)
 
 
 def _check_layout(options: Namespace, model: OpenModel, plan: Plan) -> None:

@@ -18,6 +18,7 @@ It still is a little short of 95 % there: 91 % for 30 documents with lengths of 
 Source: Cochran, "Sampling Techniques" (1977), section 6.
 """
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -91,3 +92,18 @@ def ratio_interval(sums: np.ndarray, counts: np.ndarray) -> Interval:
     error = np.sqrt((documents - 1) / documents * np.sum(spread**2))
     half = float(stdtrit(documents - 1, (1 + CONFIDENCE) / 2) * error)
     return Interval(value, value - half, value + half)
+
+
+def format_interval(interval: Interval, signed: bool) -> str:
+    """Value and interval, as in "1.5078 [1.4921, 1.5235]".
+
+    Example:
+      >>> format_interval(Interval(0.01, -0.00001, 0.02), signed=True)
+      '+0.0100 [+0.0000, +0.0200]'
+    """
+    places = 4 if abs(interval.value) < 100 else 1
+    value, low, high = (
+        f"{round(x, places) + 0.0:{'+' if signed else ''}.{places}f}"  # + 0.0: not -0.0000
+        for x in interval
+    )
+    return value if math.isnan(interval.low) else f"{value} [{low}, {high}]"

@@ -12,9 +12,8 @@ import dataclasses
 import math
 import re
 from argparse import Namespace
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import pqt_jax
 from pqt_jax.analysis import export_folder
@@ -28,11 +27,7 @@ from pqt_jax.numerics import bit_width
 from pqt_jax.numerics.cast import ScaleRule
 from pqt_jax.numerics.formats import as_format
 from pqt_jax.quantization.quantize import Plan
-from pqt_jax.training import final_evaluation, methods, named_formats, summary
-from pqt_jax.training.config import saved_config
-from pqt_jax.training.config.fields import from_values
-from pqt_jax.training.config.schema import RunConfig
-from pqt_jax.training.run import workdir as run_folder
+from pqt_jax.training import final_evaluation, methods, named_formats
 from pqt_jax.transform import bit_state
 
 FILE = "README.md"
@@ -83,7 +78,6 @@ class Export:
     Attributes:
       layout: `--layout`.
       format: `--format`.
-      as_scored: from `is_as_scored`.
       tensors: all tensors.
       tokenizer: its files.
       command: the command line.
@@ -91,7 +85,6 @@ class Export:
 
     layout: str
     format: str
-    as_scored: bool
     tensors: Sequence[CardTensor]
     tokenizer: TokenizerFiles
     command: str
@@ -138,14 +131,14 @@ def describe(tensors: Sequence[CardTensor]) -> str:
     )
 
 
-def make(model: OpenModel, plan: Plan, export: Export, losses: Mapping[str, Any] | None) -> str:
+def make(model: OpenModel, plan: Plan, export: Export, losses: str) -> str:
     """The content of the card.
 
     Args:
       model: the model.
       plan: how its weights are rounded.
       export: how they are stored.
-      losses: from `read_losses`.
+      losses: the section about losses, from `card_losses`; "" for none.
     """
     label = named_formats.LABELS[export.format]
     count = sum(tensor.weights for tensor in export.tensors)
@@ -157,7 +150,7 @@ def make(model: OpenModel, plan: Plan, export: Export, losses: Mapping[str, Any]
         f"Made by pqt_jax {pqt_jax.__version__} from the weights of {model.origin}.",
         _training(model, plan),
         _weights(plan, export, count),
-        _losses(export, losses),
+        losses,
         f"## Tokenizer\n\n{export.tokenizer.card}" if export.layout != "gguf" else "",
         f"## Loading\n\n{USAGE[export.layout].rstrip()}",
         f"## How it was made\n\n```sh\n{export.command}\n```",
@@ -165,18 +158,9 @@ def make(model: OpenModel, plan: Plan, export: Export, losses: Mapping[str, Any]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def read_losses(workdir: Path, step: int) -> Mapping[str, Any] | None:
-    """The summary of a run, if it is of the weights of this step; else None."""
-    meta = run_folder.read_metadata(workdir)
-    config = from_values(RunConfig, saved_config.completed(meta["config"]))
-    found = summary.read(workdir, config)
-    return found if found is not None and found.get("steps") == step else None
-
-
 def _front_matter(model: OpenModel, export: Export, kind: str) -> str:
     """Metadata in YAML; each value is a word of letters, digits, - and _."""
     library = {"mlx": "mlx", "gguf": None}.get(export.layout, "transformers")
-    kind = huggingface_config.to_json(model.config, "bfloat16")["model_type"]
     tags = ["pqt_jax", kind, export.format.replace("_", "-")]
     tags += [] if export.layout == "huggingface" else [export.layout]
     if model.run_config is not None and model.run_config.method != "bf16":
@@ -241,26 +225,6 @@ def _list_names(tensors: Sequence[CardTensor]) -> list[str]:
         f"- `{name}`" + (f" ({count})" if count > 1 else "") + f": {kind}"
         for (name, kind), count in counts.items()
     ]
-
-
-def _losses(export: Export, losses: Mapping[str, Any] | None) -> str:
-    if losses is None or losses["master"] is None:
-        return ""
-    lines = ["| weights | nats per token | minus master |", "|---|--:|--:|"]
-    for name in final_evaluation.ROWS:
-        if losses.get(name) is None:
-            continue
-        label = named_formats.format_label(losses["method"], name)
-        if export.as_scored and name == export.format:
-            label += " (these)"
-        distance = round(losses[name] - losses["master"], 4) + 0.0  # no -0.0000
-        lines.append(f"| {label} | {losses[name]:.4f} | {distance:+.4f} |")
-    scored = export.as_scored and losses.get(export.format) is not None
-    about = "Means over the validation batches of the run, by the trainer at its end; no intervals "
-    about += "are known. Weights that are not rounded were as trained."
-    if not scored:
-        about += " The weights of this folder were rounded in another way, and not scored."
-    return "## Loss\n\n" + "\n".join(lines) + f"\n\n{about}"
 
 
 def _format_count(count: int) -> str:

@@ -11,7 +11,9 @@ import jax.numpy as jnp
 import pytest
 from flax import nnx
 
+from pqt_jax import evaluate, export
 from pqt_jax.analysis import (
+    card_losses,
     export_folder,
     export_tensors,
     exported_tokenizer,
@@ -19,6 +21,7 @@ from pqt_jax.analysis import (
     open_weights,
 )
 from pqt_jax.analysis.export_folder import Storage
+from pqt_jax.errors import InputError
 from pqt_jax.interchange import huggingface, mlx
 from pqt_jax.models import Llama2
 from pqt_jax.numerics.mixed_formats import MIXED_FORMATS
@@ -38,12 +41,13 @@ def make(options, storage, name, losses=None, *, as_scored=True, change=lambda p
         export = model_card.Export(
             layout=storage.layout.name if storage.layout else "huggingface",
             format=name,
-            as_scored=as_scored,
             tensors=model_card.list_tensors(model, tensors, storage),
             tokenizer=exported_tokenizer.find(options, model),
             command="python -m pqt_jax.export --out x",
         )
-        return model_card.make(model, by_path, export, losses)
+        these = name if as_scored else None
+        about = card_losses.describe_summary(losses, these) if losses else ""
+        return model_card.make(model, by_path, export, about)
 
     return open_weights.use_model(options, use)
 
@@ -58,7 +62,7 @@ def sections(card):
 
 
 def test_a_card_of_numbers(trained_run):
-    losses = model_card.read_losses(trained_run, 8)
+    losses = card_losses.read_summary(trained_run, 8)
     card = make(run_options(trained_run), NUMBERS, "fp4_e2m1", losses)
     front, title = card.split("# ", 1)[0], re.findall(r"^# (.*)$", card, re.M)[0]
     assert front.splitlines() == [
@@ -111,7 +115,7 @@ def test_a_card_of_few_bits_says_why_some_have_more(trained_run, tmp_path):
             plan[path] = plan[path]._replace(index=jnp.full_like(plan[path].index, i))
         return plan
 
-    losses = model_card.read_losses(trained_run, 8)
+    losses = card_losses.read_summary(trained_run, 8)
     options = {"granularity": "tensor", "as_scored": False, "change": change}
     card = make(run_options(trained_run), MLX, "mixed", losses, **options)
     assert card.startswith("---\nlibrary_name: mlx\n") and "\n- mlx\n" in card
@@ -166,17 +170,17 @@ def test_of_a_model_of_others_nothing_is_made_up(tmp_path):
 
 
 def test_losses_of_other_weights_are_left_out(run_copy):
-    assert model_card.read_losses(run_copy, 8)["steps"] == 8
-    assert model_card.read_losses(run_copy, 4) is None  # of an older checkpoint
+    assert card_losses.read_summary(run_copy, 8)["steps"] == 8
+    assert card_losses.read_summary(run_copy, 4) is None  # of an older checkpoint
     path = run_copy / "summary.json"
     content = json.loads(path.read_text())
     path.write_text(json.dumps(content | {"config": "0" * 12}))
-    assert model_card.read_losses(run_copy, 8) is None
+    assert card_losses.read_summary(run_copy, 8) is None
     path.write_text(json.dumps(content | {"master": None}))
-    card = make(run_options(run_copy), NUMBERS, "bf16", model_card.read_losses(run_copy, 8))
+    card = make(run_options(run_copy), NUMBERS, "bf16", card_losses.read_summary(run_copy, 8))
     assert "## Loss" not in card
     path.unlink()
-    assert model_card.read_losses(run_copy, 8) is None
+    assert card_losses.read_summary(run_copy, 8) is None
 
 
 @pytest.mark.parametrize(
@@ -194,3 +198,33 @@ def test_every_layout_says_how_it_is_loaded():
 
     assert {*export.LAYOUT_NAMES} - {"packed"} <= model_card.USAGE.keys()
     assert mlx.LAYOUT.name in model_card.USAGE
+
+
+def test_losses_of_evaluate_have_intervals(trained_run, tmp_path, capsys):
+    text, file = tiny.write_text(tmp_path / "text.txt", 600), tmp_path / "losses.json"
+    given = [f"--data={text}", "--length=16", "--weights", "fp4_e2m1", f"--json={file}"]
+    assert evaluate.main([f"--workdir={trained_run}", *given]) == 0
+    row = next(x for x in capsys.readouterr().out.splitlines() if x.startswith("FP4"))
+    given = [f"--workdir={trained_run}", "--layout=mlx", f"--losses={file}"]
+    assert export.main([*given, "--format=fp4_e2m1", f"--out={tmp_path / 'out'}"]) == 0
+    loss = sections((tmp_path / "out/README.md").read_text())["Loss"]
+    (cells,) = re.findall(r"\| FP4 E2M1 \(these\) \| (.*) \| (.*) \|", loss)
+    assert all(cell in row for cell in cells) and all("[" in cell for cell in cells)
+    assert f"on {text}: 599 tokens scored" in loss and "rounded in another way" not in loss
+    capsys.readouterr()
+    assert export.main([*given, "--format=fp8_e4m3", f"--out={tmp_path / 'other'}"]) == 0
+    loss = sections((tmp_path / "other/README.md").read_text())["Loss"]
+    assert "(these)" not in loss and "rounded in another way, and not scored" in loss
+
+
+def test_losses_of_other_weights_or_files_are_refused(tmp_path):
+    (tmp_path / "a.json").write_text('{"weights": {}}')
+    with pytest.raises(InputError, match="a.json is no file of pqt_jax.evaluate --json"):
+        card_losses.read_evaluation(tmp_path / "a.json", "run, step 8")
+    interval = {"value": 1.0, "low": 0.5, "high": 1.5}
+    weights = {"master": {"loss": interval, "difference": interval}}
+    content = {"weights": weights, "origin": "run, step 4", "data": "x", "scored": 7}
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    with pytest.raises(InputError, match="is of run, step 4, and the weights are of run, step 8"):
+        card_losses.read_evaluation(tmp_path / "a.json", "run, step 8")
+    assert card_losses.read_evaluation(tmp_path / "a.json", "run, step 4") == content

@@ -181,7 +181,6 @@ def test_the_card_is_one_of_the_hub(tmp_path):
     export = model_card.Export(
         layout="mlx",
         format="fp4_e2m1",
-        as_scored=True,
         tensors=[model_card.CardTensor("a.0.b", 64, 34, "FP4 E2M1", True)],
         tokenizer=tokenizer_files.make_none("it has none"),
         command="x",
@@ -195,7 +194,7 @@ def test_the_card_is_one_of_the_hub(tmp_path):
         params=None,
         read=None,
     )
-    card = hub.ModelCard(model_card.make(model, {}, export, None))
+    card = hub.ModelCard(model_card.make(model, {}, export, ""))
     assert card.data.library_name == "mlx" and card.data.pipeline_tag == "text-generation"
     assert card.data.tags == ["pqt_jax", "llama", "fp4-e2m1", "mlx"]
     assert card.text.strip().startswith("# Llama with 64 parameters, FP4 E2M1")

@@ -17,7 +17,7 @@ from pqt_jax import console, evaluate, export, generate
 from pqt_jax.analysis import export_weights, load
 from pqt_jax.errors import InputError
 from pqt_jax.interchange import huggingface
-from pqt_jax.models import Llama2
+from pqt_jax.models import GPT2, Llama2
 from pqt_jax.quantization import packed_file
 from pqt_jax.training import named_formats
 from pqt_jax.training.config import saved_config
@@ -185,6 +185,16 @@ BAD_OPTIONS = {
     "--format=mixed --share=0.5": "--share goes with --granularity=tensor or model",
     "--share=0": "--share: '0'; it must be above 0 and at most 1",
     "--layout=huggingface --scale=exact --dtype=bfloat16": "give float32",
+    "--layout=mlx --format=fp6_e2m3": "--layout=mlx has fp4_e2m1, fp8_e4m3",
+    "--layout=quark --scale=exact": "--scale=exact: the scales of --layout=quark are powers of two",
+    "--layout=gguf --scale=exact": "--scale=exact: the scales of --layout=gguf are powers of two",
+    "--layout=gguf --format=mixed": "has one format for each tensor; give --granularity=tensor",
+    "--layout=mlx --format=mixed --granularity=block": "give --granularity=tensor",
+    "--layout=mlx --squares": "--squares goes with --layout=compressed-tensors --format=fp8_e4m3",
+    "--layout=gguf --dtype=float32": "--dtype goes with --layout=huggingface",
+    "--layout=gguf --sharded-size=1GB": "--sharded-size goes with Hugging Face folders",
+    "--layout=mlx --sharded-size=0": "--sharded-size: '0'; it must be a number of bytes such as",
+    "--losses=x": "--losses goes with layouts that have a model card",
     "--hf=x": "not allowed with argument --workdir",
 }
 
@@ -261,3 +271,31 @@ def test_packed_weights_are_not_exported_again_and_need_a_model(tmp_path, capsys
     packed_file.write(tmp_path / packed_file.FILE, {"w": jax.numpy.ones((3, 3))}, {}, model)
     with pytest.raises(InputError, match="which is not the model's"):
         read(f"--packed={tmp_path}")
+
+
+def test_what_a_layout_cannot_store_is_refused(trained_run, tmp_path, capsys):
+    model = GPT2(tiny.GPT2, rngs=nnx.Rngs(0))
+    huggingface.save(tmp_path / "gpt2", tiny.GPT2, nnx.state(model), dtype="float32")
+    four = ["--format=fp4_e2m1", f"--out={tmp_path / 'out'}"]
+    cases = [
+        (
+            f"--hf={tmp_path / 'gpt2'}",
+            "--layout=mlx",
+            "is for llama2, and .* is a gpt2; give --layou",
+        ),
+        (
+            f"--workdir={trained_run}",
+            "--layout=mlx --block=1x32",
+            "has blocks of 1x32; give --block=",
+        ),
+        (
+            f"--workdir={trained_run}",
+            "--layout=gguf --block=16x16",
+            "has blocks of 16x16; give --blo",
+        ),
+        (f"--workdir={trained_run}", "--layout=quark --losses=none", "none: No such file or directory; give a file"),
+    ]
+    for source, options, message in cases:
+        said = refused(export.main, [source, *options.split(), *four], capsys)
+        assert re.search(message, said), said
+    assert [path.name for path in tmp_path.iterdir()] == ["gpt2"]

@@ -76,7 +76,7 @@ def _write(options: Namespace, model: OpenModel) -> str:
 
 def _write_for_others(folder: Path, options: Namespace, model: OpenModel, plan: Plan) -> str:
     """Write weights, tokenizer and model card; returns what to print."""
-    tokenizer = exported_tokenizer.find(options, model)
+    tokenizer, losses = exported_tokenizer.find(options, model), _describe_losses(options, model)
     if options.layout == "gguf":
         rest = options.rest or "bfloat16"
         described = exported_tokenizer.find_gguf(options, model)
@@ -95,7 +95,6 @@ def _write_for_others(folder: Path, options: Namespace, model: OpenModel, plan: 
         tokenizer=tokenizer,
         command=options.command,
     )
-    losses = _describe_losses(options, model)
     files.write(folder / model_card.FILE, model_card.make(model, plan, card, losses))
     return f"{model_card.describe(tensors)}\n{tokenizer.about}"
 
@@ -115,18 +114,19 @@ def _describe_losses(options: Namespace, model: OpenModel) -> str:
 
 def _check_layout(options: Namespace, model: OpenModel, plan: Plan) -> None:
     """Raise InputError if the layout does not serve the model, or blocks as they were trained."""
-    if (layout := LAYOUTS.get(options.layout)) is None:
-        return
-    if model.config.name not in layout.models:
+    layout = LAYOUTS.get(options.layout)
+    if layout is not None and model.config.name not in layout.models:
         raise InputError(
             f"--layout={layout.name} is for {', '.join(layout.models)}, and {model.origin} is a "
             f"{model.config.name}; give --layout=gguf, huggingface or packed"
         )
+    if options.layout in ("packed", "huggingface") or options.format == "bf16":
+        return
     for path, assigned in plan.items():
         block = assigned.spec.block
         if block[0] % low_bit.GROUP:
             raise InputError(
-                f"--layout={layout.name} has a scale for each 32 inputs of a weight matrix, and "
+                f"--layout={options.layout} has a scale for each 32 inputs of a weight matrix, and "
                 f"{path} has blocks of {block[0]}x{block[1]}; give --block=32x32 or 32x1"
             )
 

@@ -8,7 +8,14 @@ import numpy as np
 import pytest
 
 from pqt_jax.errors import InputError
-from pqt_jax.interchange import gguf_model, gguf_reader, gguf_tensors, gguf_tokenizer, gguf_writer
+from pqt_jax.interchange import (
+    gguf_model,
+    gguf_reader,
+    gguf_tensors,
+    gguf_tokenizer,
+    gguf_writer,
+    huggingface_tensors,
+)
 from pqt_jax.interchange.gguf_tensors import TensorType
 from pqt_jax.models import GPT2Config
 from pqt_jax.numerics.formats import E2M1, E2M3
@@ -260,6 +267,17 @@ def test_linear_scaling(tmp_path):
     path = edited(tmp_path, "llama 3", **scaling)
     with pytest.raises(InputError, match=r"rope_freqs\.weight does not scale positions"):
         gguf_model.load(path)
+
+
+def test_biases_that_only_transformers_has_are_left_out(tmp_path):
+    config, params = gguf_files.make("qwen3 with biases of q, k and v")
+    values, _ = gguf_files.encode_model(config, params, gguf_files.mixed)
+    entries = huggingface_tensors.tensor_entries(config)
+    bias = next(entry for entry in entries if entry.paths == ("h/attn/out/bias",))
+    values += [((bias, layer), [np.zeros(32, np.float32)]) for layer in range(2)]
+    gguf_model.write(tmp_path / "a.gguf", config, values, tokenizer=BYTES, name="tiny")
+    names = gguf_reader.read(tmp_path / "a.gguf").tensors
+    assert "blk.0.attn_q.bias" in names and "blk.0.attn_output.bias" not in names
 
 
 @pytest.mark.parametrize(

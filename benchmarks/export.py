@@ -125,9 +125,15 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         command = [sys.executable, __file__, f"--layers={options.layers}"]
-        # Not in this process: the system counts the memory of a parent for its children too.
+        # Not in this process: the system counts the memory of a parent for its children too. And by
+        # the older package, which does not know fields that were added since.
+        package = options.against.resolve() if options.against else ROOT
         made = subprocess.run(
-            [*command, f"--make={folder / 'run'}"], check=True, stdout=subprocess.PIPE, text=True
+            [*command, f"--make={folder / 'run'}"],
+            env={**os.environ, "PYTHONPATH": str(package)},
+            check=True,
+            stdout=subprocess.PIPE,
+            text=True,
         )
         largest = int(made.stdout)
         stored = sum(p.stat().st_size for p in (folder / "run").rglob("*") if p.is_file())

@@ -88,10 +88,9 @@ def _window_length(options: Namespace, model: TrainedModel) -> int:
 def _formats(options: Namespace, model: TrainedModel) -> list[str]:
     """The formats to score; the master weights come first, since the others are compared to them.
 
-    Packed weights and those of a GGUF file are rounded already, so "all" stands for one format.
+    Weights that were rounded when they were stored have one format, so "all" stands for that.
     """
-    is_rounded = options.packed or options.gguf
-    all_formats = ["master"] if is_rounded else list(named_formats.LABELS)
+    all_formats = ["master"] if model.rounded else list(named_formats.LABELS)
     formats = all_formats if options.weights == ["all"] else options.weights
     if "mixed" in formats and not bit_state.has_bits(model.params):
         if options.weights != ["all"]:
@@ -114,8 +113,8 @@ def _score_formats(
         master = nats if master is None else master
         results[name] = score.measure_losses(nats, master, windows)
         label = named_formats.format_label(model.run_config and model.run_config.method, name)
-        if name == "master" and (options.packed or options.gguf):
-            label = "as packed" if options.packed else "as stored"
+        if name == "master" and model.rounded:
+            label = model.rounded
         cells = [format_interval(results[name][key], key == "difference") for key in COLUMNS]
         print(format_row([label, *cells], _WIDTHS), flush=True)
     return results

@@ -13,7 +13,7 @@ import operator
 from argparse import Namespace
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -64,6 +64,8 @@ class TrainedModel:
       rules: which parameters are quantized.
       origin: where it was read from, for messages.
       run_config: the config of the run; None if it was not read from a run.
+      rounded: what to call weights that were rounded when they were stored, "as packed" or "as
+        stored"; None for weights as they were trained.
       begin: of packed weights, the token that documents began with in training, or None.
     """
 
@@ -73,6 +75,17 @@ class TrainedModel:
     rules: tuple[Rule, ...]
     origin: str
     run_config: RunConfig | None
+    rounded: str | None = None
+    begin: int | None = None
+
+
+class StoredModel(NamedTuple):
+    """A model that was read from a folder or a file; the attributes are those of `TrainedModel`."""
+
+    config: ModelConfig
+    graph: nnx.GraphDef
+    params: nnx.State
+    rounded: str | None = None
     begin: int | None = None
 
 
@@ -118,25 +131,20 @@ def read_run(path: Path) -> tuple[RunConfig, run_metadata.Meta, nnx.State]:
     return config, meta, nnx.state(like)
 
 
-def load_hf(folder: Path) -> tuple[ModelConfig, nnx.GraphDef, nnx.State]:
+def load_hf(folder: Path) -> StoredModel:
     """Read a model of a Hugging Face folder.
-
-    Returns:
-      (the model's configuration, structure of the model, parameters).
 
     Raises:
       InputError: if it cannot be read.
     """
-    model, values = huggingface.load(folder)
-    return model, *_fill(model, paths_and_leaves(values), folder)
+    model = huggingface.open_folder(folder)
+    values = {path: model.read(path) for path in model.shapes}
+    rounded = None if model.layout is None else "as stored"
+    return StoredModel(model.config, *_fill(model.config, values, folder), rounded)
 
 
-def load_packed(folder: Path) -> tuple[ModelConfig, nnx.GraphDef, nnx.State, int | None]:
+def load_packed(folder: Path) -> StoredModel:
     """Read a folder that `pqt_jax.export` wrote with `--layout packed`.
-
-    Returns:
-      As `load_hf`, and the token that documents began with in training, or None. The parameters are
-      the rounded weights.
 
     Raises:
       InputError: if it cannot be read.
@@ -154,20 +162,17 @@ def load_packed(folder: Path) -> tuple[ModelConfig, nnx.GraphDef, nnx.State, int
     except MALFORMED as error:
         what = error if isinstance(error, InputError) else repr(error)
         raise InputError(f"{path} describes no model of this version: {what}") from None
-    return model, *_fill(model, packed.params, folder), begin
+    return StoredModel(model, *_fill(model, packed.params, folder), "as packed", begin)
 
 
-def load_gguf(path: Path) -> tuple[ModelConfig, nnx.GraphDef, nnx.State]:
+def load_gguf(path: Path) -> StoredModel:
     """Read a GPT-2 or a Llama from a GGUF file.
-
-    Returns:
-      As `load_hf`; the parameters are the numbers that the stored weights stand for.
 
     Raises:
       InputError: if it cannot be read.
     """
     model, values = gguf_model.load(path)
-    return model, *_fill(model, paths_and_leaves(values), path)
+    return StoredModel(model, *_fill(model, paths_and_leaves(values), path), "as stored")
 
 
 _READERS = {"hf": load_hf, "packed": load_packed, "gguf": load_gguf}  # by option
@@ -231,16 +236,8 @@ def load_model(options: Namespace) -> TrainedModel:
     else:
         name = next(name for name in _READERS if getattr(options, name) is not None)
         origin = getattr(options, name)
-        config, graph, params, *begin = _READERS[name](Path(origin))
-        model = TrainedModel(
-            config=config,
-            graph=graph,
-            params=params,
-            rules=HF_RULES,
-            origin=origin,
-            run_config=None,
-            begin=begin[0] if begin else None,
-        )
+        stored = _READERS[name](Path(origin))
+        model = TrainedModel(rules=HF_RULES, origin=origin, run_config=None, **stored._asdict())
     for path, leaf in paths_and_leaves(model.params).items():
         check_finite(np.asarray(leaf), path, model.origin)
     return model

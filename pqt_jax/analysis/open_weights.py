@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -95,10 +96,12 @@ def _use_run(workdir: Path, use: Callable[[OpenModel], T]) -> T:
         def read(path: str) -> np.ndarray:
             one = {keys: leaf for keys, leaf in flat if "/".join(map(str, keys)) == path}
             (values,) = jax.tree.leaves(read_params(nnx.from_flat_state(one)))
-            load.check_finite(np.asarray(values), path, origin)
-            return np.asarray(values)
+            load.check_finite(values, path, origin)
+            return values
 
-        params = nnx.merge_state(weights, read_params(bits)) if bits else weights
+        params = weights
+        if bits:
+            params = nnx.merge_state(weights, jax.tree.map(jnp.asarray, read_params(bits)))
         return use(
             OpenModel(
                 config=config.model,

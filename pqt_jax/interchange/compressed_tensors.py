@@ -15,6 +15,7 @@ scale of a square is the power of two as a number. FP6 is E2M3; E3M2 is carried 
 Source: compressed-tensors 0.20.1, compressors/ and quantization/quant_args.py.
 """
 
+import functools
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -24,12 +25,11 @@ import numpy as np
 
 from pqt_jax.interchange import low_bit_reading
 from pqt_jax.interchange.low_bit import GROUP, EncodedMatrix, LowBitLayout, StoredCodes
-from pqt_jax.interchange.low_bit_reading import check_fields, check_names, check_section
+from pqt_jax.interchange.low_bit_reading import FIELD, check_fields, check_names, check_section
 from pqt_jax.interchange.safetensors_writer import TensorSpec
 from pqt_jax.numerics import bit_packing
 from pqt_jax.numerics.formats import E2M1, E2M3, E3M2, E4M3, FloatFormat
 
-_FIELD = "quantization_config"
 _METHOD = "compressed-tensors"
 _GROUPS = {
     E2M1: "mxfp4-pack-quantized",
@@ -85,7 +85,7 @@ def _config(formats: Mapping[str, FloatFormat | None], squares: bool) -> dict[st
     names = [group["format"] for group in groups.values()]
     numbers = [module for module, fmt in modules.items() if not fmt]
     return {
-        _FIELD: {
+        FIELD: {
             "quant_method": _METHOD,
             "format": names[0] if len(names) == 1 else "mixed-precision",
             "quantization_status": "compressed",
@@ -112,11 +112,6 @@ def _group(fmt: FloatFormat, squares: bool, targets: list[str]) -> dict[str, Any
     }
 
 
-def _recognizes(content: Mapping[str, Any]) -> bool:
-    config = content.get(_FIELD)
-    return isinstance(config, dict) and config.get("quant_method") == _METHOD
-
-
 def _find(name: str, content: Mapping[str, Any]) -> StoredCodes | None:
     scheme = _scheme(name, content)
     if scheme is None:
@@ -134,19 +129,19 @@ def _scheme(name: str, content: Mapping[str, Any]) -> _Scheme | None:
 
     An exact name goes before a regular expression, and that before the name of a class.
     """
-    config = content[_FIELD]
+    config = content[FIELD]
     absent = (None, {})
-    check_fields(config, _FIELD, {"quantization_status": ("compressed",)})
-    check_fields(config, _FIELD, {"kv_cache_scheme": (None,), "transform_config": absent})
-    check_fields(config, _FIELD, {"sparsity_config": (*absent, {"format": "dense"})})
-    where = f"{_FIELD}.config_groups"
+    check_fields(config, FIELD, {"quantization_status": ("compressed",)})
+    check_fields(config, FIELD, {"kv_cache_scheme": (None,), "transform_config": absent})
+    check_fields(config, FIELD, {"sparsity_config": (*absent, {"format": "dense"})})
+    where = f"{FIELD}.config_groups"
     schemes: dict[str, _Scheme] = {}
     for key, group in check_section(config.get("config_groups"), where).items():
         group = check_section(group, f"{where}.{key}")
         scheme = _group_scheme(group, f"{where}.{key}", config.get("format"))
         targets = check_names(group.get("targets"), f"{where}.{key}.targets")
         schemes |= dict.fromkeys(targets, scheme)
-    ignored = check_names(config.get("ignore") or [], f"{_FIELD}.ignore")
+    ignored = check_names(config.get("ignore") or [], f"{FIELD}.ignore")
     module = name.removesuffix(".weight")
     kind = "Embedding" if module.endswith("embed_tokens") else "Linear"
     if any(one == kind or _fits(module, one) for one in ignored):
@@ -194,6 +189,6 @@ LAYOUT = LowBitLayout(
     describe=_describe,
     store=_store,
     config=_config,
-    recognizes=_recognizes,
+    recognizes=functools.partial(low_bit_reading.names_method, _METHOD),
     find=_find,
 )

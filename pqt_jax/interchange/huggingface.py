@@ -108,11 +108,14 @@ class ModelFolder(NamedTuple):
       config: the model's configuration.
       shapes: path → shape, of each parameter. A GPT-2 has biases.
       read: path → float32 values. Raises InputError if a file cannot be read any more.
+      layout: how matrices are stored in few bits, by its name in `layouts.LAYOUTS`; None if all
+        tensors are stored as numbers.
     """
 
     config: ModelConfig
     shapes: dict[str, tuple[int, ...]]
     read: Callable[[str], np.ndarray]
+    layout: str | None
 
 
 def load(folder: str | os.PathLike[str]) -> tuple[ModelConfig, dict[str, Any]]:
@@ -168,7 +171,8 @@ def open_folder(folder: str | os.PathLike[str]) -> ModelFolder:
         layouts.find_matrix, layout, content, by_name, path=folder / CONFIG
     )
     readers = _check(folder, config, stored, shapes, find_matrix)
-    return ModelFolder(config, shapes, functools.partial(_read, config, readers, shapes))
+    read = functools.partial(_read, config, readers, shapes)
+    return ModelFolder(config, shapes, read, None if layout is None else layout.name)
 
 
 def _read(

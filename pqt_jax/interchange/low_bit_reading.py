@@ -18,11 +18,19 @@ from pqt_jax.interchange.low_bit import GROUP, StoredCodes
 from pqt_jax.interchange.safetensors_io import SIZES, StoredTensor
 from pqt_jax.numerics import bit_packing
 
+FIELD = "quantization_config"  # where transformers looks for what is in few bits
+
 
 def wrong_field(name: str, value: Any, wanted: str) -> InputError:
     """The error for a field of config.json: its name, its value, and what is read."""
     stated = f"{name} is missing" if value is None else f"{name}={shorten(repr(value), 200)}"
     return InputError(f"{stated}; it must be {wanted}")
+
+
+def names_method(method: str, content: Mapping[str, Any]) -> bool:
+    """Whether config.json names a method in `quantization_config.quant_method`."""
+    config = content.get(FIELD)
+    return isinstance(config, dict) and config.get("quant_method") == method
 
 
 def check_fields(section: Mapping[str, Any], where: str, allowed: Mapping[str, tuple]) -> None:

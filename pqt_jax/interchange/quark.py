@@ -15,6 +15,7 @@ quantization/quark and quantization/utils/ocp_mx_utils.py.
 """
 
 import fnmatch
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -23,11 +24,10 @@ import numpy as np
 from pqt_jax.errors import InputError
 from pqt_jax.interchange import low_bit_reading
 from pqt_jax.interchange.low_bit import GROUP, EncodedMatrix, LowBitLayout, StoredCodes
-from pqt_jax.interchange.low_bit_reading import check_fields, check_names, check_section
+from pqt_jax.interchange.low_bit_reading import FIELD, check_fields, check_names, check_section
 from pqt_jax.interchange.safetensors_writer import TensorSpec
 from pqt_jax.numerics.formats import E2M1, E2M3, E3M2, E4M3, FloatFormat
 
-_FIELD = "quantization_config"
 _METHOD = "quark"
 _DTYPES = {E2M1: "fp4", E2M3: "fp6_e2m3", E3M2: "fp6_e3m2", E4M3: "fp8_e4m3"}
 _FORMATS = {dtype: fmt for fmt, dtype in _DTYPES.items()}
@@ -66,7 +66,7 @@ def _config(formats: Mapping[str, FloatFormat | None], squares: bool) -> dict[st
     layers = {fmt: _layer(fmt, squares and fmt == E4M3) for fmt in used}
     numbers = [module for module, fmt in modules.items() if not fmt]
     return {
-        _FIELD: {
+        FIELD: {
             "quant_method": _METHOD,
             "quant_mode": "eager_mode",
             "global_quant_config": layers[used[0]],
@@ -101,11 +101,6 @@ def _layer(fmt: FloatFormat, squares: bool) -> dict[str, Any]:
     return {"weight": weight, **_UNQUANTIZED, "target_device": None}
 
 
-def _recognizes(content: Mapping[str, Any]) -> bool:
-    config = content.get(_FIELD)
-    return isinstance(config, dict) and config.get("quant_method") == _METHOD
-
-
 def _find(name: str, content: Mapping[str, Any]) -> StoredCodes | None:
     scheme = _scheme(name, content)
     if scheme is None:
@@ -119,18 +114,18 @@ def _find(name: str, content: Mapping[str, Any]) -> StoredCodes | None:
 
 def _scheme(name: str, content: Mapping[str, Any]) -> _Scheme | None:
     """How a matrix is stored; None if as numbers."""
-    config = content[_FIELD]
+    config = content[FIELD]
     absent = (None, {})
-    check_fields(config, _FIELD, {"layer_type_quant_config": absent, "algo_config": (None, [])})
-    check_fields(config, _FIELD, {"kv_cache_quant_config": absent, "softmax_quant_spec": (None,)})
-    export = check_section(config.get("export"), f"{_FIELD}.export")
+    check_fields(config, FIELD, {"layer_type_quant_config": absent, "algo_config": (None, [])})
+    check_fields(config, FIELD, {"kv_cache_quant_config": absent, "softmax_quant_spec": (None,)})
+    export = check_section(config.get("export"), f"{FIELD}.export")
     allowed = {"weight_format": ("real_quantized", None), "kv_cache_group": ([], None)}
-    check_fields(export, f"{_FIELD}.export", allowed)
-    common = _layer_scheme(config.get("global_quant_config"), f"{_FIELD}.global_quant_config")
-    where = f"{_FIELD}.layer_quant_config"
+    check_fields(export, f"{FIELD}.export", allowed)
+    common = _layer_scheme(config.get("global_quant_config"), f"{FIELD}.global_quant_config")
+    where = f"{FIELD}.layer_quant_config"
     layers = check_section(config.get("layer_quant_config") or {}, where)
     schemes = {key: _layer_scheme(layer, f"{where}.{key}") for key, layer in layers.items()}
-    excluded = check_names(config.get("exclude") or [], f"{_FIELD}.exclude")
+    excluded = check_names(config.get("exclude") or [], f"{FIELD}.exclude")
     module = name.removesuffix(".weight")
     if module.endswith("embed_tokens"):  # only linear layers are quantized
         return None
@@ -169,6 +164,6 @@ LAYOUT = LowBitLayout(
     describe=_describe,
     store=_store,
     config=_config,
-    recognizes=_recognizes,
+    recognizes=functools.partial(low_bit_reading.names_method, _METHOD),
     find=_find,
 )

@@ -11,6 +11,7 @@ first byte:
 """
 
 import math
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -40,12 +41,11 @@ def pack(codes: np.ndarray, bits: int) -> np.ndarray:
     group, size = _group(bits)
     if codes.size and int(codes.max()) >> bits:
         raise ValueError(f"code {int(codes.max())} does not fit {bits} bits")
-    padded = np.pad(codes.astype(np.uint64), (0, -codes.size % group)).reshape(-1, group)
-    words = np.zeros(len(padded), np.uint64)
-    for i in range(group):
-        words |= padded[:, i] << np.uint64(i * bits)
-    data = words.astype("<u8").view(np.uint8).reshape(-1, 8)[:, :size]
-    return np.ascontiguousarray(data).reshape(-1)[: packed_size(codes.size, bits)]
+    columns = _columns(codes.astype(np.uint8 if bits <= 8 else np.uint16, copy=False), group)
+    data = np.zeros((len(columns), size), np.uint8)
+    for i, byte, left in _overlaps(group, bits):
+        data[:, byte] |= _shift(columns[:, i], left).astype(np.uint8)  # its lowest eight bits
+    return data.reshape(-1)[: packed_size(codes.size, bits)]
 
 
 def unpack(data: np.ndarray, bits: int, count: int) -> np.ndarray:
@@ -67,14 +67,32 @@ def unpack(data: np.ndarray, bits: int, count: int) -> np.ndarray:
         raise ValueError(
             f"{data.size} bytes; {count} codes of {bits} bits take {packed_size(count, bits)}"
         )
-    padded = np.pad(data, (0, -data.size % size)).reshape(-1, size)
-    words = np.zeros((len(padded), 8), np.uint8)
-    words[:, :size] = padded
-    words = words.view("<u8").reshape(-1)
-    codes = np.empty((len(words), group), np.uint16)
-    for i in range(group):
-        codes[:, i] = (words >> np.uint64(i * bits)) & np.uint64((1 << bits) - 1)
+    columns = _columns(data, size)
+    codes = np.zeros((len(columns), group), np.uint16)
+    for i, byte, left in _overlaps(group, bits):
+        codes[:, i] |= _shift(columns[:, byte].astype(np.uint16), -left)
+    codes &= np.uint16((1 << bits) - 1)
     return codes.reshape(-1)[:count]
+
+
+def _columns(x: np.ndarray, count: int) -> np.ndarray:
+    """A vector in rows of `count`, with zeros at the end of the last row."""
+    if missing := -x.size % count:
+        x = np.pad(x, (0, missing))
+    return x.reshape(-1, count)
+
+
+def _overlaps(group: int, bits: int) -> Iterator[tuple[int, int, int]]:
+    """Yield (code, byte, left) where code `i << left` has its part of a byte, in a group."""
+    for i in range(group):
+        start = i * bits
+        for byte in range(start // 8, (start + bits - 1) // 8 + 1):
+            yield i, byte, start - 8 * byte
+
+
+def _shift(x: np.ndarray, left: int) -> np.ndarray:
+    """`x << left` in the dtype of x; to the right if `left` is negative."""
+    return x << x.dtype.type(left) if left >= 0 else x >> x.dtype.type(-left)
 
 
 def _group(bits: int) -> tuple[int, int]:

@@ -11,9 +11,10 @@ from pqt_jax import evaluate, export, generate
 from pqt_jax.analysis import document_begin, find_tokenizer, load
 from pqt_jax.data import tokenizers
 from pqt_jax.errors import InputError
-from pqt_jax.interchange import gguf_model, gguf_tokenizer, huggingface
+from pqt_jax.interchange import gguf_model, gguf_tokenizer, huggingface, layouts
+from pqt_jax.numerics.formats import E2M1
 from pqt_jax.transform.tree_paths import paths_and_leaves
-from support import gguf_files, tiny, tokenizer_files
+from support import gguf_files, low_bit_folder, tiny, tokenizer_files
 from support.command import refused
 
 BYTES = gguf_tokenizer.describe("bytes", b"", 256, begin=None, end=256)
@@ -70,6 +71,16 @@ def test_its_weights_are_rounded_already(tmp_path, capsys):
     given = [f"--gguf={tmp_path / 'a.gguf'}", "--format=fp4_e2m1", f"--out={tmp_path / 'out'}"]
     message = refused(export.main, given, capsys)
     assert "--gguf: those weights are exported already; give --workdir or --hf" in message
+
+
+@pytest.mark.parametrize("layout", layouts.LAYOUTS.values(), ids=layouts.LAYOUTS.keys())
+def test_weights_of_a_folder_in_few_bits_are_rounded_already(tmp_path, capsys, layout):
+    low_bit_folder.write(tmp_path / "m", layout, low_bit_folder.LLAMA, E2M1)
+    tiny.write_text(tmp_path / "text.txt", 300)
+    given = [f"--hf={tmp_path / 'm'}", f"--data={tmp_path / 'text.txt'}"]
+    assert evaluate.main(given) == 0
+    rows = capsys.readouterr().out.split("\nweights ")[1].splitlines()[1:]
+    assert [row.split("  ")[0] for row in rows] == ["as stored"]
 
 
 def test_a_file_of_something_else_is_refused_by_a_line(tmp_path, capsys):

@@ -25,6 +25,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
@@ -142,12 +144,15 @@ def restore(manager: ocp.CheckpointManager, step: int, like: Any, meta: Meta) ->
     return type(like)(**state), saved
 
 
-def _read(folder: Path, like: Any, meta: Meta) -> tuple[Any, Meta]:
+def _read(folder: Path, like: Any, meta: Meta, as_numpy: bool = False) -> tuple[Any, Meta]:
     """Read (the named parts of a step's state, its metadata) in this process alone."""
     target = _add_shardings(like)
+    restore_args = ocp.checkpoint_utils.construct_restore_args(target)
+    if as_numpy:
+        restore_args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), target)
     arguments = ocp.args.PyTreeRestore(
         item=target,
-        restore_args=ocp.checkpoint_utils.construct_restore_args(target),
+        restore_args=restore_args,
         partial_restore=True,  # reading weights does not read the optimizer state
     )
     index = jax.process_index()
@@ -185,7 +190,9 @@ def _check_meta(saved: Any, meta: Meta, folder: Path) -> None:
 
 def _check_digests(tree: Any, saved: Meta) -> None:
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        if not isinstance(leaf, jax.Array):  # as Orbax returns for an array that is not there
+        if not isinstance(
+            leaf, jax.Array | np.ndarray
+        ):  # as Orbax returns for an array that is not there
             raise DamagedError(f"{jax.tree_util.keystr(path)} is missing")
     for path, digest in digests.array_digests(tree).items():
         if digest != saved["digests"].get(path):
@@ -266,7 +273,7 @@ def read_params(run: Path, like: Any, meta: Meta) -> tuple[int, Any]:
     Raises:
       InputError: as `use_newest`.
     """
-    return use_newest(run, meta, lambda step, read: (step, read(like)))
+    return use_newest(run, meta, lambda step, read: (step, jax.tree.map(jnp.asarray, read(like))))
 
 
 @orbax_errors.quiet_orbax()
@@ -280,8 +287,8 @@ def use_newest(run: Path, meta: Meta, use: Callable[[int, ReadParams], T]) -> T:
       run: the folder of a run, in which nothing is changed.
       meta: the run's metadata.
       use: called with the step and a function, which returns those parameters that a tree like the
-        saved one contains, with its shapes and dtypes. It is called again, with another step, where
-        one proves to be damaged, which may be after it has read some parameters.
+        saved one contains, as NumPy arrays of its shapes and dtypes. It is called again, with
+        another step, where one proves to be damaged, perhaps after some parameters were read.
 
     Returns:
       What `use` returns.
@@ -296,7 +303,7 @@ def use_newest(run: Path, meta: Meta, use: Callable[[int, ReadParams], T]) -> T:
         step = max(steps)
 
         def read(like: Any, step: int = step) -> Any:
-            restored, saved = _read(folder / str(step), {"params": like}, meta)
+            restored, saved = _read(folder / str(step), {"params": like}, meta, as_numpy=True)
             _check_digests(restored, saved)
             for other in sorted(damaged.keys() & workdir.saved_steps(run) - told, reverse=True):
                 told.add(other)

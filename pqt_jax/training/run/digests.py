@@ -6,11 +6,15 @@
 
 It is computed on the devices of the array, and no array is gathered. A sum of integers does not
 depend on its order, so the digest is the same on any mesh. Arrays on one CPU are summed by NumPy,
-without compilation. The digest detects damage, not forgery: it is not a cryptographic hash.
+on all its cores, without compilation. The digest detects damage, not forgery: it is not a
+cryptographic hash.
 """
 
+import functools
 import hashlib
 import json
+import os
+from concurrent import futures
 from typing import Any
 
 import jax
@@ -68,22 +72,26 @@ def _is_on_host(x: Any) -> bool:
 
 
 def _sums_on_host(leaves: list[Any]) -> list[list[int]]:
-    sums = []
-    for leaf in leaves:
-        words = np.ravel(leaf)
-        words = words.astype(
-            jax.dtypes.canonicalize_dtype(words.dtype), copy=False
-        )  # as JAX has it
-        words = words.view(_WORDS[words.dtype.itemsize])
-        totals = [0, 0]
-        for start in range(0, words.size, _CHUNK):
-            piece = words[start : start + _CHUNK].astype(np.uint32)
-            index = np.arange(start, start + piece.size).astype(np.uint32)  # modulo 2³²
-            for i, seed in enumerate(_SEEDS):
-                mixed = _mix(piece ^ _mix(index + np.uint32(seed)))
-                totals[i] += int(mixed.sum(dtype=np.uint64))
-        sums.append([total % 2**32 for total in totals])
-    return sums
+    # NumPy lets other threads run while it computes.
+    with futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        sums = []
+        for leaf in leaves:
+            words = np.ravel(leaf)
+            # as JAX has it
+            words = words.astype(jax.dtypes.canonicalize_dtype(words.dtype), copy=False)
+            words = words.view(_WORDS[words.dtype.itemsize])
+            starts = range(0, words.size, _CHUNK)
+            run = map if len(starts) < 2 else pool.map
+            pieces = run(functools.partial(_sum_piece, words), starts)
+            sums.append([sum(halves) % 2**32 for halves in zip([0, 0], *pieces, strict=True)])
+        return sums
+
+
+def _sum_piece(words: np.ndarray, start: int) -> list[int]:
+    piece = words[start : start + _CHUNK].astype(np.uint32, copy=False)
+    index = np.arange(start, start + piece.size).astype(np.uint32)  # modulo 2³²
+    mixed = (_mix(piece ^ _mix(index + np.uint32(seed))) for seed in _SEEDS)
+    return [int(x.sum(dtype=np.uint32)) for x in mixed]
 
 
 def _mix(x: Any) -> Any:

@@ -162,6 +162,26 @@ def test_what_is_there_is_not_replaced_unasked(trained_run, tmp_path, capsys):
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
+def test_only_exports_are_replaced(tmp_path, capsys):
+    """Neither the model that is read, nor a folder of the same names by somebody else."""
+    params = nnx.state(Llama2(tiny.LLAMA2, rngs=nnx.Rngs(0)))
+    for name in ("model", "other"):
+        huggingface.save(tmp_path / name, tiny.LLAMA2, params)
+        (tmp_path / name / "README.md").write_text("Somebody's model")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    given = [f"--hf={tmp_path / 'model'}", "--format=bf16", "--overwrite"]
+    for layout in ("gguf", "packed", "huggingface"):
+        for out, words in (
+            (tmp_path / "model", "is the folder of --hf; give another folder"),
+            (tmp_path / "other", "holds no export of pqt_jax; nothing is deleted"),
+        ):
+            arguments = [*given, f"--layout={layout}", f"--out={out}"]
+            assert words in refused(export.main, arguments, capsys)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    for layout in ("gguf", "packed", "gguf"):
+        run(*given, f"--layout={layout}", f"--out={tmp_path / 'out'}")
+
+
 def test_nothing_is_left_of_an_export_that_fails(trained_run, tmp_path, monkeypatch):
     def fail(*arguments):
         raise RuntimeError
@@ -281,7 +301,7 @@ def test_what_a_layout_cannot_store_is_refused(trained_run, tmp_path, capsys):
         (
             f"--hf={tmp_path / 'gpt2'}",
             "--layout=mlx",
-            "is for llama2, and .* is a gpt2; give --layou",
+            "is for models like llama2, and .* is a gpt2; give --layou",
         ),
         (
             f"--workdir={trained_run}",

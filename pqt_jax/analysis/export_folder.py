@@ -96,10 +96,10 @@ def describe_tensor(model: OpenModel, one: OutTensor, storage: Storage) -> str:
     if (fmt := carrier_of(one, storage.layout)) is not None:
         return fmt.label
     if not one.is_rounded:
-        was = model.config.param_dtype
-        return f"{dtype}, which no rule covers" + (f" (trained in {was})" * (was != dtype))
+        return f"{dtype}, which no rule covers" + export_tensors.describe_origin(model, dtype)
     if storage.layout is not None and not one.has_groups:
-        return f"{dtype}, since 32 does not divide their inputs"
+        labels = export_tensors.describe_formats(one)
+        return f"{dtype}, rounded to {labels}, since 32 does not divide their inputs"
     if storage.layout is not None and (fmt := one.formats[0]) not in (None, BF16):
         return f"{dtype}, rounded to {fmt.label}, which {storage.layout.name} does not have"
     return f"{dtype}, rounded to their format"

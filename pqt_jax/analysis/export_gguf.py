@@ -87,16 +87,12 @@ def _stored_type(model: OpenModel, one: OutTensor, rest: str) -> tuple[TensorTyp
         return TensorType.F32, "F32, as all vectors"
     if not one.is_rounded:
         kind = TensorType.F32 if rest == "float32" else TensorType.BF16
-        was = f" (trained in {model.config.param_dtype})" * (rest != model.config.param_dtype)
+        was = export_tensors.describe_origin(model, rest)
         return kind, f"{kind.name}, which no rule covers{was}"
-    labels = " and ".join(dict.fromkeys(fmt.label for fmt in one.formats if fmt is not None))
+    labels = export_tensors.describe_formats(one)
     if not _in_few_bits(one):
-        why = (
-            "since 32 does not divide their inputs"
-            if not one.has_groups
-            else f"rounded to {labels}"
-        )
-        return TensorType.BF16, f"BF16, {why}"
+        why = "" if one.has_groups else ", since 32 does not divide their inputs"
+        return TensorType.BF16, f"BF16, rounded to {labels}{why}"
     kind = gguf_tensors.carrier(one.formats)
     return kind, f"{kind.name}, which has all values of {labels}"
 

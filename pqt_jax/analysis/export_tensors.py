@@ -81,6 +81,18 @@ def matrix_format(assigned: FormatAssignment) -> FloatFormat | None:
     return MIXED_FORMATS[found[0]] if found.size == 1 else None
 
 
+def describe_formats(one: OutTensor) -> str:
+    """The formats that a tensor is rounded to, in words."""
+    return " and ".join(dict.fromkeys(fmt.label for fmt in one.formats if fmt is not None))
+
+
+def describe_origin(model: OpenModel, dtype: str) -> str:
+    """In which dtype a tensor was trained, in parentheses, where it is stored in another."""
+    if model.run_config is None or model.config.param_dtype == dtype:
+        return ""
+    return f" (trained in {model.config.param_dtype})"
+
+
 def iterate_values(
     model: OpenModel, tensors: Iterable[OutTensor], encoded: Callable[[OutTensor], bool]
 ) -> Iterator[tuple[OutTensor, list[np.ndarray | EncodedMatrix]]]:

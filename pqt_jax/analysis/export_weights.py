@@ -39,6 +39,8 @@ from pqt_jax.training.run import tokenizer_copy, workdir
 from pqt_jax.transform import bit_state
 from pqt_jax.transform.tree_paths import paths_and_leaves
 
+_REPORT = "report.txt"
+
 
 def export(options: Namespace) -> None:
     """Write the folder, then print the report and the folder's name.
@@ -51,18 +53,35 @@ def export(options: Namespace) -> None:
         be written to.
       OutputError: if the folder cannot be written.
     """
-    workdir.check_not_in_checkpoints(
-        folders.check_destination(options.out, options.overwrite, "--out="), options.out
-    )
+    out = folders.check_destination(options.out, options.overwrite, "--out=")
+    workdir.check_not_in_checkpoints(out, options.out)
+    _check_replaced(options, out)
     text = open_weights.use_model(options, functools.partial(_write, options))
     print(f"{text}\nwritten: {options.out}")
+
+
+def _check_replaced(options: Namespace, out: Path) -> None:
+    """Raise InputError if `--out` is the model itself, or holds what no export has written."""
+    if options.hf is not None and out == Path(options.hf).resolve():
+        raise InputError(f"--out={options.out} is the folder of --hf; give another folder")
+    if not out.is_dir() or not any(out.iterdir()):
+        return
+    try:
+        is_export = model_card.MADE_BY in (out / model_card.FILE).read_text(encoding="utf-8")
+    except (OSError, ValueError):  # packed folders have no card
+        is_export = (out / packed_file.FILE).exists() and (out / _REPORT).exists()
+    if not is_export:
+        raise InputError(
+            f"--out={options.out} holds no export of pqt_jax; nothing is deleted, give another "
+            "folder"
+        )
 
 
 def _write(options: Namespace, model: OpenModel) -> str:
     """Write the folder; returns what to print about it."""
     plan = _make_plan(options, model)
     _check_layout(options, model, plan)
-    with folders.atomic_folder(options.out, options.overwrite) as folder:
+    with folders.atomic_folder(options.out, options.overwrite, "--out=") as folder:
         if options.layout == "packed":
             begin = None
             if model.run_config is not None:
@@ -117,9 +136,11 @@ def _check_layout(options: Namespace, model: OpenModel, plan: Plan) -> None:
     layout = LAYOUTS.get(options.layout)
     if layout is not None and model.config.name not in layout.models:
         raise InputError(
-            f"--layout={layout.name} is for {', '.join(layout.models)}, and {model.origin} is a "
-            f"{model.config.name}; give --layout=gguf, huggingface or packed"
+            f"--layout={layout.name} is for models like {', '.join(layout.models)}, and "
+            f"{model.origin} is a {model.config.name}; give --layout=gguf, huggingface or packed"
         )
+    if layout is not None and layout.find_refusal and (why := layout.find_refusal(model.config)):
+        raise InputError(f"--layout={layout.name}: {why}; give another layout")
     if options.layout in ("packed", "huggingface") or options.format == "bf16":
         return
     for path, assigned in plan.items():
@@ -210,7 +231,7 @@ def write_packed(
     packed_file.write_each(path, read(), plan, about)
     sizes_text = _describe_sizes(path, weights, plan, other_bytes)
     text = f"{report.format_table(rows)}\n\n{sizes_text}\n"
-    (folder / "report.txt").write_text(text)
+    (folder / _REPORT).write_text(text)
     content = json.dumps(report.as_json(rows), indent=2, allow_nan=False)
     (folder / "report.json").write_text(content + "\n")
     figure = report_figure.draw_report(rows, f"{model.origin}, {named_formats.LABELS[name]}")

@@ -134,6 +134,7 @@ def _scheme(name: str, content: Mapping[str, Any]) -> _Scheme | None:
     check_fields(config, FIELD, {"quantization_status": ("compressed",)})
     check_fields(config, FIELD, {"kv_cache_scheme": (None,), "transform_config": absent})
     check_fields(config, FIELD, {"sparsity_config": (*absent, {"format": "dense"})})
+    check_fields(config, FIELD, {"format": (*_FORMATS, "mixed-precision", None)})
     where = f"{FIELD}.config_groups"
     schemes: dict[str, _Scheme] = {}
     for key, group in check_section(config.get("config_groups"), where).items():

@@ -11,11 +11,12 @@ left. A folder is replaced only if each file in it has a name that the same comm
 
 import contextlib
 import fcntl
+import functools
 import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from pqt_jax import signals
@@ -32,7 +33,9 @@ Overwrite = bool | re.Pattern[str] | None
 
 
 @contextlib.contextmanager
-def atomic_folder(out: str | os.PathLike[str], overwrite: Overwrite = False) -> Iterator[Path]:
+def atomic_folder(
+    out: str | os.PathLike[str], overwrite: Overwrite = False, option: str = ""
+) -> Iterator[Path]:
     """Yield a temporary folder that becomes `out` if the body succeeds, and is removed if not.
 
     Example:
@@ -50,6 +53,7 @@ def atomic_folder(out: str | os.PathLike[str], overwrite: Overwrite = False) -> 
       overwrite: whether to replace an existing folder when the new one is complete. With True each
         file in it must have a name that an export writes; with a pattern, a name that matches.
         None means False, for commands that have no such option.
+      option: as for `check_destination`.
 
     Yields:
       The temporary folder, in the parent of `out`. An OSError of the body becomes an OutputError.
@@ -58,16 +62,17 @@ def atomic_folder(out: str | os.PathLike[str], overwrite: Overwrite = False) -> 
       InputError: if `out` is not a folder, or contains files that may not be replaced.
       OutputError: if it cannot be written.
     """
-    requested, out = Path(out), check_destination(out, overwrite)
+    requested, out = Path(out), check_destination(out, overwrite, option)
     temporary = out.with_name(f".{out.name}.{secrets.token_hex(4)}{_PART}")
     with signals.raise_exit(), contextlib.ExitStack() as stack:
         stack.callback(_remove, temporary)
         try:
             out.parent.mkdir(parents=True, exist_ok=True)
-            stack.callback(os.close, _create_temporary(requested, temporary, out, overwrite))
+            check = functools.partial(_check, requested, out, overwrite, option)
+            stack.callback(os.close, _create_temporary(temporary, out, check))
             yield temporary
             _sync(temporary)
-            _replace(requested, temporary, out, overwrite)
+            _replace(temporary, out, check)
         except OSError as error:
             raise OutputError(requested, error) from None
         except OutputError as error:  # it names a file in the temporary folder
@@ -124,11 +129,11 @@ def _check(requested: Path, out: Path, overwrite: Overwrite, option: str = "") -
         )
 
 
-def _create_temporary(requested: Path, temporary: Path, out: Path, overwrite: Overwrite) -> int:
+def _create_temporary(temporary: Path, out: Path, check: Callable[[], None]) -> int:
     """Create and lock the folder, and remove what killed writers left; returns the descriptor."""
     with _locked(out.parent):
         _remove_leftovers(out)
-        _check(requested, out, overwrite)  # again: an old folder may have been restored
+        check()  # again: an old folder may have been restored
         temporary.mkdir()
         return _lock(temporary, fcntl.LOCK_EX)
 
@@ -139,9 +144,9 @@ def _remove(temporary: Path) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _replace(requested: Path, temporary: Path, out: Path, overwrite: Overwrite) -> None:
+def _replace(temporary: Path, out: Path, check: Callable[[], None]) -> None:
     with _locked(out.parent), signals.deferred():
-        _check(requested, out, overwrite)  # again: another process may have written it
+        check()  # again: another process may have written it
         old = temporary.with_suffix(_OLD)
         if replaced := out.is_dir() and any(out.iterdir()):
             out.rename(old)

@@ -86,6 +86,8 @@ class LowBitLayout:
     Attributes:
       name: the value of `--layout`.
       models: names of the models that it serves, `ModelSpec.name`.
+      find_refusal: a model's configuration → what its software lacks for it, or None. None if it
+        computes all of these models.
       formats: the formats that all matrices may have, by their name in `--format`.
       carrier: our format → the format that a matrix is stored in: the same, or a wider one that
         holds each of its values; None if it is stored as numbers in bfloat16.
@@ -110,6 +112,7 @@ class LowBitLayout:
     config: Callable[[Mapping[str, FloatFormat | None], bool], dict[str, Any]]
     recognizes: Callable[[Mapping[str, Any]], bool]
     find: Callable[[str, Mapping[str, Any]], StoredCodes | None]
+    find_refusal: Callable[[Any], str | None] | None = None
 
 
 def recode(matrix: EncodedMatrix, fmt: FloatFormat) -> EncodedMatrix:

@@ -21,6 +21,7 @@ import numpy as np
 from pqt_jax.interchange.low_bit import GROUP, EncodedMatrix, LowBitLayout, StoredCodes, recode
 from pqt_jax.interchange.low_bit_reading import check_fields, check_section, wrong_field
 from pqt_jax.interchange.safetensors_writer import TensorSpec
+from pqt_jax.models import Llama2Config
 from pqt_jax.numerics.formats import E2M1, E2M3, E3M2, E4M3, FloatFormat
 
 _MODES = {E2M1: "mxfp4", E4M3: "mxfp8"}
@@ -82,6 +83,19 @@ def _find(name: str, config: Mapping[str, Any]) -> StoredCodes | None:
     return StoredCodes(fmt, name, "U32", f"{layer}.scales")
 
 
+def _find_refusal(config: Llama2Config) -> str | None:
+    """What mlx-lm's models llama, qwen2 and qwen3 lack (mlx-lm 0.32.2)."""
+    bias = config.attention_bias
+    if config.qk_norm and bias != "none":
+        return f"mlx-lm has no model with config.model.qk_norm and attention_bias={bias!r}"
+    if bias == "qkv" and config.head_width * config.num_heads != config.d_model:
+        return (
+            "mlx-lm has no model with config.model.attention_bias='qkv' and "
+            f"head_dim={config.head_dim}, other than d_model / num_heads"
+        )
+    return None
+
+
 LAYOUT = LowBitLayout(
     name="mlx",
     models=("llama2",),
@@ -93,4 +107,5 @@ LAYOUT = LowBitLayout(
     config=_config,
     recognizes=_recognizes,
     find=_find,
+    find_refusal=_find_refusal,
 )

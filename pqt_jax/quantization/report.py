@@ -172,6 +172,7 @@ def format_table(rows: Sequence[MatrixReport]) -> str:
         lines.append(_line(path, [row for row in rows if row.path == path]))
     if len(paths) > 1:
         lines.append(_line("all", rows))
+    lines.append("Errors and shares of several matrices are those of the worst one.")
     return "\n".join(lines)
 
 

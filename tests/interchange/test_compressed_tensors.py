@@ -176,6 +176,10 @@ REFUSED = {
     "pattern": (content(MXFP8 | {"targets": ["re:("]}), "a target='re:('; it must be a name or a"),
     "ignore": (content(MXFP8, ignore=[1]), "quantization_config.ignore=[1]; it must be a list of"),
     "a group": (content(3), f"{GROUP}=3; it must be a JSON object"),
+    "format of all": (
+        content(format="nvfp4-pack-quantized"),
+        "quantization_config.format='nvfp4-pack-",
+    ),
     "groups": (content(config_groups=[]), "quantization_config.config_groups=[]; it must be a"),
     "status": (content(MXFP8, quantization_status="frozen"), "='frozen'; it must be compressed"),
     "cache": (content(MXFP8, kv_cache_scheme={}), "kv_cache_scheme={}; it must be absent"),

@@ -2,6 +2,8 @@
 # Copyright 2026 The pqt_jax Authors
 """The layout of MLX: bytes worked out by hand, and what is read again."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -102,3 +104,20 @@ def test_what_is_stored_otherwise_is_refused(entry, message):
     with pytest.raises(InputError) as caught:
         LAYOUT.find(NAME, {"quantization": entry})
     assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "fields, wanted",
+    [
+        ({"attention_bias": "qkv", "head_dim": 8}, "attention_bias='qkv' and head_dim=8"),
+        ({"attention_bias": "qkv", "qk_norm": True}, "qk_norm and attention_bias='qkv'"),
+        ({"attention_bias": "all", "qk_norm": True}, "qk_norm and attention_bias='all'"),
+        ({"attention_bias": "all", "head_dim": 8}, None),
+        ({"attention_bias": "qkv"}, None),
+        ({"qk_norm": True, "head_dim": 8}, None),
+    ],
+)
+def test_models_that_mlx_lm_lacks_are_refused(fields, wanted):
+    """It has no heads of another width in qwen2, and no biases in qwen3."""
+    refusal = LAYOUT.find_refusal(dataclasses.replace(low_bit_folder.LLAMA, **fields))
+    assert refusal is None if wanted is None else wanted in refusal

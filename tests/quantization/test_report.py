@@ -113,7 +113,9 @@ def test_table_and_picture():
     bits = {"h": {"kernel": jnp.zeros((2, 3, 4))}, "head": {"kernel": jnp.full((1, 1), -0.5)}}
     rows = report.measure_matrices(params, plan_mixed(params, bits, RULES))
     lines = report.format_table(rows).split("\n")
-    assert [line.split()[0] for line in lines] == ["parameter", "h/kernel", "head/kernel", "all"]
+    names = [line.split()[0] for line in lines[:-1]]
+    assert names == ["parameter", "h/kernel", "head/kernel", "all"]
+    assert lines[-1] == "Errors and shares of several matrices are those of the worst one."
     assert lines[1].endswith("  FP6 E3M2 100%") and lines[2].endswith("  FP4 E2M1 100%")
     assert (
         lines[3].endswith("  FP4 E2M1 7%, FP6 E3M2 93%")

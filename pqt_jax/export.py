@@ -54,7 +54,7 @@ def _run(arguments: Sequence[str]) -> None:
 def parser() -> console.Parser:
     """The options of the command."""
     result = console.Parser(prog="python -m pqt_jax.export", description="Export trained weights.")
-    load.add_model_options(result)
+    load.add_model_options(result, takes_exports=False)
     formats = ["master", *FORMATS, "mixed"]
     share = console.number(float, lambda x: 0 < x <= 1, "above 0 and at most 1")
     add = result.add_argument
@@ -107,7 +107,8 @@ def parser() -> console.Parser:
         "--block",
         type=_block,
         metavar="RxC",
-        help="rows and columns of the blocks that share a scale, such as 1x32; default: as trained",
+        help="inputs and outputs of the blocks that share a scale, such as 32x1; default: as "
+        "trained",
     )
     add(
         "--scale",

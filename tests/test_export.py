@@ -182,6 +182,19 @@ def test_only_exports_are_replaced(tmp_path, capsys):
         run(*given, f"--layout={layout}", f"--out={tmp_path / 'out'}")
 
 
+def test_numbers_that_bfloat16_lacks_are_refused_or_stay(tmp_path, capsys):
+    params = nnx.state(Llama2(tiny.LLAMA2, rngs=nnx.Rngs(0)))
+    params["embed"]["embedding"] = params["embed"]["embedding"].at[3, 4].set(3.4028e38)
+    huggingface.save(tmp_path / "model", tiny.LLAMA2, params, dtype="float32")
+    for layout in ("gguf", "huggingface", "mlx"):
+        given = [f"--hf={tmp_path / 'model'}", "--format=fp4_e2m1", f"--layout={layout}"]
+        given += [f"--out={tmp_path / layout}"]
+        said = refused(export.main, given, capsys)
+        assert "3.4028e+38 is too large for bfloat16; give --rest=float32" in said
+        assert "embed_tokens.weight" in said and not (tmp_path / layout).exists()
+        run(*given, "--rest=float32")
+
+
 def test_nothing_is_left_of_an_export_that_fails(trained_run, tmp_path, monkeypatch):
     def fail(*arguments):
         raise RuntimeError

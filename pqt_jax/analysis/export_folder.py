@@ -134,4 +134,5 @@ def _stored_values(
             yield from layout.store(name, low_bit.recode(matrix, fmt), storage.squares).items()
         else:
             dtype = _NUMPY[_dtype(one, storage)]
-            yield name, join(one.tensor, [np.asarray(part).astype(dtype) for part in parts])
+            numbers = [export_tensors.convert(name, np.asarray(x), dtype) for x in parts]
+            yield name, join(one.tensor, numbers)

@@ -54,7 +54,7 @@ def write(
     gguf_model.write(
         folder / FILE,
         model.config,
-        _values(model, tensors),
+        _values(model, tensors, np.dtype(rest)),
         tokenizer=tokenizer,
         name=name,
         dtype=rest,
@@ -103,18 +103,16 @@ def _in_few_bits(one: OutTensor) -> bool:
 
 
 def _values(
-    model: OpenModel, tensors: Sequence[OutTensor]
+    model: OpenModel, tensors: Sequence[OutTensor], rest: np.dtype
 ) -> Iterator[tuple[Place, Sequence[Part]]]:
     for one, parts in export_tensors.iterate_values(model, tensors, _in_few_bits):
-        kernel = one.tensor.entry.paths[0].endswith("/kernel")
-        yield (
-            (one.tensor.entry, one.tensor.layer),
-            [
-                part if isinstance(part, EncodedMatrix) or not kernel else transpose(part)
-                for part in map(_as_part, parts)
-            ],
-        )
+        yield (one.tensor.entry, one.tensor.layer), [_as_part(one, part, rest) for part in parts]
 
 
-def _as_part(part: np.ndarray | EncodedMatrix) -> Part:
-    return part if isinstance(part, EncodedMatrix) else np.asarray(part)
+def _as_part(one: OutTensor, part: np.ndarray | EncodedMatrix, rest: np.dtype) -> Part:
+    if isinstance(part, EncodedMatrix):
+        return part
+    values = np.asarray(part)
+    if values.ndim > 1 and not one.is_rounded:  # vectors are stored in float32
+        values = export_tensors.convert(one.tensor.name, values, rest)
+    return transpose(values) if one.tensor.entry.paths[0].endswith("/kernel") else values

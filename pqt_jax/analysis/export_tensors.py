@@ -14,6 +14,7 @@ import jax
 import numpy as np
 
 from pqt_jax.analysis.open_weights import OpenModel
+from pqt_jax.errors import InputError
 from pqt_jax.interchange import huggingface_tensors, low_bit
 from pqt_jax.interchange.huggingface_tensors import ModelTensor
 from pqt_jax.interchange.low_bit import EncodedMatrix
@@ -91,6 +92,23 @@ def describe_origin(model: OpenModel, dtype: str) -> str:
     if model.run_config is None or model.config.param_dtype == dtype:
         return ""
     return f" (trained in {model.config.param_dtype})"
+
+
+def convert(name: str, values: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """Convert finite numbers of a tensor to the dtype that they are stored in.
+
+    Raises:
+      InputError: if one is too large for it.
+    """
+    with np.errstate(over="ignore"):
+        converted = values.astype(dtype, copy=False)
+    if converted.dtype != values.dtype and not np.isfinite(converted).all():
+        largest = np.abs(values).max()
+        raise InputError(
+            f"{name}: {largest:g} is too large for {dtype}; give --rest=float32, or weights that "
+            "are smaller"
+        )
+    return converted
 
 
 def iterate_values(

@@ -8,6 +8,7 @@
 Nothing that is read is changed.
 """
 
+import argparse
 import dataclasses
 import operator
 from argparse import Namespace
@@ -202,15 +203,24 @@ def structure(model: ModelConfig) -> tuple[nnx.GraphDef, nnx.State[Any, Any]]:
     return nnx.split(nnx.eval_shape(lambda: build_model(model, rngs=nnx.Rngs(0))))
 
 
-def add_model_options(parser: console.Parser) -> None:
-    """Add `--workdir`, `--hf`, `--packed` and `--gguf`, of which exactly one is required."""
+def add_model_options(parser: console.Parser, takes_exports: bool = True) -> None:
+    """Add `--workdir`, `--hf`, `--packed` and `--gguf`, of which exactly one is required.
+
+    Args:
+      parser: the parser.
+      takes_exports: whether the help shows the last two, which name exports alone.
+    """
+
+    def about(words: str) -> str:
+        return words if takes_exports else argparse.SUPPRESS
+
     origin = parser.add_mutually_exclusive_group(required=True)
     origin.add_argument("--workdir", metavar="RUN", help="folder of a training run")
     origin.add_argument("--hf", metavar="DIR", help="Hugging Face folder of a model")
-    origin.add_argument(
-        "--packed", metavar="DIR", help="folder of packed weights, which the export command writes"
-    )
-    origin.add_argument("--gguf", metavar="FILE", help="GGUF file of a GPT-2 or a Llama")
+    packed = "folder of packed weights, which the export command writes"
+    origin.add_argument("--packed", metavar="DIR", help=about(packed))
+    gguf = "GGUF file of a GPT-2, or of a model like Llama"
+    origin.add_argument("--gguf", metavar="FILE", help=about(gguf))
 
 
 def load_model(options: Namespace) -> TrainedModel:
@@ -257,6 +267,6 @@ def check_finite(values: np.ndarray, path: str, origin: str) -> None:
     if not finite.all():
         at = np.unravel_index(np.argmin(finite), values.shape)
         raise InputError(
-            f"{origin}: {path} has {values[at]} at {list(map(int, at))}; its training diverged, "
-            "give weights from before"
+            f"{origin}: {path} has {values[at]} at {list(map(int, at))}; its training diverged, or "
+            "a file is damaged: give weights from before"
         )

@@ -23,6 +23,7 @@ from pqt_jax.analysis.open_weights import OpenModel
 from pqt_jax.console import format_quantity
 from pqt_jax.data.tokenizer_files import TokenizerFiles
 from pqt_jax.interchange import huggingface_config
+from pqt_jax.models import Llama2Config, ModelConfig
 from pqt_jax.numerics import bit_width
 from pqt_jax.numerics.cast import ScaleRule
 from pqt_jax.numerics.formats import as_format
@@ -47,9 +48,11 @@ USAGE = {  # by layout
     "quark": "vLLM loads the folder with the package amd-quark, in bfloat16 or float16.",
     "mlx": "mlx_lm computes from the few bits:\n\n```sh\n"
     'mlx_lm.generate --model FOLDER --prompt "…"\n```',
-    "gguf": "llama.cpp computes from the few bits, and transformers from the same values:\n\n"
-    + _TRANSFORMERS.format(', gguf_file="model.gguf"'),
+    "gguf": "llama.cpp computes from the few bits.",
 }
+_PLAIN_GGUF = "transformers computes from the same values:\n\n" + _TRANSFORMERS.format(
+    ', gguf_file="model.gguf"'
+)
 _HEAD = re.compile("(ForCausalLM|LMHeadModel)$")  # of the name of an architecture
 _LAYER = re.compile(r"(?<=\.)\d+(?=\.)")  # its number, in the name of a tensor
 
@@ -154,9 +157,21 @@ def make(model: OpenModel, plan: Plan, export: Export, losses: str) -> str:
         losses,
         f"## Tokenizer\n\n{export.tokenizer.card}" if export.layout != "gguf" else "",
         f"## Loading\n\n{USAGE[export.layout].rstrip()}",
+        _PLAIN_GGUF.rstrip() if export.layout == "gguf" and _is_plain(model.config) else "",
         f"## How it was made\n\n```sh\n{export.command}\n```",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _is_plain(config: ModelConfig) -> bool:
+    """Whether transformers 5.24 reads the model from GGUF as it is, and not with parts missing."""
+    return isinstance(config, Llama2Config) and config == dataclasses.replace(
+        config,
+        attention_bias="none",
+        qk_norm=False,
+        rope_scaling="none",
+        head_dim=0,
+    )
 
 
 def _front_matter(model: OpenModel, export: Export, kind: str) -> str:

@@ -51,8 +51,15 @@ def choose_architecture(config: ModelConfig) -> str:
     if isinstance(config, GPT2Config):
         return "gpt2"
     if not config.qk_norm:
-        as_qwen = config.attention_bias == "qkv" and config.rope_scaling != "llama3"
-        return "qwen2" if as_qwen else "llama"
+        if config.attention_bias != "qkv" or config.rope_scaling == "llama3":
+            return "llama"
+        if config.head_width * config.num_heads != config.d_model:
+            raise InputError(
+                f"config.model.head_dim={config.head_dim}, other than d_model / num_heads, "
+                "together with attention_bias=qkv; llama.cpp has no such model, so give another "
+                "layout than gguf"
+            )
+        return "qwen2"
     for name, lacks in (("attention_bias", "all"), ("rope_scaling", "llama3")):
         if getattr(config, name) == lacks:
             raise InputError(

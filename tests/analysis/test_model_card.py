@@ -200,6 +200,26 @@ def test_every_layout_says_how_it_is_loaded():
     assert mlx.LAYOUT.name in model_card.USAGE
 
 
+@pytest.mark.parametrize(
+    "fields, plain",
+    [
+        ({}, True),
+        ({"num_kv_heads": 1, "tie_embeddings": True}, True),
+        ({"attention_bias": "all"}, False),
+        ({"qk_norm": True}, False),
+        ({"rope_scaling": "linear", "rope_factor": 2.0}, False),
+        ({"head_dim": 8}, False),
+    ],
+)
+def test_a_gguf_card_names_transformers_for_models_that_it_reads_whole(tmp_path, fields, plain):
+    config = dataclasses.replace(tiny.LLAMA2, **fields)
+    huggingface.save(tmp_path / "hf", config, nnx.state(Llama2(config, rngs=nnx.Rngs(0))))
+    given = [f"--hf={tmp_path / 'hf'}", "--layout=gguf", "--format=bf16"]
+    assert export.main([*given, f"--out={tmp_path / 'out'}"]) == 0
+    loading = (tmp_path / "out/README.md").read_text().split("## Loading")[1]
+    assert "llama.cpp" in loading and ("gguf_file=" in loading) == plain
+
+
 def test_losses_of_evaluate_have_intervals(trained_run, tmp_path, capsys):
     text, file = tiny.write_text(tmp_path / "text.txt", 600), tmp_path / "losses.json"
     given = [f"--data={text}", "--length=16", "--weights", "fp4_e2m1", f"--json={file}"]

@@ -288,6 +288,10 @@ def test_biases_that_only_transformers_has_are_left_out(tmp_path):
             r"config\.model\.attention_bias=all together with .*qk_norm=Tr",
         ),
         ({"rope_scaling": "llama3"}, r"config\.model\.rope_scaling=llama3 together with"),
+        (
+            {"qk_norm": False, "attention_bias": "qkv", "head_dim": 8},
+            r"config\.model\.head_dim=8, other than d_model / num_heads, together with",
+        ),
     ],
 )
 def test_what_llama_cpp_has_no_model_for_is_refused(tmp_path, options, message):

@@ -90,25 +90,29 @@ def test_evaluating_the_packed_weights_is_evaluating_the_rounded(trained_run, tm
     assert texts[0] == texts[1]
 
 
-def test_hugging_face_gets_the_rounded_weights_as_numbers(trained_run, tmp_path):
-    for name, dtype, own in (
+@pytest.mark.parametrize(
+    ("name", "dtype", "own"),
+    [
         ("fp6_e3m2", "bfloat16", {}),
-        ("fp4_e2m1", "float32", {"scale": "exact"}),  # which bfloat16 would not hold
-        ("mixed", "float32", {}),
+        # bfloat16 would not hold it.
+        pytest.param("fp4_e2m1", "float32", {"scale": "exact"}, marks=pytest.mark.slow),
+        pytest.param("mixed", "float32", {}, marks=pytest.mark.slow),
         ("master", None, {}),  # float32, as trained
-    ):
-        out = tmp_path / name
-        options = ["--layout=huggingface", f"--format={name}", f"--out={out}"]
-        options += ["--scale=exact"] if own else [f"--dtype={dtype}"] if dtype else []
-        run(f"--workdir={trained_run}", *options)
-        original, loaded = read(f"--workdir={trained_run}"), read(f"--hf={out}")
-        want = paths_and_leaves(
-            named_formats.round_by_plan(original.params, plan_of(original, name, **own))
-        )
-        for path, leaf in paths_and_leaves(loaded.params).items():
-            exact = dtype != "bfloat16" or path.startswith("h/") and path.endswith("kernel")
-            rounded = np.asarray(want[path].astype(dtype).astype("float32"))
-            np.testing.assert_array_equal(leaf, want[path] if exact else rounded)
+    ],
+)
+def test_hugging_face_gets_the_rounded_weights_as_numbers(trained_run, tmp_path, name, dtype, own):
+    out = tmp_path / name
+    options = ["--layout=huggingface", f"--format={name}", f"--out={out}"]
+    options += ["--scale=exact"] if own else [f"--dtype={dtype}"] if dtype else []
+    run(f"--workdir={trained_run}", *options)
+    original, loaded = read(f"--workdir={trained_run}"), read(f"--hf={out}")
+    want = paths_and_leaves(
+        named_formats.round_by_plan(original.params, plan_of(original, name, **own))
+    )
+    for path, leaf in paths_and_leaves(loaded.params).items():
+        exact = dtype != "bfloat16" or path.startswith("h/") and path.endswith("kernel")
+        rounded = np.asarray(want[path].astype(dtype).astype("float32"))
+        np.testing.assert_array_equal(leaf, want[path] if exact else rounded)
 
 
 @pytest.mark.slow

@@ -25,7 +25,13 @@ with collect_signals():
 """
 
 
-@pytest.mark.parametrize("pair", [NUMBERS, NUMBERS[::-1], NUMBERS[:1] * 2])
+@pytest.mark.parametrize(
+    "pair",
+    [
+        NUMBERS,
+        *(pytest.param(pair, marks=pytest.mark.slow) for pair in (NUMBERS[::-1], NUMBERS[:1] * 2)),
+    ],
+)
 def test_a_second_signal_ends_the_process_at_once(pair):
     pipe = subprocess.PIPE
     process = subprocess.Popen([sys.executable, "-c", PROGRAM], stdout=pipe, stderr=pipe)

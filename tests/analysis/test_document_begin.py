@@ -142,6 +142,7 @@ def test_a_token_that_the_model_lacks_is_named(tmp_path, capsys):
     )
 
 
+@pytest.mark.slow
 def test_what_was_trained_with_bos_is_evaluated_with_it_wherever_it_is(run_copy, tmp_path, capsys):
     path = make("words", tmp_path)
     description = {"name": "tokenizer.json", "end": "", "pattern": "", "begin": 1}

@@ -43,7 +43,9 @@ def round_trip(folder, layout, matrix, squares):
     return found.read()
 
 
-@pytest.mark.parametrize("block", [(32, 32), (32, 1), (64, 16)], ids=str)
+@pytest.mark.parametrize(
+    "block", [(32, 32), (32, 1), pytest.param((64, 16), marks=pytest.mark.slow)], ids=str
+)
 @pytest.mark.parametrize("layout, name", SINGLE)
 def test_a_matrix_comes_back_bit_for_bit(tmp_path, layout, name, block):
     w = np.random.default_rng(0).normal(size=(96, 80)).astype(np.float32)

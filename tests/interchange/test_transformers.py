@@ -13,7 +13,8 @@ from flax import nnx
 from pqt_jax.interchange import gguf_model, gguf_tokenizer, huggingface
 from pqt_jax.models import build_model
 from support import gguf_files
-from support.exported import ALL, CONFIGS, each_of_all, make
+from support.exported import ALL, CONFIGS, make
+from support.random_model import make_abstract
 
 torch = pytest.importorskip("torch", reason="needs the extra 'peers'")
 transformers = pytest.importorskip("transformers", reason="needs the extra 'peers'")
@@ -41,7 +42,9 @@ def continuation(model):
     return tokens
 
 
-@each_of_all
+@pytest.mark.parametrize(  # "qwen3 with biases" has all options of "qwen3"
+    "name", [pytest.param(n, marks=pytest.mark.slow if n == "qwen3" else ()) for n in ALL]
+)
 def test_transformers_computes_the_same_from_an_export(tmp_path, name):
     config, model = make(ALL[name])
     huggingface.save(
@@ -158,7 +161,7 @@ def make_theirs(kind, options):
 
 
 def our_logits(config, params):
-    model = build_model(config, rngs=nnx.Rngs(0))
+    model = make_abstract(build_model, config)
     nnx.update(model, params)
     return np.asarray(model(jnp.asarray(TOKENS)))
 
@@ -169,8 +172,15 @@ SHARDS = [
 ]
 
 
+REPEATED = {"llama with biases", "mistral", "qwen3"}  # others have all their options
+IMPORTS = [
+    pytest.param(*theirs, id=name, marks=pytest.mark.slow if name in REPEATED else ())
+    for name, theirs in THEIRS.items()
+]
+
+
 @pytest.mark.parametrize("shard", SHARDS)
-@pytest.mark.parametrize("kind, options", THEIRS.values(), ids=THEIRS)
+@pytest.mark.parametrize("kind, options", IMPORTS)
 def test_an_import_computes_what_transformers_does(tmp_path, kind, options, shard):
     theirs = make_theirs(kind, options)
     theirs.save_pretrained(tmp_path / "in", **shard)

@@ -20,6 +20,10 @@ from pqt_jax.quantization import codes
 REASON = "the extra `peers` is not installed, or this Python has no CPU build of PyTorch"
 FORMATS = {E4M3: "float8_e4m3fn", E5M2: "float8_e5m2", E3M2: "fp6_e3m2", E2M3: "fp6_e2m3"}
 FORMATS |= {E2M1: "float4_e2m1fn_x2"}
+# One format of each width is quick.
+QUICK_AND_SLOW = [
+    pytest.param(fmt, marks=pytest.mark.slow if fmt in (E5M2, E2M3) else ()) for fmt in FORMATS
+]
 
 
 def torchao(w, fmt, rule):
@@ -53,7 +57,7 @@ def check(w, fmt, rule):
 
 
 @pytest.mark.parametrize("rule", ["floor", "ceil"])
-@pytest.mark.parametrize("fmt", FORMATS, ids=str)
+@pytest.mark.parametrize("fmt", QUICK_AND_SLOW, ids=str)
 class TestTorchao:
     def test_random_weights(self, fmt, rule):
         rng = np.random.default_rng(0)

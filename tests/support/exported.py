@@ -52,7 +52,7 @@ def make(config, rules=(), max_length=64):
     rng = np.random.default_rng(1)
 
     def add_noise(x):
-        return x + 0.1 * jnp.asarray(rng.normal(size=x.shape), x.dtype)
+        return jnp.asarray(np.asarray(x) + 0.1 * rng.normal(size=x.shape).astype(x.dtype))
 
     nnx.update(model, jax.tree.map(add_noise, nnx.state(model, nnx.Param)))
     return config, model

@@ -65,7 +65,9 @@ def test_a_run_starts_at_the_loss_of_the_imported_model(tmp_path, config):
     assert loss == pytest.approx(expected, rel=1e-5)
 
 
-@pytest.mark.parametrize("param_dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    "param_dtype", [pytest.param("float32", marks=pytest.mark.slow), "bfloat16"]
+)
 def test_weights_are_those_of_the_folder_and_bits_are_new(tmp_path, param_dtype):
     _, model = export(tmp_path)
     config = config_for(tiny.LLAMA2, tmp_path)

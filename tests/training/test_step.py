@@ -140,10 +140,9 @@ def test_the_optimizer_knows_weights_from_bits():
     """One step of zero gradient moves weights and bits by their own decay alone."""
     config = tiny.get_config()
     config.optimizer.warmup_steps = 0
-    optimizer = make_optimizer(config)
-    _, state = states.init_state(config, optimizer)
-    zeros = jax.tree.map(jnp.zeros_like, state.params)
-    updates, _ = jax.jit(optimizer.update)(zeros, state.opt_state, state.params)
+    state = setup()[2]  # of a config that has another rate only
+    zeros = jax.tree.map(np.zeros_like, state.params)
+    updates, _ = jax.jit(make_optimizer(config).update)(zeros, state.opt_state, state.params)
     old, new = (nnx.to_pure_dict(tree)["h"] for tree in (state.params, updates))
     kernel = ("attn", "q", "kernel")
     at = lambda tree, path: tree[path[0]][path[1]][path[2]]  # noqa: E731
@@ -197,8 +196,8 @@ def test_noise_of_a_microbatch_is_that_of_its_key():
         key = jax.random.fold_in(keys.step_key(noise_key(), 0), part)
         losses.append(float(loss(tokens[part::2], key)))
     assert float(measured["loss"]) == pytest.approx(np.mean(losses), rel=1e-6)
-    per_step = setup("gaussws", **fields)[3](state, batch(), noise_key())[1]
-    assert float(per_step["loss"]) != float(measured["loss"])
+    with_one_key = [float(loss(tokens[part::2], key)) for part in range(2)]
+    assert abs(np.mean(with_one_key) - np.mean(losses)) > 1e-4  # 100 times the tolerance above
 
 
 @pytest.mark.slow
@@ -335,7 +334,7 @@ def test_a_step_moves_every_parameter_of_other_models(model):
     before = paths_and_leaves(jax.tree.map(np.asarray, state.params))
     after, measured = build_train_step(config, graph, optimizer)(state, batch(), noise_key())
     assert np.isfinite(float(measured["loss"])) and not measured["skipped"]
-    for path, leaf in paths_and_leaves(after.params).items():
+    for path, leaf in paths_and_leaves(jax.tree.map(np.asarray, after.params)).items():
         assert np.isfinite(leaf).all() and (leaf != before[path]).any(), path
     moments = {path: x.shape for path, x in paths_and_leaves(after.opt_state).items()}
     shapes = [shape for path, shape in moments.items() if path.endswith("nu/h/attn/q/kernel")]

@@ -49,7 +49,7 @@ CASES = {
 
 
 SLOW_CASES = {  # each value of their fields is also in a quick case
-    *("just over a block", "one column", "stacked", "attention query", "convolution"),
+    *("just over a block", "one column", "stacked", "experts", "attention query", "convolution"),
     *("blocks 32x1", "blocks 128x128", "float32", "bfloat16 w"),
     *("attention out, stacked", "blocks 16x64", "blocks 64x32"),
 }

@@ -67,7 +67,7 @@ def make_key():
     return jax.random.key(5)
 
 
-@pytest.mark.parametrize("scanned", [False, True])
+@pytest.mark.parametrize("scanned", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_a_linen_transformer_is_wrapped_by_one_line(scanned):
     bare = LinenTransformer(scanned)
     shapes = jax.eval_shape(bare.init, make_key(), X)["params"]

@@ -29,6 +29,7 @@ from pqt_jax.training.step import build_train_step
 from pqt_jax.transform.tree_paths import paths_and_leaves
 from support import tiny
 from support.command import main
+from support.random_model import make_random
 
 SLOW = pytest.mark.slow
 SIZES = [pytest.param(n, marks=SLOW) for n in [(8, 1, 1), (1, 8, 1), (1, 1, 2)]]
@@ -104,7 +105,7 @@ def check_losses(name, sizes):
         assert leaf.sharding.is_equivalent_to(wanted, leaf.ndim), path
 
 
-@pytest.mark.parametrize("sizes", [(1, 1, 1), (2, 2, 2)], ids=str)
+@pytest.mark.parametrize("sizes", [pytest.param((1, 1, 1), marks=SLOW), (2, 2, 2)], ids=str)
 def test_a_step_is_lowered_from_shapes_as_from_arrays(sizes):
     mesh, config = make(sizes), tiny.get_config()
     config.data.batch = 8
@@ -142,8 +143,7 @@ def test_weights_have_the_same_bits_on_every_mesh(sizes):
     mesh = make(sizes)
     config = tiny.get_config(model)
     rule = methods.make_rules(config)
-    cls = Llama2
-    bare = nnx.to_pure_dict(nnx.state(cls(model, rngs=nnx.Rngs(0))))
+    bare = nnx.to_pure_dict(nnx.state(make_random(Llama2, model)))
     transform = param_transform(rule)
     bits = transform.init(bare)
     expected = jax.jit(transform.sample)(bare, bits, noise_key())

@@ -31,9 +31,10 @@ jax.config.update("jax_num_cpu_devices", 8)
 
 # XLA reads its flags when it first compiles, and a process with a flag that XLA does not know ends
 # at once: that of jax 0.12 no longer has this one. Half of the time of a small program is saved.
-GIVEN_FLAGS = os.environ.get("XLA_FLAGS", "")
+QUICK_FLAG = "--xla_cpu_use_fusion_emitters=false"
+GIVEN_FLAGS = os.environ.get("XLA_FLAGS", "").replace(QUICK_FLAG, "").strip()  # workers inherit it
 if os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] == "1" and jax.__version__.startswith("0.10."):
-    os.environ["XLA_FLAGS"] = f"--xla_cpu_use_fusion_emitters=false {GIVEN_FLAGS}"
+    os.environ["XLA_FLAGS"] = f"{QUICK_FLAG} {GIVEN_FLAGS}"
 
 
 def pytest_configure(config):

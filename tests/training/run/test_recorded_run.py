@@ -61,7 +61,8 @@ def test_it_is_resumed_with_the_losses_that_its_own_commit_records(folder, capsy
     assert "belongs to another run: config.seed was 0 and is 1" in line
     if compiled == "as users do":
         command = [sys.executable, "-m", "pqt_jax.train", *ARGUMENTS]
-        subprocess.run(command, check=True, capture_output=True)
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
     else:
         assert train.main(ARGUMENTS) == 0
     records = metrics.read(pathlib.Path("run/metrics.jsonl"))

@@ -92,6 +92,7 @@ def floor(run: Path, out: Path, size: int) -> None:
 def measure(command: list[str], package: Path) -> dict[str, float]:
     """Run a command with the package of a checkout; seconds, CPU seconds, and bytes at most."""
     environment = {**os.environ, "PYTHONPATH": str(package)}
+    os.sync()  # not what was written before
     began = time.perf_counter()
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(command, env=environment, cwd=package, stdout=log, stderr=log)

@@ -263,9 +263,11 @@ def check_model_options(options: Namespace) -> None:
 
 def check_finite(values: np.ndarray, path: str, origin: str) -> None:
     """Raise InputError, with the first value that is not finite."""
-    finite = np.isfinite(values)
-    if not finite.all():
-        at = np.unravel_index(np.argmin(finite), values.shape)
+    # Both ends are NaN if a value is; this needs no memory, unlike a test of each value.
+    with np.errstate(invalid="ignore"):
+        ends = np.min(values), np.max(values)
+    if not all(map(np.isfinite, ends)):
+        at = np.unravel_index(np.argmin(np.isfinite(values)), values.shape)
         raise InputError(
             f"{origin}: {path} has {values[at]} at {list(map(int, at))}; its training diverged, or "
             "a file is damaged: give weights from before"

@@ -32,6 +32,7 @@ from pqt_jax.lab.sweep_config import SweepOptions
 from pqt_jax.training import methods
 from pqt_jax.training.config.schema import RunConfig
 from pqt_jax.training.optimizer import make_optimizer
+from pqt_jax.training.phases import Phase, list_phases, phase_index
 from pqt_jax.training.run import metrics
 from pqt_jax.training.state import TrainState
 from pqt_jax.training.step import build_train_step
@@ -70,9 +71,14 @@ def scale_updates(optimizer: optax.GradientTransformation) -> optax.GradientTran
     return optax.GradientTransformation(init, update)
 
 
-def make_graph(arm: Arm) -> nnx.GraphDef:
-    """The structure of an arm's model, with reduced operands if the arm has any."""
-    model = nnx.eval_shape(lambda: methods.make_model(arm.config, nnx.Rngs(0)))
+def make_graph(arm: Arm, config: RunConfig | None = None) -> nnx.GraphDef:
+    """The structure of an arm's model, with reduced operands if the arm has any.
+
+    Args:
+      arm: the arm.
+      config: the configuration of a phase; None for the arm's own.
+    """
+    model = nnx.eval_shape(lambda: methods.make_model(config or arm.config, nnx.Rngs(0)))
     return nnx.split(simulate(model, arm.rules) if arm.rules else model)[0]
 
 
@@ -104,7 +110,7 @@ def make_train(arm: Arm, text: Text, options: SweepOptions) -> Train:
     """
     config, graph = arm.config, make_graph(arm)
     held_out = jnp.asarray(_held_out_batches(config, text), jnp.int32)
-    begin, step = _begin_and_step(config, graph)
+    begin, step_of = _begin_and_steps(arm)
     measure_sharpness = run_records.make_sharpness(graph, held_out[0], options)
     evaluate = run_records.make_held_out_losses(config, graph, held_out)
     unigram_loss = outcomes.unigram_loss(text.train[:_UNIGRAM_TOKENS])
@@ -117,6 +123,7 @@ def make_train(arm: Arm, text: Text, options: SweepOptions) -> Train:
         state, keys = begin(rates, seeds)
         step_metrics, on_device, sharpness = [], [], {}
         for number, batch in enumerate(_train_batches(config, text, seeds)):
+            step = step_of(number + 1)
             if options.sharpness_every and number % options.sharpness_every == 0:
                 sharpness[number] = measure_sharpness(state.params)
             state, measured = step(state, batch, keys)
@@ -154,19 +161,24 @@ def _select_run(tree: Any, i: int) -> Any:
     return jax.tree.map(lambda x: x[i], tree)
 
 
-def _begin_and_step(
-    config: RunConfig, graph: nnx.GraphDef
-) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """Two functions: `(rates, seeds) -> (states, keys)`, and the step of all runs."""
-    optimizer = scale_updates(make_optimizer(config))
-    step: Any = build_train_step(config, graph, optimizer)
+def _begin_and_steps(arm: Arm) -> tuple[Callable[..., Any], Callable[[int], Any]]:
+    """Two functions: `(rates, seeds) -> (states, keys)`, and the number of a step → the step."""
+    config = arm.config
+    optimizer, phases = scale_updates(make_optimizer(config)), list_phases(config)
+
+    def make_step(phase: Phase) -> Any:
+        graph = make_graph(arm, phase.config)
+        step: Any = build_train_step(config, graph, optimizer, phase=phase)
+        return jax.jit(jax.vmap(step.__wrapped__), donate_argnums=0)
+
+    steps = [make_step(phase) for phase in phases]
     initialize = jax.jit(jax.vmap(_initializer(config, optimizer)))
 
     def begin(rates: np.ndarray, seeds: np.ndarray) -> tuple[TrainState, jax.Array]:
         factors = jnp.asarray(rates / config.optimizer.learning_rate, jnp.float32)
         return initialize(jnp.asarray(seeds), factors), jax.vmap(jax.random.key)(jnp.asarray(seeds))
 
-    return begin, jax.jit(jax.vmap(step.__wrapped__), donate_argnums=0)
+    return begin, lambda number: steps[phase_index(phases, number)]
 
 
 def _train_batches(config: RunConfig, text: Text, seeds: np.ndarray) -> Iterator[np.ndarray]:

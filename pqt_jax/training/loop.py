@@ -6,7 +6,7 @@ With several processes, each runs this loop on the same steps. The first one pri
 files. Each process writes its shards of a checkpoint.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
 import jax
@@ -26,12 +26,13 @@ from pqt_jax.training.background import call_in_thread, no_garbage_collection
 from pqt_jax.training.cadence import Cadence
 from pqt_jax.training.measurements import Measurements
 from pqt_jax.training.optimizer import count_fixed_steps
+from pqt_jax.training.phases import Phase, list_phases, phase_index
 from pqt_jax.training.run import checkpoint, distributed, profiling
 from pqt_jax.training.run import workdir as run_folder
 from pqt_jax.training.run.distributed import print_on_first_process
 from pqt_jax.training.run.loss_monitor import SkipError
 from pqt_jax.training.run_context import RunContext, StartPoint, restore_or_init
-from pqt_jax.training.state import TrainState, check_step_memory
+from pqt_jax.training.state import TrainState, check_step_memory, make_graph
 
 DONE = 0
 
@@ -60,13 +61,13 @@ def train(run: RunContext) -> int:
         step_records.open_loggers(config, run.workdir, first) as (advance, record),
         profiling.trace_steps(trace_folder if run.profile else None, config.steps - first) as trace,
     ):
-        train_step, train_state = _compile(run, start, measurements, key)
+        step_of, train_state = _compile(run, start, measurements, key)
         for number in range(first + 1, config.steps + 1):
             signal = read_signal()
             due.begin_step(number, stop=bool(signal))
             trace(number - first)
             start.timer.start()
-            train_state, measured = train_step(train_state, next(batches), key)
+            train_state, measured = step_of(number)(train_state, next(batches), key)
             if due.wait:
                 jax.block_until_ready(train_state)  # otherwise the next step is prepared meanwhile
             if last_skipped := measurements.check_loss(number, measured, due.wait, record):
@@ -130,26 +131,43 @@ def _train_batches(run: RunContext, first: int) -> Iterator[Any]:
 
 def _compile(
     run: RunContext, start: StartPoint, measurements: Measurements, key: jax.Array
-) -> tuple[Any, TrainState]:
-    """Compile the training step, print its memory on each device, and take the first state.
+) -> tuple[Callable[[int], Any], TrainState]:
+    """Compile the training steps, print their memory on each device, and take the first state.
 
-    While XLA compiles the program of the state, the step is traced. While XLA compiles the step,
-    the small programs of the learning rate are compiled.
+    While XLA compiles the program of the state, the first step is traced. While XLA compiles that
+    step, the small programs of the learning rate are compiled.
+
+    Returns:
+      (number of a step → its program, state). Each phase that is left has one program.
     """
-    data = run.config.data
-    train_step: Any = step.build_train_step(run.config, start.graph, start.optimizer, end=run.end)
-    rows = len(partitioning.local_rows(run.mesh, data.batch))
-    tokens = np.zeros((rows, data.length + 1), run.text.train.dtype)
-    tokens = partitioning.put_batch(tokens, run.mesh, data.batch)
+    phases = list_phases(run.config)
+    left = phases[phase_index(phases, min(start.step + 1, run.config.steps)) :]
     with no_garbage_collection():
-        lowered = train_step.lower(start.like, tokens, key)
+        lowered = _lower(run, start, left[0], key)
     train_state = start.take_state()
     wait_for_step = call_in_thread(lowered.compile)
     measurements.compile_learning_rate()
-    compiled = wait_for_step()
+    programs = [wait_for_step()]
+    programs += [_lower(run, start, phase, key).compile() for phase in left[1:]]
     limit = flops.device_memory(jax.local_devices()[0])
-    memory = compiled.memory_analysis()
-    print_on_first_process(startup_summary.format_step_memory(memory, limit))
-    check_step_memory(memory, limit)
+    for phase, program in zip(left, programs, strict=True):
+        if len(left) > 1:
+            print_on_first_process(f"from step {phase.first + 1}: method {phase.config.method}")
+        memory = program.memory_analysis()
+        print_on_first_process(startup_summary.format_step_memory(memory, limit))
+        check_step_memory(memory, limit)
     print_on_first_process(f"ready after {start.timer.seconds():.0f} s")
-    return compiled, train_state
+    return lambda number: programs[phase_index(left, number)], train_state
+
+
+def _lower(run: RunContext, start: StartPoint, phase: Phase, key: jax.Array) -> Any:
+    """Trace the training step of a phase."""
+    data = run.config.data
+    graph = start.graph if phase.is_own else make_graph(phase.config)
+    train_step: Any = step.build_train_step(
+        run.config, graph, start.optimizer, end=run.end, phase=phase
+    )
+    rows = len(partitioning.local_rows(run.mesh, data.batch))
+    tokens = np.zeros((rows, data.length + 1), run.text.train.dtype)
+    tokens = partitioning.put_batch(tokens, run.mesh, data.batch)
+    return train_step.lower(start.like, tokens, key)

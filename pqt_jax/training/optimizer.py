@@ -11,6 +11,7 @@ from pqt_jax.training.config import schema
 from pqt_jax.training.config.schema import RunConfig
 from pqt_jax.training.methods import get_method, snap_step
 from pqt_jax.training.methods.method import Schedule
+from pqt_jax.training.phases import list_phases
 from pqt_jax.transform import optim
 from pqt_jax.transform.adam_mini import model_blocks
 
@@ -53,13 +54,14 @@ def count_fixed_steps(config: RunConfig) -> int:
       config: the run's configuration.
 
     Returns:
-      The steps before the learning rate falls and the bit-widths snap; 0 with the schedules cosine
-      and linear, which fall all the time.
+      The steps before the learning rate falls, the bit-widths snap and the method changes; 0 with
+      the schedules cosine and linear, which fall all the time.
     """
     if config.optimizer.schedule not in schema.EXTENSIBLE:
         return 0
     snap = snap_step(config)
-    return min(_decay_start(config), config.steps if snap is None else snap)
+    changes = [phase.first for phase in list_phases(config)[1:]]
+    return min(_decay_start(config), config.steps if snap is None else snap, *changes)
 
 
 def _decay_start(config: RunConfig) -> int:

@@ -114,7 +114,12 @@ def _initializer(
             TrainState(params, optimizer.init(params), none, none, none)
         )
 
-    return nnx.split(nnx.eval_shape(build))[0], init
+    return make_graph(config), init
+
+
+def make_graph(config: RunConfig) -> nnx.GraphDef:
+    """The structure of the model as it is trained."""
+    return nnx.split(nnx.eval_shape(lambda: methods.make_model(config, nnx.Rngs(0))))[0]
 
 
 def _replace_weights(params: nnx.State, start: Any) -> nnx.State:

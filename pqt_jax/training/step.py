@@ -22,8 +22,10 @@ from pqt_jax.training import methods
 from pqt_jax.training.config.schema import RunConfig
 from pqt_jax.training.loss import model_loss, split_batch
 from pqt_jax.training.optimizer import make_optimizer
+from pqt_jax.training.phases import Phase
 from pqt_jax.training.state import TrainState
 from pqt_jax.transform import bit_state
+from pqt_jax.transform.nnx_wrapper import BitParam
 
 Metrics = dict[str, jax.Array]
 TrainStep = Callable[[TrainState, jax.Array, jax.Array], tuple[TrainState, Metrics]]
@@ -66,15 +68,18 @@ def build_train_step(
     optimizer: optax.GradientTransformation | None = None,
     *,
     end: int | None = None,
+    phase: Phase | None = None,
 ) -> TrainStep:
     """The jitted training step of a run.
 
     Args:
       config: the run's configuration; decides method, penalty, snapping and how the step is split.
-      graph: the model's structure.
+      graph: the model's structure, that of the phase's config if one is given.
       optimizer: the optimizer of weights and bits together; None for `make_optimizer(config)`.
       end: the token that ends a document. No token attends beyond it, and the target that follows
         it does not count (`document_mask.make_windows`). None if sequences run on over the ends.
+      phase: the phase of the run, of `list_phases`; None for the run's own method. In a phase of
+        another method bit-widths stay as they are, and there is no penalty.
 
     Returns:
       `(state, batch, key) -> (state, metrics)`. The state is donated. batch is uint8 or int
@@ -87,8 +92,9 @@ def build_train_step(
       are none) and penalty (likewise); and the int32 scalars skipped and in_a_row of the new state.
     """
     method, split, snap = methods.get_method(config), step_split(config), methods.snap_step(config)
-    rules, penalty = method.make_rules(config), method.make_penalty(config)
-    sample = method.make_sampler(config) if method.make_sampler else None
+    is_own = phase is None or phase.is_own
+    rules, penalty = method.make_rules(config), method.make_penalty(config) if is_own else None
+    sample = method.make_sampler(config) if is_own and method.make_sampler else None
     optimizer = optimizer or make_optimizer(config)
 
     def train_step(state, batch, key):
@@ -99,6 +105,7 @@ def build_train_step(
 
         def compute_loss(params, tokens, key):
             weights = sample(params, key) if sample else params
+            weights = weights if is_own else bit_state.weights(params)
             options = {"chunk": split.loss_chunk, "end": end, "targets_per_part": targets}
             loss = model_loss(graph, weights, tokens, key=key, **options)
             extra = penalty(params) if penalty else None
@@ -114,6 +121,9 @@ def build_train_step(
         # The norm of everything: a bit-width that is NaN would spoil the loss of the next step.
         is_finite = jnp.isfinite(loss) & jnp.isfinite(optax.tree.norm(grads))
         new_state = _update(optimizer, state, params, grads, is_finite)
+        if not is_own:
+            same_bits = nnx.merge_state(new_state.params, nnx.filter_state(params, BitParam))
+            new_state = new_state._replace(params=same_bits)
         metrics |= {"skipped": new_state.skipped, "in_a_row": new_state.in_a_row}
         return partitioning.constrain_state(new_state), metrics
 

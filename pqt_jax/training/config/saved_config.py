@@ -10,11 +10,21 @@ from pqt_jax.console import format_quantity
 from pqt_jax.models import MODELS, Llama2Config
 from pqt_jax.training.config.field_table import as_text
 from pqt_jax.training.config.fields import flatten, list_fields, to_dict
-from pqt_jax.training.config.schema import MAY_CHANGE, OptimizerConfig, RunConfig, default
+from pqt_jax.training.config.schema import (
+    MAY_CHANGE,
+    OptimizerConfig,
+    PqtConfig,
+    RunConfig,
+    default,
+)
 
 # Later fields with their defaults, which a digest leaves out, so that those of older runs stay.
 _ADDED = {
     "optimizer.decay_share": OptimizerConfig.decay_share,
+    "pqt.schedule": PqtConfig.schedule,
+    "pqt.begin_at": PqtConfig.begin_at,
+    "pqt.round_at": PqtConfig.round_at,
+    "pqt.round_to": PqtConfig.round_to,
     "model.head_dim": Llama2Config.head_dim,
     "model.attention_bias": Llama2Config.attention_bias,
     "model.qk_norm": Llama2Config.qk_norm,

@@ -144,8 +144,13 @@ class PqtConfig:
     )
     learning_rate: float = setting(
         1e-3,
-        "Highest learning rate of the bit-widths; it follows the weights' schedule.",
+        "Highest learning rate of the bit-widths.",
         minimum=0,
+    )
+    schedule: str = setting(
+        "weights",
+        "Whether the learning rate of the bit-widths follows that of the weights, or is constant.",
+        choices=("weights", "constant"),
     )
     weight_decay: float = setting(0.1, "Decay of the bit-widths towards `target_bits`.", minimum=0)
     penalty: str = setting(
@@ -157,6 +162,27 @@ class PqtConfig:
     penalty_weight: float = setting(0.1, "Factor of the penalty.", minimum=0)
     average_bits: float = setting(
         4.5, "Mean bit-width of all blocks that penalty average draws to.", **_BITS
+    )
+    begin_at: float = setting(
+        0.0,
+        "Share of the steps before which weights are cast to bfloat16 alone and bit-widths stay; 0 "
+        "to begin with the method.",
+        minimum=0,
+        below=1,
+        words="from 0 to below 1",
+    )
+    round_at: float = setting(
+        1.0,
+        "Share of the steps after which weights are rounded to `round_to` in place of the method, "
+        "with gradients straight through; 1 for never.",
+        above=0,
+        maximum=1,
+    )
+    round_to: str = setting(
+        "float4_e2m1fn",
+        "Format that weights are rounded to after `round_at`.",
+        words=NAMES_IN_WORDS,
+        check=as_format,
     )
     snap_at: float = setting(
         1.0,

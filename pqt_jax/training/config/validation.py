@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 from pqt_jax.errors import InputError
 from pqt_jax.models import Llama2Config, ModelConfig, attention, get_spec, partitioning
 from pqt_jax.models.registry import model_config
+from pqt_jax.numerics.formats import BF16, FP32, as_format
 from pqt_jax.training.config.field_values import as_float32
 from pqt_jax.training.config.fields import check_ranges
 from pqt_jax.training.config.schema import RunConfig
@@ -180,6 +181,13 @@ def _check_pqt(config: RunConfig) -> None:
             f"{pqt.init_bits}: bits that do not move cannot snap"
         )
         _refuse("pqt.snap_at", pqt.snap_at, wanted)
+    if pqt.begin_at and config.method == "bf16":
+        _refuse("pqt.begin_at", pqt.begin_at, "0 with config.method='bf16', which needs no begin")
+    if pqt.round_at <= pqt.begin_at:
+        _refuse("pqt.round_at", pqt.round_at, f"above config.pqt.begin_at={pqt.begin_at}")
+    if pqt.round_at < 1 and as_format(pqt.round_to) in (BF16, FP32):
+        wanted = f"a format of fewer bits with config.pqt.round_at={pqt.round_at}, such as fp4_e2m1"
+        _refuse("pqt.round_to", pqt.round_to, wanted)
 
 
 def _check_diffq(config: RunConfig) -> None:

@@ -93,7 +93,8 @@ def _make_bits_optimizer(
     ratio = config.pqt.learning_rate / config.optimizer.learning_rate
 
     def learning_rate(step):
-        rate = ratio * schedule(step)
+        follows = config.pqt.schedule == "weights"
+        rate = ratio * schedule(step) if follows else jnp.float32(config.pqt.learning_rate)
         return rate if snap is None else jnp.where(step >= snap, 0.0, rate)
 
     return BitsOptimizer(learning_rate, config.pqt.weight_decay)

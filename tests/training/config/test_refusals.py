@@ -86,6 +86,12 @@ pqt.penalty_weight=-1
 pqt.average_bits=17
 pqt.snap_at=1.5
 pqt.target_bits=6 pqt.snap_at=0.9
+pqt.begin_at=1
+pqt.begin_at=0.5 pqt.round_at=0.5
+method=bf16 pqt.begin_at=0.5
+pqt.round_at=0.9 pqt.round_to=bf16
+pqt.round_to=float7
+pqt.schedule=cosine
 diffq.min_bits=9
 diffq.min_bits=0.5
 diffq.max_bits=17

@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright 2026 The pqt_jax Authors
+"""The phases of a run: which method trains which steps.
+
+    until the share `pqt.begin_at` of the steps     method bf16
+    in the middle                                   the run's own method
+    from the share `pqt.round_at` on                method ste, to the format `pqt.round_to`
+
+The state is the same in all phases. Outside the run's own phase, bit-widths stay as they are.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from pqt_jax.training.config.schema import RunConfig
+
+
+class Phase(NamedTuple):
+    """Steps that one method trains.
+
+    Attributes:
+      first: the number of steps before it.
+      config: the run's configuration, with the method of the phase and its format.
+      is_own: whether that is the run's own method.
+    """
+
+    first: int
+    config: RunConfig
+    is_own: bool = True
+
+
+def list_phases(config: RunConfig) -> list[Phase]:
+    """The phases of a run, in their order; none is empty.
+
+    Example:
+      >>> from pqt_jax.models import Llama2Config
+      >>> from pqt_jax.training.config import default
+      >>> config = default(Llama2Config(256, d_model=64, num_layers=2, num_heads=4, d_ff=128))
+      >>> config.pqt.begin_at, config.pqt.round_at = 0.5, 0.9
+      >>> [(phase.first, phase.config.method) for phase in list_phases(config)]
+      [(0, 'bf16'), (500, 'gaussws'), (900, 'ste')]
+
+    Args:
+      config: the run's configuration.
+    """
+    begin, rounding = boundaries(config)
+    fine = dataclasses.replace(config, method="bf16")
+    coarse = dataclasses.replace(config.pqt, dtype=config.pqt.round_to)
+    phases = {0: Phase(0, fine, is_own=False), begin: Phase(begin, config)}
+    last = dataclasses.replace(config, method="ste", pqt=coarse)
+    phases[rounding] = Phase(rounding, last, is_own=False)
+    return [phase for phase in phases.values() if phase.first < config.steps]
+
+
+def boundaries(config: RunConfig) -> tuple[int, int]:
+    """(number of steps before the run's own method, number of steps until it ends)."""
+    return round(config.pqt.begin_at * config.steps), round(config.pqt.round_at * config.steps)
+
+
+def phase_index(phases: Sequence[Phase], number: int) -> int:
+    """The index of the phase of a step, which is counted from 1."""
+    return max(i for i, phase in enumerate(phases) if phase.first < number)

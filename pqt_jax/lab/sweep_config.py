@@ -46,7 +46,7 @@ class SimulateOptions:
         "none",
         "Scale of each block of 32×32: none, by the block's largest power of two rounded down or "
         "up, or exact, which needs rounding to nearest.",
-        choices=("none", *(rule.value for rule in ScaleRule)),
+        choices=("none", *(rule.value for rule in ScaleRule if rule != ScaleRule.MSE)),
     )
     operands: tuple[str, ...] = setting(
         OPERANDS, f"Operands that are reduced: some of {', '.join(OPERANDS)}."

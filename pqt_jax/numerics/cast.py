@@ -33,14 +33,17 @@ class ScaleRule(enum.StrEnum):
         `max · scale` is beyond float32; then the scale is half as large.
       EXACT: `absmax / max`, which is not a power of two. The largest weight is represented exactly
         up to rounding. The scale takes 32 bits instead of eight, and products with it round.
+      MSE: the power of two with the least mean squared error, among that of "ceil", its half and
+        its quarter. Large weights may saturate, so that small ones have finer steps.
     """
 
     FLOOR = "floor"
     CEIL = "ceil"
     EXACT = "exact"
+    MSE = "mse"
 
 
-Scale = ScaleRule | Literal["floor", "ceil", "exact"]
+Scale = ScaleRule | Literal["floor", "ceil", "exact", "mse"]
 
 
 def check_scale(scale: Scale) -> ScaleRule:
@@ -165,7 +168,7 @@ def block_scale(absmax: jax.Array, fmt: FloatFormat, rule: Scale) -> jax.Array:
     Args:
       absmax: float32, any shape, not negative.
       fmt: the element format.
-      rule: one of the three.
+      rule: one of these; "mse" depends on all weights of a block (`reference.scale_blocks`).
 
     Returns:
       float32 of the same shape, from 2^-126 to 2^126; a power of two, except for "exact". NaN where
@@ -175,6 +178,8 @@ def block_scale(absmax: jax.Array, fmt: FloatFormat, rule: Scale) -> jax.Array:
       ValueError: for another rule.
     """
     word, rule = to_word(absmax), check_scale(rule)
+    if rule == ScaleRule.MSE:
+        raise ValueError("scale='mse'; give floor, ceil or exact, which the largest magnitude sets")
     if rule == ScaleRule.EXACT:
         # A product, since XLA turns a division by a constant into one in some programs only.
         inverse = np.float32(1 / fmt.max)

@@ -30,8 +30,8 @@ class Spec:
         power-of-two scale per block, computed from max_B|w|.
       scale: rule for that scale, "ceil" (no weight saturates) or "floor" (OCP MX); see
         `cast.ScaleRule`. Under both rules, a weight that noise lifts over the largest value
-        saturates. "exact" is not a power of two, and is allowed with noise "none" only: R · scale
-        would not be exact.
+        saturates. "exact" and "mse" are allowed with noise "none" only: R · scale would not be
+        exact with the first, and kernels do not try scales.
       matrix_axes: (row axes, column axes) of the parameter, see `blocks`.
       encoded: whether ŵ is returned as codes of `dtype`; set by `perturb_encoded`.
 
@@ -54,9 +54,9 @@ class Spec:
         if self.noise not in KINDS:
             raise ValueError(f"noise={self.noise!r}; it must be one of {', '.join(KINDS)}")
         object.__setattr__(self, "scale", cast.check_scale(self.scale))
-        if self.scale == cast.ScaleRule.EXACT and self.noise != "none":
+        if self.scale in (cast.ScaleRule.EXACT, cast.ScaleRule.MSE) and self.noise != "none":
             raise ValueError(
-                "scale='exact'; sampled weights take a power of two, ceil or floor: give 'exact' "
+                f"scale='{self.scale}'; sampled weights take ceil or floor: give '{self.scale}' "
                 "to quantize, or with noise='none'"
             )
         axes = self.matrix_axes

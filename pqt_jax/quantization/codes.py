@@ -184,9 +184,7 @@ def _codes(spec: Spec, matrices: jax.Array) -> tuple[np.ndarray, np.ndarray | No
 
 
 def _codes_and_scale(spec: Spec, matrices: jax.Array) -> tuple[jax.Array, jax.Array | None]:
-    scale = reference.grid_scale(
-        spec, blocks.block_absmax(blocks.pad_to(matrices, *spec.block), spec.block)
-    )
+    scale = reference.scale_blocks(spec, blocks.pad_to(matrices, *spec.block))
     return reference.cast_blocks(dataclasses.replace(spec, encoded=True), matrices), scale
 
 

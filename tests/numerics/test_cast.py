@@ -213,7 +213,7 @@ def test_round_scaled_rounds_on_the_scaled_grid_and_ceil_never_saturates(fmt, ru
         assert saturated.any()
 
 
-@pytest.mark.parametrize("rule", list(cast.ScaleRule))
+@pytest.mark.parametrize("rule", ["floor", "ceil", "exact"])
 @pytest.mark.parametrize("fmt", SCALED, ids=ids(SCALED))
 def test_the_largest_weights_stay_finite(fmt, rule):
     w = np.array([2.5e38, 2.9e38, 3.2e38, 3.4e38], np.float32)

@@ -2,6 +2,8 @@
 # Copyright 2026 The pqt_jax Authors
 """Deterministic quantization against ml_dtypes and gfloat, block by block; plans."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,8 +12,8 @@ import pytest
 from pqt_jax import FloatFormat, Rule, param_transform
 from pqt_jax.numerics.formats import E2M1, E2M3, E3M2, E4M3, E5M2
 from pqt_jax.numerics.mixed_formats import MIXED_FORMATS
-from pqt_jax.quantization import sizes
-from pqt_jax.quantization.quantize import apply, plan_mixed, quantize
+from pqt_jax.quantization import codes, sizes
+from pqt_jax.quantization.quantize import apply, plan_mixed, plan_uniform, quantize
 from pqt_jax.transform.perturb import perturb
 
 
@@ -105,9 +107,42 @@ def test_blocks_of_zeros_and_with_infinities_under_an_exact_scale():
     assert (got[:, :32] == 0).all() and np.isnan(got[:, 32:64]).all() and got[3, 64] == -2.0
 
 
-def test_sampled_weights_take_no_exact_scale():
-    with pytest.raises(ValueError, match="scale='exact'; sampled weights take a power of two"):
-        Rule("w", scale="exact")
+@pytest.mark.parametrize("rule", ["exact", "mse"])
+def test_sampled_weights_take_a_scale_of_their_largest_weight(rule):
+    with pytest.raises(ValueError, match=f"scale='{rule}'; sampled weights take ceil or floor"):
+        Rule("w", scale=rule)
+
+
+@pytest.mark.parametrize("fmt", [E2M1, E2M3, E4M3], ids=str)
+@pytest.mark.parametrize("block", [(32, 32), (32, 128), (1, 32)])
+def test_the_scale_of_least_error_is_the_best_of_three(fmt, block):
+    """Against each of them tried in float64; a block has more error under any other."""
+    w = np.random.default_rng(0).standard_t(4, (64, 128)).astype(np.float32)
+    w[:32, :32] = 0
+    got = np.asarray(quantize({"w": w}, [Rule("w")], fmt, block=block, scale="mse")["w"])
+    halvings = []
+    for i, j in itertools.product(range(0, 64, block[0]), range(0, 128, block[1])):
+        part = w[i : i + block[0], j : j + block[1]]
+        ceil = 2.0 ** np.ceil(np.log2(max(np.abs(part).max(), 1e-30) / fmt.max))
+        tried = []
+        for scale in (ceil, ceil / 2, ceil / 4):
+            clipped = np.clip(part / np.float32(scale), -fmt.max, fmt.max)
+            tried.append(clipped.astype(fmt.dtype).astype(np.float64) * scale)
+        best = int(np.argmin([np.square(one - part).sum() for one in tried]))
+        np.testing.assert_array_equal(got[i : i + block[0], j : j + block[1]], tried[best])
+        halvings.append(best)
+    assert len(set(halvings)) > 1 or fmt != E2M1  # of few bits, some blocks gain by saturation
+
+
+def test_codes_of_the_scale_of_least_error_stand_for_the_rounded_weights():
+    w = np.random.default_rng(1).standard_t(4, (3, 100, 70)).astype(np.float32)
+    plan = plan_uniform({"w": w}, [Rule("w")], E2M1, scale="mse")
+    tensors = codes.encode_parameter(w, plan["w"])
+    assert tensors["scale"].dtype == np.uint8
+    decoded = codes.decode_parameter(tensors, w.shape, plan["w"])
+    np.testing.assert_array_equal(decoded, np.asarray(apply(plan, {"w": w})["w"]))
+    other = plan_uniform({"w": w}, [Rule("w")], E2M1)
+    assert (tensors["scale"] < codes.encode_parameter(w, other["w"])["scale"]).any()
     with pytest.raises(ValueError, match="it must be one of floor, ceil, exact"):
         Rule("w", scale="round")
     straight = Rule("w", noise="none", dtype=E2M1, scale="exact")  # quantization-aware training

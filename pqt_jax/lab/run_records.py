@@ -11,17 +11,14 @@ import numpy as np
 from flax import nnx
 
 from pqt_jax.interchange import files
-from pqt_jax.lab import outcomes
+from pqt_jax.lab import outcomes, rounded_weights
 from pqt_jax.lab.sweep_config import SweepOptions
-from pqt_jax.training import named_formats, sharpness
+from pqt_jax.training import sharpness
 from pqt_jax.training.config.schema import RunConfig
 from pqt_jax.training.loss import cross_entropy
-from pqt_jax.training.methods.sampling_rules import quantization_rules
 from pqt_jax.training.run import metrics
 from pqt_jax.transform import bit_state
 
-# Weights as they are ("master") and rounded, of which the held-out loss is measured.
-FORMATS = ("master", "fp8_e4m3", "fp6_e3m2", "fp4_e2m1")
 StepMetrics = dict[str, Any]  # loss and in_a_row of one step; bits_mean if widths are learned
 
 
@@ -58,24 +55,24 @@ def make_sharpness(
 
 
 def make_held_out_losses(
-    config: RunConfig, graph: nnx.GraphDef, batches: jax.Array
+    config: RunConfig, graph: nnx.GraphDef, batches: jax.Array, names: Sequence[str]
 ) -> Callable[[Any], dict[str, jax.Array]]:
-    """The evaluation of weights in each of `FORMATS`, for many runs at once.
+    """The evaluation of weights as they are and rounded, for many runs at once.
 
     Args:
       config: the arm's configuration.
       graph: the structure of the model.
       batches: int32[batches, B, T + 1], held-out text.
+      names: of the weights, `rounded_weights`.
 
     Returns:
-      Parameters of all runs → {format: float32[runs]}, in nats per token.
+      Parameters of all runs → {name: float32[runs]}, in nats per token. There is no "mixed" where
+      the method learns no bits.
     """
-    rules = quantization_rules(config)
+    rounding = {name: rounded_weights.make_rounding(config, name) for name in names}
 
     def evaluate_run(params):
-        rounded = {
-            name: named_formats.round_to_format(config, params, rules, name) for name in FORMATS
-        }
+        rounded = {name: function(params) for name, function in rounding.items() if function}
 
         def evaluate_batch(batch):
             def loss(weights):

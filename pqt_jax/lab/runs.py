@@ -104,7 +104,7 @@ def make_train(arm: Arm, text: Text, options: SweepOptions) -> Train:
       - arm, learning_rate, seed, steps;
       - losses, of every `record_every`-th step; first_loss, final_loss, unigram_loss;
       - outcome, diverged_at, spikes, skipped;
-      - held_out_losses, of the weights in each of `run_records.FORMATS`;
+      - held_out_losses, of the weights that `sweep.weights` names;
       - bits_mean, the mean bit-width at the end, or None if bit-widths are not learned;
       - sharpness and sharpness_of_weights, if they are measured: lists of [step, percent].
     """
@@ -112,7 +112,7 @@ def make_train(arm: Arm, text: Text, options: SweepOptions) -> Train:
     held_out = jnp.asarray(_held_out_batches(config, text), jnp.int32)
     begin, step_of = _begin_and_steps(arm)
     measure_sharpness = run_records.make_sharpness(graph, held_out[0], options)
-    evaluate = run_records.make_held_out_losses(config, graph, held_out)
+    evaluate = run_records.make_held_out_losses(config, graph, held_out, options.weights)
     unigram_loss = outcomes.unigram_loss(text.train[:_UNIGRAM_TOKENS])
 
     def train(

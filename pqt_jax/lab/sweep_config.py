@@ -5,6 +5,7 @@
 from dataclasses import dataclass
 from typing import Any, get_args
 
+from pqt_jax.lab import rounded_weights
 from pqt_jax.lab.operands import Rounding
 from pqt_jax.models.setting import setting
 from pqt_jax.numerics.cast import ScaleRule
@@ -71,6 +72,13 @@ class SweepOptions:
     )
     learning_rates: tuple[float, ...] = setting(
         (1e-3, 3e-3, 1e-2, 3e-2), "Learning rates of every arm.", check=_check_learning_rates
+    )
+    weights: tuple[str, ...] = setting(
+        rounded_weights.DEFAULT,
+        "Weights whose held-out loss is measured: master, mixed, or formats such as fp4_e2m1, "
+        "with another scale rule as in fp4_e2m1/mse, or a scale for each matrix as in "
+        "fp4_e2m1/mse/matrix.",
+        check=rounded_weights.check,
     )
     at_once: int = setting(
         4,

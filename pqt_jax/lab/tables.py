@@ -12,7 +12,6 @@ from pqt_jax.analysis.html_page import text
 from pqt_jax.analysis.intervals import Interval
 from pqt_jax.lab import outcomes
 from pqt_jax.lab.prediction import Alarm
-from pqt_jax.lab.run_records import FORMATS
 from pqt_jax.lab.statistics import paired_difference, proportion
 from pqt_jax.lab.sweep_table import SweepTable
 from pqt_jax.training import named_formats
@@ -122,13 +121,12 @@ def paired_loss_table(table: SweepTable, field: str) -> str:
 
 def format_loss_table(table: SweepTable) -> str:
     """Held-out loss at each arm's best rate, and what rounding the weights adds to it."""
-    head = ["arm", "rate", "mean bits", *(_FORMAT_LABELS[name] for name in FORMATS)]
+    names = table.options.weights
+    head = ["arm", "rate", "mean bits", *(_FORMAT_LABELS.get(name, text(name)) for name in names)]
     rows = []
     for arm in table.arms:
         best = table.best_rate_index(arm)
-        master, *rounded = (
-            _at_rate(table, arm, f"held_out_losses.{name}", best) for name in FORMATS
-        )
+        master, *rounded = (_at_rate(table, arm, f"held_out_losses.{name}", best) for name in names)
         bits = _at_rate(table, arm, "bits_mean", best)
         mean_bits = f"{np.nanmean(bits):.2f}" if np.isfinite(bits).any() else _NONE
         added = [_difference(paired_difference(losses, master), "+.4f") for losses in rounded]

@@ -46,7 +46,7 @@ class ScaleRule(enum.StrEnum):
 Scale = ScaleRule | Literal["floor", "ceil", "exact", "mse"]
 
 
-def check_scale(scale: Scale) -> ScaleRule:
+def check_scale(scale: Scale | str) -> ScaleRule:
     """Return the rule of a name.
 
     Raises:

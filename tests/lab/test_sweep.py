@@ -26,7 +26,7 @@ from pqt_jax.lab import (
     figures,
     report,
     report_page,
-    run_records,
+    rounded_weights,
     runs,
     sweep,
     sweep_arms,
@@ -96,7 +96,7 @@ def test_the_table_has_a_row_for_each_run_in_order(swept):
         assert len(row["losses"]) == 6 and row["steps"] == 30 and row["diverged_at"] is None
         assert [step for step, _ in row["sharpness"]] == [0, 10, 20] and row["sharpness"][1][1] > 0
         losses = row["held_out_losses"]
-        assert list(losses) == sorted(run_records.FORMATS) and len(set(losses.values())) == 4
+        assert list(losses) == sorted(rounded_weights.DEFAULT) and len(set(losses.values())) == 4
         assert losses["fp4_e2m1"] == pytest.approx(losses["master"], abs=0.3)
         assert row["first_loss"] > row["losses"][-1] > 2 and losses["master"] < row["first_loss"]
     # Every seed has another first loss, and so has the arm with fewer bits.

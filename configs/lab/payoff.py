@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright 2026 The pqt_jax Authors
+"""What does sampling buy? A small Llama that sees many tokens, its weights in few bits.
+
+Command   python -m pqt_jax.lab.sweep --config configs/lab/payoff.py --workdir runs/payoff-300
+Text      source files of the running Python's standard library; each byte is a token
+Length    139,000 parameters; 40,000 steps are 295 tokens for each. For 3, 30 and 1000 tokens give
+          --config.steps=400, 4000 or 133000, and a folder of its own
+Hardware  a CPU core takes 20 minutes for an arm of four seeds at 40,000 steps
+Expect    docs/payoff
+"""
+
+from ml_collections import ConfigDict
+
+from pqt_jax.lab.sweep_config import default
+from pqt_jax.models import Llama2Config
+
+# b_t at which R's deviation is that of rounding normal weights to the format, in blocks of 32×32.
+FP4, FP6, FP8 = 4.9, 6.2, 7.2
+
+
+def fixed(bits: float) -> tuple[str, ...]:
+    """Bits that stay as they are."""
+    return f"pqt.target_bits={bits}", f"pqt.init_bits={bits}", "pqt.learning_rate=0"
+
+
+def get_config() -> ConfigDict:
+    """Defaults and changes; `python -m pqt_jax.lab.sweep --help` explains every field."""
+    model = Llama2Config(256, d_model=64, num_layers=2, num_heads=4, d_ff=192, max_length=128)
+    config = default(model)
+    config.steps = 40_000
+    config.data.length = 128
+    config.data.batch = 8
+    config.optimizer.warmup_steps = 500
+    config.optimizer.final_learning_rate = 0.0
+    config.pqt.learning_rate = 4e-3
+    config.pqt.weight_decay = 1.0
+    config.log.validation_batches = 64
+    fp4, gauss = "pqt.dtype=float4_e2m1fn", "method=gaussws"
+    config.sweep.arms = (
+        ("BF16", "method=bf16"),
+        ("STE FP4", "method=ste", fp4),
+        ("gaussws 4", gauss),
+        ("gaussws fixed 4.9", gauss, *fixed(FP4)),
+        ("gaussws fixed 4.9, cast to FP4", gauss, fp4, *fixed(FP4)),
+        ("BF16, STE FP4 in the last 10 %", "method=ste", fp4, "pqt.begin_at=0.9"),
+        ("BF16, STE FP4 in the last 30 %", "method=ste", fp4, "pqt.begin_at=0.7"),
+        ("BF16, gaussws 4.9 in the last 30 %", gauss, *fixed(FP4), "pqt.begin_at=0.7"),
+        ("gaussws 4.9, STE in the last 10 %", gauss, *fixed(FP4), "pqt.round_at=0.9"),
+        ("gaussws 6.2, STE in the last 10 %", gauss, *fixed(FP6), "pqt.round_at=0.9"),
+        ("gaussws 6.2, STE in the last 30 %", gauss, *fixed(FP6), "pqt.round_at=0.7"),
+        ("gaussws fixed 6.2", gauss, *fixed(FP6)),
+        ("STE FP6", "method=ste", "pqt.dtype=float6_e3m2fn"),
+        ("gaussws fixed 7.2", gauss, *fixed(FP8)),
+        ("gaussws 5", gauss, "pqt.target_bits=5"),
+        ("gaussws 3", gauss, "pqt.target_bits=3"),
+        ("uniform fixed 3.9", "method=uniform", *fixed(3.9)),
+        ("DiffQ", "method=diffq"),
+    )
+    config.sweep.seeds = (0, 1, 2, 3)
+    config.sweep.learning_rates = (5e-3,)
+    config.sweep.sharpness_every = 0
+    config.sweep.record_every = 100
+    config.sweep.weights = (
+        "master",
+        "fp8_e4m3",
+        "fp6_e3m2",
+        "fp6_e2m3",
+        "fp4_e2m1",
+        "fp4_e2m1/floor",
+        "fp4_e2m1/exact",
+        "fp4_e2m1/mse",
+        "fp4_e2m1/matrix",
+        "fp4_e2m1/mse/matrix",
+        "fp6_e3m2/mse",
+        "fp6_e2m3/mse",
+        "E2M0",
+        "E2M0/mse",
+        "E1M1",
+        "E1M1/mse",
+        "mixed",
+    )
+    return config

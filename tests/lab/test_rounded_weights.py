@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright 2026 The pqt_jax Authors
+"""Names of rounded weights: what they round to, and which are refused."""
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from pqt_jax.lab import rounded_weights
+from pqt_jax.lab.rounded_weights import make_rounding
+from pqt_jax.quantization.quantize import quantize
+from pqt_jax.training import methods
+from pqt_jax.training.config import schema
+from pqt_jax.training.config.fields import from_values
+from pqt_jax.training.methods.sampling_rules import quantization_rules
+from pqt_jax.transform import bit_state
+from pqt_jax.transform.tree_paths import paths_and_leaves
+from support import tiny
+
+
+def run_config(method):
+    config = tiny.get_config()
+    config.method = method
+    return from_values(schema.RunConfig, config.to_dict())
+
+
+@pytest.mark.parametrize(
+    "name, options",
+    [
+        ("fp4_e2m1", {}),
+        ("E2M1/mse", {"scale": "mse"}),
+        ("E1M1/floor/matrix", {"scale": "floor", "block": (64, 64)}),
+        ("E2M3/matrix", {"block": (64, 64)}),
+    ],
+)
+def test_a_name_rounds_as_quantize_does(name, options):
+    config = run_config("gaussws")
+    params = nnx.state(methods.make_model(config, nnx.Rngs(0)))
+    found = paths_and_leaves(make_rounding(config, name)(params))
+    weights, rules = bit_state.weights(params), quantization_rules(config)
+    wanted = paths_and_leaves(quantize(weights, rules, name.split("/")[0], **options))
+    assert found.keys() == wanted.keys() == paths_and_leaves(weights).keys()
+    for path, leaf in wanted.items():
+        np.testing.assert_array_equal(found[path], np.asarray(leaf, np.float32))
+
+
+def test_weights_as_they_are_and_by_learned_bits():
+    params = nnx.state(methods.make_model(run_config("gaussws"), nnx.Rngs(0)))
+    master = make_rounding(run_config("gaussws"), "master")(params)
+    jax.tree.map(np.testing.assert_array_equal, master, bit_state.weights(params))
+    mixed = paths_and_leaves(make_rounding(run_config("gaussws"), "mixed")(params))
+    assert any((leaf != paths_and_leaves(master)[path]).any() for path, leaf in mixed.items())
+    assert make_rounding(run_config("bf16"), "mixed") is None
+
+
+@pytest.mark.parametrize(
+    "names, wanted",
+    [
+        ((), "it must begin with master"),
+        (("fp4_e2m1",), "it must begin with master"),
+        (("master", "E2M1", "E2M1"), "each name once"),
+        (("master", "float7"), "float7"),
+        (("master", "E2M1/median"), "scale='median'; it must be one of floor, ceil, exact, mse"),
+        (("master", "mixed/mse"), "mixed stands alone"),
+    ],
+)
+def test_other_names_are_refused(names, wanted):
+    with pytest.raises(ValueError, match=wanted):
+        rounded_weights.check(names)

@@ -116,6 +116,21 @@ def test_hugging_face_gets_the_rounded_weights_as_numbers(trained_run, tmp_path,
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("layout", ["packed", "compressed-tensors"])
+def test_the_scale_of_least_error_is_exported(trained_run, tmp_path, layout):
+    options = [f"--layout={layout}", "--format=fp4_e2m1", "--scale=mse", "--rest=float32"]
+    run(f"--workdir={trained_run}", *options, f"--out={tmp_path / 'out'}")
+    original = read(f"--workdir={trained_run}")
+    plan = plan_of(original, "fp4_e2m1", scale="mse")
+    want = named_formats.round_by_plan(original.params, plan)
+    source = "packed" if layout == "packed" else "hf"
+    same(read(f"--{source}={tmp_path / 'out'}").params, want)
+    ceil = named_formats.round_by_plan(original.params, plan_of(original, "fp4_e2m1"))
+    pairs = zip(jax.tree.leaves(ceil), jax.tree.leaves(want), strict=True)
+    assert any((a != b).any() for a, b in pairs)
+
+
+@pytest.mark.slow
 def test_options_reach_the_plan(trained_run, tmp_path):
     original = read(f"--workdir={trained_run}")
     cases = [

@@ -124,7 +124,7 @@ def _measure_errors(w: jax.Array, index: jax.Array | None, spec: Spec) -> tuple[
     whole = [jnp.sum(x * jnp.square(unit / largest)) for x in (error, norm)]
     relative = jnp.sqrt(whole[0] / jnp.where(whole[1] == 0, 1.0, whole[1]))
     index = None if index is None else index[None]
-    top = blocks.spread(_largest_values(spec, index, absmax), spec.block)
+    top = blocks.spread(_largest_values(spec, index, wide), spec.block)
     finite = jnp.isfinite(wide).all()
 
     def share(x):
@@ -135,13 +135,14 @@ def _measure_errors(w: jax.Array, index: jax.Array | None, spec: Spec) -> tuple[
     return relative, worst, saturated, flushed
 
 
-def _largest_values(spec: Any, index: jax.Array | None, absmax: jax.Array) -> jax.Array:
+def _largest_values(spec: Spec, index: jax.Array | None, w: jax.Array) -> jax.Array:
     """The largest value on the grid of each block."""
 
     def largest_value(fmt):
-        scale = reference.grid_scale(dataclasses.replace(spec, dtype=fmt), absmax)
-        top = jnp.full_like(absmax, fmt.max)
-        return top if scale is None else scale * top
+        scale = reference.scale_blocks(dataclasses.replace(spec, dtype=fmt), w)
+        if scale is not None:
+            return scale * np.float32(fmt.max)
+        return jnp.full_like(blocks.block_absmax(w, spec.block), fmt.max)
 
     if index is None:
         return largest_value(spec.dtype)

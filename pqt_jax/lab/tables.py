@@ -9,10 +9,10 @@ import numpy as np
 
 from pqt_jax.analysis import html_page
 from pqt_jax.analysis.html_page import text
-from pqt_jax.analysis.intervals import Interval
+from pqt_jax.analysis.intervals import CONFIDENCE, Interval
 from pqt_jax.lab import outcomes
 from pqt_jax.lab.prediction import Alarm
-from pqt_jax.lab.statistics import paired_difference, proportion
+from pqt_jax.lab.statistics import holm, paired_difference, paired_p_value, proportion
 from pqt_jax.lab.sweep_table import SweepTable
 from pqt_jax.training import named_formats
 
@@ -134,6 +134,39 @@ def format_loss_table(table: SweepTable) -> str:
     return html_page.table(head, rows, "numbers")
 
 
+def rounded_loss_table(table: SweepTable) -> str:
+    """Held-out loss of each arm's weights minus that of the baseline's as they are, by seed.
+
+    Each at its best rate. A star says that the difference is significant by Holm's correction over
+    all cells.
+    """
+    names = table.options.weights
+    losses = {
+        arm: {
+            name: _at_rate(table, arm, f"held_out_losses.{name}", table.best_rate_index(arm))
+            for name in names
+        }
+        for arm in table.arms
+    }
+    baseline = losses[table.arms[0]]["master"]
+    cells = [[losses[arm][name] for name in names] for arm in table.arms]
+    p_values = np.array([[paired_p_value(cell, baseline) for cell in row] for row in cells])
+    p_values[0, 0] = math.nan  # the baseline itself
+    significant = holm(p_values) < 1 - CONFIDENCE
+    rows = []
+    for arm, values, stars in zip(table.arms, cells, significant, strict=True):
+        intervals = [paired_difference(value, baseline) for value in values]
+        rows.append(
+            [text(arm)]
+            + [
+                _difference(interval, "+.4f", is_significant=bool(star))
+                for interval, star in zip(intervals, stars, strict=True)
+            ]
+        )
+    head = ["arm", *(_FORMAT_LABELS.get(name, text(name)) for name in names)]
+    return html_page.table(head, rows, "numbers")
+
+
 def alarm_table(alarms: Mapping[str, Alarm]) -> str:
     """One row for each score: the threshold of its alarm, and how often and how early it warned."""
     head = ["score", "threshold", "warned, of the runs that diverged", "median lead, steps"]
@@ -195,11 +228,21 @@ def _mean(values: np.ndarray, form: str) -> str:
     return _NONE if math.isnan(mean.value) else f"{mean.value:{form}}{_bounds(mean, form)}"
 
 
-def _difference(difference: Interval, form: str, pairs: np.ndarray | None = None) -> str:
-    """A difference with its interval, a star if that excludes 0, and the number of pairs."""
+def _difference(
+    difference: Interval,
+    form: str,
+    pairs: np.ndarray | None = None,
+    is_significant: bool | None = None,
+) -> str:
+    """A difference with its interval, a star, and the number of pairs.
+
+    The star is there if the interval excludes 0, unless the caller decides.
+    """
     if math.isnan(difference.value):
         return _NONE
-    star = "*" if difference.low > 0 or difference.high < 0 else ""
+    if is_significant is None:
+        is_significant = difference.low > 0 or difference.high < 0
+    star = "*" if is_significant else ""
     count = "" if pairs is None else f" of {np.isfinite(pairs).sum()}"
     return f"{difference.value:{form}}{star}{_bounds(difference, form, count)}"
 

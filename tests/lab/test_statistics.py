@@ -8,7 +8,14 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from pqt_jax.lab.statistics import concordance, paired_difference, proportion, roc_curve
+from pqt_jax.lab.statistics import (
+    concordance,
+    holm,
+    paired_difference,
+    paired_p_value,
+    proportion,
+    roc_curve,
+)
 
 
 @pytest.mark.parametrize("count, total", [(0, 8), (3, 8), (8, 8), (1, 32)])
@@ -83,3 +90,25 @@ def test_the_interval_of_chance_covers_nineteen_in_twenty():
         chance = concordance(rng.normal(size=40), rng.random(40) < 0.4, strata)
         inside += chance.low <= chance.value <= chance.high
     assert 930 <= inside <= 975
+
+
+def test_the_p_value_is_that_at_which_the_interval_touches_zero():
+    rng = np.random.default_rng(0)
+    for shift in (0.0, 0.3, 1.0):
+        values, baseline = rng.normal(shift, 1, 9), rng.normal(0, 1, 9)
+        p = paired_p_value(values, baseline)
+        interval = paired_difference(values, baseline)
+        assert (p < 0.05) == (interval.low > 0 or interval.high < 0)
+        t = (values - baseline).mean() / ((values - baseline).std(ddof=1) / 3)
+        assert p == pytest.approx(2 * scipy.stats.t.sf(abs(t), 8))
+    assert math.isnan(paired_p_value([1.0, math.nan], [0.0, 0.0]))
+    assert paired_p_value([1.0, 1.0], [1.0, 1.0]) == 1.0
+    assert paired_p_value([2.0, 2.0], [1.0, 1.0]) == 0.0
+
+
+def test_holm_finds_no_star_in_nineteen_of_twenty_tables_without_an_effect():
+    rng = np.random.default_rng(1)
+    found = sum((holm(rng.random((3, 4))) < 0.05).any() for _ in range(2000))
+    assert 60 < found < 140  # 95 to 100 are expected
+    some = np.array([0.01, 0.02, 0.03, math.nan])
+    np.testing.assert_allclose(holm(some), [0.03, 0.04, 0.04, math.nan])

@@ -36,24 +36,27 @@ def get_config() -> ConfigDict:
     config.pqt.learning_rate = 4e-3
     config.pqt.weight_decay = 1.0
     config.log.validation_batches = 64
-    fp4, gauss = "pqt.dtype=float4_e2m1fn", "method=gaussws"
+    gauss, matched = "method=gaussws", fixed(FP4)
+    ste = ("method=ste", "pqt.dtype=float4_e2m1fn")
+    mse = (*ste, "pqt.scale=mse")
+    at_the_end = ("pqt.round_at=0.9", "pqt.scale=mse")
     config.sweep.arms = (
         ("BF16", "method=bf16"),
-        ("STE FP4", "method=ste", fp4),
+        ("STE FP4", *ste),
+        ("STE FP4, mse", *mse),
+        ("BF16, STE in the last 10 %", *mse, "pqt.begin_at=0.9"),
+        ("BF16, STE in the last 30 %", *mse, "pqt.begin_at=0.7"),
         ("gaussws 4", gauss),
-        ("gaussws fixed 4.9", gauss, *fixed(FP4)),
-        ("gaussws fixed 4.9, cast to FP4", gauss, fp4, *fixed(FP4)),
-        ("BF16, STE FP4 in the last 10 %", "method=ste", fp4, "pqt.begin_at=0.9"),
-        ("BF16, STE FP4 in the last 30 %", "method=ste", fp4, "pqt.begin_at=0.7"),
-        ("BF16, gaussws 4.9 in the last 30 %", gauss, *fixed(FP4), "pqt.begin_at=0.7"),
-        ("gaussws 4.9, STE in the last 10 %", gauss, *fixed(FP4), "pqt.round_at=0.9"),
-        ("gaussws 6.2, STE in the last 10 %", gauss, *fixed(FP6), "pqt.round_at=0.9"),
-        ("gaussws 6.2, STE in the last 30 %", gauss, *fixed(FP6), "pqt.round_at=0.7"),
-        ("gaussws fixed 6.2", gauss, *fixed(FP6)),
-        ("STE FP6", "method=ste", "pqt.dtype=float6_e3m2fn"),
-        ("gaussws fixed 7.2", gauss, *fixed(FP8)),
         ("gaussws 5", gauss, "pqt.target_bits=5"),
         ("gaussws 3", gauss, "pqt.target_bits=3"),
+        ("gaussws fixed 4.9", gauss, *matched),
+        ("gaussws fixed 4.9 cast to FP4", gauss, "pqt.dtype=float4_e2m1fn", *matched),
+        ("gaussws 4.9 in the last 30 %", gauss, *matched, "pqt.begin_at=0.7"),
+        ("gaussws 4.9, STE in the last 10 %", gauss, *matched, *at_the_end),
+        ("gaussws 6.2, STE in the last 10 %", gauss, *fixed(FP6), *at_the_end),
+        ("gaussws fixed 6.2", gauss, *fixed(FP6)),
+        ("gaussws fixed 7.2", gauss, *fixed(FP8)),
+        ("STE FP6", "method=ste", "pqt.dtype=float6_e3m2fn"),
         ("uniform fixed 3.9", "method=uniform", *fixed(3.9)),
         ("DiffQ", "method=diffq"),
     )
@@ -63,21 +66,14 @@ def get_config() -> ConfigDict:
     config.sweep.record_every = 100
     config.sweep.weights = (
         "master",
-        "fp8_e4m3",
-        "fp6_e3m2",
-        "fp6_e2m3",
-        "fp4_e2m1",
-        "fp4_e2m1/floor",
-        "fp4_e2m1/exact",
-        "fp4_e2m1/mse",
-        "fp4_e2m1/matrix",
-        "fp4_e2m1/mse/matrix",
+        "fp8_e4m3/ceil",
+        "fp6_e3m2/ceil",
         "fp6_e3m2/mse",
+        "fp6_e2m3/ceil",
         "fp6_e2m3/mse",
-        "E2M0",
-        "E2M0/mse",
-        "E1M1",
-        "E1M1/mse",
+        *(f"fp4_e2m1/{rule}" for rule in ("ceil", "floor", "exact", "mse")),
+        *(f"fp4_e2m1/{rule}/matrix" for rule in ("ceil", "mse")),
+        *(f"{name}/{rule}" for name in ("E2M0", "E1M1") for rule in ("ceil", "mse")),
         "mixed",
     )
     return config

@@ -17,6 +17,7 @@ of pairs.
 import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -101,7 +102,8 @@ def paired_p_value(values: Losses, baseline: Losses) -> float:
         return math.nan if differences.size < 2 else 1.0
     if not differences.std():
         return 0.0
-    return float(scipy.stats.ttest_1samp(differences, 0.0).pvalue)
+    result: Any = scipy.stats.ttest_1samp(differences, 0.0)
+    return float(result.pvalue)
 
 
 def holm(p_values: np.ndarray) -> np.ndarray:

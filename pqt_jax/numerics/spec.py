@@ -30,8 +30,8 @@ class Spec:
         power-of-two scale per block, computed from max_B|w|.
       scale: rule for that scale, "ceil" (no weight saturates) or "floor" (OCP MX); see
         `cast.ScaleRule`. Under both rules, a weight that noise lifts over the largest value
-        saturates. "exact" and "mse" are allowed with noise "none" only: R · scale would not be
-        exact with the first, and kernels do not try scales.
+        saturates. "exact" and "mse" are allowed with noise "none" only, and where ŵ has no scale:
+        R · scale would not be exact with the first, and kernels do not try scales.
       matrix_axes: (row axes, column axes) of the parameter, see `blocks`.
       encoded: whether ŵ is returned as codes of `dtype`; set by `perturb_encoded`.
 
@@ -54,11 +54,6 @@ class Spec:
         if self.noise not in KINDS:
             raise ValueError(f"noise={self.noise!r}; it must be one of {', '.join(KINDS)}")
         object.__setattr__(self, "scale", cast.check_scale(self.scale))
-        if self.scale in (cast.ScaleRule.EXACT, cast.ScaleRule.MSE) and self.noise != "none":
-            raise ValueError(
-                f"scale='{self.scale}'; sampled weights take ceil or floor: give '{self.scale}' "
-                "to quantize, or with noise='none'"
-            )
         axes = self.matrix_axes
         if (
             not isinstance(axes, tuple | list)
@@ -68,6 +63,12 @@ class Spec:
             raise ValueError(f"matrix_axes={axes!r}; it must be two integers of at least 1")
         object.__setattr__(self, "matrix_axes", tuple(axes))
         object.__setattr__(self, "dtype", as_format(self.dtype))
+        has_scale = self.noise != "none" and self.dtype.exponent_bits < 8
+        if has_scale and self.scale not in (cast.ScaleRule.CEIL, cast.ScaleRule.FLOOR):
+            raise ValueError(
+                f"scale='{self.scale}'; sampled weights of dtype={self.dtype} take ceil or floor: "
+                f"give '{self.scale}' to quantize, or with noise='none'"
+            )
         if self.encoded and self.dtype.exponent_bits == 8:
             raise ValueError(f"dtype={self.dtype}; its codes are the upper bits of float32")
         if self.encoded and self.noise != "none" and self.dtype not in (E4M3, E5M2):

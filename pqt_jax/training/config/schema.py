@@ -14,7 +14,7 @@ from typing import Any
 
 from pqt_jax.models import ModelConfig
 from pqt_jax.models.setting import about, setting
-from pqt_jax.numerics import bit_width, blocks
+from pqt_jax.numerics import bit_width, blocks, cast
 from pqt_jax.numerics.formats import NAMES_IN_WORDS, as_format
 from pqt_jax.training.config.fields import to_config_dict, to_dict
 from pqt_jax.training.methods import METHODS
@@ -141,6 +141,12 @@ class PqtConfig:
         "Format that sampled weights are cast to.",
         words=NAMES_IN_WORDS,
         check=as_format,
+    )
+    scale: str = setting(
+        "ceil",
+        "Scale of a block in formats of few bits: a power of two rounded up or down or of least "
+        "error, or exact; the last two for rounding only.",
+        choices=tuple(rule.value for rule in cast.ScaleRule),
     )
     learning_rate: float = setting(
         1e-3,

@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 from pqt_jax.errors import InputError
 from pqt_jax.models import Llama2Config, ModelConfig, attention, get_spec, partitioning
 from pqt_jax.models.registry import model_config
+from pqt_jax.numerics.cast import ScaleRule
 from pqt_jax.numerics.formats import BF16, FP32, as_format
 from pqt_jax.training.config.field_values import as_float32
 from pqt_jax.training.config.fields import check_ranges
@@ -181,6 +182,10 @@ def _check_pqt(config: RunConfig) -> None:
             f"{pqt.init_bits}: bits that do not move cannot snap"
         )
         _refuse("pqt.snap_at", pqt.snap_at, wanted)
+    samples = get_method(config).learns_bits and as_format(pqt.dtype).exponent_bits < 8
+    if samples and pqt.scale not in (ScaleRule.CEIL, ScaleRule.FLOOR):
+        wanted = f"ceil or floor with noise and config.pqt.dtype={pqt.dtype!r}"
+        _refuse("pqt.scale", pqt.scale, wanted)
     if pqt.begin_at and config.method == "bf16":
         _refuse("pqt.begin_at", pqt.begin_at, "0 with config.method='bf16', which needs no begin")
     if pqt.round_at <= pqt.begin_at:

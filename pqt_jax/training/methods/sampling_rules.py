@@ -31,10 +31,10 @@ def sampling_rules(config: "RunConfig", **changes: Any) -> list[Rule]:
     """
     pqt = config.pqt
     options: dict[str, Any] = {"target_bits": pqt.target_bits, "init_bits": pqt.init_bits}
-    options |= {"block": pqt.block, "dtype": pqt.dtype, **changes}
+    options |= {"block": pqt.block, "dtype": pqt.dtype, "scale": pqt.scale, **changes}
     return [Rule(KERNEL_PATTERNS.get(pqt.pattern, pqt.pattern), **options)]
 
 
 def quantization_rules(config: "RunConfig") -> list[Rule]:
     """Return the rules that say what is quantized after training: the same for every method."""
-    return sampling_rules(config, noise="gauss")
+    return sampling_rules(config, noise="gauss", dtype="bfloat16")  # a plan has its own formats

@@ -92,6 +92,8 @@ method=bf16 pqt.begin_at=0.5
 pqt.round_at=0.9 pqt.round_to=bf16
 pqt.round_to=float7
 pqt.schedule=cosine
+pqt.scale=round
+pqt.scale=mse pqt.dtype=fp6_e3m2
 diffq.min_bits=9
 diffq.min_bits=0.5
 diffq.max_bits=17

@@ -20,7 +20,6 @@ from pqt_jax.transform.nnx_wrapper import BitParam
 from support import tiny
 from support.command import main, saved_leaves
 
-KEY = jax.random.key(7)
 TOKENS = (np.arange(4 * 17).reshape(4, 17) * 3 % 101).astype(np.uint8)
 
 
@@ -37,7 +36,9 @@ def first_step(config, phase=None):
     graph, state = states.init_state(config, optimizer)
     before = jax.tree.map(np.asarray, state.params)
     graph = graph if phase is None else states.make_graph(phase.config)
-    state, measured = build_train_step(config, graph, optimizer, phase=phase)(state, TOKENS, KEY)
+    state, measured = build_train_step(config, graph, optimizer, phase=phase)(
+        state, TOKENS, jax.random.key(7)
+    )
     return before, state.params, measured
 
 
@@ -80,6 +81,7 @@ def test_a_step_is_that_of_the_method_of_its_phase(method):
     assert all((leaf != 1).any() for leaf in jax.tree.leaves(nnx.filter_state(own, BitParam)))
 
 
+@pytest.mark.slow
 def test_bits_may_have_a_constant_rate():
     """The decay of a step is the same at the first one, in the warm-up, as later."""
     moved = {}

@@ -35,9 +35,9 @@ def list_phases(config: RunConfig) -> list[Phase]:
 
     Example:
       >>> from pqt_jax.models import Llama2Config
-      >>> from pqt_jax.training.config import default
-      >>> config = default(Llama2Config(256, d_model=64, num_layers=2, num_heads=4, d_ff=128))
-      >>> config.pqt.begin_at, config.pqt.round_at = 0.5, 0.9
+      >>> from pqt_jax.training.config.schema import PqtConfig
+      >>> model = Llama2Config(256, d_model=64, num_layers=2, num_heads=4, d_ff=128)
+      >>> config = RunConfig(model=model, pqt=PqtConfig(begin_at=0.5, round_at=0.9))
       >>> [(phase.first, phase.config.method) for phase in list_phases(config)]
       [(0, 'bf16'), (500, 'gaussws'), (900, 'ste')]
 

@@ -39,10 +39,11 @@ def write(model, kind, context, width, heads, head_dim):
     writer.add_context_length(context)
     writer.add_embedding_length(width)
     writer.add_block_count(1)
-    writer.add_feed_forward_length(64)
+    writer.add_feed_forward_length(128)
     writer.add_head_count(heads)
     writer.add_vocab_size(256)
-    writer.add_tokenizer_model("none")
+    writer.add_tokenizer_model("gpt2")
+    writer.add_token_list([f"<{i}>" for i in range(256)])  # where transformers counts the vocabulary
     if kind == "gpt2":
         writer.add_layer_norm_eps(1e-5)
     else:
@@ -66,12 +67,12 @@ def write(model, kind, context, width, heads, head_dim):
 
 
 def make_gpt2(context):
-    config = GPT2Config(vocab_size=256, n_positions=context, n_embd=32, n_layer=1, n_head=2, n_inner=64)
+    config = GPT2Config(vocab_size=256, n_positions=context, n_embd=32, n_layer=1, n_head=2)
     return GPT2LMHeadModel(config).eval(), "gpt2", context, 32, 2, 16
 
 
 def make_qwen3(head_dim):
-    sizes = {"vocab_size": 256, "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1}
+    sizes = {"vocab_size": 256, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 1}
     sizes |= {"num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": head_dim}
     config = Qwen3Config(**sizes, max_position_embeddings=64, tie_word_embeddings=False)
     return Qwen3ForCausalLM(config).eval(), "qwen3", 64, 64, 2, head_dim

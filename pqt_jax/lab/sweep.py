@@ -30,6 +30,8 @@ from pqt_jax.training.config.schema import DataConfig
 from pqt_jax.training.run.run_metadata import Meta, changed_versions, make_metadata
 from pqt_jax.training.run.workdir import SWEEP, claim, read_metadata
 
+_ADDED = ("weights",)  # later fields of the section `sweep`
+
 EXIT_CODES = errors.EXIT_CODES | {
     errors.HUNG_UP: "ended by SIGHUP, as when the terminal is closed; written rows are kept",
     errors.INTERRUPTED: "interrupted by Ctrl-C; written rows are kept",
@@ -137,7 +139,11 @@ def _check_arm(arm: Arm, shared_data: DataConfig, text: source.Text) -> None:
 def _describe(sweep: Sweep, text: source.Text) -> Meta:
     """The content of the sweep's `run.json`."""
     metadata = make_metadata(sweep.arms[0].config, text)
-    return {**metadata, "config": json.loads(saved_config.as_json(sweep.full_config))}
+    config = json.loads(saved_config.as_json(sweep.full_config))
+    for name in _ADDED:  # so that a sweep of an earlier version is the same sweep
+        if getattr(sweep.options, name) == getattr(sweep_config.SweepOptions(), name):
+            del config["sweep"][name]
+    return {**metadata, "config": config}
 
 
 def _check_same_sweep(workdir: Path, metadata: Meta) -> None:

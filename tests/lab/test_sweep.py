@@ -114,6 +114,18 @@ def test_the_smoke_sweep_has_a_report(swept, tmp_path):
     assert "usable decades" not in page and "One learning rate has no range" in page
 
 
+def test_a_sweep_of_a_version_with_fewer_fields_goes_on(sweep_copy, train_by_lookup, capsys):
+    path = sweep_copy / "run.json"
+    content = json.loads(path.read_text())
+    assert "weights" not in content["config"]["sweep"]
+    row_files(sweep_copy)[1].unlink()
+    assert sweep.main(arguments(sweep_copy)) == 0
+    content["config"]["sweep"]["weights"] = ["master", "E2M1"]
+    path.write_text(json.dumps(content))
+    said = refused(sweep.main, arguments(sweep_copy), capsys)
+    assert "config.sweep.weights was ['master', 'E2M1'] and is " in said
+
+
 def test_a_missing_unit_is_trained_again_to_the_same_bits(swept, sweep_copy, capsys):
     (sweep_copy / SWEEP_RESULTS).unlink()
     first, last = row_files(sweep_copy)

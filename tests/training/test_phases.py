@@ -82,6 +82,18 @@ def test_a_step_is_that_of_the_method_of_its_phase(method):
 
 
 @pytest.mark.slow
+def test_diffq_waits_for_its_phase_too():
+    config = make("diffq", begin_at=0.5)
+    before, after, measured = first_step(config, list_phases(config)[0])
+    _, wanted, expected = first_step(make("bf16"))
+    assert float(measured["loss"]) == float(expected["loss"])
+    jax.tree.map(np.testing.assert_array_equal, bit_state.weights(after), wanted)
+    logits = [nnx.filter_state(params, BitParam) for params in (before, after)]
+    assert len(jax.tree.leaves(logits[0])) > 5
+    jax.tree.map(np.testing.assert_array_equal, *logits)
+
+
+@pytest.mark.slow
 def test_bits_may_have_a_constant_rate():
     """The decay of a step is the same at the first one, in the warm-up, as later."""
     moved = {}

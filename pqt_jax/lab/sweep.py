@@ -22,7 +22,7 @@ from pqt_jax import console, errors, signals
 from pqt_jax.console import print_line
 from pqt_jax.data import pipeline, source, tokens
 from pqt_jax.errors import InputError
-from pqt_jax.lab import runs, sweep_config, train_sweep
+from pqt_jax.lab import allocator, runs, sweep_config, train_sweep
 from pqt_jax.lab.sweep_arms import Arm, Sweep, load_sweep
 from pqt_jax.training import state
 from pqt_jax.training.config import command_line, field_table, saved_config, validation
@@ -49,6 +49,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
       One of `EXIT_CODES`.
     """
+    if arguments is None:  # the process is that of the command
+        allocator.keep_freed_memory()
     return console.run(_run, arguments)
 
 

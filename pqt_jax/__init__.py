@@ -10,7 +10,7 @@ from pqt_jax.numerics import cast, formats, keys
 from pqt_jax.numerics.formats import FloatFormat
 from pqt_jax.numerics.spec import Spec
 from pqt_jax.quantization import quantize
-from pqt_jax.transform import optim, presets
+from pqt_jax.transform import optim, presets, recipes
 from pqt_jax.transform.inspection import quantize_model, summary
 from pqt_jax.transform.model import pqt_transform
 from pqt_jax.transform.nnx_wrapper import BitParam, with_key
@@ -38,6 +38,7 @@ __all__ = [
     "presets",
     "quantize",
     "quantize_model",
+    "recipes",
     "summary",
     "with_key",
 ]

@@ -39,21 +39,26 @@ def get_config() -> ConfigDict:
     gauss, matched = "method=gaussws", fixed(FP4)
     ste = ("method=ste", "pqt.dtype=float4_e2m1fn")
     mse = (*ste, "pqt.scale=mse")
-    at_the_end = ("pqt.round_at=0.9", "pqt.scale=mse")
+    ste_last_10, ste_last_30, ste_last_50 = (
+        (f"pqt.round_at={share}", "pqt.scale=mse") for share in (0.9, 0.7, 0.5)
+    )
     config.sweep.arms = (
         ("BF16", "method=bf16"),
         ("STE FP4", *ste),
         ("STE FP4, mse", *mse),
         ("BF16, STE in the last 10 %", *mse, "pqt.begin_at=0.9"),
         ("BF16, STE in the last 30 %", *mse, "pqt.begin_at=0.7"),
+        ("BF16, STE in the last 50 %", *mse, "pqt.begin_at=0.5"),
         ("gaussws 4", gauss),
         ("gaussws 5", gauss, "pqt.target_bits=5"),
         ("gaussws 3", gauss, "pqt.target_bits=3"),
         ("gaussws fixed 4.9", gauss, *matched),
         ("gaussws fixed 4.9 cast to FP4", gauss, "pqt.dtype=float4_e2m1fn", *matched),
         ("gaussws 4.9 in the last 30 %", gauss, *matched, "pqt.begin_at=0.7"),
-        ("gaussws 4.9, STE in the last 10 %", gauss, *matched, *at_the_end),
-        ("gaussws 6.2, STE in the last 10 %", gauss, *fixed(FP6), *at_the_end),
+        ("gaussws 4.9, STE in the last 10 %", gauss, *matched, *ste_last_10),
+        ("gaussws 4.9, STE in the last 30 %", gauss, *matched, *ste_last_30),
+        ("gaussws 4.9, STE in the last 50 %", gauss, *matched, *ste_last_50),
+        ("gaussws 6.2, STE in the last 30 %", gauss, *fixed(FP6), *ste_last_30),
         ("gaussws fixed 6.2", gauss, *fixed(FP6)),
         ("gaussws fixed 7.2", gauss, *fixed(FP8)),
         ("STE FP6", "method=ste", "pqt.dtype=float6_e3m2fn"),

@@ -22,7 +22,7 @@ from pqt_jax.lab.sweep_config import (
     is_distinct,
 )
 from pqt_jax.training.config import load_file, validation
-from pqt_jax.training.config.command_line import with_method_defaults
+from pqt_jax.training.config.command_line import with_defaults
 from pqt_jax.training.config.fields import check_ranges, flatten, read_section, with_changes
 from pqt_jax.training.config.schema import RunConfig
 
@@ -146,7 +146,7 @@ def _make_arm(config: SweepFileConfig, name: str, texts: Sequence[str]) -> Arm:
             if field == "optimizer.learning_rate":
                 raise InputError(f"config.{field}={text}; rates are config.sweep.learning_rates")
         file_config = with_changes(config, changes)
-        file_config = with_method_defaults(file_config, [field for field, _ in changes])
+        file_config = with_defaults(file_config, [field for field, _ in changes])
         names = [field.name for field in fields(RunConfig)]
         arm_config = RunConfig(**{name: getattr(file_config, name) for name in names})
         validation.check(arm_config)

@@ -14,6 +14,7 @@ import numpy as np
 
 from pqt_jax.data import pipeline
 from pqt_jax.models import partitioning
+from pqt_jax.numerics.formats import as_format
 from pqt_jax.training import (
     final_evaluation,
     flops,
@@ -152,7 +153,9 @@ def _compile(
     limit = flops.device_memory(jax.local_devices()[0])
     for phase, program in zip(left, programs, strict=True):
         if len(left) > 1:
-            print_on_first_process(f"from step {phase.first + 1}: method {phase.config.method}")
+            method = phase.config.method
+            to = f" to {as_format(phase.config.pqt.dtype)}" if method == "ste" else ""
+            print_on_first_process(f"from step {phase.first + 1}: method {method}{to}")
         memory = program.memory_analysis()
         print_on_first_process(startup_summary.format_step_memory(memory, limit))
         check_step_memory(memory, limit)

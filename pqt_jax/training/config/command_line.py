@@ -8,7 +8,7 @@ An `InputError` names the field, its value and what would be right.
 """
 
 import dataclasses
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -18,6 +18,7 @@ from pqt_jax.training.config import field_table, load_file, validation
 from pqt_jax.training.config.fields import flatten, list_fields, with_changes
 from pqt_jax.training.config.schema import RunConfig
 from pqt_jax.training.methods import METHODS
+from pqt_jax.transform.recipes import RECIPES
 
 C = TypeVar("C", bound=RunConfig)
 
@@ -51,7 +52,9 @@ def make_parser() -> console.Parser:
         "--config", metavar="FILE", help="config file, or its name in configs/: quickstart"
     )
     parser.add_argument(
-        "--workdir", metavar="DIR", help="folder of the run; default: runs/CONFIG-METHOD"
+        "--workdir",
+        metavar="DIR",
+        help="folder of the run; default: runs/CONFIG-METHOD or -RECIPE",
     )
     parser.add_argument(
         "--distributed", action="store_true", help="this is one of several processes of the run"
@@ -81,7 +84,8 @@ def parse(arguments: Sequence[str]) -> TrainOptions:
     if known.workdir == "":
         raise InputError("--workdir= is empty; give a directory")
     config = load(known.config, overrides(rest))
-    default = f"runs/{Path(known.config).stem}-{config.method}"
+    kind = config.method if config.recipe == "none" else config.recipe
+    default = f"runs/{Path(known.config).stem}-{kind}"
     return TrainOptions(
         config=config,
         workdir=Path(known.workdir or default),
@@ -116,13 +120,13 @@ def load(path: str, changes: Sequence[tuple[str, str]] = ()) -> RunConfig:
       InputError: for anything wrong with file, field or value.
     """
     config = with_changes(load_file.read(path, RunConfig), changes)
-    config = with_method_defaults(config, [name for name, _ in changes])
+    config = with_defaults(config, [name for name, _ in changes])
     validation.check(config)
     return config
 
 
-def with_method_defaults(config: C, changed: Collection[str]) -> C:
-    """Replace the schema's defaults by those of the config's method (`Method.defaults`).
+def with_defaults(config: C, changed: Collection[str]) -> C:
+    """Replace the schema's defaults by those of the config's recipe, and then of its method.
 
     A field that was set to the schema's default by a config file counts as not set.
 
@@ -130,8 +134,24 @@ def with_method_defaults(config: C, changed: Collection[str]) -> C:
       config: a configuration, not checked yet.
       changed: dotted names of the fields that were set apart from the file; they stay.
     """
+    config = _set_defaults(config, _recipe_defaults(config.recipe), changed)
     method = METHODS.get(config.method)
-    defaults = method.defaults if method else {}
+    return _set_defaults(config, method.defaults if method else {}, changed)
+
+
+def _recipe_defaults(name: str) -> dict[str, str]:
+    rounding = RECIPES.get(name)
+    if rounding is None:
+        return {}
+    return {
+        "method": "bf16",
+        "pqt.round_at": str(rounding.round_at),
+        "pqt.round_to": rounding.dtype,
+        "pqt.scale": rounding.scale,
+    }
+
+
+def _set_defaults(config: C, defaults: Mapping[str, str], changed: Collection[str]) -> C:
     values, fields = dict(flatten(config)), list_fields(type(config), config.model.name)
     unset = [name for name in defaults if values[name] == fields[name].default]
     return with_changes(config, [(n, defaults[n]) for n in unset if n not in changed])

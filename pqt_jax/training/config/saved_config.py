@@ -20,6 +20,7 @@ from pqt_jax.training.config.schema import (
 
 # Later fields with their defaults, which a digest leaves out, so that those of older runs stay.
 _ADDED = {
+    "recipe": RunConfig.recipe,
     "optimizer.decay_share": OptimizerConfig.decay_share,
     "pqt.scale": PqtConfig.scale,
     "pqt.schedule": PqtConfig.schedule,

@@ -20,6 +20,7 @@ from pqt_jax.training.config.fields import to_config_dict, to_dict
 from pqt_jax.training.methods import METHODS
 from pqt_jax.training.methods.sampling_rules import KERNEL_PATTERNS
 from pqt_jax.transform import diffq
+from pqt_jax.transform.recipes import RECIPES
 
 PENALTIES = ("none", "layer", "average", "size")
 OPTIMIZERS, SCHEDULES = ("adamw", "adam_mini"), ("cosine", "linear", "wsd", "constant")
@@ -265,6 +266,12 @@ class RunConfig:
         "gaussws",
         "; ".join(f"{name}: {method.help}" for name, method in METHODS.items()) + ".",
         choices=tuple(METHODS),
+    )
+    recipe: str = setting(
+        "none",
+        "What to train for: a format whose recipe sets those of `method`, `pqt.round_at`, "
+        "`pqt.round_to` and `pqt.scale` that are at their defaults.",
+        choices=("none", *RECIPES),
     )
     seed: int = setting(
         0,

@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright 2026 The pqt_jax Authors
+"""Recipes: the phases of training whose weights lose least in a format of few bits.
+
+    steps      0 ─────────────────────── round_at · steps ──────────────────── steps
+    weights    in bfloat16               rounded to the format, straight through
+
+Which recipe is best is measured in docs/payoff. The trainer's `config.recipe` follows the same
+numbers.
+"""
+
+from typing import Any, NamedTuple
+
+from pqt_jax.transform.rules import Rule
+
+
+class Rounding(NamedTuple):
+    """The last phase of a recipe.
+
+    Attributes:
+      dtype: the format.
+      round_at: share of the steps after which weights are rounded.
+      scale: rule for the scale of a block.
+    """
+
+    dtype: str
+    round_at: float
+    scale: str
+
+
+RECIPES = {
+    "fp4": Rounding("float4_e2m1fn", 0.7, "mse"),
+    "fp6": Rounding("float6_e2m3fn", 0.7, "mse"),
+    "fp8": Rounding("float8_e4m3fn", 0.7, "mse"),
+}
+
+
+class Phase(NamedTuple):
+    """The rules for a share of the training steps.
+
+    Attributes:
+      begin: share of the steps before it, from 0 to below 1.
+      rules: for `pqt_transform` or `param_transform`.
+    """
+
+    begin: float
+    rules: list[Rule]
+
+
+def fp4(pattern: str, **options: Any) -> list[Phase]:
+    """Two phases for weights that will be stored in FP4 E2M1.
+
+    Parameters and bit-widths are the same tree in both, so the state of one goes on in the other.
+
+    Example:
+      >>> first, last = fp4(".*kernel")
+      >>> (first.begin, first.rules[0].spec.dtype.name), (last.begin, last.rules[0].spec.dtype.name)
+      ((0.0, 'E8M7'), (0.7, 'E2M1'))
+
+    Args:
+      pattern: regular expression on whole paths of parameters, as for `Rule`.
+      options: `block` and `matrix_axes`, as for `Rule`.
+
+    Returns:
+      The phases, in order.
+
+    Raises:
+      TypeError, ValueError: as `Rule`.
+    """
+    return _phases(RECIPES["fp4"], pattern, options)
+
+
+def fp6(pattern: str, **options: Any) -> list[Phase]:
+    """Two phases for weights that will be stored in FP6 E2M3; see `fp4`.
+
+    Args:
+      pattern, options: as for `fp4`.
+    """
+    return _phases(RECIPES["fp6"], pattern, options)
+
+
+def fp8(pattern: str, **options: Any) -> list[Phase]:
+    """Two phases for weights that will be stored in FP8 E4M3; see `fp4`.
+
+    Args:
+      pattern, options: as for `fp4`.
+    """
+    return _phases(RECIPES["fp8"], pattern, options)
+
+
+def phase_at(phases: list[Phase], share: float) -> int:
+    """The index of the phase of a step.
+
+    Example:
+      >>> [phase_at(fp4(".*kernel"), step / 10) for step in range(10)]
+      [0, 0, 0, 0, 0, 0, 0, 1, 1, 1]
+
+    Args:
+      phases: from a recipe.
+      share: the number of steps before this one, divided by the number of all steps.
+    """
+    return max(i for i, phase in enumerate(phases) if phase.begin <= share)
+
+
+def _phases(rounding: Rounding, pattern: str, options: dict[str, Any]) -> list[Phase]:
+    first = Rule(pattern, noise="none", **options)
+    last = Rule(pattern, noise="none", dtype=rounding.dtype, scale=rounding.scale, **options)
+    return [Phase(0.0, [first]), Phase(rounding.round_at, [last])]

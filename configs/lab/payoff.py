@@ -39,6 +39,8 @@ def get_config() -> ConfigDict:
     gauss, matched = "method=gaussws", fixed(FP4)
     ste = ("method=ste", "pqt.dtype=float4_e2m1fn")
     mse = (*ste, "pqt.scale=mse")
+    e2m3 = ("method=ste", "pqt.dtype=float6_e2m3fn", "pqt.scale=mse")
+    e4m3 = ("method=ste", "pqt.dtype=float8_e4m3fn", "pqt.scale=mse")
     ste_last_10, ste_last_30, ste_last_50 = (
         (f"pqt.round_at={share}", "pqt.scale=mse") for share in (0.9, 0.7, 0.5)
     )
@@ -49,6 +51,8 @@ def get_config() -> ConfigDict:
         ("BF16, STE in the last 10 %", *mse, "pqt.begin_at=0.9"),
         ("BF16, STE in the last 30 %", *mse, "pqt.begin_at=0.7"),
         ("BF16, STE in the last 50 %", *mse, "pqt.begin_at=0.5"),
+        ("BF16, STE E2M3 in the last 30 %", *e2m3, "pqt.begin_at=0.7"),
+        ("BF16, STE E4M3 in the last 30 %", *e4m3, "pqt.begin_at=0.7"),
         ("gaussws 4", gauss),
         ("gaussws 5", gauss, "pqt.target_bits=5"),
         ("gaussws 3", gauss, "pqt.target_bits=3"),

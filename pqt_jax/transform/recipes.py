@@ -11,6 +11,7 @@ numbers.
 
 from typing import Any, NamedTuple
 
+from pqt_jax.numerics import cast
 from pqt_jax.transform.rules import Rule
 
 
@@ -25,7 +26,7 @@ class Rounding(NamedTuple):
 
     dtype: str
     round_at: float
-    scale: str
+    scale: cast.Scale
 
 
 RECIPES = {

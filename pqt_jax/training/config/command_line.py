@@ -147,7 +147,7 @@ def _recipe_defaults(name: str) -> dict[str, str]:
         "method": "bf16",
         "pqt.round_at": str(rounding.round_at),
         "pqt.round_to": rounding.dtype,
-        "pqt.scale": rounding.scale,
+        "pqt.scale": str(rounding.scale),
     }
 
 

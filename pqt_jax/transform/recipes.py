@@ -56,7 +56,7 @@ def fp4(pattern: str, **options: Any) -> list[Phase]:
     Example:
       >>> first, last = fp4(".*kernel")
       >>> (first.begin, first.rules[0].spec.dtype.name), (last.begin, last.rules[0].spec.dtype.name)
-      ((0.0, 'E8M7'), (0.7, 'E2M1'))
+      ((0.0, 'BF16'), (0.7, 'E2M1'))
 
     Args:
       pattern: regular expression on whole paths of parameters, as for `Rule`.

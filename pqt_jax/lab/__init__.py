@@ -4,8 +4,9 @@
 
     operands → gemms → simulate             models whose matrix products have reduced operands
     sweep_config → sweep_arms               what a sweep trains: arms × learning rates × seeds
-    runs, run_records → work_units → train_sweep → sweep   training, by any number of processes
-    outcomes                                whether a run learned, was stuck or diverged
+    programs → saved_states → runs          training of one work unit, with states to go on from
+    work_units → train_sweep → sweep        training of all units, by any number of processes
+    run_records, outcomes                   measurements; did a run learn, or diverge?
     sweep_table → statistics, prediction    results, confidence intervals, early warning
     figures, tables → report_page → report  the page about a sweep
 

@@ -2,7 +2,7 @@
 # Copyright 2026 The pqt_jax Authors
 """What is measured of the runs of a sweep, and the record that becomes a row of its table."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -18,8 +18,6 @@ from pqt_jax.training.config.schema import RunConfig
 from pqt_jax.training.loss import cross_entropy
 from pqt_jax.training.run import metrics
 from pqt_jax.transform import bit_state
-
-StepMetrics = dict[str, Any]  # loss and in_a_row of one step; bits_mean if widths are learned
 
 
 def make_sharpness(
@@ -87,7 +85,7 @@ def make_held_out_losses(
 
 
 def make_record(
-    steps: Sequence[StepMetrics],
+    steps: Mapping[str, np.ndarray],
     results: dict[str, Any],
     unigram_loss: float,
     config: RunConfig,
@@ -96,17 +94,18 @@ def make_record(
     """The record of one run, without the fields that name the run.
 
     Args:
-      steps: metrics of every step.
+      steps: metrics of every step, {name: [steps]}: loss, in_a_row, and bits_mean if bit-widths are
+        learned.
       results: "skipped", the number of skipped steps; "held_out_losses", as
         `make_held_out_losses` returns them; "sharpness", step → what `make_sharpness` returns.
       unigram_loss: from `outcomes.unigram_loss`.
       config: the arm's configuration.
       options: the sweep's options.
     """
-    losses = np.array([step["loss"] for step in steps], np.float64)
+    losses = steps["loss"].astype(np.float64)
     diverged_at = outcomes.find_divergence(
         losses,
-        [step["in_a_row"] for step in steps],
+        steps["in_a_row"].tolist(),
         margin=options.margin,
         window=options.window,
         skips=config.watch.skips,
@@ -116,7 +115,7 @@ def make_record(
     )
     final_loss = outcomes.final_loss(losses)
     recorded = losses[options.record_every - 1 :: options.record_every]
-    bits_mean = steps[-1].get("bits_mean")
+    bits_mean = steps["bits_mean"][-1] if "bits_mean" in steps else None
     return {
         "losses": [files.replace_nonfinite(round(float(loss), 5)) for loss in recorded],
         "first_loss": _as_json(losses[0]),

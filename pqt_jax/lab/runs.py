@@ -1,85 +1,40 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright 2026 The pqt_jax Authors
-"""Train many runs of one arm side by side, in one program: seeds and learning rates under vmap.
+"""Train the runs of a work unit side by side, measure them, and make their records.
 
-    seed → weights, order of the data, noise        learning rate → factor of the updates
+    saved state → steps of the arm's programs, a state saved now and then → records
 
-The step is the trainer's. Its optimizer uses the learning rate of the config, and each run
-multiplies the updates of its weights by the ratio of its own rate to that one. AdamW and Adam-mini
-are linear in the rate, weight decay included, so a run equals a training run at its rate up to
-rounding. The learning rates of the warm-up and at the end scale with it. The learning rate of
-bit-widths is not scaled.
-
-The same runs in the same program give the same bits. With another number of runs in the program
-(`at_once`), sums may be taken in another order.
+The same runs in the same program give the same bits, whether they went on from a saved state or
+not. With another number of runs in the program (`at_once`), sums may be taken in another order.
 """
 
+import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from flax import nnx
 
 from pqt_jax.data import pipeline
 from pqt_jax.data.source import Text
 from pqt_jax.lab import outcomes, run_records
-from pqt_jax.lab.simulate import simulate
+from pqt_jax.lab.programs import Programs, make_graph
+from pqt_jax.lab.saved_states import Content, SavedStates
 from pqt_jax.lab.sweep_arms import Arm, RateAndSeed
 from pqt_jax.lab.sweep_config import SweepOptions
 from pqt_jax.training import methods
 from pqt_jax.training.config.schema import RunConfig
-from pqt_jax.training.optimizer import make_optimizer
-from pqt_jax.training.phases import Phase, list_phases, phase_index
 from pqt_jax.training.run import metrics
 from pqt_jax.training.state import TrainState
-from pqt_jax.training.step import build_train_step
-from pqt_jax.transform.tree_paths import BITS, map_paths
 
-Train = Callable[[Sequence[RateAndSeed], Callable[[], None]], list[metrics.Record]]
+Train = Callable[[Sequence[RateAndSeed], SavedStates, Callable[[int], None]], list[metrics.Record]]
+_SAVE_SECONDS = 60.0  # of work that is lost at most when the process is killed
 _STEP_METRICS = ("loss", "in_a_row", "bits_mean")  # the metrics of a step that records need
 _FETCH_EVERY = 50  # steps; fetching metrics waits for the device
 _UNIGRAM_TOKENS = 10**7  # tokens from which frequencies are counted
-
-
-class _ScaledState(NamedTuple):
-    factor: jax.Array
-    inner: Any
-
-
-def scale_updates(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
-    """An optimizer whose updates of weights are multiplied by a factor in its state.
-
-    The factor is 1 in the initial state. Updates of bit-widths are not multiplied.
-    """
-
-    def init(params):
-        return _ScaledState(jnp.float32(1), optimizer.init(params))
-
-    def update(updates: Any, state: Any, params: Any = None) -> Any:
-        updates, inner = optimizer.update(updates, state.inner, params)
-
-        def scale(path, leaf):
-            if BITS in path.split("/"):
-                return leaf
-            return (state.factor * leaf).astype(leaf.dtype)
-
-        return map_paths(scale, updates), _ScaledState(state.factor, inner)
-
-    return optax.GradientTransformation(init, update)
-
-
-def make_graph(arm: Arm, config: RunConfig | None = None) -> nnx.GraphDef:
-    """The structure of an arm's model, with reduced operands if the arm has any.
-
-    Args:
-      arm: the arm.
-      config: the configuration of a phase; None for the arm's own.
-    """
-    model = nnx.eval_shape(lambda: methods.make_model(config or arm.config, nnx.Rngs(0)))
-    return nnx.split(simulate(model, arm.rules) if arm.rules else model)[0]
 
 
 def check(arm: Arm) -> None:
@@ -89,17 +44,73 @@ def check(arm: Arm) -> None:
     jax.eval_shape(lambda p, x: nnx.merge(make_graph(arm), p)(x), params, tokens)
 
 
-def make_train(arm: Arm, text: Text, options: SweepOptions) -> Train:
+@dataclass
+class _Progress:
+    """How far the runs of a unit are.
+
+    Attributes:
+      state: the states of the runs.
+      steps: the number of steps taken.
+      fetched: metrics of the steps, {name: [some steps, runs]}, which follow one another.
+      on_device: metrics of the last steps, {name: [runs]} of each.
+      sharpness: number of steps → {name: [runs]}.
+    """
+
+    state: TrainState
+    steps: int = 0
+    fetched: list[dict[str, np.ndarray]] = field(default_factory=list)
+    on_device: list[dict[str, jax.Array]] = field(default_factory=list)
+    sharpness: dict[int, Any] = field(default_factory=dict)
+
+    def take(self, step: Any, batch: np.ndarray, keys: jax.Array) -> None:
+        """Take a step."""
+        self.state, measured = step(self.state, batch, keys)
+        self.steps += 1
+        self.on_device.append({name: measured[name] for name in _STEP_METRICS if name in measured})
+        if len(self.on_device) == _FETCH_EVERY:
+            self._fetch()
+
+    def step_metrics(self) -> dict[str, np.ndarray]:
+        """Metrics of all steps, {name: [steps, runs]}."""
+        self._fetch()
+        names = self.fetched[0]
+        return {name: np.concatenate([some[name] for some in self.fetched]) for name in names}
+
+    def pack(self) -> Content:
+        """All of it as NumPy arrays, for `unpack`."""
+        leaves = jax.tree.leaves(jax.device_get(self.state))
+        return {
+            "state": {str(i): leaf for i, leaf in enumerate(leaves)},
+            "step_metrics": self.step_metrics(),
+            "sharpness": {str(n): jax.device_get(of) for n, of in self.sharpness.items()},
+        }
+
+    def unpack(self, steps: int, content: Content) -> None:
+        """Go on from what `pack` returned after a number of steps."""
+        leaves = [jnp.asarray(content["state"][str(i)]) for i in range(len(content["state"]))]
+        self.state = jax.tree.unflatten(jax.tree.structure(self.state), leaves)
+        self.steps, self.fetched = steps, [content["step_metrics"]]
+        self.sharpness = {int(n): of for n, of in content["sharpness"].items()}
+
+    def _fetch(self) -> None:
+        if self.on_device:
+            steps, self.on_device = jax.device_get(self.on_device), []
+            self.fetched.append({name: np.stack([s[name] for s in steps]) for name in steps[0]})
+
+
+def make_train(arm: Arm, programs: Programs, text: Text, options: SweepOptions) -> Train:
     """The training of runs of an arm.
 
     Args:
       arm: the way to train.
+      programs: those of the arm.
       text: the text that all runs train on.
       options: the sweep's options: what is measured, and the definitions of outcomes.
 
     Returns:
-      A function `(rates_and_seeds, advance) -> records`. It calls `advance()` after each step.
-      Calls with the same number of runs compile once. Each run has a record with the fields:
+      A function `(rates_and_seeds, saved, advance) -> records`. It goes on from the last saved
+      state and calls `advance(number)` after steps, saved ones among them. Calls with the same
+      number of runs compile once. Each run has a record with the fields:
 
       - arm, learning_rate, seed, steps;
       - losses, of every `record_every`-th step; first_loss, final_loss, unigram_loss;
@@ -110,31 +121,34 @@ def make_train(arm: Arm, text: Text, options: SweepOptions) -> Train:
     """
     config, graph = arm.config, make_graph(arm)
     held_out = jnp.asarray(_held_out_batches(config, text), jnp.int32)
-    begin, step_of = _begin_and_steps(arm)
     measure_sharpness = run_records.make_sharpness(graph, held_out[0], options)
     evaluate = run_records.make_held_out_losses(config, graph, held_out, options.weights)
     unigram_loss = outcomes.unigram_loss(text.train[:_UNIGRAM_TOKENS])
 
     def train(
-        rates_and_seeds: Sequence[RateAndSeed], advance: Callable[[], None]
+        rates_and_seeds: Sequence[RateAndSeed], saved: SavedStates, advance: Callable[[int], None]
     ) -> list[metrics.Record]:
-        rates = np.array([rate for rate, _ in rates_and_seeds])
-        seeds = np.array([seed for _, seed in rates_and_seeds])
-        state, keys = begin(rates, seeds)
-        step_metrics, on_device, sharpness = [], [], {}
-        for number, batch in enumerate(_train_batches(config, text, seeds)):
-            step = step_of(number + 1)
-            if options.sharpness_every and number % options.sharpness_every == 0:
-                sharpness[number] = measure_sharpness(state.params)
-            state, measured = step(state, batch, keys)
-            on_device.append({name: measured[name] for name in _STEP_METRICS if name in measured})
-            if len(on_device) == _FETCH_EVERY:
-                step_metrics += jax.device_get(on_device)
-                on_device = []
-            advance()
-        step_metrics += jax.device_get(on_device)
-        results = {"skipped": state.skipped, "held_out_losses": evaluate(state.params)}
-        results = jax.device_get({**results, "sharpness": sharpness})
+        state, keys = programs.begin(rates_and_seeds)
+        progress = _Progress(state)
+        steps, content = saved.read_last()
+        if steps:
+            progress.unpack(steps, content)
+            advance(steps)
+        seeds, saved_at = np.array([seed for _, seed in rates_and_seeds]), time.monotonic()
+        for batch in _train_batches(config, text, seeds, first=steps):
+            if options.sharpness_every and progress.steps % options.sharpness_every == 0:
+                progress.sharpness[progress.steps] = measure_sharpness(progress.state.params)
+            progress.take(programs.step_of(progress.steps + 1), batch, keys)
+            advance(1)
+            if progress.steps in saved.shared or time.monotonic() > saved_at + _SAVE_SECONDS:
+                saved.write(progress.steps, progress.pack())
+                saved_at = time.monotonic()
+        results = {
+            "skipped": progress.state.skipped,
+            "held_out_losses": evaluate(progress.state.params),
+            "sharpness": progress.sharpness,
+        }
+        results, step_metrics = jax.device_get(results), progress.step_metrics()
         return [
             {
                 "arm": arm.name,
@@ -143,52 +157,33 @@ def make_train(arm: Arm, text: Text, options: SweepOptions) -> Train:
                 "learning_rate": rate,
                 "seed": seed,
                 **run_records.make_record(
-                    _select_run(step_metrics, i),
-                    _select_run(results, i),
+                    {name: values[:, i] for name, values in step_metrics.items()},
+                    jax.tree.map(lambda x, i=i: x[i], results),
                     unigram_loss,
                     config,
                     options,
                 ),
             }
-            for i, (rate, seed) in enumerate(zip(rates.tolist(), seeds.tolist(), strict=True))
+            for i, (rate, seed) in enumerate(rates_and_seeds)
         ]
 
     return train
 
 
-def _select_run(tree: Any, i: int) -> Any:
-    """Entry i of every array in a tree of arrays over runs."""
-    return jax.tree.map(lambda x: x[i], tree)
+def _train_batches(
+    config: RunConfig, text: Text, seeds: np.ndarray, first: int
+) -> Iterator[np.ndarray]:
+    """For each step after the first ones the tokens of all runs, [runs, B, T + 1].
 
-
-def _begin_and_steps(arm: Arm) -> tuple[Callable[..., Any], Callable[[int], Any]]:
-    """Two functions: `(rates, seeds) -> (states, keys)`, and the number of a step → the step."""
-    config = arm.config
-    optimizer, phases = scale_updates(make_optimizer(config)), list_phases(config)
-
-    def make_step(phase: Phase) -> Any:
-        graph = make_graph(arm, phase.config)
-        step: Any = build_train_step(config, graph, optimizer, phase=phase)
-        return jax.jit(jax.vmap(step.__wrapped__), donate_argnums=0)
-
-    steps = [make_step(phase) for phase in phases]
-    initialize = jax.jit(jax.vmap(_initializer(config, optimizer)))
-
-    def begin(rates: np.ndarray, seeds: np.ndarray) -> tuple[TrainState, jax.Array]:
-        factors = jnp.asarray(rates / config.optimizer.learning_rate, jnp.float32)
-        return initialize(jnp.asarray(seeds), factors), jax.vmap(jax.random.key)(jnp.asarray(seeds))
-
-    return begin, lambda number: steps[phase_index(phases, number)]
-
-
-def _train_batches(config: RunConfig, text: Text, seeds: np.ndarray) -> Iterator[np.ndarray]:
-    """For each step the tokens of all runs, [runs, B, T + 1]. Equal seeds have equal tokens."""
+    Equal seeds have equal tokens.
+    """
     distinct, run_to_seed = np.unique(seeds, return_inverse=True)
     options: dict[str, Any] = {"length": config.data.length, "batch": config.data.batch}
     streams = [
-        pipeline.train_batches(text.train, seed=seed, **options) for seed in distinct.tolist()
+        pipeline.train_batches(text.train, seed=seed, first=first, **options)
+        for seed in distinct.tolist()
     ]
-    for _ in range(config.steps):
+    for _ in range(first, config.steps):
         yield np.stack([next(stream) for stream in streams])[run_to_seed]
 
 
@@ -197,17 +192,3 @@ def _held_out_batches(config: RunConfig, text: Text) -> Any:
     return pipeline.validation_batches(
         text.validation, length=data.length, batch=data.batch, count=count
     )
-
-
-def _initializer(
-    config: RunConfig, optimizer: optax.GradientTransformation
-) -> Callable[[Any, Any], TrainState]:
-    """A function (seed, factor) → the state before the first step, as in a training run."""
-
-    def init(seed, factor):
-        params = nnx.state(methods.make_model(config, nnx.Rngs(jax.random.key(seed))))
-        zero = jnp.zeros((), jnp.int32)
-        opt_state: Any = optimizer.init(params)
-        return TrainState(params, opt_state._replace(factor=factor), zero, zero, zero)
-
-    return init

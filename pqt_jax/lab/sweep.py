@@ -5,7 +5,8 @@
     config → arms → work units of at_once runs → DIR/parts/*.jsonl → DIR/runs.jsonl, one row a run
 
 The same command resumes a sweep that was stopped: a work unit whose rows are written is not trained
-again. If the command is started again while the sweep is running, the second process trains work
+again, and one that was stopped goes on from the state of the last minute. Arms that begin with the
+same steps share them (`saved_states`). If the command is started again while the sweep is running, the second process trains work
 units that no other process trains (`work_units`); CUDA_VISIBLE_DEVICES selects its GPU. A run that
 diverges does not end the sweep; its row says that it diverged (`outcomes`).
 

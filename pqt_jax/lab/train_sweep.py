@@ -3,6 +3,7 @@
 """Train the work units of a sweep, one after the other, and write the table at the end."""
 
 import functools
+import shutil
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,10 +16,13 @@ from pqt_jax.console import LenientStream, format_quantity, is_terminal, print_l
 from pqt_jax.data.source import Text
 from pqt_jax.interchange import files
 from pqt_jax.lab import runs, sweep_table, work_units
+from pqt_jax.lab.programs import Fingerprints, Programs, make_programs
+from pqt_jax.lab.saved_states import SavedStates, count_shared_steps, last_saved_step
 from pqt_jax.lab.sweep_arms import Arm, Sweep
 from pqt_jax.lab.sweep_config import SweepOptions
 from pqt_jax.lab.work_units import WorkUnit
-from pqt_jax.training.run.workdir import SWEEP_RESULTS, WORK_UNITS
+from pqt_jax.training.phases import list_phases
+from pqt_jax.training.run.workdir import STATES, SWEEP_RESULTS, WORK_UNITS
 
 
 def train_all(sweep: Sweep, workdir: Path, text: Text, lock: int) -> None:
@@ -36,10 +40,12 @@ def train_all(sweep: Sweep, workdir: Path, text: Text, lock: int) -> None:
       InputError: if a file of rows is damaged or holds other runs.
     """
     (workdir / WORK_UNITS).mkdir(exist_ok=True)
-    units = work_units.plan(sweep, workdir)
+    units, arms = work_units.plan(sweep, workdir), {arm.name: arm for arm in sweep.arms}
     for unit in units:
         if unit.is_done():
             work_units.check_rows(unit)
+    programs_of = functools.cache(lambda name: make_programs(arms[name]))
+    states_of = make_states_of(units, programs_of, workdir / STATES, text.train.dtype)
     with _progress_bar() as bar:
         print_above = functools.partial(bar.console.print, highlight=False, markup=False)
         show = print_line if bar.disable else print_above
@@ -47,15 +53,58 @@ def train_all(sweep: Sweep, workdir: Path, text: Text, lock: int) -> None:
             _show_finished_arm(units, arm, show)
         task = bar.add_task("steps", total=_count_steps(units))
         compiled_arm = train = None
-        for unit in work_units.claim_units(units, lock):
+        for unit in work_units.claim_units(units, lock, functools.partial(waits, states_of)):
             if train is None or unit.arm is not compiled_arm:
-                compiled_arm, train = unit.arm, runs.make_train(unit.arm, text, sweep.options)
+                compiled_arm = unit.arm
+                train = runs.make_train(unit.arm, programs_of(unit.arm.name), text, sweep.options)
             done = [unit for unit in units if unit.is_done()]  # also by other processes
             bar.update(task, description=unit.arm.name, completed=_count_steps(done))
-            rows = train(unit.rates_and_seeds, functools.partial(bar.advance, task))
+            states = states_of(unit)
+            rows = train(unit.rates_and_seeds, states, functools.partial(bar.advance, task))
             files.write(unit.path, "".join(map(sweep_table.encode_row, rows)))
+            states.remove(before=unit.arm.config.steps)
             _show_finished_arm(units, unit.arm, show)
-    _write_table(units, workdir / SWEEP_RESULTS, lock)
+    _write_table(units, workdir, lock)
+
+
+def make_states_of(
+    units: Sequence[WorkUnit], programs_of: Callable[[str], Programs], folder: Path, dtype: Any
+) -> Callable[[WorkUnit], SavedStates]:
+    """A function unit → its saved states; dtype is that of the tokens."""
+    have_phases = any(_has_phases(unit) for unit in units)
+
+    @functools.cache
+    def fingerprints(number: int) -> Fingerprints:
+        unit = units[number]
+        return programs_of(unit.arm.name).fingerprints(unit.rates_and_seeds, dtype)
+
+    def states_of(unit: WorkUnit) -> SavedStates:
+        own = fingerprints(unit.number)
+        others = [other for other in units if have_phases and other is not unit]
+        shared = {
+            count_shared_steps(own, fingerprints(other.number))
+            for other in others
+            if not other.is_done()
+        }
+        return SavedStates(folder, own, frozenset(shared - {0}))
+
+    return states_of
+
+
+def waits(
+    states_of: Callable[[WorkUnit], SavedStates], unit: WorkUnit, busy: Sequence[WorkUnit]
+) -> bool:
+    """Whether other processes are taking steps that the unit shares and that are not saved yet."""
+    if not any(map(_has_phases, (unit, *busy))):
+        return False
+    states = states_of(unit)
+    done = last_saved_step(states.folder, states.fingerprints)
+    others = [states_of(other).fingerprints for other in busy]
+    return any(count_shared_steps(states.fingerprints, other) > done for other in others)
+
+
+def _has_phases(unit: WorkUnit) -> bool:
+    return len(list_phases(unit.arm.config)) > 1
 
 
 def _progress_bar() -> Progress:
@@ -66,8 +115,9 @@ def _progress_bar() -> Progress:
     return Progress(*columns, console=console, disable=not is_terminal())
 
 
-def _write_table(units: Sequence[WorkUnit], path: Path, lock: int) -> None:
+def _write_table(units: Sequence[WorkUnit], workdir: Path, lock: int) -> None:
     """Write the rows of all units to one file, unless a unit is still being trained."""
+    path = workdir / SWEEP_RESULTS
     with work_units.exclusive(lock):
         if missing := sum(not unit.is_done() for unit in units):
             left = f"left to other processes: {missing} of {len(units)} work units"
@@ -77,6 +127,7 @@ def _write_table(units: Sequence[WorkUnit], path: Path, lock: int) -> None:
             work_units.check_rows(unit)
         table = "".join(unit.path.read_text() for unit in units)
         files.write(path, table)
+        shutil.rmtree(workdir / STATES, ignore_errors=True)
     print_line(f"{format_quantity(table.count(chr(10)), 'run')}: {path}")
 
 

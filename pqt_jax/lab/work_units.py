@@ -15,7 +15,7 @@ them when a process dies, so another process can take over its unit.
 
 import contextlib
 import fcntl
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -86,35 +86,45 @@ def exclusive(lock: int) -> Iterator[None]:
         fcntl.lockf(lock, fcntl.LOCK_UN, 1, 0)
 
 
-def claim_units(units: Sequence[WorkUnit], lock: int) -> Iterator[WorkUnit]:
+def claim_units(
+    units: Sequence[WorkUnit], lock: int, waits: Callable[[WorkUnit, Sequence[WorkUnit]], bool]
+) -> Iterator[WorkUnit]:
     """Yield units that are not done and that no other process trains.
 
     A unit stays locked until the next one is requested. Units of the arm that this process has
     just compiled come first, then units of arms that no process is training, then all others.
+    Units that wait come after those that do not.
 
     Args:
       units: all units of the sweep.
       lock: file descriptor of `run.lock`. Nothing else in this process may open that file: closing
         it would release the locks.
+      waits: unit, units that other processes train → whether it had better be trained later.
     """
     arm = None
-    while unit := _claim_next(units, lock, arm):
+    while unit := _claim_next(units, lock, arm, waits):
         arm = unit.arm
         yield unit
         _unlock(unit, lock)
 
 
-def _claim_next(units: Sequence[WorkUnit], lock: int, arm: Arm | None) -> WorkUnit | None:
+def _claim_next(
+    units: Sequence[WorkUnit],
+    lock: int,
+    arm: Arm | None,
+    waits: Callable[[WorkUnit, Sequence[WorkUnit]], bool],
+) -> WorkUnit | None:
     """Lock one unit and return it; None if every unit is done or locked by others."""
     with exclusive(lock):
         missing = [unit for unit in units if not unit.is_done()]
         locked = [unit for unit in missing if _try_lock(unit, lock)]
-        busy_arms = {unit.arm.name for unit in missing if unit not in locked}
+        busy = [unit for unit in missing if unit not in locked]
+        busy_arms = {unit.arm.name for unit in busy}
         # Look again: another process may have finished a unit before it was locked here.
         candidates = [unit for unit in locked if not unit.is_done()]
 
-        def cost(unit: WorkUnit) -> tuple[bool, bool]:
-            return unit.arm is not arm, unit.arm.name in busy_arms
+        def cost(unit: WorkUnit) -> tuple[bool, bool, bool]:
+            return waits(unit, busy), unit.arm is not arm, unit.arm.name in busy_arms
 
         chosen = min(candidates, key=cost, default=None)
         for unit in locked:

@@ -51,8 +51,8 @@ def train_by_lookup(swept, monkeypatch):
         for row in sweep_table.read_rows(path):
             rows[row["arm"], row["learning_rate"], row["seed"]] = row
 
-    def make_train(arm, text, options):
-        def train(rates_and_seeds, advance):
+    def make_train(arm, programs, text, options):
+        def train(rates_and_seeds, saved, advance):
             return [rows[arm.name, rate, seed] for rate, seed in rates_and_seeds]
 
         return train

@@ -24,6 +24,7 @@ from pqt_jax.data import pipeline, source
 from pqt_jax.errors import InputError
 from pqt_jax.lab import (
     figures,
+    programs,
     report,
     report_page,
     rounded_weights,
@@ -146,9 +147,9 @@ def test_a_row_that_is_damaged_during_training_is_not_copied_to_the_table(
     make_train = runs.make_train
 
     def make_damaging_train(*arguments):
-        def train(rates_and_seeds, advance):
+        def train(*of_unit):
             first.write_text("garbage\n")
-            return make_train(*arguments)(rates_and_seeds, advance)
+            return make_train(*arguments)(*of_unit)
 
         return train
 
@@ -433,7 +434,7 @@ def test_gradients_of_kernels_vanish_in_e4m3_and_most_in_e5m2():
 
     def share_of_zeros(arm):
         def loss(params):
-            model = nnx.merge(runs.make_graph(arm), params)
+            model = nnx.merge(programs.make_graph(arm), params)
             return cross_entropy(model(tokens[:, :-1]), tokens[:, 1:])
 
         leaves = paths_and_leaves(jax.jit(jax.grad(loss))(params))

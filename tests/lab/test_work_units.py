@@ -62,10 +62,14 @@ def lock(tmp_path):
     os.close(descriptor)
 
 
-def claim_all(units, lock):
+def never(unit, busy):
+    return False
+
+
+def claim_all(units, lock, waits=never):
     """Claim units until none is left; each is done at once. Returns their numbers in order."""
     order = []
-    for unit in work_units.claim_units(units, lock):
+    for unit in work_units.claim_units(units, lock, waits):
         order.append(unit.number)
         unit.path.write_text("")
     return order
@@ -91,9 +95,22 @@ def test_units_of_other_processes_are_left_and_their_arm_comes_last(
     assert claim_all(units, lock) == [3, 4, 5, 1, 2]
 
 
+def test_units_that_wait_come_last(units, lock, tmp_path, lock_units):
+    """They share steps with a unit that is being trained."""
+    lock_units(tmp_path / "run.lock", 0)
+    numbers = []
+
+    def waits(unit, busy):
+        numbers.append([other.number for other in busy])
+        return unit.number in (1, 3)
+
+    assert claim_all(units, lock, waits) == [4, 5, 2, 1, 3]
+    assert all(busy == [0] for busy in numbers)
+
+
 def test_a_compiled_arm_is_finished_before_another_begins(units, lock, tmp_path, lock_units):
     order = []
-    for unit in work_units.claim_units(units, lock):
+    for unit in work_units.claim_units(units, lock, never):
         if not order:
             lock_units(tmp_path / "run.lock", 1)  # another process begins to train the same arm
         order.append(unit.number)
@@ -114,7 +131,7 @@ def test_a_unit_is_locked_until_the_next_one_is_requested(units, lock, tmp_path)
         command = [sys.executable, "-c", IS_LOCKED, tmp_path / "run.lock", str(1 + number)]
         return subprocess.run(command, stderr=subprocess.DEVNULL).returncode != 0
 
-    claimed = work_units.claim_units(units, lock)
+    claimed = work_units.claim_units(units, lock, never)
     first = next(claimed)
     assert is_locked(first.number) and not is_locked(5)
     first.path.write_text("")

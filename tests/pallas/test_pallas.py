@@ -14,7 +14,7 @@ from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 from jax.sharding import PartitionSpec as P
 
 from pqt_jax import pallas
-from pqt_jax.lab.runs import _begin_and_steps
+from pqt_jax.lab.programs import make_programs
 from pqt_jax.lab.sweep_arms import Arm
 from pqt_jax.models import Llama2Config
 from pqt_jax.numerics import noise, philox
@@ -171,10 +171,10 @@ def test_on_a_gpu_the_models_layers_are_sampled_by_kernels(count_kernels):
 def test_on_a_gpu_the_labs_runs_side_by_side_are_sampled_by_kernels(count_kernels):
     """One launch samples the matrix of all runs of a program."""
     arm = Arm("gaussws", from_values(RunConfig, default(TINY).to_dict()), {})
-    begin, step_of = _begin_and_steps(arm)
-    state, keys = jax.eval_shape(lambda: begin(np.full(4, 1e-3), np.arange(4)))
+    programs = make_programs(arm)
+    state, keys = jax.eval_shape(lambda: programs.begin([(1e-3, seed) for seed in range(4)]))
     batch = jax.ShapeDtypeStruct((4, 2, 33), jnp.int32)
-    assert count_kernels(step_of(1), state, batch, keys) == 3 * 3
+    assert count_kernels(programs.step_of(1), state, batch, keys) == 3 * 3
 
 
 def test_on_a_gpu_shards_are_sampled_by_kernels_under_shard_map(count_kernels):

@@ -33,10 +33,10 @@ from pqt_jax.training.run.run_metadata import Meta, check_same_run, is_metadata
 RUN, LOCK, METRICS, SUMMARY = "run.json", "run.lock", "metrics.jsonl", "summary.json"
 BIT_HISTORY, LOSS, BITS, CHECKPOINTS = "bits.jsonl", "loss.png", "bits.png", "checkpoints"
 PROFILE, DAMAGED, TOKENIZER = "profile", "damaged", "tokenizer"
-WORK_UNITS, SWEEP_RESULTS = "parts", "runs.jsonl"  # of a sweep
+WORK_UNITS, STATES, SWEEP_RESULTS = "parts", "states", "runs.jsonl"  # of a sweep
 TRAINING_RUN, SWEEP = "a training run", "a sweep"
 _FILES = (METRICS, BIT_HISTORY, SUMMARY, LOSS, BITS, SWEEP_RESULTS)
-_FOLDERS = (CHECKPOINTS, WORK_UNITS, TOKENIZER)
+_FOLDERS = (CHECKPOINTS, WORK_UNITS, STATES, TOKENIZER)
 _LONGEST = 3840  # bytes of a path; Linux allows 4096, with the names of a checkpoint's files
 _PATIENCE = 30.0  # seconds to wait for a lock
 

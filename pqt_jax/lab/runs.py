@@ -117,6 +117,8 @@ def make_train(arm: Arm, programs: Programs, text: Text, options: SweepOptions) 
       - outcome, diverged_at, spikes, skipped;
       - held_out_losses, of the weights that `sweep.weights` names;
       - bits_mean, the mean bit-width at the end, or None if bit-widths are not learned;
+      - mixed_bits, what is stored of a weight by the learned bits, or None if `sweep.weights` has
+        no mixed;
       - sharpness and sharpness_of_weights, if they are measured: lists of [step, percent].
     """
     config, graph = arm.config, make_graph(arm)
@@ -149,23 +151,23 @@ def make_train(arm: Arm, programs: Programs, text: Text, options: SweepOptions) 
             "sharpness": progress.sharpness,
         }
         results, step_metrics = jax.device_get(results), progress.step_metrics()
-        return [
-            {
-                "arm": arm.name,
-                "steps": config.steps,
-                "unigram_loss": unigram_loss,
-                "learning_rate": rate,
-                "seed": seed,
-                **run_records.make_record(
-                    {name: values[:, i] for name, values in step_metrics.items()},
-                    jax.tree.map(lambda x, i=i: x[i], results),
-                    unigram_loss,
-                    config,
-                    options,
-                ),
-            }
-            for i, (rate, seed) in enumerate(rates_and_seeds)
-        ]
+
+        def record(i: int, rate: float, seed: int) -> metrics.Record:
+            """The record of run i."""
+            params = jax.tree.map(lambda x: x[i], progress.state.params)
+            measures_mixed = "mixed" in options.weights
+            measured = run_records.make_record(
+                {name: values[:, i] for name, values in step_metrics.items()},
+                jax.tree.map(lambda x: x[i], results),
+                run_records.stored_bits(config, params) if measures_mixed else None,
+                unigram_loss,
+                config,
+                options,
+            )
+            of_run = {"arm": arm.name, "steps": config.steps, "unigram_loss": unigram_loss}
+            return of_run | {"learning_rate": rate, "seed": seed} | measured
+
+        return [record(i, rate, seed) for i, (rate, seed) in enumerate(rates_and_seeds)]
 
     return train
 

@@ -6,9 +6,10 @@
 
 The same command resumes a sweep that was stopped: a work unit whose rows are written is not trained
 again, and one that was stopped goes on from the state of the last minute. Arms that begin with the
-same steps share them (`saved_states`). If the command is started again while the sweep is running, the second process trains work
-units that no other process trains (`work_units`); CUDA_VISIBLE_DEVICES selects its GPU. A run that
-diverges does not end the sweep; its row says that it diverged (`outcomes`).
+same steps share them (`saved_states`). If the command is started again while the sweep is running,
+the second process trains work units that no other process trains (`work_units`);
+CUDA_VISIBLE_DEVICES selects its GPU. A run that diverges does not end the sweep; its row says that
+it diverged (`outcomes`).
 
 Exit codes: `EXIT_CODES`.
 """

@@ -16,6 +16,7 @@ from pqt_jax.console import LenientStream, format_quantity, is_terminal, print_l
 from pqt_jax.data.source import Text
 from pqt_jax.interchange import files
 from pqt_jax.lab import runs, sweep_table, work_units
+from pqt_jax.lab.held_out_table import held_out_table
 from pqt_jax.lab.programs import Fingerprints, Programs, make_programs
 from pqt_jax.lab.saved_states import SavedStates, count_shared_steps, last_saved_step
 from pqt_jax.lab.sweep_arms import Arm, Sweep
@@ -116,7 +117,7 @@ def _progress_bar() -> Progress:
 
 
 def _write_table(units: Sequence[WorkUnit], workdir: Path, lock: int) -> None:
-    """Write the rows of all units to one file, unless a unit is still being trained."""
+    """Write the rows of all units to one file and print what few bits cost, if no unit is left."""
     path = workdir / SWEEP_RESULTS
     with work_units.exclusive(lock):
         if missing := sum(not unit.is_done() for unit in units):
@@ -128,6 +129,7 @@ def _write_table(units: Sequence[WorkUnit], workdir: Path, lock: int) -> None:
         table = "".join(unit.path.read_text() for unit in units)
         files.write(path, table)
         shutil.rmtree(workdir / STATES, ignore_errors=True)
+    print_line(held_out_table(sweep_table.read(workdir)))
     print_line(f"{format_quantity(table.count(chr(10)), 'run')}: {path}")
 
 

@@ -92,5 +92,6 @@ def make_optimizer(config: RunConfig) -> optax.GradientTransformation:
         clip_norm=opt.clip_norm,
         bits_learning_rate=bits.learning_rate,
         bits_weight_decay=bits.weight_decay,
+        bits_granularity=config.pqt.granularity,
         require_bits=False,  # method bf16 has the same state as the others
     )

@@ -18,6 +18,7 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import optax
 
@@ -25,6 +26,7 @@ from pqt_jax.transform.adam_mini import Blocks, scale_by_adam_mini
 from pqt_jax.transform.tree_paths import BITS, leaf_paths, map_paths
 
 Schedule = float | optax.Schedule
+GRANULARITIES = ("block", "tensor")  # of learned bit-widths
 
 
 def bit_paths(params: Any) -> set[str]:
@@ -168,6 +170,7 @@ def grouped(
     clip_norm: float | None = 1.0,
     bits_learning_rate: Schedule | None = None,
     bits_weight_decay: float = 1.0,
+    bits_granularity: str = "block",
     require_bits: bool = True,
 ) -> optax.GradientTransformation:
     """Any optimizer that scales gradients, with decoupled decay, and AdamW for the bit-widths.
@@ -181,12 +184,20 @@ def grouped(
       bits_learning_rate: learning rate of the bits; required if the tree has any, and an error if
         it has none.
       bits_weight_decay: decoupled decay of b_i towards 0, that is, of b_t towards b_target.
+      bits_granularity: "block" for a bit-width of each block; "tensor" for one of each matrix: its
+        blocks keep equal b_i, which follow the mean of their gradients.
       require_bits: whether a rate of bits is an error for a tree that has none, such as that of a
         baseline under the same options.
 
     Returns:
       A GradientTransformation.
+
+    Raises:
+      ValueError: if `bits_granularity` is neither.
     """
+    if bits_granularity not in GRANULARITIES:
+        names = " or ".join(GRANULARITIES)
+        raise ValueError(f"bits_granularity={bits_granularity!r}; it must be {names}")
     weights = optax.chain(
         optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity(),
         scale_by(b1, b2, eps),
@@ -196,7 +207,16 @@ def grouped(
     bits = None
     if bits_learning_rate is not None:
         bits = optax.adamw(bits_learning_rate, b1, b2, eps, weight_decay=bits_weight_decay)
+        if bits_granularity == "tensor":
+            bits = optax.chain(optax.stateless(_mean_over_blocks), bits)
     return with_bits(weights, bits, require_bits=require_bits)
+
+
+def _mean_over_blocks(gradients: Any, params: Any) -> Any:
+    """For each matrix the mean of its blocks, in the place of each; a grid is the last two axes."""
+    return jax.tree.map(
+        lambda g: jnp.broadcast_to(g.mean((-2, -1), keepdims=True), g.shape), gradients
+    )
 
 
 def _is_collection(params: Any) -> bool:

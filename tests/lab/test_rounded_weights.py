@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from pqt_jax.lab import rounded_weights
+from pqt_jax.lab import rounded_weights, run_records
 from pqt_jax.lab.rounded_weights import make_rounding
+from pqt_jax.quantization import sizes
 from pqt_jax.quantization.quantize import quantize
-from pqt_jax.training import methods
+from pqt_jax.training import methods, named_formats
 from pqt_jax.training.config import schema
 from pqt_jax.training.config.fields import from_values
 from pqt_jax.training.methods.sampling_rules import quantization_rules
@@ -68,3 +69,18 @@ def test_weights_as_they_are_and_by_learned_bits():
 def test_other_names_are_refused(names, wanted):
     with pytest.raises(ValueError, match=wanted):
         rounded_weights.check(names)
+
+
+def test_stored_bits_are_those_of_the_formats_that_carry_the_learned_bits():
+    config = run_config("gaussws")
+    params = nnx.state(methods.make_model(config, nnx.Rngs(0)))
+    for b_i, codes in ((1.0, 12), (0.0, 6), (-0.5, 4)):  # b_t is 6, 4 and 3
+        bits, weights = nnx.split_state(params, bit_state.BitParam, ...)
+        learned = nnx.merge_state(jax.tree.map(lambda b, b_i=b_i: b * 0 + b_i, bits), weights)
+        plan = named_formats.make_plan(learned, quantization_rules(config), "mixed")
+        found = sizes.parameter_sizes(plan, weights).values()
+        blocks, count = sum(x.tags for x in found) / 4, sum(x.weights for x in found)
+        wanted = codes + (8 + 4) * blocks / count
+        assert run_records.stored_bits(config, learned) == pytest.approx(wanted, rel=1e-9)
+    assert run_records.stored_bits(run_config("bf16"), params) is None
+    assert run_records.stored_bits(run_config("diffq"), params) is None

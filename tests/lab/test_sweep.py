@@ -34,6 +34,7 @@ from pqt_jax.lab import (
     sweep_table,
     tables,
 )
+from pqt_jax.lab.held_out_table import held_out_table
 from pqt_jax.training import methods
 from pqt_jax.training.loss import cross_entropy
 from pqt_jax.training.run import metrics
@@ -136,6 +137,44 @@ def test_a_missing_unit_is_trained_again_to_the_same_bits(swept, sweep_copy, cap
     assert (sweep_copy / SWEEP_RESULTS).read_bytes() == (swept / SWEEP_RESULTS).read_bytes()
     assert first.stat().st_mtime_ns == before  # the other unit was not trained
     assert "E4M1: 5 runs, 0 diverged, 5 stuck" in capsys.readouterr().out
+
+
+def test_a_sweep_ends_with_what_few_bits_cost(sweep_copy, capsys):
+    assert sweep.main(arguments(sweep_copy)) == 0
+    *_, heading, columns, first, second, path = capsys.readouterr().out.splitlines()
+    assert heading == (
+        "held-out loss in nats per token, above that of BF16 as it is; means over 5 seeds"
+    )
+    assert columns.split() == list(rounded_weights.DEFAULT) and path.startswith("10 runs: ")
+    losses = {
+        arm: [
+            np.mean([r["held_out_losses"][name] for r in table_rows(sweep_copy) if r["arm"] == arm])
+            for name in rounded_weights.DEFAULT
+        ]
+        for arm in ("BF16", "E4M1")
+    }
+    base = losses["BF16"][0]
+    assert first.split() == [
+        "BF16",
+        f"{base:.4f}",
+        *(f"{x - base:+.4f}" for x in losses["BF16"][1:]),
+    ]
+    assert second.split() == ["E4M1", *(f"{x - base:+.4f}" for x in losses["E4M1"])]
+    assert len({len(columns), len(first), len(second)}) == 1
+
+
+def test_the_table_of_costs_has_no_numbers_of_runs_that_diverged(sweep_copy):
+    for path in row_files(sweep_copy):
+        rows = sweep_table.read_rows(path)
+        changes = {"outcome": "diverged", "diverged_at": 9}
+        path.write_text("".join(sweep_table.encode_row(row | changes) for row in rows[:3]))
+        if "000" not in path.name[:3]:
+            continue
+        rows = [row | {"held_out_losses": row["held_out_losses"] | {"mixed": None}} for row in rows]
+        path.write_text("".join(map(sweep_table.encode_row, rows)))
+    text = held_out_table(sweep_table.read(sweep_copy))
+    assert text.splitlines()[-1].split() == ["E4M1", "-", "-", "-", "-"]
+    assert "mixed" not in text and "nan" not in text
 
 
 def test_a_row_that_is_damaged_during_training_is_not_copied_to_the_table(
@@ -410,9 +449,10 @@ def test_help_lists_the_fields(tmp_path, monkeypatch, capsys):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize(
-    "path", sorted(pathlib.Path(SMOKE).parent.glob("*.py")), ids=lambda p: p.stem
-)
+SWEEPS = [*pathlib.Path(SMOKE).parent.glob("*.py"), ROOT / "configs" / "payoff_quickstart.py"]
+
+
+@pytest.mark.parametrize("path", sorted(SWEEPS), ids=lambda p: p.stem)
 def test_the_configs_can_be_used(path):
     config = sweep_arms.load_sweep(str(path))
     assert config.arms[0].name in ("BF16", "E8M7")  # the baseline

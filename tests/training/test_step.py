@@ -394,6 +394,19 @@ def test_a_bit_width_that_is_not_finite_is_skipped_too(monkeypatch):
     assert np.isfinite(measured["loss"]) and measured["skipped"] == 1
 
 
+def test_with_granularity_tensor_each_matrix_learns_one_bit_width():
+    """After a step its blocks have equal b_i, and matrices have different ones."""
+    config, graph, state, _ = setup(pqt__granularity="tensor")
+    train_step = build_train_step(config, graph)
+    for i in range(2):
+        state, _ = train_step(state, batch(i), noise_key())
+    grids = [b_i for b_i in jax.tree.leaves(bit_state.collect_bits(state.params))]
+    matrices = [grid for b_i in grids for grid in np.asarray(b_i)]  # of all layers
+    assert max(grid.size for grid in matrices) > 1
+    assert all(np.ptp(grid) == 0 for grid in matrices)
+    assert len({float(grid.flat[0]) for grid in matrices}) > len(matrices) / 2
+
+
 @pytest.mark.slow
 def test_bits_snap_at_the_same_update_after_skipped_steps():
     config, graph, state, _ = setup(pqt__snap_at=0.05)

@@ -50,6 +50,32 @@ def test_weights_and_bits_move_as_two_optimizers(layout):
     np.testing.assert_allclose(bits["h"]["kernel"], moved(0.1, 0.7), rtol=1e-5)
 
 
+@pytest.mark.parametrize("layout", ["transform", "linen", "nnx"])
+def test_with_one_bit_width_for_each_matrix_its_blocks_follow_their_mean_gradient(layout):
+    params = trees(layout)
+    bits = {"transform": ["bits"], "linen": ["pqt", "bits"], "nnx": ["pqt_bits"]}[layout]
+    grads = jax.tree.map(jnp.zeros_like, params)
+    of_blocks = jnp.array([[[1.0, 5.0, -3.0]], [[-1.0, 0.0, -2.0]]])  # two matrices, three blocks
+
+    def bits_of(tree):
+        for name in bits:
+            tree = tree[name]
+        return tree["h"]
+
+    bits_of(params)["kernel"], bits_of(grads)["kernel"] = jnp.ones((2, 1, 3)), of_blocks
+    options = {"bits_learning_rate": 0.1, "bits_weight_decay": 0.0, "eps": 1.0}
+    tx = optim.adamw(1e-2, **options, bits_granularity="tensor")
+    updates, _ = tx.update(grads, tx.init(params), params)
+    # The first step of Adam with eps 1 is g / (|g| + 1); the means are 1 and -1.
+    expected = np.broadcast_to([[[-0.05]], [[0.05]]], (2, 1, 3))
+    np.testing.assert_allclose(bits_of(updates)["kernel"], expected, rtol=1e-6)
+
+
+def test_another_granularity_is_refused():
+    with pytest.raises(ValueError, match="bits_granularity='matrix'; it must be block or tensor"):
+        optim.adamw(1e-2, bits_granularity="matrix")
+
+
 def test_clipping_uses_the_norm_of_the_weights_only():
     params = {"params": jnp.zeros((2, 2)), "bits": jnp.zeros((1, 1))}
     tx = optim.with_bits(

@@ -22,6 +22,7 @@ from pqt_jax.training.config.schema import (
 _ADDED = {
     "recipe": RunConfig.recipe,
     "optimizer.decay_share": OptimizerConfig.decay_share,
+    "pqt.granularity": PqtConfig.granularity,
     "pqt.scale": PqtConfig.scale,
     "pqt.schedule": PqtConfig.schedule,
     "pqt.begin_at": PqtConfig.begin_at,

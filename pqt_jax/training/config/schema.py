@@ -19,7 +19,7 @@ from pqt_jax.numerics.formats import NAMES_IN_WORDS, as_format
 from pqt_jax.training.config.fields import to_config_dict, to_dict
 from pqt_jax.training.methods import METHODS
 from pqt_jax.training.methods.sampling_rules import KERNEL_PATTERNS
-from pqt_jax.transform import diffq
+from pqt_jax.transform import diffq, optim
 from pqt_jax.transform.recipes import RECIPES
 
 PENALTIES = ("none", "layer", "average", "size")
@@ -134,6 +134,11 @@ class PqtConfig:
     )
     target_bits: float = setting(4.0, "Bit-width that weight decay draws b_t to.", **_BITS)
     init_bits: float = setting(6.0, "Bit-width b_t of every block at the start.", **_BITS)
+    granularity: str = setting(
+        "block",
+        "Whether each block learns a bit-width, or each matrix one for all its blocks (tensor).",
+        choices=optim.GRANULARITIES,
+    )
     block: tuple[int, ...] = setting(
         (32, 32), "Rows and columns of the blocks that share a bit-width.", check=blocks.check_block
     )

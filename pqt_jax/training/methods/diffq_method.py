@@ -98,6 +98,9 @@ def _find_conflict(config: "RunConfig") -> Conflict | None:
     if pqt.snap_at != 1:
         wanted = f"1 {method}, whose bits are not those of formats"
         return Conflict("pqt.snap_at", pqt.snap_at, wanted)
+    if pqt.granularity != "block":
+        wanted = f"block {method}, whose groups learn bits of their own"
+        return Conflict("pqt.granularity", pqt.granularity, wanted)
     if as_format(pqt.dtype) != BF16:
         return Conflict("pqt.dtype", pqt.dtype, f"bfloat16 {method}, which casts nothing")
     return None

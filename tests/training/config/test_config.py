@@ -212,7 +212,7 @@ PARAMETERS = {
 
 def test_every_config_says_what_it_is_and_passes_its_checks():
     folder = pathlib.Path(QUICKSTART).parent
-    assert {path.stem for path in folder.glob("*.py")} == set(PARAMETERS)
+    assert {path.stem for path in folder.glob("*.py")} == {*PARAMETERS, "payoff_quickstart"}
     for name, parameters in PARAMETERS.items():
         path = folder / f"{name}.py"
         config = command_line.load(str(path))

@@ -37,10 +37,13 @@ def get_config() -> ConfigDict:
     config.pqt.weight_decay = 1.0
     config.log.validation_batches = 64
     gauss, matched = "method=gaussws", fixed(FP4)
+    by_matrix = "pqt.granularity=tensor"
     ste = ("method=ste", "pqt.dtype=float4_e2m1fn")
     mse = (*ste, "pqt.scale=mse")
     e2m3 = ("method=ste", "pqt.dtype=float6_e2m3fn", "pqt.scale=mse")
     e4m3 = ("method=ste", "pqt.dtype=float8_e4m3fn", "pqt.scale=mse")
+    e2m0 = ("method=ste", "pqt.dtype=E2M0", "pqt.scale=mse")
+    e1m1 = ("method=ste", "pqt.dtype=E1M1", "pqt.scale=mse")
     ste_last_10, ste_last_30, ste_last_50 = (
         (f"pqt.round_at={share}", "pqt.scale=mse") for share in (0.9, 0.7, 0.5)
     )
@@ -53,9 +56,14 @@ def get_config() -> ConfigDict:
         ("BF16, STE in the last 50 %", *mse, "pqt.begin_at=0.5"),
         ("BF16, STE E2M3 in the last 30 %", *e2m3, "pqt.begin_at=0.7"),
         ("BF16, STE E4M3 in the last 30 %", *e4m3, "pqt.begin_at=0.7"),
+        ("BF16, STE E2M0 in the last 30 %", *e2m0, "pqt.begin_at=0.7"),
+        ("BF16, STE E1M1 in the last 30 %", *e1m1, "pqt.begin_at=0.7"),
         ("gaussws 4", gauss),
         ("gaussws 5", gauss, "pqt.target_bits=5"),
         ("gaussws 3", gauss, "pqt.target_bits=3"),
+        ("gaussws 4 by matrix", gauss, by_matrix),
+        ("gaussws 5 by matrix", gauss, by_matrix, "pqt.target_bits=5"),
+        ("gaussws 3 by matrix", gauss, by_matrix, "pqt.target_bits=3"),
         ("gaussws fixed 4.9", gauss, *matched),
         ("gaussws fixed 4.9 cast to FP4", gauss, "pqt.dtype=float4_e2m1fn", *matched),
         ("gaussws 4.9 in the last 30 %", gauss, *matched, "pqt.begin_at=0.7"),

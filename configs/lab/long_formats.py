@@ -8,7 +8,7 @@ Text      source files of the running Python's standard library; each byte is a 
 Length    40,000 steps of 512 tokens, 20 million for each run
 Expect    not run to its end yet
 
-Two rates near the edge: BF16 learns at both after 400 steps, and half of its runs diverge at the next
+Two rates near the edge: in 400 steps BF16 learns at both, and half of its runs diverge at the next
 rate of formats.py, 1. Operands are truncated. Sharpness is measured to see whether it warns.
 """
 

@@ -92,7 +92,7 @@ def describe_summary(content: Mapping[str, Any], these: str | None) -> str:
     if content["master"] is None:
         return ""
     lines = ["| weights | nats per token | minus master |", "|---|--:|--:|"]
-    for name in final_evaluation.ROWS:
+    for name in final_evaluation.rows_of(content):
         if content.get(name) is None:
             continue
         label = named_formats.format_label(content["method"], name) + " (these)" * (name == these)

@@ -29,7 +29,7 @@ from pqt_jax.training.run.run_plots import smooth
 SEED = "config.seed"
 # Other versions of packages change the last digits; the other fields change no number. Data and
 # starting weights have fingerprints in fields of their own, so it does not matter where they were.
-_PLACES = ("directory", "config.data.files", "config.data.tokens", "config.init_from")
+_PLACES = ("directory.", "config.data.files.", "config.data.tokens.", "config.init_from.")
 _IGNORED = ("versions.", *_PLACES, *(f"config.{name}" for name in MAY_CHANGE))
 
 
@@ -55,7 +55,7 @@ def group_by_seed(runs: Runs) -> list[Runs]:
         relevant = {
             name: value
             for name, value in run.fields.items()
-            if name != SEED and not name.startswith(_IGNORED)
+            if name != SEED and not f"{name}.".startswith(_IGNORED)
         }
         text, seed = json.dumps(relevant, sort_keys=True), _seed(run)
         for again in itertools.count():

@@ -23,7 +23,7 @@ def held_out_table(table: SweepTable) -> str:
     Args:
       table: the results of a sweep.
     """
-    weights = [name for name in table.options.weights if _has_losses(table, name)]
+    weights = [x for x in table.options.weights if x == "master" or _has_losses(table, x)]
     baseline = _mean_loss(table, table.arms[0], "master")
     rows = [["", *weights]]
     for arm in table.arms:
@@ -37,6 +37,7 @@ def held_out_table(table: SweepTable) -> str:
     ]
     seeds = format_quantity(len(table.seeds), "seed")
     over = f"; means over {seeds}" if len(table.seeds) > 1 else ""
+    over += ", each arm at its best rate" if len(table.rates) > 1 else ""
     heading = f"held-out loss in nats per token, above that of {table.arms[0]} as it is{over}"
     return "\n".join([heading, *(line.rstrip() for line in lines)])
 

@@ -31,10 +31,10 @@ _BLOCKS = {"matrix": (blocks.MAX_SIDE, blocks.MAX_SIDE)}  # cut to the size of e
 
 def check(names: Any) -> None:
     """Raise ValueError unless the names can be used, with "master" first and each once."""
-    if not names or names[0] != "master" or len(set(names)) != len(names):
-        raise ValueError("it must begin with master, and have each name once")
     for name in names:
         _parse(name)
+    if not names or names[0] != "master" or len(set(names)) != len(names):
+        raise ValueError("it must begin with master, and have each name once")
 
 
 def make_rounding(config: RunConfig, name: str) -> Callable[[nnx.State], nnx.State] | None:

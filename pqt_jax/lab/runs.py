@@ -130,9 +130,9 @@ def make_train(arm: Arm, programs: Programs, text: Text, options: SweepOptions) 
     def train(
         rates_and_seeds: Sequence[RateAndSeed], saved: SavedStates, advance: Callable[[int], None]
     ) -> list[metrics.Record]:
+        steps, content = saved.read_last()
         state, keys = programs.begin(rates_and_seeds)
         progress = _Progress(state)
-        steps, content = saved.read_last()
         if steps:
             progress.unpack(steps, content)
             advance(steps)
@@ -142,7 +142,8 @@ def make_train(arm: Arm, programs: Programs, text: Text, options: SweepOptions) 
                 progress.sharpness[progress.steps] = measure_sharpness(progress.state.params)
             progress.take(programs.step_of(progress.steps + 1), batch, keys)
             advance(1)
-            if progress.steps in saved.shared or time.monotonic() > saved_at + _SAVE_SECONDS:
+            is_due = progress.steps in saved.shared or time.monotonic() > saved_at + _SAVE_SECONDS
+            if is_due and progress.steps < config.steps:
                 saved.write(progress.steps, progress.pack())
                 saved_at = time.monotonic()
         results = {

@@ -11,18 +11,21 @@ used. A file begins with the SHA-256 of the rest, which is MessagePack as Flax w
 """
 
 import hashlib
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from flax import serialization
 
-from pqt_jax.errors import InputError
+from pqt_jax.console import print_error
+from pqt_jax.errors import InputError, system_reason
 from pqt_jax.interchange import files
 from pqt_jax.lab.programs import Fingerprints
 
 Content = dict[str, Any]  # nested dicts of NumPy arrays
 _LENGTH = 32  # characters of a fingerprint in a name
+_DIGEST = 32  # bytes before the content
 
 
 @dataclass(frozen=True)
@@ -42,19 +45,24 @@ class SavedStates:
     def read_last(self) -> tuple[int, Content]:
         """(number of steps, content) of the unit's last state, (0, {}) if it has none.
 
-        Raises:
-          InputError: if the file is damaged.
+        A damaged state is named, set aside as `NAME.damaged`, and the one before it is read.
         """
-        if not (steps := last_saved_step(self.folder, self.fingerprints)):
-            return 0, {}
-        try:
-            data = files.read_bytes(self._path(steps))
-        except FileNotFoundError:  # another process has finished the unit that wrote it
-            return self.read_last()
-        if hashlib.sha256(data[32:]).digest() != data[:32]:
-            raise InputError(f"{self._path(steps)} is damaged; delete it and run the sweep again")
-        content: Any = serialization.msgpack_restore(data[32:])
-        return steps, content
+        for steps in sorted(_steps_of(self.folder, self.fingerprints), reverse=True):
+            path = self._path(steps)
+            try:
+                data = files.read_bytes(path)
+            except FileNotFoundError:  # another process has finished the unit that wrote it
+                continue
+            except OSError as error:
+                raise InputError(
+                    f"{path} cannot be read: {system_reason(error, 'move it away')}"
+                ) from None
+            if hashlib.sha256(data[_DIGEST:]).digest() == data[:_DIGEST]:
+                content: Any = serialization.msgpack_restore(data[_DIGEST:])
+                return steps, content
+            print_error(f"warning: {path} is damaged and set aside; an earlier state is used")
+            path.rename(f"{path}.damaged")
+        return 0, {}
 
     def write(self, steps: int, content: Content) -> None:
         """Save the state after a number of steps, and remove those before that no arm needs."""
@@ -104,7 +112,7 @@ def _name(steps: int, fingerprints: Fingerprints) -> str:
 
 def _steps_of(folder: Path, fingerprints: Fingerprints) -> list[int]:
     """The numbers of steps after which a state of a unit is saved."""
-    paths = [path for path in folder.glob("*-*") if path.suffix != ".tmp"]
-    steps = {int(path.name.split("-")[0]) for path in paths}
+    names = {path.name for path in folder.glob("*-*")}
+    steps = {int(name[:8]) for name in names if re.fullmatch(r"\d{8}-[0-9a-f]+", name)}
     known = [n for n in steps if n < fingerprints[-1][0]]
-    return [n for n in known if (folder / _name(n, fingerprints)) in paths]
+    return [n for n in known if _name(n, fingerprints) in names]

@@ -84,6 +84,11 @@ def load_sweep(path: str, overrides: Sequence[tuple[str, str]] = ()) -> Sweep:
     config = with_changes(load_file.read(path, SweepFileConfig), overrides)
     check_ranges(config, only="sweep.")
     options = config.sweep
+    if config.recipe != "none":
+        raise InputError(
+            f"config.recipe={config.recipe!r} would be that of all arms, also of the baseline; "
+            f'give it in config.sweep.arms, as in ("recipe", "recipe={config.recipe}")'
+        )
     _check_arms(options.arms)
     return Sweep(
         arms=tuple(_make_arm(config, name, texts) for name, *texts in options.arms),

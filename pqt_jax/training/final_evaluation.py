@@ -18,14 +18,16 @@ from jax.sharding import Mesh
 from pqt_jax.console import format_row
 from pqt_jax.models import document_mask, partitioning
 from pqt_jax.numerics import bit_width
+from pqt_jax.numerics.formats import FORMATS, as_format
 from pqt_jax.numerics.mixed_formats import MIXED_FORMATS
 from pqt_jax.quantization import sizes
-from pqt_jax.quantization.quantize import Plan
+from pqt_jax.quantization.quantize import Plan, plan_uniform
 from pqt_jax.training import named_formats
 from pqt_jax.training.config.schema import RunConfig
 from pqt_jax.training.loss import model_loss, split_batch
 from pqt_jax.training.methods import METHODS, get_method
 from pqt_jax.training.methods.sampling_rules import quantization_rules
+from pqt_jax.training.phases import list_phases
 from pqt_jax.training.step import StepSplit
 from pqt_jax.transform.bit_state import has_bits, weights
 from pqt_jax.transform.tree_paths import paths_and_leaves
@@ -98,19 +100,27 @@ def evaluate_formats(
       mean_bits: the mean b_t; None where no bits were learned, or one is not finite.
       formats: from `format_shares`; None as mean_bits is, and where the method rounds by itself.
       size_mb: only where the method rounds by itself: megabytes of the rounded weights, or None.
+      trained_format: the name of the format that the last phase rounds to; None if it does not.
 
-      "mixed" is None where no bits were learned.
+      The trained format has a loss, also if it is none of `LABELS`. "mixed" is None where no bits
+      were learned.
     """
-    rules, method = quantization_rules(config), get_method(config)
+    rules, method, trained = quantization_rules(config), get_method(config), _trained_format(config)
 
     def loss_of(name: str) -> float:
-        rounded = named_formats.round_to_format(config, params, rules, name)
+        if name == trained:
+            plan = plan_uniform(weights(params), rules, name)
+            rounded = named_formats.round_by_plan(params, plan)
+        else:
+            rounded = named_formats.round_to_format(config, params, rules, name)
         return loss(nnx.merge_state(params, rounded))
 
     learned = has_bits(params)
     result: dict[str, Any] = {"method": config.method}
     result |= {name: loss_of(name) if name != "mixed" or learned else None for name in ROWS}
-    result |= {"mean_bits": None, "formats": None}
+    result |= {"mean_bits": None, "formats": None, "trained_format": trained}
+    if trained is not None and trained not in ROWS:
+        result[trained] = loss_of(trained)
     if method.size_mb is not None:
         result["size_mb"] = None
     if not learned:
@@ -127,6 +137,26 @@ def evaluate_formats(
         on_host = {path: a._replace(index=index[path]) for path, a in plan.items()}
         result["formats"] = format_shares(on_host, params)
     return result
+
+
+def rows_of(losses: Mapping[str, Any]) -> list[str]:
+    """The names of the rows of a table, in order: `ROWS`, and the trained format before the last.
+
+    Args:
+      losses: from `evaluate_formats`, or from `summary.json`.
+    """
+    trained = losses.get("trained_format")
+    extra = [trained] if trained is not None and trained not in ROWS else []
+    return [*ROWS[:-1], *extra, ROWS[-1]]
+
+
+def _trained_format(config: RunConfig) -> str | None:
+    """The name of the format that the last phase rounds to, as commands take it; None for none."""
+    last = list_phases(config)[-1].config
+    if last.method != "ste":
+        return None
+    fmt = as_format(last.pqt.dtype)
+    return next((name for name, named in FORMATS.items() if named == fmt), fmt.name)
 
 
 def format_shares(plan: Plan, params: nnx.State) -> dict[str, float]:
@@ -157,7 +187,7 @@ def format_table(losses: Mapping[str, Any]) -> str:
     def number(name: str) -> float:
         return math.nan if losses[name] is None else losses[name]
 
-    labels = {name: named_formats.format_label(losses["method"], name) for name in ROWS}
+    labels = {name: named_formats.format_label(losses["method"], name) for name in rows_of(losses)}
     if not METHODS[losses["method"]].learns_bits:
         del labels["mixed"]
     elif losses.get("size_mb") is not None:

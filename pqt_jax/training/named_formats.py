@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from pqt_jax.errors import InputError
-from pqt_jax.numerics.formats import FORMATS
+from pqt_jax.numerics.formats import FORMATS, as_format
 from pqt_jax.quantization.quantize import Plan, apply, plan_mixed, plan_uniform
 from pqt_jax.training.config.schema import RunConfig
 from pqt_jax.training.methods import METHODS, get_method
@@ -106,9 +106,9 @@ def format_label(method: str | None, name: str) -> str:
 
     Args:
       method: the method of the training run; None for a model that was trained elsewhere.
-      name: one of `LABELS`.
+      name: one of `LABELS`, or of another format.
     """
     record = METHODS.get(method or "")
     if name == "mixed" and record is not None and record.mixed_label is not None:
         return record.mixed_label
-    return LABELS[name]
+    return LABELS[name] if name in LABELS else as_format(name).label

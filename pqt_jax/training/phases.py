@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from pqt_jax.training.config.schema import RunConfig
+from pqt_jax.transform.recipes import first_step
 
 
 class Phase(NamedTuple):
@@ -55,7 +56,8 @@ def list_phases(config: RunConfig) -> list[Phase]:
 
 def boundaries(config: RunConfig) -> tuple[int, int]:
     """(number of steps before the run's own method, number of steps until it ends)."""
-    return round(config.pqt.begin_at * config.steps), round(config.pqt.round_at * config.steps)
+    pqt, steps = config.pqt, config.steps
+    return first_step(pqt.begin_at, steps), first_step(pqt.round_at, steps)
 
 
 def phase_index(phases: Sequence[Phase], number: int) -> int:

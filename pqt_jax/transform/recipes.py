@@ -9,9 +9,11 @@ Which recipe is best is measured in docs/payoff. The trainer's `config.recipe` f
 numbers.
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from pqt_jax.numerics import cast
+from pqt_jax.numerics.blocks import Block
 from pqt_jax.transform.rules import Rule
 
 
@@ -48,7 +50,9 @@ class Phase(NamedTuple):
     rules: list[Rule]
 
 
-def fp4(pattern: str, **options: Any) -> list[Phase]:
+def fp4(
+    pattern: str, *, block: Block = (32, 32), matrix_axes: tuple[int, int] = (1, 1)
+) -> list[Phase]:
     """Two phases for weights that will be stored in FP4 E2M1.
 
     Parameters and bit-widths are the same tree in both, so the state of one goes on in the other.
@@ -60,50 +64,64 @@ def fp4(pattern: str, **options: Any) -> list[Phase]:
 
     Args:
       pattern: regular expression on whole paths of parameters, as for `Rule`.
-      options: `block` and `matrix_axes`, as for `Rule`.
+      block: rows and columns of the blocks that share a scale, as for `Rule`.
+      matrix_axes: how a parameter becomes matrices, as for `Rule`.
 
     Returns:
       The phases, in order.
 
     Raises:
-      TypeError, ValueError: as `Rule`.
+      ValueError: as `Rule`.
     """
-    return _phases(RECIPES["fp4"], pattern, options)
+    return _phases(RECIPES["fp4"], pattern, block, matrix_axes)
 
 
-def fp6(pattern: str, **options: Any) -> list[Phase]:
+def fp6(
+    pattern: str, *, block: Block = (32, 32), matrix_axes: tuple[int, int] = (1, 1)
+) -> list[Phase]:
     """Two phases for weights that will be stored in FP6 E2M3; see `fp4`.
 
     Args:
-      pattern, options: as for `fp4`.
+      pattern, block, matrix_axes: as for `fp4`.
     """
-    return _phases(RECIPES["fp6"], pattern, options)
+    return _phases(RECIPES["fp6"], pattern, block, matrix_axes)
 
 
-def fp8(pattern: str, **options: Any) -> list[Phase]:
+def fp8(
+    pattern: str, *, block: Block = (32, 32), matrix_axes: tuple[int, int] = (1, 1)
+) -> list[Phase]:
     """Two phases for weights that will be stored in FP8 E4M3; see `fp4`.
 
     Args:
-      pattern, options: as for `fp4`.
+      pattern, block, matrix_axes: as for `fp4`.
     """
-    return _phases(RECIPES["fp8"], pattern, options)
+    return _phases(RECIPES["fp8"], pattern, block, matrix_axes)
 
 
-def phase_at(phases: list[Phase], share: float) -> int:
+def phase_at(phases: Sequence[Phase], step: int, steps: int) -> int:
     """The index of the phase of a step.
 
     Example:
-      >>> [phase_at(fp4(".*kernel"), step / 10) for step in range(10)]
+      >>> [phase_at(fp4(".*kernel"), step, 10) for step in range(10)]
       [0, 0, 0, 0, 0, 0, 0, 1, 1, 1]
 
     Args:
       phases: from a recipe.
-      share: the number of steps before this one, divided by the number of all steps.
+      step: the number of steps before this one.
+      steps: the number of all steps.
     """
-    return max(i for i, phase in enumerate(phases) if phase.begin <= share)
+    return max(i for i, phase in enumerate(phases) if first_step(phase.begin, steps) <= step)
 
 
-def _phases(rounding: Rounding, pattern: str, options: dict[str, Any]) -> list[Phase]:
-    first = Rule(pattern, noise="none", **options)
-    last = Rule(pattern, noise="none", dtype=rounding.dtype, scale=rounding.scale, **options)
+def first_step(share: float, steps: int) -> int:
+    """The number of steps before a phase that begins after a share of them."""
+    return round(share * steps)
+
+
+def _phases(
+    rounding: Rounding, pattern: str, block: Block, matrix_axes: tuple[int, int]
+) -> list[Phase]:
+    options: dict[str, Any] = {"noise": "none", "block": block, "matrix_axes": matrix_axes}
+    first = Rule(pattern, **options)
+    last = Rule(pattern, dtype=rounding.dtype, scale=rounding.scale, **options)
     return [Phase(0.0, [first]), Phase(rounding.round_at, [last])]

@@ -141,6 +141,7 @@ def test_files_without_a_tokenizer_need_one(prepared, tmp_path, capsys):
 
 def test_tokens_that_the_model_does_not_have_are_refused(prepared, trained_run, capsys):
     arguments = [f"--workdir={trained_run}", f"--tokenizer={prepared / 'tokenizer.json'}"]
+    load.load_run(trained_run)  # compiles the sums that a checkpoint is verified by
     message = refused(generate.main, [*arguments, "--prompt=the quick"], capsys)
     assert re.search(
         r"the prompt holds token \d+ of tokenizer tokenizer.json, and the model of .* has 256",

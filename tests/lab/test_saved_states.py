@@ -167,12 +167,30 @@ def test_states_are_found_by_their_fingerprints(tmp_path):
     assert recipe.read_last()[0] == 70
 
 
-def test_a_damaged_state_is_refused(tmp_path, capsys):
-    states = SavedStates(tmp_path / STATES, [(100, "a" * 64)], frozenset())
+@pytest.mark.parametrize("content", [b"", b"short", None], ids=["empty", "short", "changed"])
+def test_a_damaged_state_is_set_aside_for_the_one_before(tmp_path, capsys, content):
+    states = SavedStates(tmp_path / STATES, [(100, "a" * 64)], frozenset({30}))
+    states.write(30, {"x": "a text"})
     states.write(60, {"x": "a long text"})
-    (path,) = (tmp_path / STATES).iterdir()
-    path.write_bytes(path.read_bytes()[:-1] + b"?")
-    with pytest.raises(InputError, match="is damaged; delete it and run the sweep again"):
+    _, path = sorted((tmp_path / STATES).iterdir())
+    path.write_bytes(path.read_bytes()[:-1] + b"?" if content is None else content)
+    assert states.read_last() == (30, {"x": "a text"})
+    said = f"warning: {path} is damaged and set aside; an earlier state is used\n"
+    assert capsys.readouterr().err == said
+    assert states.read_last()[0] == 30 and capsys.readouterr().err == ""
+    assert sorted(p.name for p in path.parent.iterdir())[1] == f"{path.name}.damaged"
+
+
+def test_other_files_among_the_states_are_left_alone(tmp_path):
+    states = SavedStates(tmp_path / STATES, [(100, "a" * 64)], frozenset())
+    states.write(60, {"x": 1})
+    for name in ("notes-old.txt", ".DS_Store", "00000070-foreign", "00000070", "1-2"):
+        (tmp_path / STATES / name).write_text("")
+    assert states.read_last() == (60, {"x": 1})
+    states.remove(before=100)
+    assert len(list((tmp_path / STATES).iterdir())) == 5
+    (tmp_path / STATES / f"00000050-{'a' * 32}").mkdir()
+    with pytest.raises(InputError, match="cannot be read: Is a directory; move it away"):
         states.read_last()
 
 

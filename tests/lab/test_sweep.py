@@ -177,6 +177,22 @@ def test_the_table_of_costs_has_no_numbers_of_runs_that_diverged(sweep_copy):
     assert "mixed" not in text and "nan" not in text
 
 
+def test_a_sweep_whose_runs_all_diverged_ends_with_a_table_without_numbers(sweep_copy, capsys):
+    for path in row_files(sweep_copy):
+        rows = sweep_table.read_rows(path)
+        diverged = {"outcome": "diverged", "diverged_at": 9}
+        path.write_text("".join(sweep_table.encode_row(row | diverged) for row in rows))
+    assert sweep.main(arguments(sweep_copy)) == 0
+    *_, columns, first, second, _ = capsys.readouterr().out.splitlines()
+    assert columns.split() == ["master"]
+    assert (first.split(), second.split()) == (["BF16", "-"], ["E4M1", "-"])
+
+
+def test_a_recipe_for_all_arms_is_refused(tmp_path, capsys):
+    line = refused(sweep.main, arguments(tmp_path / "run", "--config.recipe=fp4"), capsys)
+    assert "config.recipe='fp4' would be that of all arms, also of the baseline; give it in" in line
+
+
 def test_a_row_that_is_damaged_during_training_is_not_copied_to_the_table(
     sweep_copy, train_by_lookup, monkeypatch, capsys
 ):

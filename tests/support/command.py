@@ -77,7 +77,7 @@ def check_outputs(workdir, out, count):
     validated = [r for r in records if "validation_loss" in r]
     assert [r["step"] for r in validated] == list(range(4, count + 1, 4))
     summary = json.loads((workdir / "summary.json").read_text())
-    losses = "master bf16 fp8_e4m3 fp6_e3m2 fp4_e2m1 mixed mean_bits formats"
+    losses = "master bf16 fp8_e4m3 fp6_e3m2 fp4_e2m1 mixed mean_bits formats trained_format"
     assert set(summary) == {*losses.split(), "method", "steps", "seconds", "tokens_per_s", "config"}
     assert summary["master"] == pytest.approx(validated[-1]["validation_loss"])
     assert summary["steps"] == count and summary["tokens_per_s"] > 0

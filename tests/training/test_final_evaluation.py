@@ -11,14 +11,18 @@ from flax import nnx
 from pqt_jax.quantization.quantize import quantize
 from pqt_jax.training import final_evaluation, methods, named_formats, step
 from pqt_jax.training import state as states
+from pqt_jax.training.config import command_line, schema
+from pqt_jax.training.config.fields import from_values
 from pqt_jax.training.loss import cross_entropy
+from pqt_jax.training.methods.sampling_rules import quantization_rules
 from pqt_jax.training.optimizer import make_optimizer
 from pqt_jax.transform import bit_state
+from pqt_jax.transform.tree_paths import map_paths, paths_and_leaves
 from support import tiny
 
 
 def test_evaluation_rounds_what_the_rules_name():
-    config = tiny.get_config()
+    config = from_values(schema.RunConfig, tiny.get_config().to_dict())
     graph, state = states.init_state(config, make_optimizer(config))
     batches = np.stack([np.arange(4 * 17).reshape(4, 17) * i % 101 for i in (3, 4)])
     loss = final_evaluation.make_loss(graph, batches)
@@ -41,6 +45,37 @@ def test_evaluation_rounds_what_the_rules_name():
     assert losses["mean_bits"] == 6.0 and losses["formats"] == {"E4M7": 1.0}
     shown = final_evaluation.format_table(losses)
     assert all(f"{losses[name]:.4f}" in shown for name in names)
+
+
+@pytest.mark.parametrize(
+    "fields, name, label",
+    [
+        ({"recipe": "fp6"}, "fp6_e2m3", "FP6 E2M3"),
+        ({"recipe": "fp4"}, "fp4_e2m1", "FP4 E2M1"),
+        ({"method": "ste", "pqt.dtype": "E2M0"}, "E2M0", "E2M0"),
+        ({"method": "ste", "pqt.dtype": "fp8_e5m2", "pqt.block": "16,16"}, "fp8_e5m2", "FP8 E5M2"),
+    ],
+)
+def test_the_table_has_the_format_that_the_run_trained_for(fields, name, label):
+    config = command_line.load("quickstart", list(fields.items()))
+    model = nnx.eval_shape(lambda: methods.make_model(config, nnx.Rngs(0)))
+    kernels = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), nnx.state(model))
+    path = "h/attn/q/kernel"
+    params = map_paths(lambda p, x: x + jnp.linspace(0, 1, x.size).reshape(x.shape), kernels)
+    seen = []
+
+    def loss(rounded):
+        seen.append(np.asarray(paths_and_leaves(rounded)[path], np.float32))
+        return float(len(seen))
+
+    losses = final_evaluation.evaluate_formats(config, loss, params)
+    trained = config.pqt.round_to if config.recipe != "none" else config.pqt.dtype
+    wanted = quantize(bit_state.weights(params), quantization_rules(config), trained)
+    found = seen[int(losses[name]) - 1]
+    np.testing.assert_array_equal(found, np.asarray(paths_and_leaves(wanted)[path], np.float32))
+    assert losses["trained_format"] == name
+    shown = final_evaluation.format_table(losses)
+    assert shown.count(label) == 1 and f"{losses[name]:.4f}" in shown
 
 
 def test_no_distance_is_minus_zero():

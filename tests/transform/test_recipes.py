@@ -2,6 +2,8 @@
 # Copyright 2026 The pqt_jax Authors
 """Recipes: a model of one's own goes through the phases, and the trainer has the same ones."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,9 +11,12 @@ import pytest
 from flax import nnx
 
 from pqt_jax import optim, pqt_transform, recipes
+from pqt_jax.errors import InputError
 from pqt_jax.quantization.quantize import quantize
 from pqt_jax.training.config.command_line import load
-from pqt_jax.training.phases import list_phases
+from pqt_jax.training.phases import list_phases, phase_index
+
+NO_WARMUP = ("optimizer.warmup_steps", "0")
 
 
 @nnx.jit
@@ -29,7 +34,7 @@ def test_a_model_goes_from_phase_to_phase():
     optimizer = nnx.Optimizer(models[0], optim.adamw(1e-2), wrt=nnx.Param)
     x, steps, last = jax.random.normal(jax.random.key(1), (8, 64)), 10, 0
     for step in range(steps):
-        now = recipes.phase_at(phases, step / steps)
+        now = recipes.phase_at(phases, step, steps)
         if now != last:
             nnx.update(models[now], nnx.state(models[last]))
         before = np.asarray(models[now].kernel[...])
@@ -53,6 +58,27 @@ def test_the_trainer_has_the_phases_of_the_library(name):
     assert [phase.config.method for phase in phases] == ["bf16", "ste"]
     last, rule = phases[-1].config.pqt, wanted[-1].rules[0]
     assert (last.dtype, last.scale) == (recipes.RECIPES[name].dtype, rule.spec.scale)
+
+
+@pytest.mark.parametrize("steps", [1, 3, 10, 13, 1000])
+def test_the_trainer_changes_phase_at_the_step_of_the_library(steps):
+    config = load("quickstart", [("recipe", "fp4"), ("steps", f"{steps}"), NO_WARMUP])
+    ours = [recipes.phase_at(recipes.fp4(".*"), step, steps) for step in range(steps)]
+    phases = list_phases(config)
+    assert ours == [phase_index(phases, 1 + step) for step in range(steps)]
+
+
+@pytest.mark.parametrize(
+    "given, message",
+    [
+        (("pqt.round_at", "1"), "config.pqt.round_at=1.0; it must be below 1 with config.recipe="),
+        (("pqt.round_to", "fp8_e4m3"), "config.pqt.round_to='fp8_e4m3'; it must be float4_e2m1fn "),
+        (("pqt.begin_at", "0.5"), "it must be 0 with config.method='bf16' of config.recipe='fp4'"),
+    ],
+)
+def test_fields_that_contradict_the_recipe_are_refused(given, message):
+    with pytest.raises(InputError, match=re.escape(message)):
+        load("quickstart", [("recipe", "fp4"), given])
 
 
 def test_what_is_given_stays():

@@ -85,7 +85,7 @@ def _row(field: Field) -> str:
 
 
 def _resume_note(field: Field) -> str:
-    return " May change when a run is resumed." if field.name.startswith(MAY_CHANGE) else ""
+    return " May change when a run is resumed." if f"{field.name}.".startswith(MAY_CHANGE) else ""
 
 
 def _takes(field: Field) -> str:

@@ -46,7 +46,7 @@ def as_json(config: RunConfig) -> str:
 
 def digest(config: RunConfig) -> str:
     """A digest of the configuration without `MAY_CHANGE`, twelve hexadecimal digits."""
-    relevant = {k: v for k, v in flatten(config) if not k.startswith(MAY_CHANGE)}
+    relevant = {k: v for k, v in flatten(config) if not f"{k}.".startswith(MAY_CHANGE)}
     relevant = {k: v for k, v in relevant.items() if v != _ADDED.get(k)}
     return hashlib.sha256(json.dumps(relevant, sort_keys=True).encode()).hexdigest()[:12]
 
@@ -113,11 +113,11 @@ def differences(
 
     Args:
       old, new: the configurations.
-      may: prefixes of the names of fields that may differ.
+      may: sections and fields that may differ, as in `MAY_CHANGE`.
     """
     old, new = dict(flatten(completed(old))), dict(flatten(completed(new)))
     return [
         f"config.{name} was {old.get(name)!r} and is {new.get(name)!r}"
         for name in dict.fromkeys([*new, *old])
-        if old.get(name) != new.get(name) and not name.startswith(may)
+        if old.get(name) != new.get(name) and not f"{name}.".startswith(may)
     ]

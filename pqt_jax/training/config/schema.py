@@ -25,8 +25,9 @@ from pqt_jax.transform.recipes import RECIPES
 PENALTIES = ("none", "layer", "average", "size")
 OPTIMIZERS, SCHEDULES = ("adamw", "adam_mini"), ("cosine", "linear", "wsd", "constant")
 EXTENSIBLE = ("wsd", "constant")  # the first steps do not depend on the number of steps
-# Fields that a resumed run may change: it stays the same training, up to the order of sums.
-MAY_CHANGE = ("log.", "mesh.", "watch.", "model.attention")
+# Sections and fields that a resumed run may change: it stays the same training, up to the order of
+# sums. A name with a dot at its end begins with one of them.
+MAY_CHANGE = ("log.", "mesh.", "watch.", "model.attention.")
 _BITS = {"minimum": bit_width.MIN_BITS, "maximum": bit_width.MAX_BITS}
 
 

@@ -21,6 +21,7 @@ from pqt_jax.training.config.field_values import as_float32
 from pqt_jax.training.config.fields import check_ranges
 from pqt_jax.training.config.schema import RunConfig
 from pqt_jax.training.methods import get_method
+from pqt_jax.transform.recipes import RECIPES
 
 
 def check(config: RunConfig) -> None:
@@ -35,6 +36,7 @@ def check(config: RunConfig) -> None:
     _check_data(config)
     check_model(config.model)
     _check_pqt(config)
+    _check_recipe(config)
     _check_diffq(config)
     _check_method(config)
 
@@ -187,12 +189,27 @@ def _check_pqt(config: RunConfig) -> None:
         wanted = f"ceil or floor with noise and config.pqt.dtype={pqt.dtype!r}"
         _refuse("pqt.scale", pqt.scale, wanted)
     if pqt.begin_at and config.method == "bf16":
-        _refuse("pqt.begin_at", pqt.begin_at, "0 with config.method='bf16', which needs no begin")
+        of = "" if config.recipe == "none" else f" of config.recipe={config.recipe!r}"
+        wanted = f"0 with config.method='bf16'{of}, which needs no begin"
+        _refuse("pqt.begin_at", pqt.begin_at, wanted)
     if pqt.round_at <= pqt.begin_at:
         _refuse("pqt.round_at", pqt.round_at, f"above config.pqt.begin_at={pqt.begin_at}")
     if pqt.round_at < 1 and as_format(pqt.round_to) in (BF16, FP32):
         wanted = f"a format of fewer bits with config.pqt.round_at={pqt.round_at}, such as fp4_e2m1"
         _refuse("pqt.round_to", pqt.round_to, wanted)
+
+
+def _check_recipe(config: RunConfig) -> None:
+    """The other fields must leave the recipe what it is named for."""
+    if config.recipe == "none":
+        return
+    pqt, dtype = config.pqt, RECIPES[config.recipe].dtype
+    if as_format(pqt.round_to) != as_format(dtype):
+        wanted = f"{dtype} with config.recipe={config.recipe!r}"
+        _refuse("pqt.round_to", pqt.round_to, wanted)
+    if pqt.round_at == 1:
+        wanted = f"below 1 with config.recipe={config.recipe!r}, which rounds at last"
+        _refuse("pqt.round_at", pqt.round_at, wanted)
 
 
 def _check_diffq(config: RunConfig) -> None:

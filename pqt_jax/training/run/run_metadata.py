@@ -86,7 +86,7 @@ def check_same_run(old: Meta, new: Meta, what: str, saved: Collection[int] = ())
     """
     may = saved_config.MAY_CHANGE
     if not _is_sweep(old) and not _is_sweep(new):
-        may += ("steps",)
+        may += ("steps.",)
     different = saved_config.differences(old["config"], new["config"], may)
     for name, fields in _FINGERPRINTS.items():
         if old.get(name, "") == new.get(name, ""):  # the files may have moved

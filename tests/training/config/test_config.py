@@ -196,6 +196,14 @@ def test_a_field_that_an_older_version_did_not_have_has_its_default():
         assert saved_config.completed(damaged) == damaged
 
 
+def test_fields_whose_names_begin_like_one_that_may_change_may_not():
+    old, new = load(), load("model.attention_bias=qkv")
+    assert saved_config.digest(old) != saved_config.digest(new)
+    assert saved_config.differences(old.to_dict(), new.to_dict()) == [
+        "config.model.attention_bias was 'none' and is 'qkv'"
+    ]
+
+
 def test_attention_may_change_when_a_run_is_resumed():
     old, new = load("model.attention=xla"), load()
     assert new.model.attention == "auto" and saved_config.digest(old) == saved_config.digest(new)

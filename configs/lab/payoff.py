@@ -24,6 +24,11 @@ def fixed(bits: float) -> tuple[str, ...]:
     return f"pqt.target_bits={bits}", f"pqt.init_bits={bits}", "pqt.learning_rate=0"
 
 
+def cool_down(share: float) -> tuple[str, ...]:
+    """A rate that is constant, and falls by a line in the last share of the steps."""
+    return "optimizer.schedule=wsd", f"optimizer.decay_share={share}"
+
+
 def get_config() -> ConfigDict:
     """Defaults and changes; `python -m pqt_jax.lab.sweep --help` explains every field."""
     model = Llama2Config(256, d_model=64, num_layers=2, num_heads=4, d_ff=192, max_length=128)
@@ -44,6 +49,7 @@ def get_config() -> ConfigDict:
     e4m3 = ("method=ste", "pqt.dtype=float8_e4m3fn", "pqt.scale=mse")
     e2m0 = ("method=ste", "pqt.dtype=E2M0", "pqt.scale=mse")
     e1m1 = ("method=ste", "pqt.dtype=E1M1", "pqt.scale=mse")
+    dither = ("pqt.dtype=float4_e2m1fn", "pqt.scale=floor")
     ste_last_10, ste_last_30, ste_last_50 = (
         (f"pqt.round_at={share}", "pqt.scale=mse") for share in (0.9, 0.7, 0.5)
     )
@@ -54,6 +60,9 @@ def get_config() -> ConfigDict:
         ("BF16, STE in the last 10 %", *mse, "pqt.begin_at=0.9"),
         ("BF16, STE in the last 30 %", *mse, "pqt.begin_at=0.7"),
         ("BF16, STE in the last 50 %", *mse, "pqt.begin_at=0.5"),
+        ("BF16, cool-down of 30 %", "method=bf16", *cool_down(0.3)),
+        ("BF16, STE in the cool-down of 30 %", *mse, *cool_down(0.3), "pqt.begin_at=0.7"),
+        ("BF16, STE in the cool-down of 50 %", *mse, *cool_down(0.5), "pqt.begin_at=0.5"),
         ("BF16, STE E2M3 in the last 30 %", *e2m3, "pqt.begin_at=0.7"),
         ("BF16, STE E4M3 in the last 30 %", *e4m3, "pqt.begin_at=0.7"),
         ("BF16, STE E2M0 in the last 30 %", *e2m0, "pqt.begin_at=0.7"),
@@ -66,6 +75,7 @@ def get_config() -> ConfigDict:
         ("gaussws 3 by matrix", gauss, by_matrix, "pqt.target_bits=3"),
         ("gaussws fixed 4.9", gauss, *matched),
         ("gaussws fixed 4.9 cast to FP4", gauss, "pqt.dtype=float4_e2m1fn", *matched),
+        ("gaussws 6.2 cast to FP4, last 30 %", gauss, *dither, *fixed(FP6), "pqt.begin_at=0.7"),
         ("gaussws 4.9 in the last 30 %", gauss, *matched, "pqt.begin_at=0.7"),
         ("gaussws 4.9, STE in the last 10 %", gauss, *matched, *ste_last_10),
         ("gaussws 4.9, STE in the last 30 %", gauss, *matched, *ste_last_30),

@@ -2,7 +2,7 @@
 # Copyright 2026 The pqt_jax Authors
 """Loss in few bits against tokens per parameter, from the runs in docs/payoff: tables, a picture.
 
-    python benchmarks/payoff.py [--picture FILE.png] [--sizes FILE.png]
+    python benchmarks/payoff.py [--picture FILE.png]
 
 The runs are those of configs/lab/payoff.py with different numbers of steps, in a CSV file of each
 folder of docs/payoff. Every difference is that to BF16's weights as they are, of the same length
@@ -36,20 +36,6 @@ FORMATS = {  # label → beginning of the columns
     "E2M0": "E2M0",
     "E1M1": "E1M1",
 }
-SIZES_AT = 4000  # steps
-MIXED_BITS = "mixed_bits"  # the column of what is stored of a weight
-BITS = {"fp4_e2m1": 4 + 8 / 1024, "fp6_e2m3": 6 + 8 / 1024, "fp8_e4m3": 8 + 8 / 1024}
-# What shares a format → (arm, weights) of each point.
-SHARING = {
-    "one format, BF16 rounded afterwards": [(BASELINE, name) for name in BITS],
-    "one format, the recipe": [
-        ("BF16, STE in the last 30 %", "fp4_e2m1"),
-        ("BF16, STE E2M3 in the last 30 %", "fp6_e2m3"),
-        ("BF16, STE E4M3 in the last 30 %", "fp8_e4m3"),
-    ],
-    "learned, one for each block": [(f"gaussws {bits}", "mixed") for bits in (3, 4, 5)],
-    "learned, one for each matrix": [(f"gaussws {bits} by matrix", "mixed") for bits in (3, 4, 5)],
-}
 DRAWN = (BASELINE, "gaussws 4", "STE FP4, mse", "BF16, STE in the last 30 %")
 
 Losses = dict[str, np.ndarray]  # weights → loss of each seed
@@ -69,7 +55,6 @@ def read(paths: Iterable[Path], arms: Sequence[str]) -> dict[int, dict[str, Loss
     for steps, arm in sorted(runs, key=lambda run: arms.index(run[1])):
         own = [row for row in rows if (int(row["steps"]), row["arm"]) == (steps, arm)]
         names = [name for name in own[0] if name.startswith("held_out_") and own[0][name]]
-        names += [MIXED_BITS] if own[0].get(MIXED_BITS) else []
         lengths.setdefault(steps, {})[arm] = {
             name.removeprefix("held_out_"): np.array([float(row[name]) for row in own])
             for name in names
@@ -126,31 +111,10 @@ def draw(lengths: dict[float, dict[str, Losses]], arms: Sequence[str] = DRAWN) -
     return figure
 
 
-def draw_sizes(arms: dict[str, Losses]) -> Figure:
-    """Loss above that of BF16's weights as they are, by the stored bits of a weight."""
-    figure, ax = plt.subplots(figsize=(6.4, 4), layout="constrained")
-    for label, points in SHARING.items():
-        found = [(arms[arm], name) for arm, name in points]
-        bits = [BITS.get(name) or losses[MIXED_BITS].mean() for losses, name in found]
-        above = [
-            paired_difference(best(losses, name), arms[BASELINE]["master"])
-            for losses, name in found
-        ]
-        middle = np.array([x.value for x in above])
-        ends = np.array([[x.value - x.low, x.high - x.value] for x in above]).reshape(-1, 2).T
-        ax.errorbar(bits, middle, ends, marker="o", capsize=3, label=label)
-    ax.axhline(0, color="#888", linewidth=1)
-    ax.set_xlabel("stored bits of a weight")
-    ax.set_ylabel("loss above that of BF16's weights, nats")
-    ax.legend()
-    return figure
-
-
 def main() -> None:
     """Print the tables and write the picture."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--picture", type=Path)
-    parser.add_argument("--sizes", type=Path)
     options = parser.parse_args()
     sweep = load_sweep("lab/payoff")
     config, names = sweep.arms[0].config, [arm.name for arm in sweep.arms]
@@ -159,8 +123,6 @@ def main() -> None:
     lengths = {steps * tokens / parameters: arms for steps, arms in found.items()}
     for length, arms in sorted(lengths.items()):
         print(f"\n{length:.1f} tokens per parameter\n\n{table(arms)}")
-    if options.sizes:
-        save_png(draw_sizes(found[SIZES_AT]), options.sizes)
     if options.picture:
         save_png(draw(lengths), options.picture)
 

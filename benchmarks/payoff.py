@@ -2,7 +2,7 @@
 # Copyright 2026 The pqt_jax Authors
 """Loss in few bits against tokens per parameter, from the runs in docs/payoff: tables, a picture.
 
-    python benchmarks/payoff.py [--picture FILE.png]
+    python benchmarks/payoff.py [--picture FILE.png] [--sizes FILE.png]
 
 The runs are those of configs/lab/payoff.py with different numbers of steps, in a CSV file of each
 folder of docs/payoff. Every difference is that to BF16's weights as they are, of the same length
@@ -22,6 +22,7 @@ from matplotlib.figure import Figure
 from pqt_jax.interchange.png import save_png
 from pqt_jax.lab.statistics import holm, paired_difference, paired_p_value
 from pqt_jax.lab.sweep_arms import load_sweep
+from pqt_jax.numerics.formats import as_format
 from pqt_jax.training.state import count_parameters
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -37,8 +38,15 @@ FORMATS = {  # label → beginning of the columns
     "E1M1": "E1M1",
 }
 DRAWN = (BASELINE, "gaussws 4", "STE FP4, mse", "BF16, STE in the last 30 %")
+ROUNDED = {  # format → the arm that rounds to it in the last 30 %
+    "FP4 E2M1": "BF16, STE in the last 30 %",
+    "FP6 E2M3": "BF16, STE E2M3 in the last 30 %",
+    "FP8 E4M3": "BF16, STE E4M3 in the last 30 %",
+}
+LEARNED = tuple(f"gaussws {bits}" for bits in (3, 4, 5))
+SIZES_AT = 4000  # steps of the runs in the picture of sizes
 
-Losses = dict[str, np.ndarray]  # weights → loss of each seed
+Losses = dict[str, np.ndarray]  # weights → loss of each seed; "bits WEIGHTS" → bits of a weight
 
 
 def read(paths: Iterable[Path], arms: Sequence[str]) -> dict[int, dict[str, Losses]]:
@@ -54,10 +62,13 @@ def read(paths: Iterable[Path], arms: Sequence[str]) -> dict[int, dict[str, Loss
     runs = {(int(row["steps"]), row["arm"]) for row in rows}
     for steps, arm in sorted(runs, key=lambda run: arms.index(run[1])):
         own = [row for row in rows if (int(row["steps"]), row["arm"]) == (steps, arm)]
-        names = [name for name in own[0] if name.startswith("held_out_") and own[0][name]]
+        names = [name for name in own[0] if name.startswith(("held_out_", "bits_mixed"))]
         lengths.setdefault(steps, {})[arm] = {
-            name.removeprefix("held_out_"): np.array([float(row[name]) for row in own])
+            name.removeprefix("held_out_").replace("bits_", "bits "): np.array(
+                [float(row[name]) for row in own]
+            )
             for name in names
+            if own[0][name]
         }
     return lengths
 
@@ -111,10 +122,40 @@ def draw(lengths: dict[float, dict[str, Losses]], arms: Sequence[str] = DRAWN) -
     return figure
 
 
+def draw_sizes(arms: dict[str, Losses]) -> Figure:
+    """Loss above BF16's weights as they are, by the bits of a stored weight."""
+    figure, ax = plt.subplots(figsize=(6.4, 4), layout="constrained")
+    baseline = arms[BASELINE]["master"]
+    stored = {name: as_format(FORMATS[name]).bits + 8 / 32**2 for name in ROUNDED}  # and scales
+
+    def show(label: str, points: list[tuple[float, np.ndarray]], marker: str) -> None:
+        found = [paired_difference(losses, baseline) for _, losses in points]
+        middle = [x.value for x in found]
+        ends = [[x.value - x.low for x in found], [x.high - x.value for x in found]]
+        size = [bits for bits, _ in points]
+        ax.errorbar(size, middle, ends, marker=marker, capsize=3, linewidth=1, label=label)
+
+    after = [(bits, best(arms[BASELINE], FORMATS[name])) for name, bits in stored.items()]
+    show("one format, rounded afterwards", after, "o")
+    last = [(bits, best(arms[ROUNDED[name]], FORMATS[name])) for name, bits in stored.items()]
+    show("one format, rounded in the last 30 %", last, "o")
+    for suffix, weights, of in (("", "mixed", "block"), (" by matrix", "mixed/tensor", "matrix")):
+        for kind, name in (("", weights), (", by error", weights.replace("mixed", "mixed/error"))):
+            learned = [arms[arm + suffix] for arm in LEARNED if arm + suffix in arms]
+            points = [(x[f"bits {name}"].mean(), x[name]) for x in learned if f"bits {name}" in x]
+            show(f"learned by {of}{kind}", sorted(points, key=lambda p: p[0]), "s")
+    ax.axhline(0, color="#888", linewidth=1)
+    ax.set_xlabel("bits of a stored weight")
+    ax.set_ylabel("loss above that of BF16's weights, nats")
+    ax.legend()
+    return figure
+
+
 def main() -> None:
     """Print the tables and write the picture."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--picture", type=Path)
+    parser.add_argument("--sizes", type=Path)
     options = parser.parse_args()
     sweep = load_sweep("lab/payoff")
     config, names = sweep.arms[0].config, [arm.name for arm in sweep.arms]
@@ -125,6 +166,8 @@ def main() -> None:
         print(f"\n{length:.1f} tokens per parameter\n\n{table(arms)}")
     if options.picture:
         save_png(draw(lengths), options.picture)
+    if options.sizes:
+        save_png(draw_sizes(found[SIZES_AT]), options.sizes)
 
 
 if __name__ == "__main__":

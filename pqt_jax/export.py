@@ -21,6 +21,7 @@ import shlex
 import sys
 from argparse import ArgumentTypeError, Namespace
 from collections.abc import Sequence
+from decimal import Decimal
 
 from pqt_jax import console, errors
 from pqt_jax.analysis import export_gguf, export_weights, load
@@ -29,6 +30,7 @@ from pqt_jax.interchange.layouts import LAYOUTS
 from pqt_jax.interchange.low_bit import LowBitLayout
 from pqt_jax.numerics import blocks, cast
 from pqt_jax.numerics.formats import FORMATS
+from pqt_jax.numerics.mixed_formats import MATCHES
 
 EXIT_CODES = errors.EXIT_CODES
 LAYOUT_NAMES = ("packed", "huggingface", *LAYOUTS, "gguf")
@@ -128,6 +130,13 @@ def parser() -> console.Parser:
         "be wide enough for; default: 1",
     )
     add(
+        "--match",
+        choices=MATCHES,
+        help="with --format=mixed, what of a format matches the learned bits: noise, it can "
+        "represent their noise; error, its rounding error is as large as their noise, with one to "
+        "four bits less for a weight; default: noise",
+    )
+    add(
         "--losses",
         metavar="FILE",
         help="file that the evaluate command wrote by --json for the same weights; the model card "
@@ -148,10 +157,11 @@ def _block(text: str) -> blocks.Block:
 
 
 def _size(text: str) -> int:
-    parts = re.fullmatch(r"(\d{1,12})([KMG]B)?", text)
-    if parts is None or not int(parts[1]):
-        raise ArgumentTypeError(f"{text!r}; it must be a number of bytes such as 500MB or 5GB")
-    return int(parts[1]) * _UNITS[parts[2] or ""]
+    parts = re.fullmatch(r"(\d{1,12}(?:\.\d{1,9})?)([KMG]B)?", text)
+    size = int(Decimal(parts[1]) * _UNITS[parts[2] or ""]) if parts else 0
+    if not size:
+        raise ArgumentTypeError(f"{text!r}; it must be a number of bytes such as 500MB or 1.5GB")
+    return size
 
 
 def parse(arguments: Sequence[str]) -> Namespace:
@@ -182,7 +192,9 @@ def parse(arguments: Sequence[str]) -> Namespace:
     if options.scale == "exact" and options.dtype == "bfloat16":
         raise InputError("--dtype=bfloat16 would round products with exact scales; give float32")
     is_mixed, is_uniform = options.format == "mixed", options.format not in ("mixed", "master")
-    for name, fits in (("block", is_uniform), ("scale", is_uniform), ("granularity", is_mixed)):
+    fitting = {"block": is_uniform, "scale": is_uniform}
+    fitting |= {"granularity": is_mixed, "match": is_mixed}
+    for name, fits in fitting.items():
         if getattr(options, name) is not None and not fits:
             raise InputError(f"--{name} does not go with --format={options.format}; leave it out")
     if options.share is not None and options.granularity not in ("tensor", "model"):

@@ -136,9 +136,10 @@ def test_options_reach_the_plan(trained_run, tmp_path):
     cases = [
         ("fp4_e2m1", {"block": (1, 32), "scale": "exact"}, ["--block=1x32", "--scale=exact"]),
         ("mixed", {"granularity": "model", "share": 0.5}, ["--granularity=model", "--share=0.5"]),
+        ("mixed", {"match": "error"}, ["--match=error"]),
     ]
-    for name, options, arguments in cases:
-        out = tmp_path / name
+    for i, (name, options, arguments) in enumerate(cases):
+        out = tmp_path / str(i)
         run(f"--workdir={trained_run}", f"--format={name}", f"--out={out}", *arguments)
         want = named_formats.round_by_plan(original.params, plan_of(original, name, **options))
         same(read(f"--packed={out}").params, want)
@@ -224,6 +225,14 @@ def test_nothing_is_left_of_an_export_that_fails(trained_run, tmp_path, monkeypa
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    "text, size", [("700", 700), ("40KB", 40_000), ("1.5GB", 1_500_000_000), ("0.25MB", 250_000)]
+)
+def test_a_size_may_have_a_unit_and_a_fraction(text, size):
+    valid = ["--workdir=run", "--format=fp8_e4m3", "--out=out", "--layout=mlx"]
+    assert export.parse([*valid, f"--sharded-size={text}"]).sharded_size == size
+
+
 BAD_OPTIONS = {
     "--format=fp5": "--format: invalid choice: 'fp5'",
     "--out=": "--out= is empty",
@@ -233,6 +242,8 @@ BAD_OPTIONS = {
     "--block=32": "--block: '32'; it must be two sides",
     "--scale=round": "--scale: invalid choice: 'round' (choose from ",
     "--granularity=tensor": "--granularity does not go with --format=fp8_e4m3",
+    "--match=error": "--match does not go with --format=fp8_e4m3",
+    "--format=mixed --match=size": "--match: invalid choice: 'size'",
     "--format=mixed --scale=floor": "--scale does not go with --format=mixed",
     "--format=mixed --share=0.5": "--share goes with --granularity=tensor or model",
     "--share=0": "--share: '0'; it must be above 0 and at most 1",
@@ -246,6 +257,7 @@ BAD_OPTIONS = {
     "--layout=gguf --dtype=float32": "--dtype goes with --layout=huggingface",
     "--layout=gguf --sharded-size=1GB": "--sharded-size goes with Hugging Face folders",
     "--layout=mlx --sharded-size=0": "--sharded-size: '0'; it must be a number of bytes such as",
+    "--layout=mlx --sharded-size=0.5": "--sharded-size: '0.5'; it must be a number of bytes such",
     "--losses=x": "--losses goes with layouts that have a model card",
     "--hf=x": "not allowed with argument --workdir",
 }

@@ -42,6 +42,7 @@ def get_config() -> ConfigDict:
     config.pqt.weight_decay = 1.0
     config.log.validation_batches = 64
     gauss, matched = "method=gaussws", fixed(FP4)
+    learned = (gauss, "pqt.scale=mse")  # of formats by the learned bits
     by_matrix = "pqt.granularity=tensor"
     ste = ("method=ste", "pqt.dtype=float4_e2m1fn")
     mse = (*ste, "pqt.scale=mse")
@@ -67,12 +68,12 @@ def get_config() -> ConfigDict:
         ("BF16, STE E4M3 in the last 30 %", *e4m3, "pqt.begin_at=0.7"),
         ("BF16, STE E2M0 in the last 30 %", *e2m0, "pqt.begin_at=0.7"),
         ("BF16, STE E1M1 in the last 30 %", *e1m1, "pqt.begin_at=0.7"),
-        ("gaussws 4", gauss),
-        ("gaussws 5", gauss, "pqt.target_bits=5"),
-        ("gaussws 3", gauss, "pqt.target_bits=3"),
-        ("gaussws 4 by matrix", gauss, by_matrix),
-        ("gaussws 5 by matrix", gauss, by_matrix, "pqt.target_bits=5"),
-        ("gaussws 3 by matrix", gauss, by_matrix, "pqt.target_bits=3"),
+        ("gaussws 4", *learned),
+        ("gaussws 5", *learned, "pqt.target_bits=5"),
+        ("gaussws 3", *learned, "pqt.target_bits=3"),
+        ("gaussws 4 by matrix", *learned, by_matrix),
+        ("gaussws 5 by matrix", *learned, by_matrix, "pqt.target_bits=5"),
+        ("gaussws 3 by matrix", *learned, by_matrix, "pqt.target_bits=3"),
         ("gaussws fixed 4.9", gauss, *matched),
         ("gaussws fixed 4.9 cast to FP4", gauss, "pqt.dtype=float4_e2m1fn", *matched),
         ("gaussws 6.2 cast to FP4, last 30 %", gauss, *dither, *fixed(FP6), "pqt.begin_at=0.7"),
@@ -81,6 +82,10 @@ def get_config() -> ConfigDict:
         ("gaussws 4.9, STE in the last 30 %", gauss, *matched, *ste_last_30),
         ("gaussws 4.9, STE in the last 50 %", gauss, *matched, *ste_last_50),
         ("gaussws 6.2, STE in the last 30 %", gauss, *fixed(FP6), *ste_last_30),
+        (
+            "gaussws 6.2, STE in cool-down of 30 %",
+            *(gauss, *fixed(FP6), *ste_last_30, *cool_down(0.3)),
+        ),
         ("gaussws fixed 6.2", gauss, *fixed(FP6)),
         ("gaussws fixed 7.2", gauss, *fixed(FP8)),
         ("STE FP6", "method=ste", "pqt.dtype=float6_e3m2fn"),
@@ -101,6 +106,6 @@ def get_config() -> ConfigDict:
         *(f"fp4_e2m1/{rule}" for rule in ("ceil", "floor", "exact", "mse")),
         *(f"fp4_e2m1/{rule}/matrix" for rule in ("ceil", "mse")),
         *(f"{name}/{rule}" for name in ("E2M0", "E1M1") for rule in ("ceil", "mse")),
-        "mixed",
+        *("mixed", "mixed/error", "mixed/tensor", "mixed/error/tensor"),
     )
     return config

@@ -180,7 +180,7 @@ def _make_plan(options: Namespace, model: OpenModel) -> Plan:
             )
         if not bit_state.collect_bits(model.params):
             raise InputError("--format=mixed: no bits were learned; give another format")
-    names = ("block", "scale", "granularity", "share")
+    names = ("block", "scale", "granularity", "share", "match")
     plan_options = {
         name: getattr(options, name) for name in names if getattr(options, name) is not None
     }

@@ -97,14 +97,15 @@ class Export:
 def is_as_scored(options: Namespace) -> bool:
     """Whether the options round weights as the trainer does when it scores a format.
 
-    It takes the blocks and scales of training, and with mixed bits a format for each block.
+    It takes the blocks and scales of training, and with mixed bits a format for each block that can
+    represent the block's noise.
 
     Args:
-      options: with `block`, `scale` and `granularity`; None for what is not given.
+      options: with `block`, `scale`, `granularity` and `match`; None for what is not given.
     """
-    return (
-        options.block is None and options.scale is None and options.granularity in (None, "block")
-    )
+    is_as_trained = options.block is None and options.scale is None
+    by_block = options.granularity in (None, "block")
+    return is_as_trained and by_block and options.match in (None, "noise")
 
 
 def list_tensors(

@@ -13,11 +13,9 @@ from flax import nnx
 from pqt_jax.interchange import files
 from pqt_jax.lab import outcomes, rounded_weights
 from pqt_jax.lab.sweep_config import SweepOptions
-from pqt_jax.quantization import sizes
-from pqt_jax.training import methods, named_formats, sharpness
+from pqt_jax.training import sharpness
 from pqt_jax.training.config.schema import RunConfig
 from pqt_jax.training.loss import cross_entropy
-from pqt_jax.training.methods.sampling_rules import quantization_rules
 from pqt_jax.training.run import metrics
 from pqt_jax.transform import bit_state
 
@@ -86,28 +84,10 @@ def make_held_out_losses(
     return jax.jit(jax.vmap(evaluate_run))
 
 
-def stored_bits(config: RunConfig, params: nnx.State) -> float | None:
-    """Bits of a weight that is stored by the learned bits, with scales and tags; the mean.
-
-    Args:
-      config: the arm's configuration.
-      params: parameters of one run.
-
-    Returns:
-      The mean over all quantized weights; None if the method learns no bits of `MIXED_FORMATS`.
-    """
-    method = methods.get_method(config)
-    if not method.learns_bits or method.size_mb:
-        return None
-    plan = named_formats.make_plan(params, quantization_rules(config), "mixed")
-    by_path = sizes.parameter_sizes(plan, bit_state.weights(params))
-    return sizes.total_size(by_path.values()).mean_bits
-
-
 def make_record(
     steps: Mapping[str, np.ndarray],
     results: dict[str, Any],
-    mixed_bits: float | None,
+    stored_bits: Mapping[str, float | None],
     unigram_loss: float,
     config: RunConfig,
     options: SweepOptions,
@@ -119,7 +99,7 @@ def make_record(
         learned.
       results: "skipped", the number of skipped steps; "held_out_losses", as
         `make_held_out_losses` returns them; "sharpness", step → what `make_sharpness` returns.
-      mixed_bits: from `stored_bits`; None if it is not measured.
+      stored_bits: {name of weights by the learned bits: `rounded_weights.stored_bits`}.
       unigram_loss: from `outcomes.unigram_loss`.
       config: the arm's configuration.
       options: the sweep's options.
@@ -147,7 +127,7 @@ def make_record(
         "spikes": spikes,
         "skipped": int(results["skipped"]),
         "bits_mean": None if bits_mean is None else _as_json(bits_mean),
-        "mixed_bits": mixed_bits,
+        "stored_bits": dict(stored_bits),
         "held_out_losses": {name: _as_json(x) for name, x in results["held_out_losses"].items()},
         **_sharpness_series(results["sharpness"]),
     }

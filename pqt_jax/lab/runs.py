@@ -20,7 +20,7 @@ from flax import nnx
 
 from pqt_jax.data import pipeline
 from pqt_jax.data.source import Text
-from pqt_jax.lab import outcomes, run_records
+from pqt_jax.lab import outcomes, rounded_weights, run_records
 from pqt_jax.lab.programs import Programs, make_graph
 from pqt_jax.lab.saved_states import Content, SavedStates
 from pqt_jax.lab.sweep_arms import Arm, RateAndSeed
@@ -117,8 +117,8 @@ def make_train(arm: Arm, programs: Programs, text: Text, options: SweepOptions) 
       - outcome, diverged_at, spikes, skipped;
       - held_out_losses, of the weights that `sweep.weights` names;
       - bits_mean, the mean bit-width at the end, or None if bit-widths are not learned;
-      - mixed_bits, what is stored of a weight by the learned bits, or None if `sweep.weights` has
-        no mixed;
+      - stored_bits, of the weights that `sweep.weights` names with mixed: bits of a stored weight,
+        or None where no bits are learned;
       - sharpness and sharpness_of_weights, if they are measured: lists of [step, percent].
     """
     config, graph = arm.config, make_graph(arm)
@@ -156,11 +156,11 @@ def make_train(arm: Arm, programs: Programs, text: Text, options: SweepOptions) 
         def record(i: int, rate: float, seed: int) -> metrics.Record:
             """The record of run i."""
             params = jax.tree.map(lambda x: x[i], progress.state.params)
-            measures_mixed = "mixed" in options.weights
+            mixed = filter(rounded_weights.is_mixed, options.weights)
             measured = run_records.make_record(
                 {name: values[:, i] for name, values in step_metrics.items()},
                 jax.tree.map(lambda x: x[i], results),
-                run_records.stored_bits(config, params) if measures_mixed else None,
+                {name: rounded_weights.stored_bits(config, params, name) for name in mixed},
                 unigram_loss,
                 config,
                 options,

@@ -232,6 +232,7 @@ def as_csv(table: SweepTable) -> str:
     for row in table.rows.values():
         flat = {name: value for name, value in row.items() if not isinstance(value, list | dict)}
         flat |= {f"held_out_{name}": loss for name, loss in row["held_out_losses"].items()}
+        flat |= {f"bits_{name}": bits for name, bits in row.get("stored_bits", {}).items()}
         flat_rows.append(flat)
     text = io.StringIO()
     columns = list(dict.fromkeys(name for row in flat_rows for name in row))

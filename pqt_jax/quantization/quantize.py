@@ -24,7 +24,7 @@ from pqt_jax.numerics.deterministic_rounding import (
     round_parameter,
 )
 from pqt_jax.numerics.formats import as_format
-from pqt_jax.numerics.mixed_formats import MIXED_FORMATS, format_index, snap
+from pqt_jax.numerics.mixed_formats import MIXED_FORMATS, Match, format_index, snap
 from pqt_jax.numerics.spec import Spec
 from pqt_jax.transform.rules import Rule, check_bits, check_rules, resolve
 from pqt_jax.transform.tree_paths import map_paths, paths_and_leaves
@@ -87,8 +87,9 @@ def plan_mixed(
     *,
     granularity: Granularity = "block",
     share: float = 1.0,
+    match: Match = "noise",
 ) -> Plan:
-    """Plan the formats that carry the learned bit-widths.
+    """Plan the formats that match the learned bit-widths.
 
     Example:
       >>> params, bits = {"w": jnp.ones((32, 64))}, {"w": jnp.array([[-0.5, 0.0]])}
@@ -103,17 +104,20 @@ def plan_mixed(
       bits: b_i, nested as in `param_transform(rules).init(params)`.
       rules: the rules that the bits were learned under. A parameter that they cast without noise
         gets the format of its rule.
-      granularity: "block": each block gets the smallest format that carries its b_t. "tensor": each
-        matrix gets the smallest format that carries the share of its blocks. "model": all
-        parameters get the smallest format that carries the share of all blocks.
+      granularity: "block": each block gets the smallest format that matches its b_t. "tensor": each
+        matrix gets the smallest format that matches the share of its blocks. "model": all
+        parameters get the smallest format that matches the share of all blocks.
       share: share of the blocks, above 0 and at most 1; not used with granularity "block".
+      match: "noise": the format can represent the noise of b_t, so that rounding adds little to it.
+        "error": its rounding error is as large as the noise, for one to four bits less of each
+        weight (`numerics.mixed_formats`).
 
     Returns:
       The plan.
 
     Raises:
-      ValueError: for a granularity or share out of range, and for bits of the wrong shape, or of a
-        path at which nothing is sampled.
+      ValueError: for a granularity, share or match out of range, and for bits of the wrong shape,
+        or of a path at which nothing is sampled.
     """
     if granularity not in (names := ("block", "tensor", "model")):
         raise ValueError(f"granularity={granularity!r}; it must be one of {', '.join(names)}")
@@ -132,7 +136,7 @@ def plan_mixed(
             except ValueError as error:
                 raise ValueError(f"{path}: {error}") from None
             b_t = bit_width.bit_width(jnp.asarray(b_i), spec.target_bits, spec.init_bits)
-            index[path] = format_index(b_t)
+            index[path] = format_index(b_t, match)
             if granularity == "tensor":
                 index[path] = _index_for_share(index[path], share, (-2, -1))
     if granularity == "model" and index:

@@ -186,10 +186,12 @@ def test_losses_of_other_weights_are_left_out(run_copy):
 @pytest.mark.parametrize(
     "given, scored",
     [({}, True), ({"granularity": "block"}, True), ({"granularity": "tensor"}, False)]
+    + [({"match": "noise"}, True), ({"match": "error"}, False)]
     + [({"block": (1, 32)}, False), ({"scale": "floor"}, False)],
 )
 def test_weights_are_as_scored_without_options_of_their_own(given, scored):
-    options = Namespace(**{"block": None, "scale": None, "granularity": None, **given})
+    ungiven = dict.fromkeys(["block", "scale", "granularity", "match"])
+    options = Namespace(**{**ungiven, **given})
     assert model_card.is_as_scored(options) == scored
 
 

@@ -49,6 +49,7 @@ def make_row(arm, rate, seed):
             "fp4_e2m1": None,
         },
         "bits_mean": 4.25 if arm == "gaussws 4" else None,
+        "stored_bits": {"mixed": 8.5 if arm == "gaussws 4" else None},
         "diverged_at": 200 + seed if diverges else None,
         "spikes": seed % 2,
         "skipped": 0,
@@ -131,6 +132,8 @@ def test_the_csv_has_every_run(table):
     row = make_row("BF16", 1e-2, 3)
     assert float(run["final_loss"]) == row["final_loss"] and run["diverged_at"] == ""
     assert float(run["held_out_fp8_e4m3"]) == row["held_out_losses"]["fp8_e4m3"]
+    assert {r["bits_mixed"] for r in runs if r["arm"] == "gaussws 4"} == {"8.5"}
+    assert {r["bits_mixed"] for r in runs if r["arm"] != "gaussws 4"} == {""}
 
 
 def test_ranges_of_rates_by_hand(table):

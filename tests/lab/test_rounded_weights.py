@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from pqt_jax.lab import rounded_weights, run_records
+from pqt_jax.lab import rounded_weights
 from pqt_jax.lab.rounded_weights import make_rounding
 from pqt_jax.quantization import sizes
 from pqt_jax.quantization.quantize import quantize
@@ -53,6 +53,34 @@ def test_weights_as_they_are_and_by_learned_bits():
     mixed = paths_and_leaves(make_rounding(run_config("gaussws"), "mixed")(params))
     assert any((leaf != paths_and_leaves(master)[path]).any() for path, leaf in mixed.items())
     assert make_rounding(run_config("bf16"), "mixed") is None
+    assert make_rounding(run_config("diffq"), "mixed/error") is None
+
+
+@pytest.mark.parametrize(
+    "name, options",
+    [
+        ("mixed/error", {"match": "error"}),
+        ("mixed/tensor", {"granularity": "tensor"}),
+        ("mixed/error/tensor", {"match": "error", "granularity": "tensor"}),
+    ],
+)
+def test_learned_bits_by_other_limits_and_by_matrix(name, options):
+    config = run_config("gaussws")
+    params = nnx.state(methods.make_model(config, nnx.Rngs(0)))
+    bits, weights = nnx.split_state(params, bit_state.BitParam, ...)
+    spread = jax.tree.map(lambda b: np.linspace(-1, 1, b.size).reshape(b.shape), bits)
+    params = nnx.merge_state(spread, weights)
+    rules = quantization_rules(config)
+    plan = named_formats.make_plan(params, rules, "mixed", **options)
+    wanted = named_formats.round_by_plan(params, plan)
+    rounding = make_rounding(config, name)
+    assert rounding is not None
+    jax.tree.map(np.testing.assert_array_equal, rounding(params), wanted)
+    plain = named_formats.make_plan(params, rules, "mixed")
+    assert any((plan[path].index != plain[path].index).any() for path in plan)
+    by_path = sizes.parameter_sizes(plan, weights)
+    size = sizes.total_size(by_path.values()).mean_bits
+    assert rounded_weights.stored_bits(config, params, name) == size
 
 
 @pytest.mark.parametrize(
@@ -63,7 +91,8 @@ def test_weights_as_they_are_and_by_learned_bits():
         (("master", "E2M1", "E2M1"), "each name once"),
         (("master", "float7"), "float7"),
         (("master", "E2M1/median"), "scale='median'; it must be one of floor, ceil, exact, mse"),
-        (("master", "mixed/mse"), "mixed stands alone"),
+        (("master", "mixed/mse"), "what follows mixed must be of error, tensor"),
+        (("master/mse",), "master stands alone"),
     ],
 )
 def test_other_names_are_refused(names, wanted):
@@ -81,6 +110,7 @@ def test_stored_bits_are_those_of_the_formats_that_carry_the_learned_bits():
         found = sizes.parameter_sizes(plan, weights).values()
         blocks, count = sum(x.tags for x in found) / 4, sum(x.weights for x in found)
         wanted = codes + (8 + 4) * blocks / count
-        assert run_records.stored_bits(config, learned) == pytest.approx(wanted, rel=1e-9)
-    assert run_records.stored_bits(run_config("bf16"), params) is None
-    assert run_records.stored_bits(run_config("diffq"), params) is None
+        found = rounded_weights.stored_bits(config, learned, "mixed")
+        assert found == pytest.approx(wanted, rel=1e-9)
+    assert rounded_weights.stored_bits(run_config("bf16"), params, "mixed") is None
+    assert rounded_weights.stored_bits(run_config("diffq"), params, "mixed") is None

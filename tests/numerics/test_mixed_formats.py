@@ -8,8 +8,11 @@ import numpy as np
 import pytest
 
 from pqt_jax.numerics import bit_width
+from pqt_jax.numerics.deterministic_rounding import FormatAssignment, round_parameter
 from pqt_jax.numerics.formats import BF16, E2M1, E3M2, E4M3, E4M7
-from pqt_jax.numerics.mixed_formats import MIXED_FORMATS, format_index, snap
+from pqt_jax.numerics.mixed_formats import LIMITS, MIXED_FORMATS, format_index, snap
+from pqt_jax.numerics.spec import Spec
+from pqt_jax.transform.perturb import perturb
 
 
 def test_each_bit_width_gets_the_smallest_format_that_carries_it():
@@ -17,6 +20,28 @@ def test_each_bit_width_gets_the_smallest_format_that_carries_it():
     names = [MIXED_FORMATS[i].name for i in format_index(b_t)]
     assert names == "E2M1 E2M1 E3M2 E3M2 E4M3 E4M3 E4M7 E4M7 BF16 BF16".split()
     assert MIXED_FORMATS == (E2M1, E3M2, E4M3, E4M7, BF16)
+
+
+def test_a_format_may_match_the_noise_by_its_own_error():
+    b_t = jnp.array([1.0, 4.9, 4.91, 6.2, 6.21, 7.2, 7.21, 11.2, 11.21])
+    names = [MIXED_FORMATS[i].name for i in format_index(b_t, "error")]
+    assert names == "E2M1 E2M1 E3M2 E3M2 E4M3 E4M3 E4M7 E4M7 BF16".split()
+    with pytest.raises(ValueError, match="match='size'; it must be one of noise, error"):
+        format_index(b_t, "size")  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize("index", range(4))
+def test_at_its_limit_the_error_of_a_format_is_as_large_as_the_noise(index):
+    # Of normal weights of all scales between two powers of two.
+    fmt, limit = MIXED_FORMATS[index], LIMITS["error"][index]
+    scales = 2.0 ** (np.arange(8) / 8)
+    w = jnp.asarray(np.random.default_rng(0).normal(size=(8, 256, 256)) * scales[:, None, None])
+    w = w.astype(jnp.float32)
+    spec = Spec(target_bits=limit, init_bits=limit, dtype="float32")
+    noisy = perturb(w, jnp.ones((8, 8, 8)), jax.random.key(0), spec)
+    rounded = round_parameter(w, FormatAssignment(Spec(noise="none", dtype=fmt)))
+    noise, error = (np.std((x - w) / scales[:, None, None]) for x in (noisy, rounded))
+    assert 0.92 < noise / error < 1.08
 
 
 @pytest.mark.parametrize("target, init", [(4.0, 6.0), (3.3, 7.7), (1.0, 16.0), (4.9, 5.0)])

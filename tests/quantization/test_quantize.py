@@ -207,6 +207,8 @@ def test_wrong_plans_are_refused():
     params, bits = {"w": jnp.ones((64, 128))}, {"w": make_bits(INDEX)}
     with pytest.raises(ValueError, match="granularity='row'; it must be one of block, tensor"):
         plan_mixed(params, bits, [Rule("w")], granularity="row")
+    with pytest.raises(ValueError, match="match='bits'; it must be one of noise, error"):
+        plan_mixed(params, bits, [Rule("w")], match="bits")  # pyright: ignore[reportArgumentType]
     for share in (0, 1.1, -1, float("nan")):
         with pytest.raises(ValueError, match="share=.*above 0 and at most 1"):
             plan_mixed(params, bits, [Rule("w")], granularity="tensor", share=share)

@@ -159,7 +159,7 @@ def _compile(
         memory = program.memory_analysis()
         print_on_first_process(startup_summary.format_step_memory(memory, limit))
         check_step_memory(memory, limit)
-    print_on_first_process(f"ready after {start.timer.seconds():.0f} s")
+    print_on_first_process(f"ready after {start.timer.seconds_since_resume():.0f} s")
     return lambda number: programs[phase_index(left, number)], train_state
 
 

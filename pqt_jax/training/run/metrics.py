@@ -233,7 +233,11 @@ class Timer:
 
     def seconds(self) -> float:
         """Seconds that the run has taken, without the time between a stop and a resume."""
-        return self.before + time.perf_counter() - self.began
+        return self.before + self.seconds_since_resume()
+
+    def seconds_since_resume(self) -> float:
+        """Seconds that this process has taken."""
+        return time.perf_counter() - self.began
 
     def rate(self) -> float:
         """Tokens per second over the whole run."""

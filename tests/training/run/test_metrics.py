@@ -149,6 +149,7 @@ def test_hours_are_those_of_the_steps_of_this_part():
     timer.tokens += 1000  # on ten times as many devices
     assert timer.hours(3_600_000) == pytest.approx(1.0)
     assert timer.rate() == pytest.approx(2000 / 11)
+    assert 0 <= timer.seconds_since_resume() < 50 <= timer.seconds()
 
 
 def test_a_terminal_that_goes_away_ends_nothing(monkeypatch):

@@ -13,6 +13,7 @@ import gc
 import os
 import pathlib
 import shutil
+import signal
 
 from support.paths import JAX_CACHE
 
@@ -75,6 +76,14 @@ def compiled_as_users_do(request, monkeypatch):
     if request.node.get_closest_marker("optimized") is not None:
         monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "0")
         monkeypatch.setenv("XLA_FLAGS", GIVEN_FLAGS)
+
+
+@pytest.fixture(autouse=True)
+def hangup_ends_a_process():
+    """SIGHUP does what it does in a shell, also where `nohup` runs the tests."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
 
 
 @pytest.fixture(scope="session")

@@ -37,7 +37,13 @@ FORMATS = {  # label → beginning of the columns
     "E2M0": "E2M0",
     "E1M1": "E1M1",
 }
-DRAWN = (BASELINE, "gaussws 4", "STE FP4, mse", "BF16, STE in the last 30 %")
+DRAWN = (
+    BASELINE,
+    "gaussws 4",
+    "gaussws 6.2, STE in cool-down of 30 %",
+    "STE FP4, mse",
+    "BF16, STE in the last 30 %",
+)
 ROUNDED = {  # format → the arm that rounds to it in the last 30 %
     "FP4 E2M1": "BF16, STE in the last 30 %",
     "FP6 E2M3": "BF16, STE E2M3 in the last 30 %",
@@ -100,7 +106,7 @@ def table(arms: dict[str, Losses]) -> str:
 
 def draw(lengths: dict[float, dict[str, Losses]], arms: Sequence[str] = DRAWN) -> Figure:
     """Loss in FP4 above BF16's weights as they are, by tokens per parameter."""
-    figure, ax = plt.subplots(figsize=(6.4, 4), layout="constrained")
+    figure, ax = plt.subplots(figsize=(6.4, 4.8), layout="constrained")
     for i, arm in enumerate(arms):
         points = {n: runs for n, runs in sorted(lengths.items()) if arm in runs}
         found = [
@@ -118,17 +124,19 @@ def draw(lengths: dict[float, dict[str, Losses]], arms: Sequence[str] = DRAWN) -
     ax.minorticks_off()
     ax.set_xlabel("tokens per parameter")
     ax.set_ylabel("loss in FP4 above that of BF16's weights, nats")
-    ax.legend()
+    figure.legend(loc="outside lower center", ncols=2)
     return figure
 
 
 def draw_sizes(arms: dict[str, Losses]) -> Figure:
     """Loss above BF16's weights as they are, by the bits of a stored weight."""
-    figure, ax = plt.subplots(figsize=(6.4, 4), layout="constrained")
+    figure, ax = plt.subplots(figsize=(6.4, 4.8), layout="constrained")
     baseline = arms[BASELINE]["master"]
     stored = {name: as_format(FORMATS[name]).bits + 8 / 32**2 for name in ROUNDED}  # and scales
 
     def show(label: str, points: list[tuple[float, np.ndarray]], marker: str) -> None:
+        if not points:
+            return
         found = [paired_difference(losses, baseline) for _, losses in points]
         middle = [x.value for x in found]
         ends = [[x.value - x.low for x in found], [x.high - x.value for x in found]]
@@ -140,14 +148,16 @@ def draw_sizes(arms: dict[str, Losses]) -> Figure:
     last = [(bits, best(arms[ROUNDED[name]], FORMATS[name])) for name, bits in stored.items()]
     show("one format, rounded in the last 30 %", last, "o")
     for suffix, weights, of in (("", "mixed", "block"), (" by matrix", "mixed/tensor", "matrix")):
-        for kind, name in (("", weights), (", by error", weights.replace("mixed", "mixed/error"))):
+        by_error = weights.replace("mixed", "mixed/error")
+        for kind, name in (("noise", weights), ("error", by_error)):
             learned = [arms[arm + suffix] for arm in LEARNED if arm + suffix in arms]
             points = [(x[f"bits {name}"].mean(), x[name]) for x in learned if f"bits {name}" in x]
-            show(f"learned by {of}{kind}", sorted(points, key=lambda p: p[0]), "s")
+            points.sort(key=lambda point: point[0])
+            show(f"bits learned by {of}, matched by {kind}", points, "s")
     ax.axhline(0, color="#888", linewidth=1)
     ax.set_xlabel("bits of a stored weight")
     ax.set_ylabel("loss above that of BF16's weights, nats")
-    ax.legend()
+    figure.legend(loc="outside lower center", ncols=2)
     return figure
 
 

@@ -28,3 +28,19 @@ def test_each_arm_has_its_best_rule_in_blocks(payoff):
     losses = {"fp4/ceil": [3.0, 1.0], "fp4/mse": [1.0, 2.0], "fp4/mse/matrix": [0.0, 0.0]}
     losses = {name: np.array(values) for name, values in losses.items()}
     assert payoff.best(losses, "fp4").tolist() == [1.0, 2.0]
+
+
+def test_the_picture_of_sizes_has_what_was_measured_at_its_size(payoff):
+    losses = {"master": 1.0, "fp8_e4m3/ceil": 1.1, "fp6_e2m3/mse": 1.2, "fp4_e2m1/mse": 1.4}
+    lower = {name: loss - 0.05 for name, loss in losses.items()}
+    learned = {"mixed": 1.3, "bits mixed": 9.0, "mixed/error": 1.5, "bits mixed/error": 5.0}
+    arms = {"BF16": losses, "gaussws 4": learned} | dict.fromkeys(payoff.ROUNDED.values(), lower)
+    arms = {a: {k: v + np.zeros(3) for k, v in named.items()} for a, named in arms.items()}
+    (axes,) = payoff.draw_sizes(arms).axes
+    shown = {bars.get_label(): bars.lines[0].get_xydata().round(4) for bars in axes.containers}
+    assert {label: points.tolist() for label, points in shown.items()} == {
+        "one format, rounded afterwards": [[4.0078, 0.4], [6.0078, 0.2], [8.0078, 0.1]],
+        "one format, rounded in the last 30 %": [[4.0078, 0.35], [6.0078, 0.15], [8.0078, 0.05]],
+        "bits learned by block, matched by noise": [[9.0, 0.3]],
+        "bits learned by block, matched by error": [[5.0, 0.5]],
+    }

@@ -130,7 +130,7 @@ def draw(lengths: dict[float, dict[str, Losses]], arms: Sequence[str] = DRAWN) -
 
 def draw_sizes(arms: dict[str, Losses]) -> Figure:
     """Loss above BF16's weights as they are, by the bits of a stored weight."""
-    figure, ax = plt.subplots(figsize=(6.4, 4.8), layout="constrained")
+    figure, ax = plt.subplots(figsize=(7.6, 4.8), layout="constrained")
     baseline = arms[BASELINE]["master"]
     stored = {name: as_format(FORMATS[name]).bits + 8 / 32**2 for name in ROUNDED}  # and scales
 

@@ -133,8 +133,8 @@ def parser() -> console.Parser:
         "--match",
         choices=MATCHES,
         help="with --format=mixed, what of a format matches the learned bits: noise, it can "
-        "represent their noise; error, its rounding error is as large as their noise, with one to "
-        "four bits less for a weight; default: noise",
+        "represent their noise; error, its rounding error is as large as their noise, with up to "
+        "six bits less for a weight; default: noise",
     )
     add(
         "--losses",

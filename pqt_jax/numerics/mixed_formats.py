@@ -14,7 +14,7 @@ error   its rounding error is as large as the noise, or smaller
 
 The limits of the second are those of normal weights in blocks of 32×32, where R · scale has the
 standard deviation 0.57 · 3.44 · 2^(1 − b_t) of a weight's: 0.131, 0.053, 0.027 and 0.0017, the
-relative errors of the four formats (LOG.md, 2026-11-23).
+relative errors of the four formats (LOG.md, 2026-11-23 and 2026-11-30).
 """
 
 from typing import Literal, get_args

@@ -109,7 +109,7 @@ def plan_mixed(
         parameters get the smallest format that matches the share of all blocks.
       share: share of the blocks, above 0 and at most 1; not used with granularity "block".
       match: "noise": the format can represent the noise of b_t, so that rounding adds little to it.
-        "error": its rounding error is as large as the noise, for one to four bits less of each
+        "error": its rounding error is as large as the noise, for up to six bits less of each
         weight (`numerics.mixed_formats`).
 
     Returns:

@@ -139,18 +139,36 @@ def round_to(x: jax.Array, fmt: FloatFormat) -> jax.Array:
     word = to_word(x)
     if x.dtype == jnp.bfloat16 and fmt.mantissa_bits > BF16.mantissa_bits:
         raise ValueError(f"round_to: bfloat16 cannot hold {fmt}; give x as float32")
-    magnitude = word & ~_SIGN
-    largest = _float_word(fmt.max)
     if fmt.exponent_bits == 8:  # the exponents of float32: the mantissa is rounded in place
-        rounded = jnp.minimum(_round_mantissa(magnitude, fmt.mantissa_bits), largest)
-    else:
-        # float32 itself rounds the sum of x and 2^(23−m) times the power of two below x. Saturating
-        # before keeps the sum finite. It changes no result, since `largest` is on the grid.
-        small = jnp.minimum(magnitude, largest)
-        power = jnp.maximum(small & _INF, _float_word(fmt.min_normal))
-        shift = from_word(power + np.uint32((23 - fmt.mantissa_bits) << 23), jnp.float32)
-        rounded = to_word((from_word(small, jnp.float32) + shift) - shift)
-    return from_word(jnp.where(magnitude > _INF, word, (word & _SIGN) | rounded), x.dtype)
+        magnitude = word & ~_SIGN
+        rounded = _round_mantissa(magnitude, fmt.mantissa_bits)
+        rounded = jnp.minimum(rounded, _float_word(fmt.max))
+        return from_word(jnp.where(magnitude > _INF, word, (word & _SIGN) | rounded), x.dtype)
+    power, total = _rounding_sum(word, fmt)
+    rounded = to_word(total - power * np.float32(2.0 ** (23 - fmt.mantissa_bits)))
+    return from_word((word & _SIGN) | rounded, x.dtype)
+
+
+def _rounding_sum(word: jax.Array, fmt: FloatFormat) -> tuple[jax.Array, jax.Array]:
+    """Round |x| by a sum of float32, whose last place is the step of the grid at x.
+
+        power = max(2^⌊log2 s⌋, 2^(1 − bias)),  total = s + power · 2^(23 − m),  s = min(|x|, max)
+
+    Saturating first keeps the sum finite, and changes no result, since the largest value is on the
+    grid. Products with a power of two are exact, so that it makes no difference whether a compiler
+    fuses them into a sum. Denormals of float32, which some hardware takes for 0, round to 0 anyway.
+
+    Args:
+      word: uint32, the float32 bit pattern of x.
+      fmt: a format of fewer than eight exponent bits.
+
+    Returns:
+      (power, total), float32. The lowest bits of total count the steps from 0; NaN stays NaN.
+    """
+    float32 = jnp.dtype(jnp.float32)
+    small = jnp.minimum(jnp.abs(from_word(word, float32)), np.float32(fmt.max))
+    power = from_word(jnp.maximum(to_word(small) & _INF, _float_word(fmt.min_normal)), float32)
+    return power, small + power * np.float32(2.0 ** (23 - fmt.mantissa_bits))
 
 
 def block_scale(absmax: jax.Array, fmt: FloatFormat, rule: Scale) -> jax.Array:
@@ -200,21 +218,18 @@ def reciprocal(scale: jax.Array) -> jax.Array:
     return from_word(np.uint32(0x7F000000) - to_word(scale), jnp.dtype(jnp.float32))
 
 
-def round_unscaled(
-    x: jax.Array, scale: jax.Array, fmt: FloatFormat, rule: Scale = ScaleRule.CEIL
-) -> jax.Array:
-    """Round x to the unscaled grid, `round_to(x / scale, fmt)`: the value that is stored for x.
+def divide(x: jax.Array, scale: jax.Array, rule: Scale = ScaleRule.CEIL) -> jax.Array:
+    """Return `x / scale`, by an exact product where the rule gives powers of two.
 
     Args:
       x: float32, any shape.
       scale: from `block_scale`, broadcasting against x.
-      fmt: the element format.
       rule: the rule that the scale was computed by.
 
     Returns:
-      float32 of x's shape, on the unscaled grid.
+      float32 of x's shape, to be rounded to the unscaled grid by `round_to` or `encode`.
     """
-    return round_to(x / scale if rule == ScaleRule.EXACT else x * reciprocal(scale), fmt)
+    return x / scale if rule == ScaleRule.EXACT else x * reciprocal(scale)
 
 
 def round_scaled(
@@ -223,21 +238,22 @@ def round_scaled(
     """Round to a scaled grid, `scale · round_to(x / scale, fmt)`, saturating at ±scale · max.
 
     Args:
-      x, scale, fmt, rule: as for `round_unscaled`.
+      x, scale, rule: as for `divide`.
+      fmt: the element format.
 
     Returns:
       float32 of x's shape.
     """
-    return round_unscaled(x, scale, fmt, rule) * scale
+    return round_to(divide(x, scale, rule), fmt) * scale
 
 
 def encode(x: jax.Array, fmt: FloatFormat) -> jax.Array:
-    """Return the codes of values on a format's unscaled grid, such as results of `round_to`.
+    """Round to the nearest value of a format, as `round_to` does, and return its code.
 
     Example:
       >>> from pqt_jax.numerics.formats import E2M1
-      >>> encode(jnp.array([0.0, 0.5, 1.5, -6.0]), E2M1).tolist()
-      [0, 1, 3, 15]
+      >>> encode(jnp.array([0.0, 0.5, 1.6, -5.9, 100.0]), E2M1).tolist()
+      [0, 1, 3, 15, 7]
 
     Args:
       x: float32 or bfloat16, any shape.
@@ -253,17 +269,15 @@ def encode(x: jax.Array, fmt: FloatFormat) -> jax.Array:
     fmt = as_format(fmt)
     if fmt.exponent_bits == 8:
         raise ValueError(f"encode: {fmt} has the exponents of float32; take the upper bits of x")
-    m = fmt.mantissa_bits
     word = to_word(x)
-    magnitude = word & ~_SIGN
-    normal = (magnitude >> np.uint32(23 - m)) - np.uint32((127 - fmt.bias) << m)
-    # The last place of this sum is one subnormal step, so that its mantissa counts those steps.
-    zero = fmt.min_subnormal * 2**23
-    sums = from_word(magnitude, jnp.dtype(jnp.float32)) + np.float32(zero)
-    count = to_word(sums) - _float_word(zero)
-    code = jnp.where(magnitude < _float_word(fmt.min_normal), count, normal)
-    code |= (word & _SIGN) >> np.uint32(32 - fmt.bits)
-    return jnp.where(magnitude > _INF, np.uint32(fmt.nan_code), code)
+    power, total = _rounding_sum(word, fmt)
+    # The lowest bits of total count steps: 2^m from 0 to the least normal number, whose code is
+    # 2^m. Each further exponent adds 2^m to the code. What lies above the code is cut off.
+    m, sign = fmt.mantissa_bits, np.uint32(1 << (fmt.bits - 1))
+    first = _float_word(fmt.min_normal) >> np.uint32(23 - m)
+    code = to_word(total) + ((to_word(power) >> np.uint32(23 - m)) - first)
+    code = (code & (sign - np.uint32(1))) | ((word >> np.uint32(32 - fmt.bits)) & sign)
+    return jnp.where(jnp.isnan(x), np.uint32(fmt.nan_code), code)
 
 
 def to_ml_dtypes(x: jax.Array | np.ndarray, fmt: FloatFormat) -> np.ndarray:

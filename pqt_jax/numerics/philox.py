@@ -36,11 +36,14 @@ Words = tuple[jax.Array, jax.Array, jax.Array, jax.Array]
 
 
 def multiply(a: jax.Array, b: jax.Array | np.uint32) -> tuple[jax.Array, jax.Array]:
-    """Return the high and the low word of the 64-bit product of uint32 numbers."""
+    """Return the high and the low word of the 64-bit product of uint32 numbers.
+
+    Both are of one product, which a GPU computes by one instruction.
+    """
     with jax.enable_x64(True):  # the GPU kernel languages have no lax.mulhi
         wide = _to_uint64(a) * (np.uint64(b) if isinstance(b, np.generic) else _to_uint64(b))
-        high = lax.convert_element_type(wide >> np.uint64(32), jnp.uint32)
-    return high, a * b
+        high, low = (lax.convert_element_type(x, jnp.uint32) for x in (wide >> np.uint64(32), wide))
+    return high, low
 
 
 def _to_uint64(x: jax.Array) -> jax.Array:

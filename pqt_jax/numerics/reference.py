@@ -82,7 +82,7 @@ def round_to_grid(spec: Spec, x: jax.Array, scale: jax.Array | None) -> jax.Arra
     if scale is None:
         return jnp.where(jnp.isinf(x), x, cast.round_to(x, spec.dtype))  # keep Inf, as BF16 does
     if spec.encoded:
-        return cast.encode(cast.round_unscaled(x, scale, spec.dtype, spec.scale), spec.dtype)
+        return cast.encode(cast.divide(x, scale, spec.scale), spec.dtype)
     return cast.round_scaled(x, scale, spec.dtype, spec.scale)
 
 

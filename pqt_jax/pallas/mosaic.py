@@ -20,7 +20,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from pqt_jax.numerics import philox
 from pqt_jax.numerics.spec import Spec
-from pqt_jax.pallas import body
+from pqt_jax.pallas import body, mosaic_ptx, ptx
 
 ROWS, COLUMNS = philox.ROWS, 128  # of a tile; w must be padded to multiples of them
 _WARPS, _VECTOR = 4, 4
@@ -84,14 +84,17 @@ def _row(table_ref: Any) -> list[jax.Array]:
     return [table_ref[lax.axis_index("lead"), i] for i in range(body.TABLE_ENTRIES)]
 
 
-def _noise(spec: Spec, row: list[jax.Array], run: Any, tile: Any) -> body.Noise:
+def _words(row: list[jax.Array], run: Any, tile: Any) -> philox.Words:
     iota = [plgpu.broadcasted_iota(jnp.uint32, _SLICE, d, layout=_LAYOUT) for d in range(3)]
     column = iota[1] * np.uint32(32) + iota[2] + tile.astype(jnp.uint32) * np.uint32(COLUMNS)
-    return body.make_noise(spec, row, run.astype(jnp.uint32), iota[0], column)
+    return body.make_words(row, run.astype(jnp.uint32), iota[0], column)
 
 
-def _forward(table_ref, w_ref, bits_ref, out_ref, absmax_ref, *, spec: Spec, tiles: int):
+def _forward(
+    table_ref, w_ref, bits_ref, out_ref, absmax_ref, *, spec: Spec, tiles: int, inline: bool
+):
     row = _row(table_ref)
+    decode = functools.partial(mosaic_ptx.decode, ptx.ROUNDED_NORMAL, _LAYOUT) if inline else None
     for t in range(tiles):
         at = _tile(tiles, t)
         lead, run, tile = at
@@ -100,33 +103,34 @@ def _forward(table_ref, w_ref, bits_ref, out_ref, absmax_ref, *, spec: Spec, til
         largest = _reduce(jnp.max, body.largest_magnitude(rows))
         absmax = lax.bitcast_convert_type(largest, jnp.float32)
         b_i = _load(bits_ref.at[lead, run, per_block], _PER_WARP)
-        w_hat = body.forward(spec, rows, _noise(spec, row, run, tile), absmax, b_i, _spread)
+        noise_at = body.make_noise(spec, row, _words(row, run, tile), decode)
+        w_hat = body.forward(spec, rows, noise_at, absmax, b_i, _spread)
         for ref, value in zip(_slices(out_ref, *at), w_hat, strict=True):
             _store(ref, value)
         _store(absmax_ref.at[lead, run, per_block], absmax)
 
 
-def _backward(table_ref, cotangent_ref, out_ref, *, spec: Spec, tiles: int):
+def _backward(table_ref, cotangent_ref, out_ref, *, spec: Spec, tiles: int, inline: bool):
     row = _row(table_ref)
+    text = ptx.SCALED_ROUNDED_NORMAL
+    decode = functools.partial(mosaic_ptx.decode, text, _LAYOUT) if inline else None
     for t in range(tiles):
         at = _tile(tiles, t)
         lead, run, tile = at
-        rows = [_load(ref, _LAYOUT).astype(jnp.float32) for ref in _slices(cotangent_ref, *at)]
-        total = _reduce(jnp.sum, body.backward(rows, _noise(spec, row, run, tile)))
+        rows = [_load(ref, _LAYOUT) for ref in _slices(cotangent_ref, *at)]
+        words = _words(row, run, tile)
+        if inline and cotangent_ref.dtype == jnp.bfloat16:
+            partial = mosaic_ptx.sum_of_products(rows, words, _LAYOUT)
+        else:
+            partial = body.backward(rows, body.make_noise(spec, row, words, decode))
+        total = _reduce(jnp.sum, partial)
+        total = total * np.float32(1 / ptx.SCALE) if inline else total
         _store(out_ref.at[lead, run, pl.ds(tile * _WARPS, _WARPS)], total)
 
 
 def tiles_per_block(runs: int, columns: int) -> int:
-    """Choose how many tiles of a run one thread block takes.
-
-    It takes fewer if there would otherwise be too few thread blocks to fill the GPU.
-
-    Args:
-      runs: number of runs of 32 rows in all matrices of a launch.
-      columns: number of tiles across a matrix; the result divides it.
-    """
-    limit = max(runs * columns // _THREAD_BLOCKS, 1)
-    return next(t for t in range(_MAX_TILES, 0, -1) if columns % t == 0 and t <= limit)
+    """Return how many tiles a thread block takes, see `body.choose_tiles`."""
+    return body.choose_tiles(runs, columns, _MAX_TILES, _THREAD_BLOCKS)
 
 
 def _kernel(function: Any, spec: Spec, shape: tuple[int, ...], out_type: Any, interpret: bool):
@@ -135,7 +139,9 @@ def _kernel(function: Any, spec: Spec, shape: tuple[int, ...], out_type: Any, in
     tiles = tiles_per_block(leads * (m // ROWS), columns)
     options = {"interpret": getattr(plgpu, "InterpretGPUParams")()} if interpret else {}  # noqa: B009
     return plgpu.kernel(
-        functools.partial(function, spec=spec, tiles=tiles),
+        functools.partial(
+            function, spec=spec, tiles=tiles, inline=spec.noise == "gauss" and not interpret
+        ),
         out_type=out_type,
         grid=(leads, m // ROWS, columns // tiles),
         grid_names=("lead", "run", "tile"),

@@ -5,13 +5,15 @@
     python benchmarks/payoff.py [--picture FILE.png] [--sizes FILE.png]
 
 The runs are those of configs/lab/payoff.py with different numbers of steps, in a CSV file of each
-folder of docs/payoff. Every difference is that to BF16's weights as they are, of the same length
-and seed, in nats per byte, with Student's interval over the seeds. A format has the loss of that
-scale rule which is best for the arm on average, so that each arm has its best chance.
+folder of docs/payoff; those of a smaller model (`SMALL`) are in docs/payoff/small. Every difference
+is that to BF16's weights as they are, of the same length and seed, in nats per byte, with Student's
+interval over the seeds. A format has the loss of that scale rule which is best for the arm on
+average, so that each arm has its best chance.
 """
 
 import argparse
 import csv
+import dataclasses
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -49,6 +51,7 @@ ROUNDED = {  # format → the arm that rounds to it in the last 30 %
     "FP6 E2M3": "BF16, STE E2M3 in the last 30 %",
     "FP8 E4M3": "BF16, STE E4M3 in the last 30 %",
 }
+SMALL = {"d_model": 32, "num_heads": 1, "d_ff": 96}  # sequences of 64 bytes, 16 at once
 LEARNED = tuple(f"gaussws {bits}" for bits in (3, 4, 5))
 SIZES_AT = 4000  # steps of the runs in the picture of sizes
 
@@ -104,25 +107,34 @@ def table(arms: dict[str, Losses]) -> str:
     return "\n".join(lines)
 
 
-def draw(lengths: dict[float, dict[str, Losses]], arms: Sequence[str] = DRAWN) -> Figure:
-    """Loss in FP4 above BF16's weights as they are, by tokens per parameter."""
+def draw(
+    lengths: dict[float, dict[str, Losses]],
+    small: dict[float, dict[str, Losses]],
+    arms: Sequence[str] = DRAWN,
+) -> Figure:
+    """Loss in FP4 above BF16's weights as they are, by tokens per parameter; dashed: `SMALL`."""
     figure, ax = plt.subplots(figsize=(6.4, 4.8), layout="constrained")
     for i, arm in enumerate(arms):
-        points = {n: runs for n, runs in sorted(lengths.items()) if arm in runs}
-        found = [
-            paired_difference(best(runs[arm], "fp4_e2m1"), runs[BASELINE]["master"])
-            for runs in points.values()
-        ]
-        middle = np.array([x.value for x in found])
-        ends = np.array([[x.value - x.low, x.high - x.value] for x in found]).reshape(-1, 2).T
-        label = f"{arm}, rounded afterwards" if arm == BASELINE else arm
-        beside = np.array(list(points)) * 1.03**i  # so that intervals do not hide each other
-        ax.errorbar(beside, middle, ends, marker="o", capsize=3, label=label)
+        for runs_of, line in ((lengths, "-"), (small, "--")):
+            points = {n: runs for n, runs in sorted(runs_of.items()) if arm in runs}
+            if not points:
+                continue
+            found = [
+                paired_difference(best(runs[arm], "fp4_e2m1"), runs[BASELINE]["master"])
+                for runs in points.values()
+            ]
+            middle = np.array([x.value for x in found])
+            ends = np.array([[x.value - x.low, x.high - x.value] for x in found]).T
+            label = f"{arm}, rounded afterwards" if arm == BASELINE else arm
+            beside = np.array(list(points)) * 1.03**i  # so that intervals do not hide each other
+            style = {"color": f"C{i}", "linestyle": line, "marker": "o", "capsize": 3}
+            ax.errorbar(beside, middle, ends, label=label if line == "-" else None, **style)
     ax.axhline(0, color="#888", linewidth=1)
     ax.set_xscale("log")
-    ax.set_xticks(sorted(lengths), [f"{length:.0f}" for length in sorted(lengths)])
+    ticks = sorted({*lengths, *small})
+    ax.set_xticks(ticks, [f"{length:.0f}" for length in ticks])
     ax.minorticks_off()
-    ax.set_xlabel("tokens per parameter")
+    ax.set_xlabel("tokens per parameter (dashed: a smaller model)")
     ax.set_ylabel("loss in FP4 above that of BF16's weights, nats")
     figure.legend(loc="outside lower center", ncols=2)
     return figure
@@ -169,15 +181,20 @@ def main() -> None:
     options = parser.parse_args()
     sweep = load_sweep("lab/payoff")
     config, names = sweep.arms[0].config, [arm.name for arm in sweep.arms]
-    tokens, parameters = config.data.batch * config.data.length, count_parameters(config)
-    found = read(RUNS.glob("*/runs*.csv"), names)
-    lengths = {steps * tokens / parameters: arms for steps, arms in found.items()}
-    for length, arms in sorted(lengths.items()):
-        print(f"\n{length:.1f} tokens per parameter\n\n{table(arms)}")
+    smaller = dataclasses.replace(config, model=dataclasses.replace(config.model, **SMALL))
+    tokens = config.data.batch * config.data.length
+    found = {"": read(RUNS.glob("[0-9]*/runs*.csv"), names)}
+    found["small"] = read(RUNS.glob("small/[0-9]*/runs*.csv"), names)
+    lengths = {}
+    for model, changed in (("", config), ("small", smaller)):
+        parameters = count_parameters(changed)
+        lengths[model] = {n * tokens / parameters: arms for n, arms in found[model].items()}
+        for length, arms in sorted(lengths[model].items()):
+            print(f"\n{parameters:,} parameters, {length:.1f} tokens for each\n\n{table(arms)}")
     if options.picture:
-        save_png(draw(lengths), options.picture)
+        save_png(draw(lengths[""], lengths["small"]), options.picture)
     if options.sizes:
-        save_png(draw_sizes(found[SIZES_AT]), options.sizes)
+        save_png(draw_sizes(found[""][SIZES_AT]), options.sizes)
 
 
 if __name__ == "__main__":

@@ -12,10 +12,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax._src.lib.mlir import ir
-from jax._src.lib.mlir.dialects import arith, llvm, vector
 from jax.experimental.mosaic import gpu as mgpu
 from jax.experimental.pallas import mosaic_gpu as plgpu
+from jaxlib.mlir import ir
+from jaxlib.mlir.dialects import arith, llvm, vector
 
 from pqt_jax.numerics import philox
 from pqt_jax.pallas import ptx
@@ -28,12 +28,12 @@ def decode(text: str, layout: Any, word: jax.Array) -> jax.Array:
     """Return pairs R of a slice of words, uint32 in and out, by a text of `ptx`."""
     like = plgpu.ShapeDtypeStruct(word.shape, jnp.uint32, layout=layout)
 
-    @plgpu.inline_mgpu(arg_types=(layout,), return_type=like)
     def apply(_, words):
         lanes = [_decode(text, x) for x in _numbers(words)]
         return _array(words, lanes, is_signed=False)
 
-    return apply(word)
+    inline: Any = plgpu.inline_mgpu(arg_types=(layout,), return_type=like)
+    return inline(apply)(word)
 
 
 def sum_of_products(rows: Sequence[jax.Array], words: philox.Words, layout: Any) -> jax.Array:
@@ -54,25 +54,24 @@ def sum_of_products(rows: Sequence[jax.Array], words: philox.Words, layout: Any)
     like = plgpu.ShapeDtypeStruct(rows[0].shape, jnp.float32, layout=layout)
     types = ((layout,) * len(rows), (layout,) * len(words))
 
-    @plgpu.inline_mgpu(arg_types=types, return_type=like)
     def apply(_, rows, words):
         zero = _float(0.0)
-        even, odd = (
-            [zero] * 4,
-            [zero] * 4,
-        )  # sums with the first and with the second pair of columns
+        even, odd = [zero] * 4, [zero] * 4  # with the first and the second pair of columns
         gradients = [_pairs(x) for x in rows]
         for k, word in enumerate(words):
             lanes = _numbers(word)
             a = [*gradients[2 * k], *gradients[2 * k + 1]]
             for columns, total in ((lanes[:2], even), (lanes[2:], odd)):
-                halves = (_select_bytes(*columns, which) for which in (_LOWER, _UPPER))
+                halves = (
+                    _select_bytes(columns[0], columns[1], which) for which in (_LOWER, _UPPER)
+                )
                 b = [_decode(ptx.SCALED_ROUNDED_NORMAL, x) for x in halves]
                 total[:] = _multiply_add(a, b, total)
         total = _diagonal(even, odd)
         return _array(rows[0], [total, zero, zero, zero], is_signed=None)
 
-    return apply(tuple(rows), tuple(words))
+    inline: Any = plgpu.inline_mgpu(arg_types=types, return_type=like)
+    return inline(apply)(tuple(rows), tuple(words))
 
 
 def _diagonal(even: list[Any], odd: list[Any]) -> Any:

@@ -21,7 +21,7 @@ def test_the_page_has_the_tables_of_its_runs(payoff, monkeypatch, capsys):
     payoff.main()
     tables = [text for text in capsys.readouterr().out.split("\n\n") if text.startswith("|")]
     page = (payoff.RUNS / "README.md").read_text()
-    assert len(tables) == 3 and all(table.strip() in page for table in tables[1:])
+    assert len(tables) == 5 and all(table.strip() in page for table in tables[1:])
 
 
 def test_each_arm_has_its_best_rule_in_blocks(payoff):

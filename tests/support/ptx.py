@@ -18,7 +18,7 @@ import numpy as np
 WARP = 32
 _U64 = np.uint64
 _LOW = _U64(0xFFFFFFFF)
-_IGNORED = ("bar", "elect", "fence", "ret")
+_IGNORED = ("bar", "elect", "fence", "griddepcontrol", "ret")
 _OPERAND = re.compile(r"\{[^}]*\}|\[[^\]]*\]|[^,\s]+")
 
 
@@ -112,6 +112,8 @@ class _Block:
             self.registers[operands[0]] = self.value(operands[1])
         elif name in ("ld", "st"):
             self._move(operation, operands, guard)
+        elif name == "stmatrix":
+            self._store_matrices(*operands)
         elif name == "redux":
             x = self.value(operands[1]).astype(np.uint32).view(np.int32).reshape(-1, WARP)
             largest = x.max(axis=1, keepdims=True).view(np.uint32).astype(_U64)
@@ -261,6 +263,18 @@ class _Block:
             else:
                 values = np.broadcast_to(self.value(name), self.threads).astype(dtype)
                 memory[(at + i)[active]] = values[active]
+
+    def _store_matrices(self, place: str, registers: str) -> None:
+        """Store matrices of eight rows of four words; a lane has the address of one row."""
+        address = self.value(place.strip("[]")).reshape(-1, WARP)
+        lane = np.arange(WARP)
+        memory = self.memory[int(address.flat[0] >> _U64(40))].view(np.uint32)
+        for i, name in enumerate(registers.strip("{}").split(",")):
+            at = (address[:, 8 * i + lane // 4] & _U64(2**40 - 1)) // _U64(4) + lane.astype(
+                _U64
+            ) % _U64(4)
+            words = np.broadcast_to(self.value(name.strip()), self.threads).astype(np.uint32)
+            memory[at.astype(np.int64).ravel()] = words
 
     def _multiply(self, d: list[str], a: list[str], b: list[str], c: list[str]) -> None:
         """m16n8k16 of bfloat16: which lane has which entries is in the PTX ISA."""

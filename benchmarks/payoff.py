@@ -131,7 +131,8 @@ def draw(
             ax.errorbar(beside, middle, ends, label=label if line == "-" else None, **style)
     ax.axhline(0, color="#888", linewidth=1)
     ax.set_xscale("log")
-    ticks = sorted({*lengths, *small})
+    apart = [n for n in small if all(abs(n / other - 1) > 0.1 for other in lengths)]
+    ticks = sorted([*lengths, *apart])
     ax.set_xticks(ticks, [f"{length:.0f}" for length in ticks])
     ax.minorticks_off()
     ax.set_xlabel("tokens per parameter (dashed: a smaller model)")

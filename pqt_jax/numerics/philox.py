@@ -17,7 +17,7 @@ layers, experts.
 Source: Salmon, Moraes, Dror, Shaw, "Parallel Random Numbers: As Easy as 1, 2, 3" (SC'11).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -33,13 +33,19 @@ _MULTIPLIERS = (np.uint32(0xD2511F53), np.uint32(0xCD9E8D57))
 _WEYL = (0x9E3779B9, 0xBB67AE85)
 
 Words = tuple[jax.Array, jax.Array, jax.Array, jax.Array]
+Multiply = Callable[[jax.Array, np.uint32], tuple[jax.Array, jax.Array]]
 
 
 def multiply(a: jax.Array, b: jax.Array | np.uint32) -> tuple[jax.Array, jax.Array]:
     """Return the high and the low word of the 64-bit product of uint32 numbers.
 
-    Both are of one product, which a GPU computes by one instruction.
+    The low word is a product of its own, which a CPU vectorizes better.
     """
+    return multiply_once(a, b)[0], a * b
+
+
+def multiply_once(a: jax.Array, b: jax.Array | np.uint32) -> tuple[jax.Array, jax.Array]:
+    """Return what `multiply` does, of one product, which is one instruction of a GPU."""
     with jax.enable_x64(True):  # the GPU kernel languages have no lax.mulhi
         wide = _to_uint64(a) * (np.uint64(b) if isinstance(b, np.generic) else _to_uint64(b))
         high, low = (lax.convert_element_type(x, jnp.uint32) for x in (wide >> np.uint64(32), wide))
@@ -50,13 +56,19 @@ def _to_uint64(x: jax.Array) -> jax.Array:
     return lax.convert_element_type(x, jnp.uint64)
 
 
-def philox4x32(key: tuple[jax.Array, jax.Array], counter: Words, rounds: int = 10) -> Words:
+def philox4x32(
+    key: tuple[jax.Array, jax.Array],
+    counter: Words,
+    rounds: int = 10,
+    multiply: Multiply = multiply,
+) -> Words:
     """Philox4x32: four random words from a counter of four words and a key of two.
 
     Args:
       key: two uint32 arrays, which broadcast against the counter.
       counter: four uint32 arrays of one shape.
       rounds: 10 in stream version 1.
+      multiply: `multiply`, or `multiply_once` in a kernel.
 
     Returns:
       Four uint32 arrays of the counter's shape.

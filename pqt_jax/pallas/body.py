@@ -45,7 +45,8 @@ def make_words(row: Sequence[jax.Array], run, q, column) -> philox.Words:
     k0, k1, lead, first_run, first_column, _ = row
     group = (run + first_run) * np.uint32(philox.GROUP) + q
     zero = jnp.zeros_like(column)
-    return philox.philox4x32((k0, k1), (column + first_column, group, zero + lead, zero))
+    counter = (column + first_column, group, zero + lead, zero)
+    return philox.philox4x32((k0, k1), counter, multiply=philox.multiply_once)
 
 
 def make_noise(

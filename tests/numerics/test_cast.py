@@ -299,6 +299,21 @@ def test_codes_decode_to_the_values_they_came_from(fmt):
             assert np.isnan(np.uint8(code).view(fmt.dtype).astype(np.float32))
 
 
+@pytest.mark.parametrize("fmt", SCALED, ids=ids(SCALED))
+def test_codes_are_those_of_the_rounded_values(fmt):
+    """Ties between all neighbours, values beside them, and what saturates or is too small."""
+    grid = fmt.decode(np.arange(fmt.max_code + 1, dtype=np.uint32)).astype(np.float32)
+    ties = (grid[1:] + grid[:-1]) / 2
+    beside = [np.nextafter(ties, np.float32(end)) for end in (0, np.inf)]
+    other = np.float32([fmt.max * 1.5, 3e38, np.inf, 1e-30, 1e-40])
+    x = np.concatenate([ties, *beside, other])
+    x = jnp.asarray(np.concatenate([x, -x]))
+    codes = np.asarray(cast.encode(x, fmt))
+    rounded = np.asarray(cast.round_to(x, fmt))
+    np.testing.assert_array_equal(fmt.decode(codes).astype(np.float32), rounded)
+    np.testing.assert_array_equal(codes >> (fmt.bits - 1), np.signbit(np.asarray(x)))
+
+
 def test_no_codes_for_formats_with_the_exponents_of_float32():
     with pytest.raises(ValueError, match="encode: BF16 has the exponents of float32"):
         cast.encode(jnp.ones(3), formats.BF16)

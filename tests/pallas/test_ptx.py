@@ -70,7 +70,7 @@ def compiled(request, tmp_path_factory):
     """Return (PTX, grid) of a kernel of a back-end, for an architecture."""
     implementation, arch = request.param
     if jax.__version_info__ < (0, 11):
-        pytest.skip("Mosaic GPU needs jax 0.11")
+        pytest.skip("the extra 'aot' needs jax 0.11")
     missing = [x for x in ("jax_cuda12_plugin", "triton") if not importlib.util.find_spec(x)]
     if missing:
         pytest.skip(f"needs the extra 'aot': {', '.join(missing)}")

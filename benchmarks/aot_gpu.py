@@ -24,7 +24,6 @@ Registers are the most that a kernel takes per thread; spills are bytes, stored 
 
 import argparse
 import collections
-import functools
 import importlib.util
 import json
 import math
@@ -97,7 +96,7 @@ def compile_case(arch: int, case: str, implementation: Any, size: int) -> str:
         function, operands = forward, [matrix, b_i, *key]
     else:
         function, operands = backward, [matrix, *key]
-    return compile_for(arch, functools.partial(function, spec), operands)
+    return compile_for(arch, lambda *stack: function(spec, stack), operands)
 
 
 def threads_of(kept: Path, mosaic: int) -> collections.Counter[str]:
@@ -115,7 +114,7 @@ def measure(arch: int, case: str, implementation: str, size: int, kept: Path) ->
     for path in kept.iterdir():
         path.unlink()
     text = compile_case(arch, case, implementation, size)
-    tiles = launch.load_kernel("mosaic").tiles_per_block(size // philox.ROWS, size // 128)
+    tiles = launch.load_kernel("mosaic").choose_tiles([(1, size // philox.ROWS, size // 128)])
     per_thread = philox.ROWS * tiles
     threads = threads_of(kept, size**2 // per_thread if implementation == "mosaic" else 0)
     counts, registers, spills, loops, seen = collections.Counter(), 0, 0, False, set()

@@ -53,7 +53,7 @@ def _backward(name: Implementation, key, ws, bits, gs):
     _, backward = pallas.get_functions(name)
     words = jax.random.key_data(key)
     offset = jnp.zeros(3, jnp.uint32)
-    return [backward(Spec(), g[None], words, offset.at[0].set(i)) for i, g in enumerate(gs)]
+    return [backward(Spec(), (g[None], words, offset.at[0].set(i)))[0][0] for i, g in enumerate(gs)]
 
 
 def _copy(key, ws, bits, gs):

@@ -6,6 +6,8 @@ Parameters of the blocks, which have the path `h`, have a leading axis for the l
 inside the scan, for one layer at a time.
 """
 
+import itertools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -19,7 +21,7 @@ from pqt_jax.models.cache import Cache, check_room, empty_cache, scan_with_cache
 from pqt_jax.models.document_mask import positions
 from pqt_jax.transform.model import pqt_transform
 from pqt_jax.transform.rules import Rule, first_match, resolve
-from pqt_jax.transform.tree_paths import BITS, paths_and_leaves
+from pqt_jax.transform.tree_paths import BITS, leaf_paths, paths_and_leaves
 
 
 class LanguageModel(nnx.Module):
@@ -149,17 +151,52 @@ def scan_blocks(
       [batch, T, d_model].
     """
     graph, state = nnx.split(blocks)
+    packed, unpack = pack_bits(state)
 
     def body(x, layer):
-        index, state = layer
+        index, packed = layer
         return partitioning.constrain_activations(
-            call_part(nnx.merge(graph, state), x, segments, key=key, lead=index)
+            call_part(nnx.merge(graph, unpack(packed)), x, segments, key=key, lead=index)
         ), None
 
     policies = jax.checkpoint_policies
     policy = policies.nothing_saveable if remat else policies.dots_saveable
     body = jax.checkpoint(body, prevent_cse=False, policy=policy)  # the scan is a barrier
-    return lax.scan(body, partitioning.constrain_activations(x), (jnp.arange(length), state))[0]
+    return lax.scan(body, partitioning.constrain_activations(x), (jnp.arange(length), packed))[0]
+
+
+def pack_bits(state: nnx.State) -> tuple[list[jax.Array], Callable[[list[jax.Array]], nnx.State]]:
+    """Put the bit-widths of stacked blocks into one array, for a loop over the layers.
+
+    The loop's backward pass stores each gradient of a layer by a launch of its own. That of a few
+    thousand bit-widths takes as long as that of a million weights. Sharded parameters stay as they
+    are, since to pack them would communicate.
+
+    Args:
+      state: parameters and bit-widths, with a leading axis for the layer.
+
+    Returns:
+      (arrays with a leading axis for the layer, a function from those of one layer to its state).
+    """
+    leaves, structure = jax.tree.flatten(state)
+    is_bits = [BITS in path.split("/") for path in leaf_paths(state)]
+    if not any(is_bits) or not partitioning.replicates_parameters():
+        return leaves, structure.unflatten
+    bits = [leaf for leaf, chosen in zip(leaves, is_bits, strict=True) if chosen]
+    others = [leaf for leaf, chosen in zip(leaves, is_bits, strict=True) if not chosen]
+    shapes = [leaf.shape[1:] for leaf in bits]
+    ends = list(itertools.accumulate(map(math.prod, shapes)))
+
+    def unpack(arrays: list[jax.Array]) -> nnx.State:
+        *others, row = arrays
+        pieces = iter(
+            piece.reshape(shape)
+            for piece, shape in zip(jnp.split(row, ends[:-1]), shapes, strict=True)
+        )
+        rest = iter(others)
+        return structure.unflatten(next(pieces if chosen else rest) for chosen in is_bits)
+
+    return [*others, jnp.concatenate([b.reshape(len(b), -1) for b in bits], axis=1)], unpack
 
 
 def wrap_part(module: Any, rules: Sequence[Rule], path: str) -> Any:

@@ -144,6 +144,13 @@ def add_shardings(shapes: Any) -> Any:
     return map_paths(add, shapes)
 
 
+def replicates_parameters() -> bool:
+    """Whether each device has whole parameters: it is the only one, or the mesh shards no axis."""
+    if (mesh := _active_mesh()) is None:
+        return jax.device_count() == 1
+    return mesh.shape["fsdp"] == mesh.shape["tensor"] == 1
+
+
 def constrain_activations(x: jax.Array) -> jax.Array:
     """Constrain activations [batch, …] to be sharded along the batch only.
 

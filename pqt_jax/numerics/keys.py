@@ -8,7 +8,9 @@ The path is folded in, and not a position in the tree. Adding or removing a para
 not change the noise of the others.
 """
 
+import functools
 import zlib
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -54,6 +56,30 @@ def param_key(key: jax.Array, path: str) -> jax.Array:
       A key for `perturb`.
     """
     return jax.random.fold_in(check_key(key), path_id(path))
+
+
+def param_words(key: jax.Array, paths: Sequence[str]) -> dict[str, jax.Array]:
+    """Return `key_words(param_key(key, path))` of many parameters, by one operation.
+
+    Example:
+      >>> key = jax.random.key(0)
+      >>> words = param_words(key, ["a/kernel", "b/kernel"])
+      >>> bool((words["b/kernel"] == key_words(param_key(key, "b/kernel"))).all())
+      True
+
+    Args:
+      key: the key of the step; not consumed.
+      paths: the paths of the parameters.
+
+    Returns:
+      path → uint32[2].
+    """
+    if not paths:
+        return {}
+    ids = jnp.array([path_id(path) for path in paths], jnp.uint32)
+    of_paths = jax.vmap(functools.partial(jax.random.fold_in, check_key(key)))(ids)
+    words = of_paths if of_paths.dtype == jnp.uint32 else jax.random.key_data(of_paths)
+    return dict(zip(paths, words, strict=True))
 
 
 def check_key(key: Any) -> jax.Array:

@@ -16,7 +16,7 @@ the same.
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -29,7 +29,10 @@ from jax.sharding import PartitionSpec as P
 from pqt_jax.numerics import noise, philox
 from pqt_jax.numerics.blocks import Block, matrix_shape
 
-LocalFunction = Callable[..., tuple[jax.Array, ...]]  # works on the shards of one device
+# What belongs to one stack of matrices: (table, matrices [l, M, N], per block [l, M/32, N/32]…),
+# or what is computed of it: (matrices, per block…), or numbers per block alone.
+Stack = tuple[jax.Array, ...]
+LocalFunction = Callable[..., tuple[Stack, ...]]  # (*stacks) → stacks, on one device
 
 TABLE_COLUMNS = 8  # Triton needs a power of two; six are used
 RUN, COLUMN = 3, 4  # columns of the table: first run of 32 rows, first column of the matrix
@@ -64,31 +67,32 @@ def is_explicit() -> bool:
     return AxisType.Explicit in jax.sharding.get_abstract_mesh().axis_types
 
 
-def partition_kernel(local: LocalFunction, outputs: int, automatic: bool = True) -> LocalFunction:
+def partition_kernel(
+    local: LocalFunction, has_matrices: bool, automatic: bool = True
+) -> LocalFunction:
     """Make a kernel work on arrays of any sharding.
 
     Args:
-      local: `(table, matrices [l, M, N], per block [l, M/32, N/32]…) → outputs`, on one device.
-      outputs: 2 if it returns matrices and numbers per block, 1 if it returns the latter only.
+      local: `(*stacks) → stacks`, on one device.
+      has_matrices: whether it returns (matrices, numbers per block) of each stack, or only numbers.
       automatic: whether to partition it on Auto meshes; if not, XLA gathers its operands.
     """
-    partitioned = _partition_automatically(local, outputs)
 
-    def apply(table, matrices, *per_block):
+    def apply(*stacks: Stack) -> tuple[Stack, ...]:
         if is_explicit():
-            return map_shards(local, (32, 32), outputs == 2, table, matrices, *per_block)
+            return map_shards(local, (32, 32), has_matrices, *stacks)
         types = jax.sharding.get_abstract_mesh().axis_types
-        if AxisType.Manual in types:
-            return _call_in_shard_map(local, table, matrices, *per_block)
+        if AxisType.Manual in types:  # each alone: they may vary over different axes
+            return tuple(_call_in_shard_map(local, stack) for stack in stacks)
         if jax.device_count() == 1 or not automatic:
-            return local(table, matrices, *per_block)
-        return partitioned(table, matrices, *per_block)
+            return local(*stacks)
+        return _partition_automatically(local, has_matrices, stacks)
 
     return apply
 
 
-def _call_in_shard_map(local: LocalFunction, *operands: jax.Array) -> tuple[jax.Array, ...]:
-    """Call a kernel under `shard_map`.
+def _call_in_shard_map(local: LocalFunction, stack: Stack) -> Stack:
+    """Call a kernel on one stack under `shard_map`.
 
     Every operand and output is marked as varying over each mesh axis that any operand varies over.
     """
@@ -96,13 +100,14 @@ def _call_in_shard_map(local: LocalFunction, *operands: jax.Array) -> tuple[jax.
     def varying_axes(x):
         return jax.typeof(x).manual_axis_type.varying
 
-    all_axes = frozenset().union(*map(varying_axes, operands))
+    all_axes = frozenset().union(*map(varying_axes, stack))
 
     def mark_varying(x):
         missing = tuple(all_axes - varying_axes(x))
         return lax.pcast(x, missing, to="varying") if missing else x
 
-    return tuple(map(mark_varying, local(*map(mark_varying, operands))))
+    (outputs,) = local(tuple(map(mark_varying, stack)))
+    return tuple(map(mark_varying, outputs))
 
 
 def as_matrices(x: jax.Array, matrix_axes: tuple[int, int]) -> jax.Array:
@@ -139,31 +144,36 @@ def _first_axes(ndim: int, matrix_axes: tuple[int, int]) -> list[int | None]:
 
 
 def map_shards(
-    local: LocalFunction, block: Block, has_matrices: bool, table, matrices, *per_block
-) -> tuple[jax.Array, ...]:
+    local: LocalFunction, block: Block, has_matrices: bool, *stacks: Stack
+) -> tuple[Stack, ...]:
     """Call a function on each shard, on a mesh with Explicit axes.
 
     Args:
-      local, table, matrices, per_block: as for `partition_kernel`.
+      local, stacks: as for `partition_kernel`.
       block: a block stays on one device.
-      has_matrices: whether the first output is matrices, which then get the sharding of `matrices`.
+      has_matrices: whether the first output of each stack is matrices, which then get the sharding
+        of the stack's own.
     """
-    mesh, original = jax.sharding.get_abstract_mesh(), jax.typeof(matrices).sharding.spec
-    spec = whole_block_spec(original, matrices.shape, block, mesh)
-    reshard = jax.sharding.reshard
-    results = jax.shard_map(
-        functools.partial(_call_on_shard, local, spec, mesh),
-        in_specs=(P(spec[0], None), spec, *(spec for _ in per_block)),
-        out_specs=spec,
-        check_vma=False,
-    )(
-        reshard(table, P(spec[0], None)),
-        reshard(matrices, spec),
-        *(reshard(x, spec) for x in per_block),
+    mesh, reshard = jax.sharding.get_abstract_mesh(), jax.sharding.reshard
+    originals = [jax.typeof(stack[1]).sharding.spec for stack in stacks]
+    specs = tuple(
+        whole_block_spec(spec, stack[1].shape, block, mesh)
+        for spec, stack in zip(originals, stacks, strict=True)
     )
-    if has_matrices:
-        results = (reshard(results[0], original), *results[1:])
-    return results
+    in_specs = tuple(
+        (P(spec[0], None), *[spec] * (len(stack) - 1))
+        for spec, stack in zip(specs, stacks, strict=True)
+    )
+    results = jax.shard_map(
+        functools.partial(_call_on_shards, local, specs, mesh),
+        in_specs=in_specs,
+        out_specs=specs,
+        check_vma=False,
+    )(*jax.tree.map(reshard, stacks, in_specs))
+    if not has_matrices:
+        return results
+    pairs = zip(results, originals, strict=True)
+    return tuple((reshard(matrices, spec), *rest) for (matrices, *rest), spec in pairs)
 
 
 def map_blocks(function: Callable[..., jax.Array], block: Block, matrices, *per_block):
@@ -171,11 +181,11 @@ def map_blocks(function: Callable[..., jax.Array], block: Block, matrices, *per_
     if not is_explicit():
         return function(matrices, *per_block)
 
-    def local(_, *operands):
-        return (function(*operands),)
+    def local(stack):
+        return ((function(*stack[1:]),),)
 
     table = jnp.zeros((matrices.shape[0], TABLE_COLUMNS), jnp.uint32)  # map_shards needs one
-    return map_shards(local, block, True, table, matrices, *per_block)[0]
+    return map_shards(local, block, True, (table, matrices, *per_block))[0][0]
 
 
 def reshard_like(per_block: jax.Array, matrices: jax.Array, block: Block) -> jax.Array:
@@ -186,20 +196,44 @@ def reshard_like(per_block: jax.Array, matrices: jax.Array, block: Block) -> jax
     return jax.sharding.reshard(per_block, whole_block_spec(spec, matrices.shape, block, mesh))
 
 
-def _partition_automatically(local: LocalFunction, outputs: int) -> LocalFunction:
-    function = custom_partitioning(lambda *operands: local(*operands))
+def _partition_automatically(
+    local: LocalFunction, has_matrices: bool, stacks: tuple[Stack, ...]
+) -> tuple[Stack, ...]:
+    """Call a kernel on an Auto mesh. `custom_partitioning` takes flat lists of arrays."""
+    width, outputs = len(stacks[0]), 1 + has_matrices
+
+    def split(flat: Sequence[Any], each: int) -> list[tuple[Any, ...]]:
+        return [tuple(flat[i : i + each]) for i in range(0, len(flat), each)]
+
+    def call(function, *flat):
+        return tuple(x for stack in function(*split(flat, width)) for x in stack)
 
     def partition(mesh, arguments, results):
-        matrices = arguments[1]
-        spec = whole_block_spec(matrices.sharding.spec, matrices.shape, (32, 32), mesh)
-        sharding, table = NamedSharding(mesh, spec), NamedSharding(mesh, P(spec[0], None))
-        lowered = functools.partial(_call_on_shard, local, spec, mesh)
-        return mesh, lowered, (sharding,) * outputs, (table, *[sharding] * (len(arguments) - 1))
+        specs = [
+            whole_block_spec(matrices.sharding.spec, matrices.shape, (32, 32), mesh)
+            for _, matrices, *_ in split(arguments, width)
+        ]
+        shardings = [
+            (NamedSharding(mesh, P(spec[0], None)), *[NamedSharding(mesh, spec)] * (width - 1))
+            for spec in specs
+        ]
+        lowered = functools.partial(call, functools.partial(_call_on_shards, local, specs, mesh))
+        of_results = tuple(x for own in shardings for x in own[1:2] * outputs)
+        return mesh, lowered, of_results, tuple(x for own in shardings for x in own)
 
     # l, i, j: axes of matrices; bi, bj: of blocks, which `partition` shards like i and j.
-    rule = "l t, l i j, l bi bj -> l i j, l bi bj" if outputs == 2 else "l t, l i j -> l bi bj"
-    function.def_partition(partition=partition, sharding_rule=rule)
-    return function
+    def rule(*arrays: str) -> str:
+        each = range(len(stacks))
+        return ", ".join(" ".join(f"{axis}{k}" for axis in x.split()) for k in each for x in arrays)
+
+    per_stack = ("l t", "l i j", "l bi bj")
+    function = custom_partitioning(functools.partial(call, local))
+    function.def_partition(
+        partition=partition,
+        sharding_rule=f"{rule(*per_stack[:width])} -> {rule(*per_stack[-outputs:])}",
+    )
+    flat = function(*(x for stack in stacks for x in stack))
+    return tuple(split(flat, outputs))
 
 
 def whole_block_spec(spec: P, shape: tuple[int, ...], block: Block, mesh: Any) -> P:
@@ -221,11 +255,14 @@ def _axis_names(entry: Any) -> tuple[str, ...]:
     return () if entry is None else entry if isinstance(entry, tuple) else (entry,)
 
 
-def _call_on_shard(local: LocalFunction, spec: P, mesh: Any, table, matrices, *per_block):
-    """Call a function on one shard, whose global offsets are added to the table first."""
-    for column, axis, unit in ((RUN, 1, philox.ROWS), (COLUMN, 2, 1)):
-        index = jnp.uint32(0)
-        for name in _axis_names(spec[axis]):
-            index = index * jnp.uint32(mesh.shape[name]) + lax.axis_index(name).astype(jnp.uint32)
-        table = table.at[:, column].add(index * jnp.uint32(matrices.shape[axis] // unit))
-    return local(table, matrices, *per_block)
+def _call_on_shards(local: LocalFunction, specs: Sequence[P], mesh: Any, *stacks: Stack):
+    """Call a function on shards, whose global offsets are added to their tables first."""
+    moved = []
+    for spec, (table, matrices, *per_block) in zip(specs, stacks, strict=True):
+        for column, axis, unit in ((RUN, 1, philox.ROWS), (COLUMN, 2, 1)):
+            at = jnp.uint32(0)
+            for name in _axis_names(spec[axis]):
+                at = at * jnp.uint32(mesh.shape[name]) + lax.axis_index(name).astype(jnp.uint32)
+            table = table.at[:, column].add(at * jnp.uint32(matrices.shape[axis] // unit))
+        moved.append((table, matrices, *per_block))
+    return local(*moved)

@@ -110,11 +110,12 @@ def forward(spec: Spec, w, b_i, words, offset) -> tuple[jax.Array, jax.Array]:
     """
     if partition.is_explicit():
 
-        def local(table, w, b_i):
-            return forward(spec, w, b_i, *partition.words_and_offset(table))
+        def local(stack):
+            table, w, b_i = stack
+            return (forward(spec, w, b_i, *partition.words_and_offset(table)),)
 
         table = partition.make_table(words, offset, w.shape[0])
-        w_hat, absmax = partition.map_shards(local, spec.block, True, table, w, b_i)
+        ((w_hat, absmax),) = partition.map_shards(local, spec.block, True, (table, w, b_i))
         return w_hat, absmax
     leads, m, n = w.shape
     padded = blocks.pad_to(w, max(philox.ROWS, spec.block[0]), spec.block[1])
@@ -157,11 +158,12 @@ def backward(spec: Spec, cotangent, words, offset):
     """
     if partition.is_explicit():
 
-        def local(table, cotangent):
-            return (backward(spec, cotangent, *partition.words_and_offset(table)),)
+        def local(stack):
+            table, cotangent = stack
+            return ((backward(spec, cotangent, *partition.words_and_offset(table)),),)
 
         table = partition.make_table(words, offset, cotangent.shape[0])
-        return partition.map_shards(local, spec.block, False, table, cotangent)[0]
+        return partition.map_shards(local, spec.block, False, (table, cotangent))[0][0]
     leads, m, n = cotangent.shape
     padded = blocks.pad_to(cotangent, max(philox.ROWS, spec.block[0]), spec.block[1])
     _, rows, columns = padded.shape

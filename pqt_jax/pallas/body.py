@@ -136,18 +136,3 @@ def largest_magnitude(rows: Sequence[jax.Array]) -> jax.Array:
     words = [lax.bitcast_convert_type(w, jnp.uint32) << np.uint32(1) for w in rows]
     largest = functools.reduce(jnp.maximum, words) >> np.uint32(1)
     return lax.bitcast_convert_type(largest, jnp.int32)
-
-
-def choose_tiles(runs: int, columns: int, most: int, programs: int) -> int:
-    """Choose how many tiles of a run one program takes, which share the round keys of Philox.
-
-    It takes fewer if there would otherwise be too few programs to fill the GPU.
-
-    Args:
-      runs: number of runs of 32 rows in all matrices of a launch.
-      columns: number of tiles across a matrix; the result divides it.
-      most: the largest result.
-      programs: how many a GPU runs at once.
-    """
-    limit = max(runs * columns // programs, 1)
-    return next(t for t in range(most, 0, -1) if columns % t == 0 and t <= limit)

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright 2026 The pqt_jax Authors
-"""Kernel launches behind the signatures of `pqt_jax.numerics.reference`.
+"""Kernel launches behind the functions of `pqt_jax.numerics.reference`.
 
-    forward, backward → vmap: a larger stack → one shard (`partition`) → padded tiles → launches
+    forward, backward → vmap: larger stacks → one shard (`partition`) → padded tiles → launches
 
-One launch samples a whole stack of matrices. A small table has one row per matrix, with its key and
+One launch samples whole stacks of matrices. A small table has one row per matrix, with its key and
 its global index. Matrices under vmap, each with its own key, are therefore just a larger stack.
 """
 
@@ -18,22 +18,27 @@ import jax.numpy as jnp
 from jax.custom_batching import custom_vmap
 
 from pqt_jax.numerics import blocks, partition, philox
+from pqt_jax.numerics.partition import Stack
 from pqt_jax.numerics.spec import Spec
 
 MAX_ELEMENTS = 2**31 - 1  # of an array that a kernel indexes with 32 bits
 MAX_GRID = 65535  # thread blocks along the second and the third axis of a grid
 
 
-def forward(implementation: str, interpret: bool, spec: Spec, w, b_i, words, offset):
-    """Sample ŵ, with the block maxima; see `pqt_jax.numerics.reference.forward`."""
-    table = partition.make_table(words, offset, w.shape[0])
-    return _operation("forward", implementation, interpret, spec)(table, w, b_i)
+def forward(implementation: str, interpret: bool, spec: Spec, *stacks: Stack) -> tuple[Stack, ...]:
+    """Sample ŵ, with the block maxima: (w, b_i, words, offset) → (ŵ, max_B|w|) for each stack."""
+    with_tables = [(_make_table(w, *place), w, b_i) for w, b_i, *place in stacks]
+    return _operation("forward", implementation, interpret, spec)(*with_tables)
 
 
-def backward(implementation: str, interpret: bool, spec: Spec, cotangent, words, offset):
-    """Return the block sums of ∂L/∂ŵ · R; see `pqt_jax.numerics.reference.backward`."""
-    table = partition.make_table(words, offset, cotangent.shape[0])
-    return _operation("backward", implementation, interpret, spec)(table, cotangent)[0]
+def backward(implementation: str, interpret: bool, spec: Spec, *stacks: Stack) -> tuple[Stack, ...]:
+    """Sum ∂L/∂ŵ · R over blocks: (∂L/∂ŵ, words, offset) → (block sums,) for each stack."""
+    with_tables = [(_make_table(g, *place), g) for g, *place in stacks]
+    return _operation("backward", implementation, interpret, spec)(*with_tables)
+
+
+def _make_table(matrices: jax.Array, words: jax.Array, offset: jax.Array) -> jax.Array:
+    return partition.make_table(words, offset, matrices.shape[0])
 
 
 def load_kernel(implementation: str) -> Any:
@@ -43,61 +48,84 @@ def load_kernel(implementation: str) -> Any:
 
 @functools.cache
 def _operation(name: str, implementation: str, interpret: bool, spec: Spec) -> Callable[..., Any]:
-    """Make `(table, stacked arrays…) → stacked arrays`, for any batch, sharding and size."""
+    """Make `(*stacks) → stacks`, with tables first, for any batch, sharding and size."""
     local = functools.partial(_launch, name, load_kernel(implementation), interpret, spec)
     # The interpreter of Mosaic has ordered effects, which custom_partitioning cannot lower.
     automatic = not (interpret and implementation == "mosaic")
-    apply = custom_vmap(partition.partition_kernel(local, 2 if name == "forward" else 1, automatic))
+    apply = custom_vmap(partition.partition_kernel(local, name == "forward", automatic))
 
     @apply.def_vmap
-    def _(size, in_batched, *operands):
+    def _(size, in_batched, *stacks):
         if not size:  # nothing to launch
-            shapes = [
-                x.shape[is_batched:] for x, is_batched in zip(operands, in_batched, strict=True)
-            ]
-            like = [jax.ShapeDtypeStruct(s, x.dtype) for s, x in zip(shapes, operands, strict=True)]
-            empty = [jnp.zeros((0, *x.shape), x.dtype) for x in jax.eval_shape(apply, *like)]
-            return tuple(empty), (True,) * len(empty)
-        batched = [
-            x if is_batched else jnp.broadcast_to(x, (size, *x.shape))
-            for x, is_batched in zip(operands, in_batched, strict=True)
-        ]
-        merged = [x.reshape(-1, *x.shape[2:]) for x in batched]
-        outputs = [x.reshape(size, -1, *x.shape[1:]) for x in apply(*merged)]
-        return tuple(outputs), (True,) * len(outputs)
+            like = jax.tree.map(_without_batch, stacks, tuple(in_batched))
+            shapes = jax.eval_shape(apply, *like)
+            empty = jax.tree.map(lambda x: jnp.zeros((0, *x.shape), x.dtype), shapes)
+            return empty, jax.tree.map(lambda _: True, empty)
+
+        def merge(x, is_batched):
+            batched = x if is_batched else jnp.broadcast_to(x, (size, *x.shape))
+            return batched.reshape(-1, *batched.shape[2:])
+
+        merged = jax.tree.map(merge, stacks, tuple(in_batched))
+        outputs = jax.tree.map(lambda x: x.reshape(size, -1, *x.shape[1:]), apply(*merged))
+        return outputs, jax.tree.map(lambda _: True, outputs)
 
     return jax.jit(apply)
 
 
-def _launch(name: str, kernel: Any, interpret: bool, spec: Spec, table, matrices, *per_block):
-    """Pad to whole tiles, and launch the kernel once, or more often if 32-bit indices need it."""
-    leads, m, n = matrices.shape
-    matrices = blocks.pad_to(matrices, kernel.ROWS, kernel.COLUMNS)
-    _, rows, columns = matrices.shape
-    runs, tiles = rows // philox.ROWS, columns // 32
-    per_block = [_pad_grid(x, runs, tiles) for x in per_block]
-    run_kernel = functools.partial(getattr(kernel, name), spec, interpret=interpret)
+def _without_batch(x: jax.Array, is_batched: bool) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(x.shape[is_batched:], x.dtype)
 
-    def launch(lead_slice: slice, run_slice: slice):
+
+def _launch(
+    name: str, kernel: Any, interpret: bool, spec: Spec, *stacks: Stack
+) -> tuple[Stack, ...]:
+    """Pad to whole tiles, and launch the kernel once, or more often if 32-bit indices need it."""
+    padded = [_pad(kernel, *stack) for stack in stacks]
+    run_kernel = functools.partial(getattr(kernel, name), spec, interpret=interpret)
+    if len(stacks) > 1 and sum(matrices.size for _, matrices, *_ in padded) <= MAX_ELEMENTS:
+        outputs = run_kernel(*padded)
+    else:
+        outputs = [_launch_pieces(run_kernel, *stack) for stack in padded]
+    return tuple(
+        tuple(_trim(x, whole[1].shape, stack[1].shape) for x in own)
+        for own, whole, stack in zip(outputs, padded, stacks, strict=True)
+    )
+
+
+def _pad(kernel: Any, table: jax.Array, matrices: jax.Array, *per_block: jax.Array) -> Stack:
+    matrices = blocks.pad_to(matrices, kernel.ROWS, kernel.COLUMNS)
+    runs, tiles = matrices.shape[1] // philox.ROWS, matrices.shape[2] // 32
+    return table, matrices, *(_pad_grid(x, runs, tiles) for x in per_block)
+
+
+def _trim(x: jax.Array, padded: tuple[int, ...], shape: tuple[int, ...]) -> jax.Array:
+    """Cut an output on padded matrices, or on their blocks, to what matrices of a shape need."""
+    _, m, n = shape
+    a, b = (m, n) if x.shape == padded else (-(-m // 32), -(-n // 32))
+    return x[:, :a, :b]
+
+
+def _launch_pieces(run_kernel: Any, table, matrices, *per_block) -> Stack:
+    """Launch a kernel on one stack, in pieces if it is too large, and join their outputs."""
+    leads, rows, columns = matrices.shape
+
+    def launch(lead_slice: slice, run_slice: slice) -> Stack:
         row_slice = slice(run_slice.start * philox.ROWS, run_slice.stop * philox.ROWS)
         rows_of_table = table[lead_slice]
         if run_slice.start:  # adding 0 would cost a launch
             rows_of_table = rows_of_table.at[:, partition.RUN].add(jnp.uint32(run_slice.start))
         inputs = [matrices[lead_slice, row_slice], *(x[lead_slice, run_slice] for x in per_block)]
-        outputs = run_kernel(inputs[0], *inputs[1:], rows_of_table)
-        return outputs if isinstance(outputs, tuple) else (outputs,)
+        return run_kernel((rows_of_table, *inputs))[0]
 
     pieces = [
         [launch(lead_slice, run_slice) for run_slice in run_slices]
-        for lead_slice, run_slices in _launch_slices(leads, runs, columns)
+        for lead_slice, run_slices in _launch_slices(leads, rows // philox.ROWS, columns)
     ]
-    joined = [
+    return tuple(
         _concatenate([_concatenate([piece[i] for piece in row], 1) for row in pieces], 0)
         for i in range(len(pieces[0][0]))
-    ]
-    grid = (-(-m // 32), -(-n // 32))
-    sizes = [(m, n) if x.shape[1:] == (rows, columns) else grid for x in joined]
-    return tuple(x[:, :a, :b] for x, (a, b) in zip(joined, sizes, strict=True))
+    )
 
 
 def _pad_grid(per_block: jax.Array, runs: int, tiles: int) -> jax.Array:

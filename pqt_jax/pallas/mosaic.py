@@ -9,6 +9,7 @@ lane has four neighbouring columns, which one load or store moves.
 
 import functools
 import inspect
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -19,8 +20,9 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from pqt_jax.numerics import philox
+from pqt_jax.numerics.partition import Stack
 from pqt_jax.numerics.spec import Spec
-from pqt_jax.pallas import body, mosaic_ptx, ptx
+from pqt_jax.pallas import body, mosaic_ptx, placement, ptx
 
 ROWS, COLUMNS = philox.ROWS, 128  # of a tile; w must be padded to multiples of them
 _WARPS, _VECTOR = 4, 4
@@ -41,6 +43,7 @@ _LAYOUT = plgpu.Layout.TILED(
     vector_dim=-1,
 )
 _PER_WARP = _LAYOUT.reduce((0, 2))
+_GRID = ("lead", "run", "step")  # of a launch on one stack
 _INDEX = inspect.signature(plgpu.load).parameters.get("idx")  # jax 0.10 requires it
 _LOAD_INDEX = ((),) if _INDEX and _INDEX.default is inspect.Parameter.empty else ()
 
@@ -64,10 +67,11 @@ def _reduce(reduction: Any, x: jax.Array) -> jax.Array:
     return reduction(reduction(x, axis=2), axis=0)  # Mosaic reduces one axis at a time
 
 
-def _tile(tiles: int, t: int):
-    """Return the indices (lead, run, tile) of tile t of this thread block."""
-    lead, run, first = (lax.axis_index(name) for name in ("lead", "run", "tile"))
-    return lead, run, first * tiles + t
+def _place(shapes: Sequence[placement.Shape]) -> tuple[Any, ...]:
+    """Return the indices (stack, lead, run, step) of this thread block."""
+    if len(shapes) == 1:
+        return 0, *(lax.axis_index(name) for name in _GRID)
+    return placement.locate(lax.axis_index("program"), shapes)
 
 
 def _slices(ref: Any, lead: Any, run: Any, tile: Any) -> list[Any]:
@@ -79,9 +83,17 @@ def _slices(ref: Any, lead: Any, run: Any, tile: Any) -> list[Any]:
     ]
 
 
-def _row(table_ref: Any) -> list[jax.Array]:
+def _load_tile(ref: Any, *at: Any) -> list[jax.Array]:
+    return [_load(piece, _LAYOUT) for piece in _slices(ref, *at)]
+
+
+def _per_block(ref: Any, lead: Any, run: Any, tile: Any) -> Any:
+    return ref.at[lead, run, pl.ds(tile * _WARPS, _WARPS)]
+
+
+def _row(table_ref: Any, lead: Any) -> list[jax.Array]:
     # Read once for all tiles of the thread block, which then share the round keys of Philox.
-    return [table_ref[lax.axis_index("lead"), i] for i in range(body.TABLE_ENTRIES)]
+    return [table_ref[lead, i] for i in range(body.TABLE_ENTRIES)]
 
 
 def _words(row: list[jax.Array], run: Any, tile: Any) -> philox.Words:
@@ -91,81 +103,106 @@ def _words(row: list[jax.Array], run: Any, tile: Any) -> philox.Words:
 
 
 def _forward(
-    table_ref, w_ref, bits_ref, out_ref, absmax_ref, *, spec: Spec, tiles: int, inline: bool
+    tables, matrices, bits, w_hats, absmaxes, *, spec: Spec, shapes: Any, tiles: int, inline: bool
 ):
-    row = _row(table_ref)
+    stack, lead, run, step = _place(shapes)
+    row = placement.choose(stack, _row, (tables,), lead)
     decode = functools.partial(mosaic_ptx.decode, ptx.ROUNDED_NORMAL, _LAYOUT) if inline else None
+
+    def load(w_ref, bits_ref, *at):
+        rows = [x.astype(jnp.float32) for x in _load_tile(w_ref, *at)]
+        return rows, _load(_per_block(bits_ref, *at), _PER_WARP)
+
     for t in range(tiles):
-        at = _tile(tiles, t)
-        lead, run, tile = at
-        per_block = pl.ds(tile * _WARPS, _WARPS)
-        rows = [_load(ref, _LAYOUT).astype(jnp.float32) for ref in _slices(w_ref, *at)]
+        at = lead, run, step * tiles + t
+        rows, b_i = placement.choose(stack, load, (matrices, bits), *at)
         largest = _reduce(jnp.max, body.largest_magnitude(rows))
         absmax = lax.bitcast_convert_type(largest, jnp.float32)
-        b_i = _load(bits_ref.at[lead, run, per_block], _PER_WARP)
-        noise_at = body.make_noise(spec, row, _words(row, run, tile), decode)
-        w_hat = body.forward(spec, rows, noise_at, absmax, b_i, _spread)
-        for ref, value in zip(_slices(out_ref, *at), w_hat, strict=True):
-            _store(ref, value)
-        _store(absmax_ref.at[lead, run, per_block], absmax)
+        noise_at = body.make_noise(spec, row, _words(row, *at[1:]), decode)
+        w_hat = list(body.forward(spec, rows, noise_at, absmax, b_i, _spread))
+
+        def store(w_hat_ref, absmax_ref, *at, w_hat=w_hat, absmax=absmax):
+            for ref, value in zip(_slices(w_hat_ref, *at), w_hat, strict=True):
+                _store(ref, value)
+            _store(_per_block(absmax_ref, *at), absmax)
+
+        placement.choose(stack, store, (w_hats, absmaxes), *at)
 
 
-def _backward(table_ref, cotangent_ref, out_ref, *, spec: Spec, tiles: int, inline: bool):
-    row = _row(table_ref)
+def _backward(tables, cotangents, sums, *, spec: Spec, shapes: Any, tiles: int, inline: bool):
+    stack, lead, run, step = _place(shapes)
+    row = placement.choose(stack, _row, (tables,), lead)
     text = ptx.SCALED_ROUNDED_NORMAL
     decode = functools.partial(mosaic_ptx.decode, text, _LAYOUT) if inline else None
     for t in range(tiles):
-        at = _tile(tiles, t)
-        lead, run, tile = at
-        rows = [_load(ref, _LAYOUT) for ref in _slices(cotangent_ref, *at)]
-        words = _words(row, run, tile)
-        if inline and cotangent_ref.dtype == jnp.bfloat16:
+        at = lead, run, step * tiles + t
+        rows = placement.choose(stack, _load_tile, (cotangents,), *at)
+        words = _words(row, *at[1:])
+        if inline and rows[0].dtype == jnp.bfloat16:
             partial = mosaic_ptx.sum_of_products(rows, words, _LAYOUT)
         else:
             partial = body.backward(rows, body.make_noise(spec, row, words, decode))
         total = _reduce(jnp.sum, partial)
         total = total * np.float32(1 / ptx.SCALE) if inline else total
-        _store(out_ref.at[lead, run, pl.ds(tile * _WARPS, _WARPS)], total)
+
+        def store(ref, *at, total=total):
+            _store(_per_block(ref, *at), total)
+
+        placement.choose(stack, store, (sums,), *at)
 
 
-def tiles_per_block(runs: int, columns: int) -> int:
-    """Return how many tiles a thread block takes, see `body.choose_tiles`."""
-    return body.choose_tiles(runs, columns, _MAX_TILES, _THREAD_BLOCKS)
+def choose_tiles(tiled: Sequence[placement.Shape]) -> int:
+    """Return how many tiles a program takes, see `placement.choose_tiles`."""
+    return placement.choose_tiles(tiled, _MAX_TILES, _THREAD_BLOCKS)
 
 
-def _kernel(function: Any, spec: Spec, shape: tuple[int, ...], out_type: Any, interpret: bool):
-    leads, m, n = shape
-    columns = n // COLUMNS
-    tiles = tiles_per_block(leads * (m // ROWS), columns)
+def _call(function: Any, spec: Spec, stacks: Sequence[Stack], results: Any, interpret: bool):
+    """Launch a kernel on stacks.
+
+    Args:
+      function: of the references of tables, matrices, numbers per block and results, each a tuple
+        with one reference for each stack.
+      spec: static options.
+      stacks: (table, matrices, numbers per block…), padded to whole tiles.
+      results: the type of each result, as tuples with one for each stack.
+      interpret: run in the interpreter.
+    """
+    tables, matrices, *per_block = zip(*stacks, strict=True)
+    tiled = [(leads, m // ROWS, n // COLUMNS) for leads, m, n in (x.shape for x in matrices)]
+    tiles = choose_tiles(tiled)
+    shapes = [(leads, runs, across // tiles) for leads, runs, across in tiled]
+    inline = spec.noise == "gauss" and not interpret
     options = {"interpret": getattr(plgpu, "InterpretGPUParams")()} if interpret else {}  # noqa: B009
     return plgpu.kernel(
-        functools.partial(
-            function, spec=spec, tiles=tiles, inline=spec.noise == "gauss" and not interpret
-        ),
-        out_type=out_type,
-        grid=(leads, m // ROWS, columns // tiles),
-        grid_names=("lead", "run", "tile"),
+        functools.partial(function, spec=spec, shapes=shapes, tiles=tiles, inline=inline),
+        out_type=results,
+        grid=placement.make_grid(shapes),
+        grid_names=_GRID if len(shapes) == 1 else ("program",),
         # The kernel uses no shared memory, and so needs no barriers between uses of it.
         compiler_params=plgpu.CompilerParams(unsafe_no_auto_barriers=True),
         **options,
+    )(tables, tuple(x.reshape(*x.shape[:2], -1, 32) for x in matrices), *per_block)
+
+
+def forward(spec: Spec, *stacks: Stack, interpret: bool = False) -> tuple[Stack, ...]:
+    """Sample ŵ, with the block maxima; as `launch.forward`, of tables and of whole tiles."""
+    w_hat_types = tuple(
+        jax.ShapeDtypeStruct((*w.shape[:2], w.shape[2] // 32, 32), spec.storage)
+        for _, w, _ in stacks
+    )
+    absmax_types = tuple(jax.ShapeDtypeStruct(b_i.shape, jnp.float32) for *_, b_i in stacks)
+    w_hats, absmaxes = _call(_forward, spec, stacks, (w_hat_types, absmax_types), interpret)
+    return tuple(
+        (w_hat.reshape(w.shape), absmax)
+        for w_hat, absmax, (_, w, _) in zip(w_hats, absmaxes, stacks, strict=True)
     )
 
 
-def forward(spec: Spec, w, b_i, table, *, interpret: bool = False):
-    """Sample ŵ, with the block maxima; shapes as for `launch.forward`, padded to whole tiles."""
-    leads, m, n = w.shape
-    out_type = (
-        jax.ShapeDtypeStruct((leads, m, n // 32, 32), spec.storage),
-        jax.ShapeDtypeStruct((leads, m // 32, n // 32), jnp.float32),
+def backward(spec: Spec, *stacks: Stack, interpret: bool = False) -> tuple[Stack, ...]:
+    """Sum ∂L/∂ŵ · R over blocks; as `launch.backward`, of tables and of whole tiles."""
+    results = tuple(
+        jax.ShapeDtypeStruct((leads, m // 32, n // 32), jnp.float32)
+        for leads, m, n in (cotangent.shape for _, cotangent in stacks)
     )
-    kernel = _kernel(_forward, spec, w.shape, out_type, interpret)
-    w_hat, absmax = kernel(table, w.reshape(leads, m, n // 32, 32), b_i)
-    return w_hat.reshape(w.shape), absmax
-
-
-def backward(spec: Spec, cotangent, table, *, interpret: bool = False):
-    """Return block sums of ∂L/∂ŵ · R; shapes as for `launch.backward`, padded to whole tiles."""
-    leads, m, n = cotangent.shape
-    out_type = jax.ShapeDtypeStruct((leads, m // 32, n // 32), jnp.float32)
-    kernel = _kernel(_backward, spec, cotangent.shape, out_type, interpret)
-    return kernel(table, cotangent.reshape(leads, m, n // 32, 32))
+    (sums,) = _call(_backward, spec, stacks, (results,), interpret)
+    return tuple((x,) for x in sums)

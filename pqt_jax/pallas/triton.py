@@ -4,7 +4,7 @@
 
 import functools
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -18,8 +18,9 @@ with warnings.catch_warnings():
     from jax.experimental.pallas import triton as plt
 
 from pqt_jax.numerics import philox
+from pqt_jax.numerics.partition import Stack
 from pqt_jax.numerics.spec import Spec
-from pqt_jax.pallas import body, ptx
+from pqt_jax.pallas import body, placement, ptx
 
 ROWS, COLUMNS = philox.ROWS, 32  # of a tile; w must be padded to multiples of them
 _SLICE = (philox.GROUP, COLUMNS)
@@ -35,14 +36,28 @@ def _reduce(reduction: Any, x: jax.Array) -> jax.Array:
     return reduction(reduction(x, axis=1), axis=0)  # Triton reduces one axis at a time
 
 
-def _slices(tile: int) -> list[Any]:
-    """Return the indices of the eight slices of a tile."""
+def _place(shapes: Sequence[placement.Shape]) -> tuple[Any, ...]:
+    """Return the indices (stack, lead, run, step) of this program."""
+    if len(shapes) == 1:
+        return 0, *(pl.program_id(axis) for axis in (2, 1, 0))
+    return placement.locate(pl.program_id(0), shapes)
+
+
+def _slices(lead: Any, run: Any, tile: Any) -> list[Any]:
+    """Return the indices of the eight slices of a tile of [leads, M, N]."""
     columns = pl.ds(tile * COLUMNS, COLUMNS)
-    return [(pl.ds(s * philox.GROUP, philox.GROUP), columns) for s in range(philox.DRAWS)]
+    return [
+        (lead, pl.ds(run * ROWS + s * philox.GROUP, philox.GROUP), columns)
+        for s in range(philox.DRAWS)
+    ]
 
 
-def _load(ref: Any, tile: int) -> list[jax.Array]:
-    return [ref[at].astype(jnp.float32) for at in _slices(tile)]
+def _load(ref: Any, *at: Any) -> list[jax.Array]:
+    return [ref[index].astype(jnp.float32) for index in _slices(*at)]
+
+
+def _row(table_ref: Any, lead: Any) -> list[jax.Array]:
+    return [table_ref[lead, i] for i in range(body.TABLE_ENTRIES)]
 
 
 def _decode(text: str, word: jax.Array) -> jax.Array:
@@ -72,77 +87,100 @@ def _multiply_add(a: jax.Array, b: jax.Array, c: jax.Array) -> jax.Array:
     return total
 
 
-def _noises(spec: Spec, table_ref: Any, tiles: int, text: str | None) -> Iterator[body.Noise]:
-    """Yield the noise of each tile of this program; they share the round keys of Philox."""
+def _noises(
+    spec: Spec, row: list[jax.Array], run: jax.Array, step: jax.Array, tiles: int, text: str | None
+) -> Iterator[tuple[jax.Array, body.Noise]]:
+    """Yield (tile, its noise) for each tile of a program; they share the round keys of Philox."""
     q, column = (lax.broadcasted_iota(jnp.uint32, _SLICE, d) for d in range(2))
-    first, run = (pl.program_id(axis).astype(jnp.uint32) for axis in (0, 1))
-    row = [table_ref[i] for i in range(body.TABLE_ENTRIES)]
     decode = functools.partial(_decode, text) if text else None
     for t in range(tiles):
-        tile = first * np.uint32(tiles) + np.uint32(t)
-        words = body.make_words(row, run, q, column + tile * np.uint32(COLUMNS))
-        yield body.make_noise(spec, row, words, decode)
+        tile = step * tiles + t
+        first = tile.astype(jnp.uint32) * np.uint32(COLUMNS)
+        words = body.make_words(row, run.astype(jnp.uint32), q, column + first)
+        yield tile, body.make_noise(spec, row, words, decode)
 
 
-def _forward(
-    table_ref, w_ref, bits_ref, out_ref, absmax_ref, *, spec: Spec, tiles: int, inline: bool
-):
+def _forward(*refs, spec: Spec, shapes: Sequence[placement.Shape], tiles: int, inline: bool):
+    tables, matrices, bits, w_hats, absmaxes = placement.split_refs(refs, len(shapes))
+    stack, lead, run, step = _place(shapes)
+    row = placement.choose(stack, _row, (tables,), lead)
     text = ptx.ROUNDED_NORMAL if inline else None
     multiply_add = _multiply_add if inline else body.multiply_add
-    for t, noise_at in enumerate(_noises(spec, table_ref, tiles, text)):
-        rows = _load(w_ref, t)
+
+    def load(w_ref, bits_ref, *at):
+        return _load(w_ref, *at), bits_ref[at]
+
+    for tile, noise_at in _noises(spec, row, run, step, tiles, text):
+        at = lead, run, tile
+        rows, b_i = placement.choose(stack, load, (matrices, bits), *at)
         largest = _reduce(jnp.max, body.largest_magnitude(rows))
         absmax = lax.bitcast_convert_type(largest, jnp.float32)
-        w_hat = body.forward(spec, rows, noise_at, absmax, bits_ref[0, t], _spread, multiply_add)
-        for at, value in zip(_slices(t), w_hat, strict=True):
-            out_ref[at] = value
-        absmax_ref[0, t] = absmax
+        w_hat = list(body.forward(spec, rows, noise_at, absmax, b_i, _spread, multiply_add))
+
+        def store(w_hat_ref, absmax_ref, *at, w_hat=w_hat, absmax=absmax):
+            for index, value in zip(_slices(*at), w_hat, strict=True):
+                w_hat_ref[index] = value
+            absmax_ref[at] = absmax
+
+        placement.choose(stack, store, (w_hats, absmaxes), *at)
 
 
-def _backward(table_ref, cotangent_ref, out_ref, *, spec: Spec, tiles: int, inline: bool):
+def _backward(*refs, spec: Spec, shapes: Sequence[placement.Shape], tiles: int, inline: bool):
+    tables, cotangents, sums = placement.split_refs(refs, len(shapes))
+    stack, lead, run, step = _place(shapes)
+    row = placement.choose(stack, _row, (tables,), lead)
     text = ptx.SCALED_ROUNDED_NORMAL if inline else None
     multiply_add = _multiply_add if inline else body.multiply_add
-    for t, noise_at in enumerate(_noises(spec, table_ref, tiles, text)):
-        total = _reduce(jnp.sum, body.backward(_load(cotangent_ref, t), noise_at, multiply_add))
-        out_ref[0, t] = total * np.float32(1 / ptx.SCALE) if inline else total
+    for tile, noise_at in _noises(spec, row, run, step, tiles, text):
+        rows = placement.choose(stack, _load, (cotangents,), lead, run, tile)
+        total = _reduce(jnp.sum, body.backward(rows, noise_at, multiply_add))
+        total = total * np.float32(1 / ptx.SCALE) if inline else total
+
+        def store(ref, *at, total=total):
+            ref[at] = total
+
+        placement.choose(stack, store, (sums,), lead, run, tile)
 
 
-def _call(function: Any, spec: Spec, shape, operands, out_shape, interpret: bool):
-    """Call a kernel on matrices of a shape, and on arrays of one number per block of them."""
-    leads, m, n = shape
-    tiles = body.choose_tiles(leads * (m // ROWS), n // COLUMNS, _MAX_TILES, _PROGRAMS)
+def choose_tiles(tiled: Sequence[placement.Shape]) -> int:
+    """Return how many tiles a program takes, see `placement.choose_tiles`."""
+    return placement.choose_tiles(tiled, _MAX_TILES, _PROGRAMS)
 
-    def tile_of(array: Any) -> pl.BlockSpec:
-        sides = (ROWS, COLUMNS * tiles) if array.shape == shape else (1, tiles)
-        return pl.BlockSpec((None, *sides), lambda tile, run, lead: (lead, run, tile))
 
-    table = pl.BlockSpec((None, 8), lambda tile, run, lead: (lead, 0))
+def _call(function: Any, spec: Spec, stacks: Sequence[Stack], results: Any, interpret: bool):
+    """Launch a kernel on stacks; the arguments are those of the function in `mosaic`."""
+    operands = [x for own in zip(*stacks, strict=True) for x in own]
+    tiled = [(leads, m // ROWS, n // COLUMNS) for leads, m, n in (x[1].shape for x in stacks)]
+    tiles = choose_tiles(tiled)
+    shapes = [(leads, runs, across // tiles) for leads, runs, across in tiled]
     inline = spec.noise == "gauss" and not interpret
     return pl.pallas_call(
-        functools.partial(function, spec=spec, tiles=tiles, inline=inline),
-        grid=(n // (COLUMNS * tiles), m // ROWS, leads),  # neighbours run at the same time
-        in_specs=[table, *(tile_of(x) for x in operands[1:])],
-        out_specs=jax.tree.map(tile_of, out_shape),
-        out_shape=out_shape,
+        functools.partial(function, spec=spec, shapes=shapes, tiles=tiles, inline=inline),
+        grid=placement.make_grid(shapes)[::-1],  # neighbours along the columns run at the same time
+        out_shape=results,
         interpret=interpret,
         compiler_params=None if interpret else plt.CompilerParams(num_warps=1, num_stages=1),
     )(*operands)
 
 
-def forward(spec: Spec, w, b_i, table, *, interpret: bool = False):
-    """Sample ŵ, with the block maxima; shapes as for `launch.forward`, padded to whole tiles."""
-    kind = jax.typeof(w).manual_axis_type  # says what w varies over, under shard_map
-    out_shape = (
-        jax.ShapeDtypeStruct(w.shape, spec.storage, manual_axis_type=kind),
-        jax.ShapeDtypeStruct(b_i.shape, jnp.float32, manual_axis_type=kind),
+def forward(spec: Spec, *stacks: Stack, interpret: bool = False) -> tuple[Stack, ...]:
+    """Sample ŵ, with the block maxima; as `launch.forward`, of tables and of whole tiles."""
+    results = [_like(w.shape, spec.storage, w) for _, w, _ in stacks]
+    results += [_like(b_i.shape, jnp.float32, w) for _, w, b_i in stacks]
+    outputs = _call(_forward, spec, stacks, tuple(results), interpret)
+    return tuple(zip(outputs[: len(stacks)], outputs[len(stacks) :], strict=True))
+
+
+def backward(spec: Spec, *stacks: Stack, interpret: bool = False) -> tuple[Stack, ...]:
+    """Sum ∂L/∂ŵ · R over blocks; as `launch.backward`, of tables and of whole tiles."""
+    results = tuple(
+        _like((leads, m // 32, n // 32), jnp.float32, g)
+        for g in (g for _, g in stacks)
+        for leads, m, n in [g.shape]
     )
-    return _call(_forward, spec, w.shape, (table, w, b_i), out_shape, interpret)
+    return tuple((x,) for x in _call(_backward, spec, stacks, results, interpret))
 
 
-def backward(spec: Spec, cotangent, table, *, interpret: bool = False):
-    """Return block sums of ∂L/∂ŵ · R; shapes as for `launch.backward`, padded to whole tiles."""
-    leads, m, n = cotangent.shape
-    kind = jax.typeof(cotangent).manual_axis_type
-    shape = (leads, m // 32, n // 32)
-    out_shape = jax.ShapeDtypeStruct(shape, jnp.float32, manual_axis_type=kind)
-    return _call(_backward, spec, cotangent.shape, (table, cotangent), out_shape, interpret)
+def _like(shape: tuple[int, ...], dtype: Any, x: jax.Array) -> jax.ShapeDtypeStruct:
+    """Return the type of a result that varies over what x varies over, under shard_map."""
+    return jax.ShapeDtypeStruct(shape, dtype, manual_axis_type=jax.typeof(x).manual_axis_type)

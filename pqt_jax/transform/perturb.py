@@ -17,7 +17,6 @@ per block are stored, the maximum and b_i; neither R nor a second copy of w is.
 Source: arXiv 2505.11170 (2025); detaching max_B|w| is ours.
 """
 
-import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -26,12 +25,12 @@ import jax.numpy as jnp
 from jax.core import Tracer
 
 from pqt_jax import pallas
-from pqt_jax.numerics import bit_width, blocks, keys, partition, philox
-from pqt_jax.numerics.reference import backward, cast_blocks
+from pqt_jax.numerics import blocks, keys, partition, philox
 from pqt_jax.numerics.spec import Spec
 from pqt_jax.pallas import Implementation
 from pqt_jax.transform.rules import Rule, map_sampled
-from pqt_jax.transform.tree_paths import lookup_bits
+from pqt_jax.transform.sample import sample, straight_through
+from pqt_jax.transform.tree_paths import lookup_bits, map_paths, paths_and_leaves
 
 Origin = tuple[jax.Array | int, jax.Array | int]
 
@@ -69,16 +68,31 @@ def perturb_tree(
         )
     if lead is None:
         keys.consume(key)
+    sampled: dict[str, jax.Array] = {}
+    alike: dict[tuple[Spec, Any], dict[str, Any]] = {}  # what one launch could sample
 
-    def sample(path, spec, w):
+    def prepare(path, spec, w):
         if spec.noise == "none":
-            return perturb(w, None, None, spec)
+            sampled[path] = perturb(w, None, None, spec)
+            return w
         leads, _, _ = blocks.matrix_shape(w.shape, spec.matrix_axes)
-        first = (0 if lead is None else lead) * leads
-        b_i = lookup_bits(bits, path, prefix)
-        return perturb(w, b_i, keys.param_key(key, path), spec, lead=first)
+        offset = make_offset((0 if lead is None else lead) * leads, (0, 0), spec.block)
+        spec, b_i = spec.fitted(w.shape), lookup_bits(bits, path, prefix)
+        operands = *prepare_operands(w, b_i, spec), offset
+        alike.setdefault((spec, w.dtype), {})[path] = operands
+        return w
 
-    return map_sampled(sample, params, rules, prefix=prefix, strict=strict)
+    map_sampled(prepare, params, rules, prefix=prefix, strict=strict)
+    shapes = paths_and_leaves(params, prefix)
+    words = keys.param_words(key, [path for operands in alike.values() for path in operands])
+    for (spec, _), operands in alike.items():
+        stacks = {path: (w, b_i, words[path], at) for path, (w, b_i, at) in operands.items()}
+        implementation = pallas.choose_implementation(None, spec)
+        for paths in pallas.share_launches(implementation, stacks):
+            outputs: Any = sample(spec, implementation, tuple(stacks[path] for path in paths))
+            for path, (w_hat, _) in zip(paths, outputs, strict=True):
+                sampled[path] = partition.from_matrices(w_hat, shapes[path], spec.matrix_axes)
+    return map_paths(lambda path, leaf: sampled.get(path, leaf), params, prefix)
 
 
 def perturb(
@@ -134,34 +148,25 @@ def perturb(
     spec = spec.fitted(w.shape)
     implementation = pallas.choose_implementation(implementation, spec)
     if spec.noise == "none":
-        rounded: Any = _straight_through(spec, _matrices(w, spec))
+        rounded: Any = straight_through(spec, _matrices(w, spec))
         return partition.from_matrices(rounded, w, spec.matrix_axes)
-    operands = prepare_operands(w, b_i, key, spec, lead, origin)
+    operands = prepare_operands(w, b_i, spec)
+    stack = *operands, keys.key_words(key), make_offset(lead, origin, spec.block)
     if not w.size:  # there is no block to launch a kernel for
         return w.astype(spec.storage)
-    outputs: Any = _sample(spec, implementation, *operands)
-    return partition.from_matrices(outputs[0], w, spec.matrix_axes)
+    outputs: Any = sample(spec, implementation, (stack,))
+    return partition.from_matrices(outputs[0][0], w, spec.matrix_axes)
 
 
 def prepare_operands(
-    w: jax.Array,
-    b_i: jax.Array | None,
-    key: jax.Array | None,
-    spec: Spec,
-    lead: Any,
-    origin: Origin,
-) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """Check the operands of `perturb`, and bring them into the form that implementations take.
-
-    Returns:
-      (w as matrices [leads, M, N], b_i as [leads, gm, gn], the words of the key uint32[2], the
-      offset uint32[3]).
-    """
+    w: jax.Array, b_i: jax.Array | None, spec: Spec
+) -> tuple[jax.Array, jax.Array]:
+    """Check w and b_i, and return them as matrices: [leads, M, N] and [leads, gm, gn]."""
+    w = jnp.asarray(w)
     matrices = _matrices(w, spec)
     blocks.check_grid(b_i, w, spec.block, spec.matrix_axes)
     b_i = partition.as_matrices(jnp.asarray(b_i, jnp.float32), (1, 1))
-    b_i = partition.reshard_like(b_i, matrices, spec.block)  # as its gradient will be
-    return matrices, b_i, keys.key_words(key), _offset(lead, origin, spec.block)
+    return matrices, partition.reshard_like(b_i, matrices, spec.block)  # as its gradient will be
 
 
 def _matrices(w: jax.Array, spec: Spec) -> jax.Array:
@@ -170,8 +175,8 @@ def _matrices(w: jax.Array, spec: Spec) -> jax.Array:
     return partition.as_matrices(w, spec.matrix_axes)
 
 
-def _offset(lead: Any, origin: Origin, block: blocks.Block) -> jax.Array:
-    """uint32[3]: lead, run of 32 rows, column."""
+def make_offset(lead: Any, origin: Origin, block: blocks.Block) -> jax.Array:
+    """Return uint32[3], the place of the first element: lead, run of 32 rows, column."""
     if not isinstance(origin, tuple) or len(origin) != 2:
         raise TypeError(f"origin={origin!r}; it must be (row, column)")
     row = _check_index("origin[0]", origin[0], "row", max(philox.ROWS, block[0]))
@@ -189,67 +194,3 @@ def _check_index(name: str, value: Any, axis: str, multiple: int = 1) -> jax.Arr
     if is_concrete and int(value) % multiple:
         raise ValueError(f"{name}={value!r}; it must be a multiple of {multiple}")
     return jnp.uint32(value)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _straight_through(spec: Spec, w: jax.Array) -> jax.Array:
-    return cast_blocks(spec, w)
-
-
-def _straight_through_fwd(spec, w):
-    return _straight_through(spec, w), jnp.zeros((), w.dtype)
-
-
-def _straight_through_bwd(spec, like, cotangent):
-    return (cotangent.astype(like.dtype),)
-
-
-_straight_through.defvjp(_straight_through_fwd, _straight_through_bwd)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _sample(spec: Spec, implementation: Implementation, w, b_i, words, offset):
-    forward, _ = pallas.get_functions(implementation)
-    return forward(spec, w, b_i, words, offset)
-
-
-def _sample_fwd(spec, implementation, w, b_i, words, offset):
-    # Calls itself, so that differentiating this a second time uses the same rule.
-    outputs: Any = _sample(spec, implementation, w, b_i, words, offset)
-    return outputs, (b_i, words, offset, outputs[1], jnp.zeros((), w.dtype))
-
-
-def _sample_bwd(spec, implementation, residual, cotangents):
-    b_i, words, offset, absmax, like = residual
-    cotangent, _ = cotangents  # the maximum is detached
-    product = _block_sums(spec, implementation, cotangent, words, offset)
-    _, step_vjp = jax.vjp(functools.partial(_step_size, spec), b_i)
-    return cotangent.astype(like.dtype), *step_vjp(absmax * product), None, None
-
-
-_sample.defvjp(_sample_fwd, _sample_bwd)
-
-
-def _step_size(spec: Spec, b_i: jax.Array) -> jax.Array:
-    return bit_width.step_size(bit_width.bit_width(b_i, spec.target_bits, spec.init_bits))
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _block_sums(spec: Spec, implementation: Implementation, cotangent, words, offset):
-    """Σ_B (∂L/∂ŵ · R). It is linear in ∂L/∂ŵ, and can be differentiated again."""
-    _, backward = pallas.get_functions(implementation)
-    return backward(spec, cotangent, words, offset)
-
-
-def _block_sums_fwd(spec, implementation, *operands):
-    return _block_sums(spec, implementation, *operands), operands
-
-
-def _block_sums_bwd(spec, implementation, operands, cotangent):
-    del implementation  # second derivatives are rare, and have no kernel
-    primal, words, offset = operands
-    _, transpose = jax.vjp(lambda g: backward(spec, g, words, offset), primal)
-    return *transpose(cotangent), None, None
-
-
-_block_sums.defvjp(_block_sums_fwd, _block_sums_bwd)

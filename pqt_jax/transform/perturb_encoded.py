@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 
 from pqt_jax import pallas
-from pqt_jax.numerics import cast, partition
+from pqt_jax.numerics import cast, keys, partition
 from pqt_jax.numerics.spec import Spec
 from pqt_jax.pallas import Implementation
-from pqt_jax.transform.perturb import Origin, prepare_operands
+from pqt_jax.transform.perturb import Origin, make_offset, prepare_operands
 
 
 def perturb_encoded(
@@ -52,12 +52,11 @@ def perturb_encoded(
         raise ValueError("noise='none'; codes are made of sampled weights")
     w, b_i = jnp.asarray(w), jnp.asarray(b_i)
     spec = dataclasses.replace(spec, encoded=True).fitted(w.shape)
-    matrices, grid, words, offset = prepare_operands(w, b_i, key, spec, lead, origin)
+    matrices, grid = map(_refuse_gradients, prepare_operands(w, b_i, spec))
+    stack = matrices, grid, keys.key_words(key), make_offset(lead, origin, spec.block)
     implementation = pallas.choose_implementation(implementation, spec)
     forward, _ = pallas.get_functions(implementation if w.size else "xla")
-    codes, absmax = forward(
-        spec, _refuse_gradients(matrices), _refuse_gradients(grid), words, offset
-    )
+    ((codes, absmax),) = forward(spec, stack)
     codes = jax.lax.bitcast_convert_type(
         partition.from_matrices(codes, w, spec.matrix_axes), spec.dtype.dtype
     )

@@ -29,4 +29,4 @@ class TestMosaic(kernels.KernelTests):
         ],
     )
     def test_thread_blocks_are_enough_for_a_gpu_or_as_many_as_there_are(self, runs, columns, tiles):
-        assert launch.load_kernel("mosaic").tiles_per_block(runs, columns) == tiles
+        assert launch.load_kernel("mosaic").choose_tiles([(1, runs, columns)]) == tiles

@@ -2,6 +2,8 @@
 # Copyright 2026 The pqt_jax Authors
 """The choice between implementations, and the code that the kernels share."""
 
+import functools
+import math
 import re
 import subprocess
 import sys
@@ -19,13 +21,15 @@ from pqt_jax.lab.sweep_arms import Arm
 from pqt_jax.models import Llama2Config
 from pqt_jax.numerics import noise, philox
 from pqt_jax.numerics.spec import Spec
-from pqt_jax.pallas import launch
+from pqt_jax.pallas import launch, placement
 from pqt_jax.training.config.fields import from_values
 from pqt_jax.training.config.schema import RunConfig, default
 from pqt_jax.training.optimizer import make_optimizer
 from pqt_jax.training.state import init_state
 from pqt_jax.training.step import build_train_step
-from pqt_jax.transform.perturb import perturb
+from pqt_jax.transform.param_transform import param_transform
+from pqt_jax.transform.perturb import perturb, perturb_tree
+from pqt_jax.transform.rules import Rule
 
 pytestmark = pytest.mark.jax_version
 
@@ -113,6 +117,55 @@ def test_pieces_cover_everything_once():
         assert (seen == 1).all()
 
 
+@pytest.mark.parametrize(
+    "shapes", [[(1, 24, 6)], [(1, 2, 3), (2, 2, 2)], [(1, 1, 1)] * 7, [(3, 5, 2), (1, 1, 7)]]
+)
+def test_the_programs_of_a_launch_take_each_tile_once(shapes):
+    tiles = placement.choose_tiles(shapes, 4, 8)
+    steps = [(leads, runs, across // tiles) for leads, runs, across in shapes]
+    assert all(across % tiles == 0 for _, _, across in shapes)
+    programs = jnp.arange(math.prod(placement.make_grid(steps)), dtype=jnp.int32)
+    if len(shapes) == 1:  # the three axes of its grid are the place
+        assert placement.make_grid(steps) == steps[0]
+        return
+    place = jax.vmap(functools.partial(placement.locate, shapes=steps))(programs)
+    got = [tuple(int(x) for x in at) for at in zip(*place, strict=True)]
+    want = [(k, *at) for k, shape in enumerate(steps) for at in np.ndindex(*shape)]
+    assert got == want
+
+
+@pytest.mark.parametrize(
+    ("sizes", "groups"),
+    [
+        ([2**20] * 9, [8, 1]),
+        ([2**23, 1, 2**23, 2**22, 2**22], [1, 1, 1, 2]),  # one that is too large is alone
+        ([768 * 768] * 4 + [768 * 2048] * 3, [7]),  # a layer of Llama2-134M
+        ([768 * 768] * 4 + [768 * 3072] * 2, [6]),  # of GPT2-124M
+        ([2048 * 2048] * 4 + [2048 * 5461] * 3, [2, 2, 1, 1, 1]),  # of Llama2-1B
+    ],
+)
+def test_small_matrices_share_a_launch_in_order(sizes, groups):
+    stacks = {str(i): (jax.ShapeDtypeStruct((1, n), jnp.float32),) for i, n in enumerate(sizes)}
+    got = pallas.share_launches("mosaic", stacks)
+    assert [len(group) for group in got] == groups
+    assert [path for group in got for path in group] == list(stacks)
+    assert pallas.share_launches("xla", stacks) == [(path,) for path in stacks]
+
+
+def test_what_has_another_dtype_or_format_has_a_launch_of_its_own(count_kernels):
+    rules = [Rule("fp8/.*", 4.0, dtype="float8_e4m3fn"), Rule(".*")]
+    like = jax.ShapeDtypeStruct
+    params = {
+        "fp8": {"a": like((32, 128), jnp.float32), "b": like((64, 128), jnp.float32)},
+        "x": like((32, 128), jnp.float32),
+        "y": like((32, 128), jnp.bfloat16),
+        "z": like((3, 64, 128), jnp.float32),
+    }
+    bits = param_transform(rules).init(jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), params))
+    run = jax.jit(lambda params, key: perturb_tree(params, bits, key, rules))
+    assert count_kernels(run, params, jax.eval_shape(make_key)) == 3
+
+
 @pytest.fixture(params=pallas.KERNELS)
 def lower_for_gpu(monkeypatch, request):
     """A function (jitted function, arguments) → (its text for an H100, number of kernel calls)."""
@@ -153,8 +206,7 @@ def test_on_a_gpu_only_the_kernel_computes_with_weights_and_bits(lower_for_gpu):
     assert "scatter" not in text  # the table is made by one operation
 
 
-# Matrices have three shapes (attention; gate and up; down), and a function for each. A function has
-# three kernel calls: forward, forward again under remat, and backward.
+# One launch samples the seven matrices of a layer: forward, again under remat, and backward.
 TINY = Llama2Config(256, d_model=64, num_layers=3, num_heads=2, d_ff=96, remat=True)
 
 
@@ -164,17 +216,17 @@ def test_on_a_gpu_the_models_layers_are_sampled_by_kernels(count_kernels):
     graph, state = init_state(config, optimizer)
     step = build_train_step(config, graph, optimizer)
     batch = jax.ShapeDtypeStruct((2, 33), jnp.int32)
-    assert count_kernels(step, state, batch, jax.eval_shape(lambda: jax.random.key(0))) == 3 * 3
+    assert count_kernels(step, state, batch, jax.eval_shape(lambda: jax.random.key(0))) == 3
 
 
 @pytest.mark.slow
 def test_on_a_gpu_the_labs_runs_side_by_side_are_sampled_by_kernels(count_kernels):
-    """One launch samples the matrix of all runs of a program."""
+    """One launch samples the matrices of all runs of a program."""
     arm = Arm("gaussws", from_values(RunConfig, default(TINY).to_dict()), {})
     programs = make_programs(arm)
     state, keys = jax.eval_shape(lambda: programs.begin([(1e-3, seed) for seed in range(4)]))
     batch = jax.ShapeDtypeStruct((4, 2, 33), jnp.int32)
-    assert count_kernels(programs.step_of(1), state, batch, keys) == 3 * 3
+    assert count_kernels(programs.step_of(1), state, batch, keys) == 3
 
 
 def test_on_a_gpu_shards_are_sampled_by_kernels_under_shard_map(count_kernels):

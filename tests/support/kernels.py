@@ -7,7 +7,9 @@ quick cases take each value of each axis at least once (format, dtype, noise, sh
 the slow ones take their products.
 """
 
+import contextlib
 import functools
+import itertools
 import re
 
 import jax
@@ -18,12 +20,13 @@ from jax.sharding import AbstractDevice, AbstractMesh, AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from pqt_jax import pallas
-from pqt_jax.numerics import reference
+from pqt_jax.numerics import keys, reference
 from pqt_jax.numerics.formats import BF16, E2M1, E2M3, E3M2, E4M3, E4M7, E5M2, FP32, FloatFormat
 from pqt_jax.numerics.spec import Spec
 from pqt_jax.pallas import launch
-from pqt_jax.transform.perturb import perturb
+from pqt_jax.transform.perturb import perturb, perturb_tree
 from pqt_jax.transform.perturb_encoded import perturb_encoded
+from pqt_jax.transform.rules import Rule
 from support import oracle
 
 FORMATS = [BF16, FP32, E4M7, E4M3, E5M2, E3M2, E2M3, E2M1, FloatFormat(8, 3)]
@@ -114,7 +117,7 @@ class KernelTests:
             yield
 
     def forward(self, spec, w, b_i):
-        return launch.forward(self.name, True, spec, w, b_i, WORDS, ORIGIN)
+        return launch.forward(self.name, True, spec, (w, b_i, WORDS, ORIGIN))[0]
 
     @pytest.mark.parametrize(("fmt", "dtype"), list(formats_and_dtypes()))
     def test_forward_has_the_bits_of_the_reference(self, fmt, dtype):
@@ -153,7 +156,7 @@ class KernelTests:
     )
     def test_backward_has_the_sums_of_the_reference(self, dtype, noise):
         spec, cotangent = Spec(noise=noise), parameters((2, 64, 256), dtype)[2]
-        got = launch.backward(self.name, True, spec, cotangent, WORDS, ORIGIN)
+        ((got,),) = launch.backward(self.name, True, spec, (cotangent, WORDS, ORIGIN))
         want = reference.backward(spec, cotangent, WORDS, ORIGIN)
         assert got.dtype == want.dtype and got.shape == want.shape
         np.testing.assert_allclose(got, want, rtol=0, atol=1e-6 * np.abs(want).max())
@@ -261,6 +264,28 @@ class KernelTests:
         check(got, sample("xla", *parameters(shape)))
         assert not COLLECTIVE.findall(compiled)
 
+    def test_inside_shard_map_parameters_of_any_sharding_may_be_sampled_together(self, monkeypatch):
+        """The first varies over both axes, the second over one, the third over none."""
+        monkeypatch.setattr(pallas, "KERNELS", (self.name,))
+        axes = {"a": P("x", "y"), "b": P("y"), "c": P()}
+        params, bits = {}, {}
+        for path, shape in {"a": (64, 64), "b": (64, 32), "c": (32, 32)}.items():
+            params[path], bits[path], _ = parameters(shape)
+        mesh = jax.make_mesh((2, 2), ("x", "y"), axis_types=(AxisType.Auto,) * 2)
+        local = functools.partial(perturb_tree, key=key(), rules=(Rule(".*"),))
+        options = {"in_specs": (axes, axes), "out_specs": axes, "check_vma": False}
+        got = jax.jit(jax.shard_map(local, mesh=mesh, **options))(params, bits)
+        for path, place in axes.items():  # each shard has the noise of a whole matrix
+            rows, columns = got[path].addressable_shards[0].data.shape
+            for i, j in itertools.product(*(range(0, n, 32) for n in got[path].shape)):
+                if i % rows or j % columns:
+                    continue
+                w, b_i = params[path][i : i + rows, j : j + columns], bits[path]
+                b_i = b_i[i // 32 : (i + rows) // 32, j // 32 : (j + columns) // 32]
+                alone = perturb(w, b_i, keys.param_key(key(), path), implementation="xla")
+                same(got[path][i : i + rows, j : j + columns], alone)
+            assert got[path].sharding.spec == place
+
     def test_inside_shard_map_a_shard_has_the_bits_of_its_origin(self):
         w, b_i, _ = parameters((64, 64))
         mesh = jax.make_mesh((2, 2), ("x", "y"), axis_types=(AxisType.Auto,) * 2)
@@ -285,6 +310,53 @@ class KernelTests:
         compiled, got = self.on_mesh(kind, (256, 64), P("x", "y"), P("x", "y"), devices)
         check(got, sample("xla", *parameters((256, 64))))
         assert not COLLECTIVE.findall(compiled)
+
+    @pytest.mark.parametrize("kind", [None, AxisType.Auto, slow(AxisType.Explicit)], ids=str)
+    def test_parameters_that_share_a_launch_are_as_each_alone(self, monkeypatch, kind):
+        if kind is AxisType.Auto and not self.automatic:
+            pytest.skip(
+                "its interpreter has ordered effects, which custom_partitioning cannot lower"
+            )
+        monkeypatch.setattr(pallas, "KERNELS", (self.name,))
+        axes = {"a": P("x", "y"), "b": P("y"), "c": P()}
+        shapes = {"a": (256, 128), "b": (2, 96, 64), "c": (33, 70)}
+        operands = {path: parameters(shape) for path, shape in shapes.items()}
+        want = {
+            path: sample("xla", *own, keys.param_key(key(), path)) for path, own in operands.items()
+        }
+
+        def sample_tree(operands):
+            w, b_i, cotangent = ({path: x[i] for path, x in operands.items()} for i in range(3))
+            function = functools.partial(perturb_tree, key=key(), rules=(Rule(".*"),))
+            w_hat, back = jax.vjp(function, w, b_i)
+            return w_hat, *back(cotangent)
+
+        mesh = None
+        if kind is not None:
+            mesh = jax.make_mesh((4, 2), ("x", "y"), axis_types=(kind,) * 2)
+            places = {path: NamedSharding(mesh, p) for path, p in axes.items()}
+            operands = {path: jax.device_put(x, places[path]) for path, x in operands.items()}
+        with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
+            compiled = jax.jit(sample_tree).lower(operands).compile()
+            got = jax.device_get(compiled(operands))
+        for path in shapes:
+            check([x[path] for x in got], want[path])
+        assert not COLLECTIVE.findall(compiled.as_text())
+
+    def test_runs_side_by_side_may_share_a_launch(self):
+        spec = Spec()
+        several = [parameters((3, 64, 96)), parameters((3, 32, 128))]
+        words = jax.random.key_data(jax.random.split(key(), 3))
+
+        def forward(*operands):
+            stacks = [(w[None], b_i[None], words, ORIGIN) for w, b_i, words in operands]
+            return launch.forward(self.name, True, spec, *stacks)
+
+        got = jax.vmap(forward)(*[(w, b_i, words) for w, b_i, _ in several])
+        for own, (w, b_i, _) in zip(got, several, strict=True):
+            for run in range(3):
+                want = reference.forward(spec, w[run, None], b_i[run, None], words[run], ORIGIN)
+                same(own[0][run], want[0]), same(own[1][run], want[1])
 
     def on_mesh(self, kind, shape, axes, axes_of_bits, devices=(4, 2)):
         mesh = jax.make_mesh(devices, ("x", "y"), axis_types=(kind,) * 2)
@@ -327,8 +399,9 @@ class KernelTests:
         cotangent = shape(w.shape, jnp.bfloat16)
         with jax.sharding.use_abstract_mesh(mesh):
             for function, operands in (
-                (functools.partial(kernel.forward, spec), (w, b_i, table)),
-                (functools.partial(kernel.backward, spec), (cotangent, table)),
+                (kernel.forward, (table, w, b_i)),
+                (kernel.backward, (table, cotangent)),
             ):
-                lowered = jax.jit(function).trace(*operands).lower(lowering_platforms=("cuda",))
+                run = jax.jit(lambda *stack, function=function: function(spec, stack))
+                lowered = run.trace(*operands).lower(lowering_platforms=("cuda",))
                 assert "custom_call" in lowered.as_text()

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright 2026 The pqt_jax Authors
-"""Run PTX in NumPy: straight-line kernels of Mosaic GPU and Triton, one thread block at a time.
+"""Run PTX in NumPy: kernels of Mosaic GPU and Triton, one thread block at a time.
 
-Registers are uint64 of one number for each thread; predicates are bool. An instruction that is not
-known is an error. Tensor cores are modelled as worse than they are: each sum of `mma` is aligned
-to the largest of its terms, and cut off after 24 bits.
+Registers are uint64 of one number for each thread; predicates are bool. All threads of a block must
+take the same branches. An instruction that is not known is an error. Tensor cores are modelled as
+worse than they are: each sum of `mma` is aligned to the largest of its terms, and cut off after 24
+bits.
 
 Source: PTX ISA 8.8.
 """
@@ -18,7 +19,7 @@ import numpy as np
 WARP = 32
 _U64 = np.uint64
 _LOW = _U64(0xFFFFFFFF)
-_IGNORED = ("bar", "elect", "fence", "griddepcontrol", "ret")
+_IGNORED = ("bar", "elect", "fence", "griddepcontrol", "label", "ret")
 _OPERAND = re.compile(r"\{[^}]*\}|\[[^\]]*\]|[^,\s]+")
 
 
@@ -35,9 +36,7 @@ def run(text: str, buffers: Sequence[np.ndarray], grid: tuple[int, int, int] = (
     instructions = parse(text[text.index("{", text.index(".entry")) :])
     with np.errstate(all="ignore"):
         for index in np.ndindex(*grid):
-            block = _Block(memory, index, threads)
-            for guard, operation, operands in instructions:
-                block.execute(operation, operands, guard)
+            _run(_Block(memory, index, threads), instructions)
 
 
 def run_text(text: str, constants: Sequence[int], word: np.ndarray) -> np.ndarray:
@@ -47,14 +46,26 @@ def run_text(text: str, constants: Sequence[int], word: np.ndarray) -> np.ndarra
         text = text.replace(f"${i}", names[i])
     block = _Block([], (0, 0, 0), word.size)
     block.registers["word"] = word.astype(_U64)
-    for guard, operation, operands in parse(text):
-        block.execute(operation, operands, guard)
+    _run(block, parse(text))
     return block.registers["result"].astype(np.uint32)
+
+
+def _run(block: "_Block", instructions: list[tuple[str, list[str], list[str]]]) -> None:
+    labels = {operands[0]: i for i, (_, op, operands) in enumerate(instructions) if op == ["label"]}
+    position = 0
+    while position < len(instructions):
+        guard, operation, operands = instructions[position]
+        position += 1
+        if operation[0] != "bra":
+            block.execute(operation, operands, guard)
+        elif block.takes_branch(guard):
+            position = labels[operands[0]]
 
 
 def parse(body: str) -> list[tuple[str, list[str], list[str]]]:
     """The instructions of a body: the guard, the words of the operation, and its operands."""
-    body = re.sub(r"//[^\n]*|^\s*\.(loc|file)[^\n]*|\$L\w+:", "", body, flags=re.MULTILINE)
+    body = re.sub(r"//[^\n]*|^\s*\.(loc|file)[^\n]*", "", body, flags=re.MULTILINE)
+    body = re.sub(r"(\$L\w+):", r"label \1;", body)
     found = []
     for statement in re.split(r";|^\s*[{}]|[{}]\s*$", body, flags=re.MULTILINE):
         guard, rest = re.fullmatch(r"\s*(?:@(\S+))?(.*)", statement, flags=re.DOTALL).groups()
@@ -100,6 +111,14 @@ class _Block:
             return self.special[name].astype(_U64)
         literal = int(name[2:], 16) if name.startswith("0f") else int(name.rstrip("U"), 0)
         return np.array(literal % 2**64, _U64)
+
+    def takes_branch(self, guard: str) -> bool:
+        """Whether the block jumps, which all of its threads must agree on."""
+        if not guard:
+            return True
+        taken = np.unique(self.registers[guard.lstrip("!")] ^ guard.startswith("!"))
+        assert taken.size == 1, f"@{guard}: threads of a block part"
+        return bool(taken[0])
 
     def execute(self, operation: list[str], operands: list[str], guard: str) -> None:
         """Run one instruction in every thread, or a store in those that its guard selects."""
@@ -206,10 +225,14 @@ class _Block:
                 which = v[2] >> _U64(4 * i) & _U64(7)
                 out = out | (both >> which * _U64(8) & _U64(255)) << _U64(8 * i)
             return out
-        if name in ("mul", "mad") and "wide" in operation:
-            return (v[0] & _LOW) * (v[1] & _LOW) + (v[2] if name == "mad" else _U64(0))
-        signed = kind == "s32" and name in ("min", "max", "shr")
-        a, *rest = (x.astype(np.uint32).view(np.int32) for x in v) if signed else v
+        if name in ("mul", "mad") and ("wide" in operation or "hi" in operation):
+            a, b = (
+                self._integer(kind, x).astype(np.int64 if kind[0] == "s" else _U64) for x in v[:2]
+            )
+            wide = (a * b).astype(_U64) + (v[2] if name == "mad" else _U64(0))
+            return wide >> _U64(32) if "hi" in operation else wide
+        signed = kind[0] == "s" and name in ("min", "max", "shr")
+        a, *rest = (self._integer(kind, x) for x in v) if signed else v
         b = rest[0] if rest else _U64(0)
         result = {
             "mov": lambda: a, "and": lambda: a & b, "or": lambda: a | b, "xor": lambda: a ^ b,
@@ -218,8 +241,8 @@ class _Block:
             "shl": lambda: a << b, "shr": lambda: a >> b,
             "min": lambda: np.minimum(a, b), "max": lambda: np.maximum(a, b),
         }[name]()  # fmt: skip
-        result = result.view(np.uint32).astype(_U64) if signed else result
-        return result if kind in ("b64", "u64", "s64") else result & _LOW
+        bits = int(kind[1:]) if kind[1:].isdigit() else 32
+        return result.astype(_U64) & _U64(2**bits - 1)
 
     def _convert(self, kinds: list[str], v: list[np.ndarray]) -> np.ndarray:
         to, source = kinds
@@ -233,11 +256,12 @@ class _Block:
             return _floats(v[0]).astype(np.int32).view(np.uint32).astype(_U64)
         if to == "f32":
             return _words(self._integer(source, v[0]).astype(np.float32))
-        bits = min(int(re.sub(r"\D", "", x)) for x in kinds)
-        return v[0] & _U64(2**bits - 1)
+        return self._integer(source, v[0]).astype(_U64) & _U64(2 ** int(to[1:]) - 1)
 
     def _integer(self, kind: str, value: np.ndarray) -> np.ndarray:
-        return value.astype(np.uint32).view(np.int32) if kind == "s32" else value
+        """The integer of a type that the lowest bits of a register are."""
+        unsigned = value.astype(f"u{int(kind[1:]) // 8}")
+        return unsigned.view(unsigned.dtype.str.replace("u", "i")) if kind[0] == "s" else unsigned
 
     def _move(self, operation: list[str], operands: list[str], guard: str) -> None:
         if "param" in operation:

@@ -343,6 +343,30 @@ class KernelTests:
             check([x[path] for x in got], want[path])
         assert not COLLECTIVE.findall(compiled.as_text())
 
+    def test_a_shared_launch_is_differentiated_twice(self, monkeypatch):
+        """Of two parameters, one of which the function does not use."""
+        monkeypatch.setattr(pallas, "KERNELS", (self.name,))
+        params, bits = {}, {}
+        for path, shape in {"a": (32, 64), "b": (64, 32), "unused": (32, 32)}.items():
+            params[path], bits[path], _ = parameters(shape)
+
+        def second(rules):
+            def energy(bits):
+                w_hat = perturb_tree(params, bits, key(), rules)
+                return sum(jnp.sum(jnp.sin(w_hat[path].astype(jnp.float32))) for path in "ab")
+
+            def norm(bits):
+                return sum(jnp.sum(g**2) for g in jax.tree.leaves(jax.grad(energy)(bits)))
+
+            return jax.jit(jax.grad(norm))(bits)
+
+        got = second((Rule(".*"),))
+        monkeypatch.setattr(pallas, "KERNELS", ())
+        want = second((Rule(".*"),))
+        for path, x in want.items():
+            np.testing.assert_allclose(got[path], x, rtol=1e-5, atol=1e-6 * np.abs(x).max())
+        assert np.abs(want["a"]).min() > 0 and not want["unused"].any()
+
     def test_runs_side_by_side_may_share_a_launch(self):
         spec = Spec()
         several = [parameters((3, 64, 96)), parameters((3, 32, 128))]

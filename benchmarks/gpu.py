@@ -6,6 +6,7 @@
     python benchmarks/gpu.py --out benchmarks/results/gpu-NAME.json
 
     exact   every implementation against the reference on the CPU, bit for bit (`gpu_exact`)
+    rates   how many of the instructions that kernels are made of it executes (`gpu_rates`)
     speed   sampling and its gradients, as shares of the bandwidth of a copy (`gpu_speed`)
     train   steps of GPT2-124M, Llama2-134M and Llama2-1B, by three methods (`gpu_train`)
 
@@ -29,6 +30,7 @@ from typing import Any
 os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.88")
 
 import gpu_exact
+import gpu_rates
 import gpu_speed
 import gpu_train
 import jax
@@ -36,7 +38,12 @@ import jax
 import pqt_jax
 from pqt_jax import pallas
 
-SECTIONS = {"exact": gpu_exact.run, "speed": gpu_speed.run, "train": gpu_train.run}
+SECTIONS = {
+    "exact": gpu_exact.run,
+    "rates": gpu_rates.run,
+    "speed": gpu_speed.run,
+    "train": gpu_train.run,
+}
 PACKAGE = Path(__file__).resolve().parents[1] / "pqt_jax"
 
 

@@ -3,12 +3,14 @@
 """benchmarks/gpu.py, as far as it runs without a GPU."""
 
 import functools
+import importlib.util
 import json
 import os
 import shutil
 import subprocess
 import sys
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -17,6 +19,7 @@ from pqt_jax.numerics import reference
 from pqt_jax.numerics.formats import FP32
 from pqt_jax.numerics.noise import noise_codes, noise_tile
 from pqt_jax.numerics.spec import Spec
+from support import compile_rates
 from support.paths import ROOT
 
 SCRIPT = ROOT / "benchmarks" / "gpu.py"
@@ -38,11 +41,47 @@ def test_every_section_runs(tmp_path):
     (rows,) = [rows for name, rows in record["speed"].items() if name != "seconds"]
     assert {"copy", "xla forward to BF16", "xla backward"} <= set(rows)
     assert rows["copy"]["share"] == 1 and all(row["bandwidth"] > 0 for row in rows.values())
+    assert record["rates"]["not_run"] == "needs an NVIDIA GPU, and the default platform is cpu"
     for model in ("tiny", "tiny GPT2"):
         for method in ("bf16", "gaussws", "uniform"):
             row = record["train"][model][method]
             assert row["tokens_per_second"] > 0 and row["memory_bytes"] > 1e5
         assert record["train"][model]["bf16"]["overhead"] == 0
+
+
+def test_the_rates_repeat_one_instruction_in_chains(monkeypatch):
+    monkeypatch.syspath_prepend(SCRIPT.parent)
+    import gpu_rates
+
+    for instruction in gpu_rates.INSTRUCTIONS.values():
+        lines = gpu_rates.text(instruction).splitlines()
+        loop = lines[lines.index("again:") + 1 : lines.index("sub.s32 left, left, 1;")]
+        assert len(loop) == instruction.chains * gpu_rates.UNROLLED
+        assert len(set(loop)) == instruction.chains
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", ["80", "90"])
+def test_the_rates_are_of_the_instructions_that_they_name(tmp_path, monkeypatch, arch):
+    """By what is compiled for a GPU; a compiler might have joined or removed some."""
+    if jax.__version_info__ < (0, 11):
+        pytest.skip("the extra 'aot' needs jax 0.11")
+    missing = [x for x in ("jax_cuda12_plugin", "triton") if not importlib.util.find_spec(x)]
+    if missing:
+        pytest.skip(f"needs the extra 'aot': {', '.join(missing)}")
+    monkeypatch.syspath_prepend(SCRIPT.parent)
+    import gpu_rates
+
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+    environment["JAX_ENABLE_COMPILATION_CACHE"] = "0"  # what is found there leaves no PTX
+    command = [sys.executable, compile_rates.__file__, str(tmp_path), arch]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    for name, opcodes in json.loads(done.stdout.splitlines()[-1]).items():
+        opcode, *_ = name.split(" ")[0].split(".BF16")
+        found = sum(n for x, n in opcodes.items() if x.startswith(opcode))
+        repeated = gpu_rates.INSTRUCTIONS[name].chains * gpu_rates.UNROLLED
+        assert found >= repeated and found % repeated <= 12, (name, opcodes)  # before the loop
 
 
 def test_figures_of_other_code_are_refused(tmp_path):

@@ -13,11 +13,11 @@ quickstart: $(STAMP)
 	$(BIN)/python -m pqt_jax.train --config configs/quickstart.py --workdir runs/quickstart
 
 # Each worker starts with one half of the files, so that most programs are compiled by one worker.
-# One that is done early takes tests from the other.
+# One that is done early takes tests from the other. Some tests alone: TESTS='tests/numerics'.
 PYTEST := $(BIN)/python -m pytest --dist worksteal -q
 
 test: $(STAMP)
-	$(PYTEST) -n 2 -m "not slow"
+	$(PYTEST) -n 2 -m "not slow" $(TESTS)
 
 # Many slow tests wait for other processes, so that two cores are enough for more workers than two.
 # WORKERS=4 takes less time and up to 16 GB of memory.

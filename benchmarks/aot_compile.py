@@ -69,8 +69,10 @@ def prepare(root: Path) -> dict[str, str]:
     }
 
 
-def compile_for(arch: int, function: Callable[..., Any], operands: Sequence[Any]) -> str:
-    """The text of the optimized module; other outputs are in the folder of `prepare`.
+def compile_for(
+    arch: int, function: Callable[..., Any], operands: Sequence[Any]
+) -> jax.stages.Compiled:
+    """The compiled program; what the compilers write is in the folder of `prepare`.
 
     Args:
       arch: one of `GPUS`, the same in every call: Mosaic keeps it for the process.
@@ -96,4 +98,4 @@ def compile_for(arch: int, function: Callable[..., Any], operands: Sequence[Any]
     abstract = AbstractDevice(device_kind=name, num_cores=None, platform="gpu")
     mesh = AbstractMesh((1,), ("x",), axis_types=(AxisType.Auto,), abstract_device=abstract)
     with jax.sharding.use_abstract_mesh(mesh):  # by which Pallas knows the GPU
-        return jax.jit(function).lower(*operands).compile().as_text() or ""
+        return jax.jit(function).lower(*operands).compile()

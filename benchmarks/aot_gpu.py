@@ -96,7 +96,7 @@ def compile_case(arch: int, case: str, implementation: Any, size: int) -> str:
         function, operands = forward, [matrix, b_i, *key]
     else:
         function, operands = backward, [matrix, *key]
-    return compile_for(arch, lambda *stack: function(spec, stack), operands)
+    return compile_for(arch, lambda *stack: function(spec, stack), operands).as_text() or ""
 
 
 def threads_of(kept: Path, mosaic: int) -> collections.Counter[str]:

@@ -35,7 +35,7 @@ class Case(NamedTuple):
       length: tokens in a sequence.
       rounds: number of rounds, each with every method in turn.
       steps: number of steps of a method in a round.
-      loss_chunk: `config.data.loss_chunk`.
+      loss_chunk, microbatches: as in `config.data`.
     """
 
     model: Llama2Config | GPT2Config
@@ -44,6 +44,7 @@ class Case(NamedTuple):
     rounds: int
     steps: int
     loss_chunk: int = 0
+    microbatches: int = 1
 
 
 def cases(smoke: bool) -> dict[str, Case]:
@@ -85,13 +86,14 @@ def run(smoke: bool) -> Iterator[dict[str, Any]]:
 
 def measure(name: str, case: Case) -> dict[str, Any]:
     """`{method: {"tokens_per_second", "overhead", "quartiles", "memory_bytes", "peak_bytes"}}`."""
-    model, batch, length, rounds, steps, chunk = case
+    model, batch, length, rounds, steps, *split = case
     tokens = np.random.default_rng(0).integers(0, model.vocab_size, (batch, length + 1), np.int32)
     key, data = jax.random.key(0), jax.device_put(tokens)
     compiled, states, times = {}, {}, {method: [] for method in METHODS}
     for method in METHODS:
         config = default(model)
-        config.method, config.data.loss_chunk = method, chunk
+        config.method = method
+        config.data.loss_chunk, config.data.microbatches = split
         optimizer = make_optimizer(config)
         kind = method == "bf16"  # the other two differ in nothing but the noise, and share a state
         if kind in states:

@@ -39,6 +39,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Time and memory of a training step.")
     parser.add_argument("--device", choices=["cpu", "gpu"], default="cpu")
     parser.add_argument("--rounds", type=int, default=15, metavar="N")
+    parser.add_argument("--microbatches", type=int, default=1, metavar="N", help="on a CPU")
     parser.add_argument("--memory", action="store_true", help="no time; every dtype, remat or not")
     parser.add_argument("--smoke", action="store_true", help="a tiny model, two rounds")
     parser.add_argument("--out", metavar="FILE", help="JSON")
@@ -50,7 +51,13 @@ def main() -> int:
     else:
         model, batch, length = (TINY, 2, 32) if options.smoke else (MODEL, 16, 512)
         rounds = 2 if options.smoke else options.rounds
-        case = gpu_train.Case(model, batch=batch, length=length, rounds=rounds, steps=1)
+        if options.microbatches < 1 or batch % options.microbatches:
+            parser.error(
+                f"--microbatches={options.microbatches}: it must divide the batch, {batch}"
+            )
+        case = gpu_train.Case(
+            model, batch, length, rounds, steps=1, microbatches=options.microbatches
+        )
         if options.memory:
             models = {"llama": memory(model, batch, length)}
         else:

@@ -96,6 +96,9 @@ def build_train_step(
     rules, penalty = method.make_rules(config), method.make_penalty(config) if is_own else None
     sample = method.make_sampler(config) if is_own and method.make_sampler else None
     optimizer = optimizer or make_optimizer(config)
+    # One ŵ for all microbatches: the gradient of its bits comes from that of the step.
+    has_one_w_hat = split.microbatches > 1 and split.noise_per == "step"
+    takes_bits_after = has_one_w_hat and is_own and method.learns_bits and not sample
 
     def train_step(state, batch, key):
         step_key, params = keys.step_key(key, state.step), state.params
@@ -111,7 +114,17 @@ def build_train_step(
             extra = penalty(params) if penalty else None
             return loss if extra is None else loss + extra, (loss, extra)
 
-        (loss, extra), grads = _mean_gradients(compute_loss, params, batch, step_key, split)
+        def bits_gradient(params, grads, key):
+            bits = nnx.filter_state(params, BitParam)
+            found = bit_state.gradients(params, key, rules, grads)
+            if (term := penalty) is not None:
+                of_penalty = jax.grad(lambda bits: term(nnx.merge_state(params, bits)))(bits)
+                found = jax.tree.map(jnp.add, found, of_penalty)
+            return found
+
+        after = bits_gradient if takes_bits_after else None
+        parts = (compute_loss, params, batch, step_key, split, after)
+        (loss, extra), grads = _mean_gradients(*parts)
         metrics = {"loss": loss, "grad_norm": optax.tree.norm(bit_state.weights(grads))}
         if b_t := method.bit_widths(config, params):
             statistics = bit_width.statistics(b_t)
@@ -157,9 +170,23 @@ def _mean_gradients(
     batch: jax.Array,
     key: jax.Array,
     split: StepSplit,
+    bits_gradient: Callable[..., Any] | None,
 ) -> tuple[Any, Any]:
-    """(auxiliary output, gradients), as means over the microbatches, summed in float32."""
-    gradient, tokens = jax.grad(compute_loss, has_aux=True), batch.astype(jnp.int32)
+    """(auxiliary output, gradients), as means over the microbatches, summed in float32.
+
+    `bits_gradient(params, gradients of the weights, key)` makes those of the bits at the end; if it
+    is None, those of the bits are means, too.
+    """
+    everything, tokens = params, batch.astype(jnp.int32)
+    if bits_gradient:
+        bits, params = nnx.filter_state(params, BitParam), bit_state.weights(params)
+
+        def with_bits(weights, *args):
+            return compute_loss(nnx.merge_state(weights, bits), *args)
+
+        gradient = jax.grad(with_bits, has_aux=True)
+    else:
+        gradient = jax.grad(compute_loss, has_aux=True)
     if split.microbatches == 1:
         grads, aux = gradient(params, tokens, key)
         return aux, grads
@@ -175,7 +202,9 @@ def _mean_gradients(
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), shapes)
     total, _ = jax.lax.scan(add, zeros, (jnp.arange(split.microbatches), microbatches))
     aux, grads = jax.tree.map(lambda x: x / split.microbatches, total)
-    return aux, jax.tree.map(lambda g, p: g.astype(p.dtype), grads, params)
+    of_bits = bits_gradient(everything, grads, key) if bits_gradient else None
+    grads = jax.tree.map(lambda g, p: g.astype(p.dtype), grads, params)
+    return aux, nnx.merge_state(grads, of_bits) if of_bits else grads
 
 
 def _snap_at(snap: int, step: jax.Array, params: nnx.State, rules: Any) -> nnx.State:

@@ -15,10 +15,11 @@ import jax
 from flax import nnx
 
 from pqt_jax.numerics.mixed_formats import snap
+from pqt_jax.transform.bit_gradients import bit_gradients
 from pqt_jax.transform.nnx_wrapper import BitParam
 from pqt_jax.transform.param_transform import param_transform
 from pqt_jax.transform.rules import Rule, first_match
-from pqt_jax.transform.tree_paths import BITS, map_paths
+from pqt_jax.transform.tree_paths import BITS, map_paths, paths_and_leaves
 
 
 class LogitParam(BitParam):
@@ -58,6 +59,19 @@ def has_bits(params: nnx.State) -> bool:
 def bit_widths(params: nnx.State, rules: Sequence[Rule]) -> dict[str, Any]:
     """b_t of every block, in a dict nested by parameter path."""
     return param_transform(rules).bit_widths(collect_bits(params))
+
+
+def gradients(
+    params: nnx.State, key: jax.Array, rules: Sequence[Rule], of_weights: nnx.State
+) -> nnx.State:
+    """∂L/∂b_i in the form of the state's bits, from ∂L/∂w; see `bit_gradients`."""
+    found = bit_gradients(weights(params), collect_bits(params), key, rules, of_weights)
+    by_path = paths_and_leaves(found)
+
+    def visit(path, _):
+        return by_path["/".join(part for part in path.split("/") if part != BITS)]
+
+    return map_paths(visit, nnx.filter_state(params, BitParam))
 
 
 def snap_bits(params: nnx.State, rules: Sequence[Rule]) -> nnx.State:

@@ -26,6 +26,7 @@ from jax.core import Tracer
 
 from pqt_jax import pallas
 from pqt_jax.numerics import blocks, keys, partition, philox
+from pqt_jax.numerics.partition import Stack
 from pqt_jax.numerics.spec import Spec
 from pqt_jax.pallas import Implementation
 from pqt_jax.transform.rules import Rule, map_sampled
@@ -69,30 +70,55 @@ def perturb_tree(
     if lead is None:
         keys.consume(key)
     sampled: dict[str, jax.Array] = {}
-    alike: dict[tuple[Spec, Any], dict[str, Any]] = {}  # what one launch could sample
-
-    def prepare(path, spec, w):
-        if spec.noise == "none":
-            sampled[path] = perturb(w, None, None, spec)
-            return w
-        leads, _, _ = blocks.matrix_shape(w.shape, spec.matrix_axes)
-        offset = make_offset((0 if lead is None else lead) * leads, (0, 0), spec.block)
-        spec, b_i = spec.fitted(w.shape), lookup_bits(bits, path, prefix)
-        operands = *prepare_operands(w, b_i, spec), offset
-        alike.setdefault((spec, w.dtype), {})[path] = operands
-        return w
-
-    map_sampled(prepare, params, rules, prefix=prefix, strict=strict)
     shapes = paths_and_leaves(params, prefix)
-    words = keys.param_words(key, [path for operands in alike.values() for path in operands])
-    for (spec, _), operands in alike.items():
-        stacks = {path: (w, b_i, words[path], at) for path, (w, b_i, at) in operands.items()}
+    options = {"prefix": prefix, "strict": strict, "lead": lead}
+    for spec, stacks in collect_stacks(params, bits, key, rules, sampled, **options):
         implementation = pallas.choose_implementation(None, spec)
         for paths in pallas.share_launches(implementation, stacks):
             outputs: Any = sample(spec, implementation, tuple(stacks[path] for path in paths))
             for path, (w_hat, _) in zip(paths, outputs, strict=True):
                 sampled[path] = partition.from_matrices(w_hat, shapes[path], spec.matrix_axes)
     return map_paths(lambda path, leaf: sampled.get(path, leaf), params, prefix)
+
+
+def collect_stacks(
+    params: Any,
+    bits: Any,
+    key: jax.Array,
+    rules: Sequence[Rule],
+    rounded: dict[str, jax.Array],
+    *,
+    prefix: str = "",
+    strict: bool = False,
+    lead: jax.Array | int | None = None,
+) -> list[tuple[Spec, dict[str, Stack]]]:
+    """Collect what `sample` takes of the parameters that a rule samples with noise.
+
+    Args:
+      params, bits, key, rules, prefix, strict, lead: as for `perturb_tree`.
+      rounded: gets path → ŵ of the parameters that are rounded without noise.
+
+    Returns:
+      (spec, path → (w, b_i, words, offset)) for each spec and dtype of w.
+    """
+    alike: dict[tuple[Spec, Any], dict[str, Any]] = {}
+
+    def prepare(path, spec, w):
+        if spec.noise == "none":
+            rounded[path] = perturb(w, None, None, spec)
+            return w
+        leads, _, _ = blocks.matrix_shape(w.shape, spec.matrix_axes)
+        offset = make_offset((0 if lead is None else lead) * leads, (0, 0), spec.block)
+        spec, b_i = spec.fitted(w.shape), lookup_bits(bits, path, prefix)
+        alike.setdefault((spec, w.dtype), {})[path] = *prepare_operands(w, b_i, spec), offset
+        return w
+
+    map_sampled(prepare, params, rules, prefix=prefix, strict=strict)
+    words = keys.param_words(key, [path for some in alike.values() for path in some])
+    return [
+        (spec, {path: (w, b_i, words[path], at) for path, (w, b_i, at) in some.items()})
+        for (spec, _), some in alike.items()
+    ]
 
 
 def perturb(

@@ -60,7 +60,7 @@ def _sample_bwd(spec, implementation, residuals, cotangents):
     sums: Any = _block_sums(spec, implementation, gradients, places)
     results = []
     for g, (b_i, _, _, absmax, like), product in zip(gradients, residuals, sums, strict=True):
-        _, step_vjp = jax.vjp(functools.partial(_step_size, spec), b_i)
+        _, step_vjp = jax.vjp(functools.partial(step_size, spec), b_i)
         results.append((g.astype(like.dtype), *step_vjp(absmax * product), None, None))
     return (tuple(results),)
 
@@ -68,7 +68,8 @@ def _sample_bwd(spec, implementation, residuals, cotangents):
 sample.defvjp(_sample_fwd, _sample_bwd)
 
 
-def _step_size(spec: Spec, b_i: jax.Array) -> jax.Array:
+def step_size(spec: Spec, b_i: jax.Array) -> jax.Array:
+    """Return `2^(1 − b_t)` of each block, which can be differentiated."""
     return bit_width.step_size(bit_width.bit_width(b_i, spec.target_bits, spec.init_bits))
 
 

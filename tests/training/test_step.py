@@ -180,6 +180,33 @@ def test_a_step_in_parts_is_the_step():
             np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5 * scale)
 
 
+@pytest.mark.parametrize("penalty", ["none", "average"])
+def test_bits_get_their_gradient_once_for_all_microbatches_of_one_noise(penalty):
+    fields = {"pqt__pattern": "h/(attn/q|mlp/down)/kernel", "pqt__dtype": "float32"}
+    fields |= {"pqt__penalty": penalty, "pqt__penalty_weight": 3.0, "pqt__average_bits": 2.0}
+
+    def loop_carries(**split):
+        _, _, state, train_step = setup("gaussws", **fields, **split)
+        jaxpr = jax.make_jaxpr(train_step.__wrapped__)(state, batch(), noise_key())
+        loops = [x for x in jaxpr.eqns if x.primitive.name == "scan" and x.params["length"] == 2]
+        carried = [v.aval.shape for x in loops if x.params["num_carry"] > 3 for v in x.outvars]
+        after, measured = train_step(state, batch(), noise_key())
+        return carried, after, measured
+
+    grids = [
+        x.shape for x in jax.tree.leaves(nnx.filter_state(setup("gaussws")[2].params, BitParam))
+    ]
+    _, whole, expected = loop_carries()
+    carried, after, measured = loop_carries(data__microbatches=2)
+    assert carried and not set(carried) & set(grids)
+    several, _, _ = loop_carries(data__microbatches=2, pqt__noise_per="microbatch")
+    assert set(several) & set(grids)
+    close(dict(measured), dict(expected), rtol=2e-6)
+    for got, want in zip(*map(jax.tree.leaves, (after.opt_state, whole.opt_state)), strict=True):
+        scale = np.abs(np.asarray(want)).max()
+        np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5 * scale)
+
+
 def test_noise_of_a_microbatch_is_that_of_its_key():
     fields = {"data__microbatches": 2, "pqt__pattern": "h/(attn/q|mlp/down)/kernel"}
     fields |= {"pqt__init_bits": 1.0, "pqt__target_bits": 1.0}  # noise as large as the weights

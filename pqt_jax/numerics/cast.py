@@ -107,10 +107,10 @@ def round_to_bfloat16(x: jax.Array) -> jax.Array:
     if x.dtype == jnp.bfloat16:
         return x
     word = to_word(x)
-    magnitude = word & ~_SIGN
-    rounded = (word & _SIGN) | _round_mantissa(magnitude, 7)
+    # The lower half is cut off by `from_word`. No carry of a number reaches the sign.
+    rounded = word + (((word >> np.uint32(16)) & np.uint32(1)) + np.uint32(0x7FFF))
     quiet = word | np.uint32(0x00400000)
-    return from_word(jnp.where(magnitude > _INF, quiet, rounded), jnp.bfloat16)
+    return from_word(jnp.where((word & ~_SIGN) > _INF, quiet, rounded), jnp.bfloat16)
 
 
 def round_to(x: jax.Array, fmt: FloatFormat) -> jax.Array:

@@ -10,8 +10,9 @@ sign. The other 15 bits are an integer u that gives the magnitude: |R| ≥ 1 if 
 if u < 88. The total variation distance from the exact law is 3e-5; |R| ≥ 3, of probability 5.7e-7,
 is left out. R = 0 is +0, for either sign bit.
 
-Noise is stored as codes, not as numbers. The eight draws of one Philox call make eight 3-bit codes
-R + 2 in one uint32, half a byte per weight. Each consumer decodes the rows that it needs.
+Where noise is stored, it is stored as codes. The eight draws of one Philox call make eight 3-bit
+codes in one uint32, half a byte per weight: R in two's complement, of draw 2k at bit 3k and of draw
+2k + 1 at bit 16 + 3k.
 
 Source: arXiv 2505.11170 (2025), section on the noise distribution; thresholds derived here.
 """
@@ -67,19 +68,49 @@ def _zeros(like: Any) -> jax.Array:
     return lax.pcast(zeros, varying, to="varying") if varying else zeros
 
 
-def rounded_normal_code(draw: jax.Array) -> jax.Array:
-    """Return the 3-bit code R + 2 of a 16-bit draw (uint32 in, uint32 out).
+def rounded_normal_codes(words: Codes) -> jax.Array:
+    """Return the codes of the eight draws of each Philox call.
+
+    Both halves of a word are compared at once. A sum with `2^15 − threshold` has the top bit of a
+    half set where the 15 bits of u reach the threshold.
 
     Example:
-      >>> draws = jnp.array([0, 87, 88, 10397, 10398, 32768, 65535], jnp.uint32)
-      >>> rounded_normal_code(draws).tolist()
-      [4, 4, 3, 3, 2, 0, 2]
+      >>> words = [jnp.uint32(x) for x in (87 << 16, 88, 10398, 65535)]  # draws 0, 87, 88, 0, …
+      >>> codes = rounded_normal_codes(words)
+      >>> rounded_normal(codes, jnp.arange(8, dtype=jnp.uint32)).tolist()
+      [2.0, 2.0, 1.0, 2.0, 0.0, 2.0, 0.0, 2.0]
+
+    Args:
+      words: four uint32 arrays, from `philox.stream_words`.
+
+    Returns:
+      uint32 of the words' shape.
     """
-    u = draw & np.uint32(0x7FFF)
-    magnitude = (u < np.uint32(ONE_BELOW)).astype(jnp.uint32)
-    magnitude += (u < np.uint32(TWO_BELOW)).astype(jnp.uint32)
-    negative = (draw >> np.uint32(15)) == np.uint32(1)
-    return jnp.where(negative, np.uint32(2) - magnitude, np.uint32(2) + magnitude)
+    top = np.uint32(0x80008000)
+    packed = jnp.zeros_like(words[0])
+    for k, word in enumerate(words):
+        u = word & ~top
+        below_one = ~(u + np.uint32((0x8000 - ONE_BELOW) * 0x10001))
+        below_two = ~(u + np.uint32((0x8000 - TWO_BELOW) * 0x10001))
+        bit2 = word & below_one & top  # R < 0
+        bit1 = bit2 | (below_two & top)  # R is −2, −1 or 2
+        bit0 = below_one & ~below_two & top  # R is −1 or 1
+        codes = bit2 | (bit1 >> np.uint32(1)) | (bit0 >> np.uint32(2))
+        packed |= codes >> np.uint32(13 - 3 * k)
+    return packed
+
+
+def rounded_normal(codes: jax.Array, s: jax.Array) -> jax.Array:
+    """Return R of draw s, an array of uint32 that broadcasts against the codes: float32."""
+    bits_above = np.uint32(29) - (s >> np.uint32(1)) * np.uint32(3) - ((s & np.uint32(1)) << 4)
+    at_the_top = lax.bitcast_convert_type(codes << bits_above, jnp.int32)
+    return (at_the_top >> np.int32(29)).astype(jnp.float32)
+
+
+def uniform(draw: jax.Array) -> jax.Array:
+    """Return uniform R of a draw."""
+    odd = (draw.astype(jnp.int32) * 2) - 65535
+    return odd.astype(jnp.float32) * np.float32(2.0**-17)
 
 
 def noise_from_words(
@@ -87,8 +118,7 @@ def noise_from_words(
 ) -> jax.Array:
     """Return R of the rows that use draw `s`, from the words of their Philox calls.
 
-    The numbers are those of `noise_rows`. This way is faster where codes need not be stored, as in
-    a kernel.
+    This way is faster where codes need not be stored, as in a kernel.
 
     Args:
       kind: "gauss" or "uniform".
@@ -101,8 +131,35 @@ def noise_from_words(
       float32 of the words' shape.
     """
     if kind == "uniform":
-        return noise_rows(kind, words, s)
-    upper = words[s // 2] if s % 2 else words[s // 2] << np.uint32(16)
+        return uniform(philox.draw(words, s))
+    return _rounded_normal_of_upper(words[s // 2] if s % 2 else words[s // 2] << 16, one)
+
+
+def noise_of_slice(kind: Kind, words: Codes, t: int) -> jax.Array:
+    """Return R of a slice of every run, from words of as many rows as the slice has.
+
+    Args:
+      kind: "gauss" or "uniform".
+      words: four uint32[leads, runs, rows, columns], from `philox.stream_words`.
+      t: index of the slice, less than 32 / rows.
+
+    Returns:
+      float32 of the words' shape.
+    """
+    if words[0].shape[2] == philox.GROUP:
+        return noise_from_words(kind, words, t)
+    upper = _upper_half(words, t)
+    return uniform(upper >> 16) if kind == "uniform" else _rounded_normal_of_upper(upper)
+
+
+def _upper_half(words: Codes, t: int) -> jax.Array:
+    """Return the draws of slice t of eight rows, in the upper halves of words; the rest is 0."""
+    row = lax.broadcasted_iota(jnp.uint32, words[t].shape, 2)
+    return jnp.where(row < philox.GROUP, words[t] << 16, words[t] & np.uint32(0xFFFF0000))
+
+
+def _rounded_normal_of_upper(upper: jax.Array, one: jax.Array | np.uint32 = ONE) -> jax.Array:
+    """Return R of the draw in the upper half of a word; what is in the lower half is ignored."""
     u = upper << np.uint32(1)  # u in the upper 15 bits; the lower bits do not matter
     signed = lax.bitcast_convert_type((upper & np.uint32(0x80000000)) | one, jnp.float32)
     at_least_one = jnp.where(u < np.uint32(ONE_BELOW << 17), signed, jnp.zeros_like(signed))
@@ -110,50 +167,56 @@ def noise_from_words(
 
 
 def noise_codes(
-    kind: Kind, key: jax.Array, offset: jax.Array, leads: int, runs: int, columns: int
+    kind: Kind,
+    key: jax.Array,
+    offset: jax.Array,
+    leads: int,
+    runs: int,
+    columns: int,
+    rows: int = philox.GROUP,
 ) -> Codes:
     """Compute the codes of all noise for a stack of matrices, once.
 
     Args:
       kind: "gauss" or "uniform".
-      key: uint32[2].
-      offset: uint32[3], global (lead, run of 32 rows, column) of the first element.
-      leads, runs, columns: number of matrices, of runs of 32 rows, and of columns.
+      key, offset, leads, runs, columns, rows: as for `philox.stream_words`.
 
     Returns:
-      Arrays uint32[leads, runs, 4, columns]: for "gauss" one, for "uniform" the four words.
+      Arrays uint32[leads, runs, rows, columns]: for "gauss" one, with eight codes in each number.
+      For "uniform" as many as hold the draws of the rows, two in each number.
     """
-    return materialize(functools.partial(_codes, kind, leads, runs, columns), key, offset)
+    return materialize(functools.partial(_codes, kind, leads, runs, columns, rows), key, offset)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3), inline=True)  # traced once for each shape
-def _codes(kind: Kind, leads: int, runs: int, columns: int, key, offset) -> Codes:
-    words = philox.stream_words(key, offset, leads, runs, columns)
-    if kind == "uniform":
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4), inline=True)
+def _codes(kind: Kind, leads: int, runs: int, columns: int, rows: int, key, offset) -> Codes:
+    words = philox.stream_words(key, offset, leads, runs, columns, rows)
+    if kind == "gauss":
+        return (rounded_normal_codes(words),)
+    if rows == philox.GROUP:
         return words
-    packed = jnp.zeros(words[0].shape, jnp.uint32)
-    for s in range(philox.DRAWS):
-        packed |= rounded_normal_code(philox.draw(words, s)) << np.uint32(3 * s)
-    return (packed,)
-
-
-def noise_rows(kind: Kind, codes: Codes, s: int) -> jax.Array:
-    """Return R of the rows that use draw `s`: float32[leads, runs, 4, columns]."""
-    if kind == "uniform":
-        odd = (philox.draw(codes, s).astype(jnp.int32) * 2) - 65535
-        return odd.astype(jnp.float32) * np.float32(2.0**-17)
-    return _decode(codes[0] >> np.uint32(3 * s))
+    upper = [_upper_half(words, t) for t in range(philox.ROWS // rows)]
+    return tuple(a >> 16 | b for a, b in zip(upper[::2], upper[1::2], strict=True))
 
 
 def noise_tile(kind: Kind, codes: Codes) -> jax.Array:
-    """Return R of all rows, float32[leads, runs, 8, 4, columns]; XLA fuses it into its consumer."""
-    if kind == "uniform":
-        return jnp.stack([noise_rows(kind, codes, s) for s in range(philox.DRAWS)], axis=2)
-    (packed,) = codes
-    leads, runs, group, columns = packed.shape
-    s = lax.broadcasted_iota(jnp.uint32, (leads, runs, philox.DRAWS, group, columns), 2)
-    return _decode(packed[:, :, None] >> (s * np.uint32(3)))
+    """Return R of all rows; XLA fuses it into its consumer.
 
+    Args:
+      kind: "gauss" or "uniform".
+      codes: uint32[leads, runs, rows, columns], from `noise_codes`.
 
-def _decode(shifted: jax.Array) -> jax.Array:
-    return ((shifted & np.uint32(7)).astype(jnp.int32) - 2).astype(jnp.float32)
+    Returns:
+      float32[leads, runs, 32 / rows, rows, columns].
+    """
+    leads, runs, rows, columns = codes[0].shape
+    shape = (leads, runs, philox.ROWS // rows, rows, columns)
+    t = lax.broadcasted_iota(jnp.uint32, shape, 2)
+    first, *others = (x[:, :, None] for x in codes)
+    if kind == "gauss" and rows == philox.GROUP:
+        return rounded_normal(first, t)
+    if kind == "gauss":
+        return rounded_normal(first, 2 * t + (lax.broadcasted_iota(jnp.uint32, shape, 3) >> 2))
+    for k, word in enumerate(others, start=1):
+        first = jnp.where(t >> 1 == k, word, first)
+    return uniform((first >> ((t & 1) << 4)) & np.uint32(0xFFFF))

@@ -17,6 +17,7 @@ layers, experts.
 Source: Salmon, Moraes, Dror, Shaw, "Parallel Random Numbers: As Easy as 1, 2, 3" (SC'11).
 """
 
+import functools
 from collections.abc import Callable, Sequence
 
 import jax
@@ -56,6 +57,24 @@ def _to_uint64(x: jax.Array) -> jax.Array:
     return lax.convert_element_type(x, jnp.uint64)
 
 
+def philox4x32_wide(key: tuple[jax.Array, jax.Array], counter: Words) -> Words:
+    """Return what `philox4x32` does, by 64-bit numbers whose upper halves are not cleared.
+
+    A CPU multiplies the lower halves of 64-bit lanes without looking at the upper halves. Words of
+    32 bits would have to be spread over such lanes, and collected again, in every round.
+    """
+
+    def multiply_lower_halves(a, b):
+        product = (a & np.uint64(0xFFFFFFFF)) * np.uint64(b)
+        return product >> np.uint64(32), product
+
+    with jax.enable_x64(True):
+        k0, k1, c0, c1, c2, c3 = map(_to_uint64, (*key, *counter))
+        words = philox4x32((k0, k1), (c0, c1, c2, c3), multiply=multiply_lower_halves)
+        c0, c1, c2, c3 = (lax.convert_element_type(c, jnp.uint32) for c in words)
+    return c0, c1, c2, c3
+
+
 def philox4x32(
     key: tuple[jax.Array, jax.Array],
     counter: Words,
@@ -84,8 +103,20 @@ def philox4x32(
     return c0, c1, c2, c3
 
 
-def stream_words(key: jax.Array, offset: jax.Array, leads: int, runs: int, columns: int) -> Words:
+@functools.partial(jax.jit, static_argnums=(2, 3, 4, 5), inline=True)  # one trace for each shape
+def stream_words(
+    key: jax.Array,
+    offset: jax.Array,
+    leads: int,
+    runs: int,
+    columns: int,
+    rows: int = GROUP,
+) -> Words:
     """Return the four words of every Philox call for a stack of matrices.
+
+    A tile of a TPU has eight rows, and a TPU has no 64-bit numbers. Both are served by `rows=8`:
+    the four calls of a column stand there twice. An array of four rows would leave half of every
+    tile empty, so that this takes no more instructions.
 
     Args:
       key: uint32[2], see `keys.key_words`.
@@ -93,15 +124,17 @@ def stream_words(key: jax.Array, offset: jax.Array, leads: int, runs: int, colum
       leads: number of stacked matrices.
       runs: runs of 32 rows in each.
       columns: columns in each.
+      rows: 4, or 8 for a TPU.
 
     Returns:
-      Four uint32[leads, runs, 4, columns].
+      Four uint32[leads, runs, rows, columns].
     """
-    shape = (leads, runs, GROUP, columns)
-    lead, run, q, column = (lax.broadcasted_iota(jnp.uint32, shape, d) for d in range(4))
-    group = (run + offset[1]) * np.uint32(GROUP) + q
+    shape = (leads, runs, rows, columns)
+    lead, run, row, column = (lax.broadcasted_iota(jnp.uint32, shape, d) for d in range(4))
+    group = (run + offset[1]) * np.uint32(GROUP) + row % np.uint32(GROUP)
     counter = (column + offset[2], group, lead + offset[0], jnp.zeros(shape, jnp.uint32))
-    return philox4x32((key[0], key[1]), counter)
+    generate = philox4x32_wide if rows == GROUP else philox4x32
+    return generate((key[0], key[1]), counter)
 
 
 def draw(words: Sequence[jax.Array], s: int) -> jax.Array:

@@ -9,14 +9,17 @@ Both take stacks of matrices [leads, M, N] with one number per block [leads, gm,
 """
 
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from pqt_jax.numerics import bit_width, blocks, cast, partition, philox
 from pqt_jax.numerics.formats import BF16, FP32
-from pqt_jax.numerics.noise import materialize, noise_codes, noise_rows, noise_tile
+from pqt_jax.numerics.noise import materialize, noise_codes, noise_of_slice, noise_tile
 from pqt_jax.numerics.spec import Spec
 
 _HALVINGS = 2  # of the scale of rule "ceil"; on normal weights a third one is never the best
@@ -117,31 +120,44 @@ def forward(spec: Spec, w, b_i, words, offset) -> tuple[jax.Array, jax.Array]:
         table = partition.make_table(words, offset, w.shape[0])
         ((w_hat, absmax),) = partition.map_shards(local, spec.block, True, (table, w, b_i))
         return w_hat, absmax
-    leads, m, n = w.shape
-    padded = blocks.pad_to(w, max(philox.ROWS, spec.block[0]), spec.block[1])
-    _, rows, columns = padded.shape
-    runs = rows // philox.ROWS
+    _, m, n = w.shape
     absmax = blocks.block_absmax(blocks.pad_to(w, *spec.block), spec.block)
+    padded = blocks.pad_to(w, max(philox.ROWS, spec.block[0]), spec.block[1])
+    w_hat = _by_platform(functools.partial(_sample, spec), padded, absmax, b_i, words, offset)
+    return w_hat[:, :m, :n], absmax
 
-    def tile(per_block):
-        """Spread numbers per block so that they broadcast to [leads, runs, 8, 4, columns]."""
+
+def _by_platform(function: Callable[..., jax.Array], *operands: Any) -> jax.Array:
+    """Call `function(rows, *operands)` with the rows of a slice: eight on a TPU, four elsewhere.
+
+    Eight rows fill a tile of a TPU. With slices of four, XLA stores several arrays of the matrix's
+    size there, to change their tiles. A CPU computes eight rows of noise in twice the time of four.
+    """
+    tpu, default = (functools.partial(function, rows) for rows in (8, philox.GROUP))
+    return lax.platform_dependent(*operands, tpu=tpu, default=default)
+
+
+def _sample(spec: Spec, rows: int, w, absmax, b_i, words, offset) -> jax.Array:
+    """Return ŵ of whole blocks and runs."""
+    leads, m, columns = w.shape
+    runs = m // philox.ROWS
+    view = (leads, runs, philox.ROWS // rows, rows, columns)
+
+    def tile(x):
+        """Spread numbers per block so that they broadcast against the view."""
         # Over columns first, and materialized: XLA vectorizes operations on a row of numbers.
-        over_columns = materialize(
-            lambda _, x: blocks.repeat(x, spec.block[1], axis=2), words, per_block
-        )
+        x = materialize(lambda _, x: blocks.repeat(x, spec.block[1], axis=2), words, x)
         if spec.block[0] % philox.ROWS == 0:
-            over_runs = blocks.repeat(over_columns, spec.block[0] // philox.ROWS, axis=1)
-            return over_runs[:, :, None, None, :]
-        over_rows = blocks.repeat(over_columns, spec.block[0], axis=1)
-        over_rows = blocks.pad_to(over_rows, philox.ROWS, 1)
-        return over_rows.reshape(leads, runs, philox.DRAWS, philox.GROUP, columns)
+            return blocks.repeat(x, spec.block[0] // philox.ROWS, axis=1)[:, :, None, None, :]
+        return blocks.pad_to(blocks.repeat(x, spec.block[0], axis=1), philox.ROWS, 1).reshape(view)
 
-    codes = noise_codes(spec.noise, words, offset, leads, runs, columns)
-    wide = padded.astype(jnp.float32).reshape(leads, runs, philox.DRAWS, philox.GROUP, columns)
+    codes = noise_codes(spec.noise, words, offset, leads, runs, columns, rows)
+    wide = w.astype(jnp.float32).reshape(view)
+    if rows != philox.GROUP:
+        wide = lax.optimization_barrier(wide)  # else XLA undoes the view, and stores spread numbers
     noisy = wide + noise_tile(spec.noise, codes) * tile(absmax * block_step_size(spec, b_i))
     scale = grid_scale(spec, absmax)
-    w_hat = _cast(spec, noisy, None if scale is None else tile(scale))
-    return w_hat.reshape(leads, rows, columns)[:, :m, :n], absmax
+    return _cast(spec, noisy, None if scale is None else tile(scale)).reshape(w.shape)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -164,30 +180,31 @@ def backward(spec: Spec, cotangent, words, offset):
 
         table = partition.make_table(words, offset, cotangent.shape[0])
         return partition.map_shards(local, spec.block, False, (table, cotangent))[0][0]
-    leads, m, n = cotangent.shape
     padded = blocks.pad_to(cotangent, max(philox.ROWS, spec.block[0]), spec.block[1])
-    _, rows, columns = padded.shape
-    runs = rows // philox.ROWS
-
-    def wide(x):
-        return _widen(x).reshape(leads, runs, philox.DRAWS, philox.GROUP, columns)
-
-    codes = noise_codes(spec.noise, words, offset, leads, runs, columns)
-    if spec.block[0] % philox.ROWS == 0:
-        # The rows of one Philox call are summed as slices, before XLA sees a reduction: its own
-        # reductions over that axis are slow.
-        def sum_over_draws(_, padded, codes):
-            g = wide(padded)
-            return sum(g[:, :, s] * noise_rows(spec.noise, codes, s) for s in range(philox.DRAWS))
-
-        partial = materialize(sum_over_draws, words, padded, codes).reshape(leads, -1, columns)
-        per_run = blocks.block_sum(partial, (philox.GROUP, spec.block[1]))
-        product = blocks.block_sum(per_run, (spec.block[0] // philox.ROWS, 1))
-    else:
-        product = (wide(padded) * noise_tile(spec.noise, codes)).reshape(leads, rows, columns)
-        product = blocks.block_sum(product, spec.block)
+    product = _by_platform(functools.partial(_block_sums, spec), padded, words, offset)
     _, gm, gn = blocks.grid_shape(cotangent.shape, spec.block, (1, 1))
     return product[:, :gm, :gn]
+
+
+def _block_sums(spec: Spec, rows: int, cotangent, words, offset) -> jax.Array:
+    """Return Σ_B (∂L/∂ŵ · R) of whole blocks and runs."""
+    leads, m, columns = cotangent.shape
+    runs, slices = m // philox.ROWS, philox.ROWS // rows
+    if spec.block[0] % philox.ROWS:
+        codes = noise_codes(spec.noise, words, offset, leads, runs, columns, rows)
+        product = _widen(cotangent) * noise_tile(spec.noise, codes).reshape(cotangent.shape)
+        return blocks.block_sum(product, spec.block)
+
+    # The rows of one Philox call are summed as slices, before XLA sees a reduction: its own
+    # reductions over that axis are slow.
+    def sum_over_slices(words, offset, cotangent):
+        draws = philox.stream_words(words, offset, leads, runs, columns, rows)
+        g = cotangent.reshape(leads, runs, slices, rows, columns)
+        return sum(_widen(g[:, :, t]) * noise_of_slice(spec.noise, draws, t) for t in range(slices))
+
+    partial = materialize(sum_over_slices, words, offset, cotangent)
+    per_run = blocks.block_sum(partial.reshape(leads, -1, columns), (rows, spec.block[1]))
+    return blocks.block_sum(per_run, (spec.block[0] // philox.ROWS, 1))
 
 
 @jax.custom_jvp

@@ -67,8 +67,15 @@ def words_of_every_draw():
     )
 
 
+def gauss_of_every_draw():
+    """R of all 65536 draws, in order, by codes."""
+    codes = noise.rounded_normal_codes(words_of_every_draw())
+    tile = np.asarray(noise.noise_tile("gauss", (codes,)))[0, 0]  # [8, 4, 2048]
+    return np.moveaxis(tile, 0, -1).ravel()
+
+
 def test_gauss_of_every_draw():
-    r = np.asarray(noise.rounded_normal_code(ALL)).astype(np.int64) - 2
+    r = gauss_of_every_draw().astype(np.int64)
     assert r.tolist() == [oracle.gauss(draw) for draw in ALL.tolist()]
     np.testing.assert_array_equal(np.bincount(r + 2) / 65536, LAW)
     np.testing.assert_array_equal(r[:32768], -r[32768:])  # the top bit is the sign only
@@ -86,8 +93,7 @@ def test_thresholds_are_those_of_the_rounded_normal():
 
 
 def test_zero_is_positive_zero():
-    codes = (noise.rounded_normal_code(ALL).reshape(1, 1, 4, -1),)
-    r = np.asarray(noise.noise_rows("gauss", codes, 0)).ravel()
+    r = gauss_of_every_draw()
     assert r.dtype == np.float32 and (r == 0).sum() == 44740
     assert not np.signbit(r[r == 0]).any()
 
@@ -103,15 +109,16 @@ def test_uniform_of_every_draw():
 
 
 @pytest.mark.parametrize("kind", ["gauss", "uniform"])
-def test_rows_and_tile_agree_with_the_stream(kind):
-    key = (7, 2**32 - 9)
-    offset = jnp.array([3, 0, 0], jnp.uint32)
-    codes = noise.noise_codes(kind, jnp.array(key, jnp.uint32), offset, 2, 2, 33)
+@pytest.mark.parametrize("rows", [4, 8])
+def test_slices_and_tile_agree_with_the_stream(kind, rows):
+    key, offset = (7, 2**32 - 9), jnp.array([3, 0, 0], jnp.uint32)
+    place = (jnp.array(key, jnp.uint32), offset, 2, 2, 33, rows)
     want = oracle.noise(kind, key, (2, 64, 33), lead=3)
-    tile = noise.noise_tile(kind, codes)
+    tile = noise.noise_tile(kind, noise.noise_codes(kind, *place))
     np.testing.assert_array_equal(tile.reshape(2, 64, 33), want)
-    rows = np.stack([noise.noise_rows(kind, codes, s) for s in range(philox.DRAWS)], axis=2)
-    np.testing.assert_array_equal(rows.reshape(2, 64, 33), want)
+    words = philox.stream_words(*place)
+    slices = [noise.noise_of_slice(kind, words, t) for t in range(32 // rows)]
+    np.testing.assert_array_equal(np.stack(slices, axis=2).reshape(2, 64, 33), want)
 
 
 def test_gauss_frequencies():
@@ -183,4 +190,4 @@ def test_kernels_of_one_shape_share_a_trace(monkeypatch):
     monkeypatch.setattr(philox, "stream_words", count)
     key, offset = jnp.zeros(2, jnp.uint32), jnp.zeros(3, jnp.uint32)
     jax.make_jaxpr(lambda: [noise.noise_codes("gauss", key, offset, 1, 3, 7) for _ in "12"])()
-    assert traced == [(1, 3, 7)]
+    assert traced == [(1, 3, 7, 4)]

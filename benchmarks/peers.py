@@ -76,7 +76,7 @@ def main() -> int:
     """Measure, print the table, and write the JSON."""
     parser = argparse.ArgumentParser(description="Time and memory of a step beside its peers.")
     parser.add_argument("--model", choices=peers_table.CASES, help="134M on a GPU, else small")
-    parser.add_argument("--rounds", type=at_least_two, default=9, metavar="N")
+    parser.add_argument("--rounds", type=at_least_two, default=15, metavar="N")
     parser.add_argument("--smoke", action="store_true", help="a tiny model, no torch.compile")
     parser.add_argument("--out", type=Path, metavar="FILE", help="JSON")
     options = parser.parse_args()
@@ -85,6 +85,7 @@ def main() -> int:
     device = jax.devices()[0]
     model = options.model or ("134M" if device.platform == "gpu" else "small")
     model, rounds = ("tiny", 2) if options.smoke else (model, options.rounds)
+    print("rows in PyTorch …", file=sys.stderr, flush=True)
     rows = measure_torch(model, rounds, with_compiled=not options.smoke)
     rows = [*peers_jax.measure(peers_table.CASES[model], rounds), TRANSFORMER_ENGINE, *rows]
     rows = peers_table.complete(rows)

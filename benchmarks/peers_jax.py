@@ -12,6 +12,7 @@ flax       weights and activations in E4M3, gradients in E5M2, each by one scale
            maxima of steps before (delayed scaling); a CPU emulates these products
 """
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -206,6 +207,7 @@ def measure(case: Case, rounds: int) -> list[dict[str, Any]]:
         if why := missing(packages):
             row["why"] = why
             continue
+        print(f"{name} …", file=sys.stderr, flush=True)
         try:
             step, state = prepare(default(Llama2Config(**shape, max_length=length)))
             compiled = step.lower(state, data, key).compile()

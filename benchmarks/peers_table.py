@@ -127,12 +127,13 @@ def judge(peer: dict[str, Any], ours: dict[str, Any]) -> dict[str, Any]:
       peer, ours: from `added_time`.
 
     Returns:
-      factor, the ratio of the medians, None where ours adds nothing; and goal: "met" if the peer's
-      lower quartile is beyond `MARGIN` times our upper one, "missed" if its upper quartile is below
-      `MARGIN` times our lower one, else "open".
+      factor, the ratio of the medians, None unless both add something; and goal: "met" if the
+      peer's lower quartile is beyond `MARGIN` times our upper one, "missed" if its upper quartile
+      is below `MARGIN` times our lower one, else "open".
     """
     low, high = peer["quartiles"]
-    factor = peer["added"] / ours["added"] if ours["added"] > 0 else None
+    both_add = min(peer["added"], ours["added"]) > 0
+    factor = peer["added"] / ours["added"] if both_add else None
     goal = "open"
     if low > 0 and low >= MARGIN * ours["quartiles"][1]:
         goal = "met"
@@ -153,20 +154,7 @@ def complete(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
       New dicts. A row whose first loss is that of its BF16 step changes nothing: it gets a why.
     """
     done = {row["name"]: row for row in rows if "seconds" in row}
-    result = []
-    for row in rows:
-        row, base = dict(row), done.get(row["base"])
-        if "why" not in row and base is None:
-            row["why"] = f"there is no {row['base']} to compare with"
-        elif "why" not in row and row is not base and row["name"] != row["base"]:
-            assert base is not None
-            if row["loss"] == base["loss"]:
-                row["why"] = "its loss is that of BF16 to the last digit: it changes nothing"
-        if "why" not in row:
-            assert base is not None
-            row |= added_time(row["seconds"], base["seconds"])
-            row["added_memory"] = row["memory_bytes"] / base["memory_bytes"] - 1
-        result.append(row)
+    result = [_compare(row, done.get(row["base"])) for row in rows]
     ours = next((row for row in result if row["name"] == OURS and "added" in row), None)
     for row in result:
         if ours and row["is_peer"] and "added" in row and row["name"] != row["base"]:
@@ -174,14 +162,25 @@ def complete(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return result
 
 
+def _compare(row: dict[str, Any], base: dict[str, Any] | None) -> dict[str, Any]:
+    if "why" in row:
+        return row
+    if base is None:
+        return row | {"why": f"there is no {row['base']} to compare with"}
+    if row["loss"] == base["loss"] and row["name"] != base["name"]:
+        return row | {"why": "its loss is that of BF16 to the last digit: it changes nothing"}
+    added_memory = row["memory_bytes"] / base["memory_bytes"] - 1
+    return row | added_time(row["seconds"], base["seconds"]) | {"added_memory": added_memory}
+
+
 def lines(rows: list[dict[str, Any]]) -> list[str]:
-    """The table in Markdown, and below it one sentence about the goal."""
+    """The table in Markdown, and below it what became of the goal."""
     text = [
-        "| | what it does | a step, ms | added time | memory | times ours | goal |",
-        "|---|---|--:|--:|--:|--:|---|",
+        "| | version | what it does | a step, ms | added time | memory | times ours | goal |",
+        "|---|---|---|--:|--:|--:|--:|---|",
     ]
     for row in rows:
-        start = f"| {row['name']} | {row['what']} |"
+        start = f"| {row['name']} | {row['version']} | {row['what']} |"
         if "why" in row:
             text.append(f"{start} | | | | {row['why']} |")
             continue
@@ -197,15 +196,15 @@ def lines(rows: list[dict[str, Any]]) -> list[str]:
 
 
 def verdict(rows: list[dict[str, Any]]) -> str:
-    """One sentence: of how many peers the goal is met, and of which not."""
+    """What became of the goal: of which peers it is met, and which add less than ours."""
     by_goal: dict[str, list[str]] = {"met": [], "missed": [], "open": []}
+    cheaper, ours = [], [row["added"] for row in rows if row["name"] == OURS and "added" in row]
     for row in rows:
         if "goal" in row:
             by_goal[row["goal"]].append(row["name"])
+            cheaper += [row["name"]] if row["added"] < ours[0] else []
     if not any(by_goal.values()):
         return "No peer was measured beside ours."
-    parts = [f"met for {len(by_goal['met'])}"]
-    for goal in ("missed", "open"):
-        if names := by_goal[goal]:
-            parts.append(f"{goal} for {len(names)} ({', '.join(names)})")
-    return f"A peer's added time is at least {MARGIN:g} times ours: {'; '.join(parts)}."
+    parts = [f"{goal} for {len(n)} ({'; '.join(n)})" for goal, n in by_goal.items() if n]
+    less = f" Less than ours add {len(cheaper)} ({'; '.join(cheaper)})." if cheaper else ""
+    return f"A peer adds at least {MARGIN:g} times the time of ours: {', '.join(parts)}.{less}"

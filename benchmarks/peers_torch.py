@@ -159,7 +159,7 @@ def measure(case: Case, rounds: int, *, with_compiled: bool) -> list[dict[str, A
         base = "torch bf16, compiled" if is_compiled else "torch bf16"
         row: dict[str, Any] = {
             "name": name,
-            "version": versions(packages),
+            "version": versions(package or PACKAGES),
             "what": what,
             "base": base,
         }

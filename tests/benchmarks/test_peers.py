@@ -28,8 +28,8 @@ def table(monkeypatch):
 
 
 def make_row(name, seconds, *, base="bf16", is_peer=True, loss=2.0, memory=100):
-    row = {"name": name, "what": "", "base": base, "is_peer": is_peer, "seconds": seconds}
-    return row | {"loss": loss, "memory_bytes": memory}
+    row = {"name": name, "version": "", "what": "", "base": base, "is_peer": is_peer}
+    return row | {"seconds": seconds, "loss": loss, "memory_bytes": memory}
 
 
 class TestTable:
@@ -47,6 +47,7 @@ class TestTable:
             make_row("torch bf16", [2.0, 2.0], base="torch bf16", loss=3.0, memory=50),
             make_row("far", [3.0, 3.0], base="torch bf16", memory=100),
             make_row("near", [2.2, 2.2], base="torch bf16"),
+            make_row("less", [1.9, 1.9], base="torch bf16"),
         ]
         done = {row["name"]: row for row in table.complete(rows)}
         assert done["gaussws"]["added_memory"] == pytest.approx(0.1)
@@ -54,10 +55,12 @@ class TestTable:
         assert done["far"]["added_memory"] == pytest.approx(1)
         assert done["far"]["factor"] == pytest.approx(5) and done["far"]["goal"] == "met"
         assert done["near"]["factor"] == pytest.approx(1) and done["near"]["goal"] == "missed"
+        assert done["less"]["factor"] is None and done["less"]["goal"] == "missed"
         assert all("goal" not in done[name] for name in ("bf16", "torch bf16", "gaussws"))
         text = table.lines(list(done.values()))
         assert text[-1] == (
-            "A peer's added time is at least 3 times ours: met for 1; missed for 1 (near)."
+            "A peer adds at least 3 times the time of ours: met for 1 (far), missed for 2 (near; "
+            "less). Less than ours add 1 (less)."
         )
 
     @pytest.mark.parametrize(
@@ -109,7 +112,7 @@ def test_every_row_is_measured_or_says_why(tmp_path):
             continue
         assert row["quartiles"][0] <= row["added"] <= row["quartiles"][1]
         assert row["memory_bytes"] > 0 and row["last_loss"] < row["loss"]
-    assert "TransformerEngine" in rows and "A peer's added time" in done.stdout
+    assert "TransformerEngine" in rows and "A peer adds at least 3 times" in done.stdout
 
 
 def test_a_process_that_fails_is_the_reason_of_its_rows(monkeypatch):

@@ -134,8 +134,8 @@ def qwix_rule(**options: Any) -> Callable[[RunConfig], Prepared]:
     def change(model):
         import qwix  # extra "bench"  # pyright: ignore[reportMissingImports]
 
-        # Not the attention itself, path "h/attn": a rule for a module takes `preferred_element_type`
-        # from all of its products, and attention's logits would be rounded to bfloat16.
+        # Not the attention itself, path "h/attn": all products of a module that has a rule lose
+        # their `preferred_element_type`, and attention's logits would be rounded to bfloat16.
         provider = qwix.QtProvider([qwix.QtRule(module_path="h/.*/.*", **options)])
         return qwix.quantize_model(model, provider, jnp.zeros((1, 8), jnp.int32))
 

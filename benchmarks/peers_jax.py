@@ -219,9 +219,9 @@ def measure(case: Case, rounds: int) -> list[dict[str, Any]]:
         except Exception as error:  # a device or a version that cannot run it
             row["why"] = reason(error)
             steps.pop(name, None)
-    for name, seconds in time_steps(steps, rounds).items():
+    for name, times in time_steps(steps, rounds).items():
         row = next(row for row in rows if row["name"] == name)
-        row |= {"seconds": seconds, "last_loss": steps[name]()}
+        row |= times | {"last_loss": steps[name]()}
     return rows
 
 

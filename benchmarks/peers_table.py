@@ -3,6 +3,7 @@
 """The arithmetic and the text of `peers.py`'s table; imports neither JAX nor PyTorch.
 
 added time   median over the rounds of (time of a step / time of its BF16 step in that round) − 1
+CPU time     the same of the process's CPU time, which other work on the machine changes less
 factor       added time of a peer / that of `gaussws`
 """
 
@@ -67,7 +68,7 @@ def reason(error: Exception) -> str:
     return f"{type(error).__name__}: {first[:160]}"
 
 
-def time_steps(steps: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
+def time_steps(steps: dict[str, Callable[[], Any]], rounds: int) -> dict[str, dict[str, Any]]:
     """Seconds of each step in each of `rounds` interleaved rounds.
 
     Args:
@@ -76,15 +77,16 @@ def time_steps(steps: dict[str, Callable[[], Any]], rounds: int) -> dict[str, li
         it does not matter what ran before.
 
     Returns:
-      For each name, a list with one number for each round.
+      For each name, lists with one number for each round: seconds, and cpu_seconds of the process.
     """
-    times: dict[str, list[float]] = {name: [] for name in steps}
+    times: dict[str, dict[str, Any]] = {n: {"seconds": [], "cpu_seconds": []} for n in steps}
     for _ in range(rounds):
         for name, step in steps.items():
             step()
-            start = time.perf_counter()
+            start, cpu_start = time.perf_counter(), time.process_time()
             step()
-            times[name].append(time.perf_counter() - start)
+            times[name]["seconds"].append(time.perf_counter() - start)
+            times[name]["cpu_seconds"].append(time.process_time() - cpu_start)
     return times
 
 
@@ -147,8 +149,8 @@ def complete(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
     Args:
       rows: dicts with name, version, what, base (the name of the BF16 row), is_peer, and either why
-        or else seconds, memory_bytes, loss (of the first step) and last_loss. Every BF16 row comes
-        with base equal to its name.
+        or else seconds, cpu_seconds, memory_bytes, loss (of the first step) and last_loss. Every
+        BF16 row comes with base equal to its name.
 
     Returns:
       New dicts. A row whose first loss is that of its BF16 step changes nothing: it gets a why.
@@ -169,28 +171,29 @@ def _compare(row: dict[str, Any], base: dict[str, Any] | None) -> dict[str, Any]
         return row | {"why": f"there is no {row['base']} to compare with"}
     if row["loss"] == base["loss"] and row["name"] != base["name"]:
         return row | {"why": "its loss is that of BF16 to the last digit: it changes nothing"}
-    added_memory = row["memory_bytes"] / base["memory_bytes"] - 1
-    return row | added_time(row["seconds"], base["seconds"]) | {"added_memory": added_memory}
+    added = added_time(row["seconds"], base["seconds"])
+    added["added_cpu"] = added_time(row["cpu_seconds"], base["cpu_seconds"])["added"]
+    return row | added | {"added_memory": row["memory_bytes"] / base["memory_bytes"] - 1}
 
 
 def lines(rows: list[dict[str, Any]]) -> list[str]:
     """The table in Markdown, and below it what became of the goal."""
     text = [
-        "| | version | what it does | a step, ms | added time | memory | times ours | goal |",
-        "|---|---|---|--:|--:|--:|--:|---|",
+        "| | version | what it does | a step, ms | added time | CPU | memory | times ours | goal |",
+        "|---|---|---|--:|--:|--:|--:|--:|---|",
     ]
     for row in rows:
         start = f"| {row['name']} | {row['version']} | {row['what']} |"
         if "why" in row:
-            text.append(f"{start} | | | | {row['why']} |")
+            text.append(f"{start} | | | | | {row['why']} |")
             continue
         low, high = row["quartiles"]
         added = f"{row['added']:+.1%} ({low:+.1%} to {high:+.1%})"
-        memory = f"{row['added_memory']:+.1%}"
+        cpu, memory = f"{row['added_cpu']:+.1%}", f"{row['added_memory']:+.1%}"
         if row["name"] == row["base"]:
-            added, memory = "1", f"{row['memory_bytes'] / 1e6:.0f} MB"
+            added, cpu, memory = "1", "1", f"{row['memory_bytes'] / 1e6:.0f} MB"
         factor = "" if row.get("factor") is None else f"{row['factor']:.1f}"
-        figures = f"{row['milliseconds']:.0f} | {added} | {memory} | {factor}"
+        figures = f"{row['milliseconds']:.0f} | {added} | {cpu} | {memory} | {factor}"
         text.append(f"{start} {figures} | {row.get('goal', '')} |")
     return [*text, "", verdict(rows)]
 

@@ -175,9 +175,9 @@ def measure(case: Case, rounds: int, *, with_compiled: bool) -> list[dict[str, A
             steps[name] = made["advance"]
         except Exception as error:  # a compiler, a device or a version that cannot run it
             row["why"] = reason(error)
-    for name, seconds in time_steps(steps, rounds).items():
+    for name, times in time_steps(steps, rounds).items():
         row = next(row for row in rows if row["name"] == name)
-        row |= {"seconds": seconds, "last_loss": steps[name]()}
+        row |= times | {"last_loss": steps[name]()}
     return rows
 
 

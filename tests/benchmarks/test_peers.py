@@ -29,7 +29,8 @@ def table(monkeypatch):
 
 def make_row(name, seconds, *, base="bf16", is_peer=True, loss=2.0, memory=100):
     row = {"name": name, "version": "", "what": "", "base": base, "is_peer": is_peer}
-    return row | {"seconds": seconds, "loss": loss, "memory_bytes": memory}
+    row |= {"seconds": seconds, "cpu_seconds": [2 * second for second in seconds]}
+    return row | {"loss": loss, "memory_bytes": memory}
 
 
 class TestTable:
@@ -52,6 +53,7 @@ class TestTable:
         done = {row["name"]: row for row in table.complete(rows)}
         assert done["gaussws"]["added_memory"] == pytest.approx(0.1)
         assert done["far"]["added"] == pytest.approx(0.5)
+        assert done["far"]["added_cpu"] == pytest.approx(0.5)
         assert done["far"]["added_memory"] == pytest.approx(1)
         assert done["far"]["factor"] == pytest.approx(5) and done["far"]["goal"] == "met"
         assert done["near"]["factor"] == pytest.approx(1) and done["near"]["goal"] == "missed"

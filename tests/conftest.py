@@ -14,6 +14,7 @@ import os
 import pathlib
 import shutil
 import signal
+import time
 
 from support.paths import JAX_CACHE
 
@@ -56,6 +57,16 @@ def pytest_collection(session):
         result = yield
     session.config.stash[COMPILED_AT_COLLECTION] = len(programs)
     return result
+
+
+def pytest_runtest_setup(item):
+    """Skip slow tests, each by its name, after the time in `PQT_SLOW_TESTS_UNTIL` (a Unix time).
+
+    `.ci/run` sets it, so that it ends on a slow machine, too, and says what it has not run.
+    """
+    until = float(os.environ.get("PQT_SLOW_TESTS_UNTIL", "inf"))
+    if item.get_closest_marker("slow") is not None and time.time() > until:
+        pytest.skip(f"not run, as the time for slow tests is over: {item.nodeid}")
 
 
 @pytest.fixture(scope="module", autouse=True)

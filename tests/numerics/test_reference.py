@@ -14,7 +14,7 @@ from pqt_jax.numerics import reference
 from pqt_jax.numerics.formats import E2M1, E4M3, FP32
 from pqt_jax.numerics.spec import Spec
 
-WORDS, OFFSET = jnp.array([7, 2**32 - 9], jnp.uint32), jnp.array([3, 5, 64], jnp.uint32)
+WORDS, OFFSET = np.array([7, 2**32 - 9], np.uint32), np.array([3, 5, 64], np.uint32)
 SPECS = {
     "bf16": Spec(),
     "f32": Spec(dtype=FP32),

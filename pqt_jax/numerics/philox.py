@@ -85,12 +85,12 @@ def philox4x32(
 
     Args:
       key: two uint32 arrays, which broadcast against the counter.
-      counter: four uint32 arrays of one shape.
+      counter: four uint32 arrays whose shapes broadcast.
       rounds: 10 in stream version 1.
       multiply: `multiply`, or `multiply_once` in a kernel.
 
     Returns:
-      Four uint32 arrays of the counter's shape.
+      Four uint32 arrays of the counter's shape, as broadcast.
     """
     k0, k1 = key
     c0, c1, c2, c3 = counter
@@ -129,10 +129,14 @@ def stream_words(
     Returns:
       Four uint32[leads, runs, rows, columns].
     """
-    shape = (leads, runs, rows, columns)
-    lead, run, row, column = (lax.broadcasted_iota(jnp.uint32, shape, d) for d in range(4))
+    # Each index is an array along its own axis, so that the first rounds, which depend on few of
+    # them, are small: XLA would take large ones out of a loop over layers, and store them.
+    lead, run, row, column = (
+        lax.iota(jnp.uint32, extent).reshape([extent if d == axis else 1 for d in range(4)])
+        for axis, extent in enumerate((leads, runs, rows, columns))
+    )
     group = (run + offset[1]) * np.uint32(GROUP) + row % np.uint32(GROUP)
-    counter = (column + offset[2], group, lead + offset[0], jnp.zeros(shape, jnp.uint32))
+    counter = (column + offset[2], group, lead + offset[0], jnp.zeros((1, 1, 1, 1), jnp.uint32))
     generate = philox4x32_wide if rows == GROUP else philox4x32
     return generate((key[0], key[1]), counter)
 

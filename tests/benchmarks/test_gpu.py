@@ -147,8 +147,8 @@ def test_uniform_noise_fused_or_not_is_within_what_the_section_allows(monkeypatc
     assert any((way[known] == want[known]).all() for way in (apart, fused))  # a CPU takes either
     assert far.sum() == count
     want = np.where(known, fused, want)
-    monkeypatch.setattr(gpu_exact, "_on_default", lambda *_: (apart, absmax))
+    monkeypatch.setattr(gpu_exact, "_on_default", lambda *_: [(apart, absmax)])
     assert gpu_exact._forward("xla", spec, operands, (want, absmax)) == ""
     worse = apart * np.float32(1 + 2.0**-20)
-    monkeypatch.setattr(gpu_exact, "_on_default", lambda *_: (worse, absmax))
+    monkeypatch.setattr(gpu_exact, "_on_default", lambda *_: [(worse, absmax)])
     assert "values and 0 maxima differ" in gpu_exact._forward("xla", spec, operands, (want, absmax))

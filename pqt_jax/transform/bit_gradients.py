@@ -53,7 +53,8 @@ def bit_gradients(
       float32, in the form of bits.
     """
     cotangents, found = paths_and_leaves(gradients), {}
-    for spec, stacks in collect_stacks(params, bits, key, rules, {}):
+    alike, _ = collect_stacks(params, bits, key, rules)
+    for spec, stacks in alike:
         implementation = pallas.choose_implementation(None, spec)
         _, backward = pallas.get_functions(implementation)
         for paths in pallas.share_launches(implementation, stacks):

@@ -69,10 +69,10 @@ def perturb_tree(
         )
     if lead is None:
         keys.consume(key)
-    sampled: dict[str, jax.Array] = {}
     shapes = paths_and_leaves(params, prefix)
     options = {"prefix": prefix, "strict": strict, "lead": lead}
-    for spec, stacks in collect_stacks(params, bits, key, rules, sampled, **options):
+    alike, sampled = collect_stacks(params, bits, key, rules, **options)
+    for spec, stacks in alike:
         implementation = pallas.choose_implementation(None, spec)
         for paths in pallas.share_launches(implementation, stacks):
             outputs: Any = sample(spec, implementation, tuple(stacks[path] for path in paths))
@@ -86,22 +86,22 @@ def collect_stacks(
     bits: Any,
     key: jax.Array,
     rules: Sequence[Rule],
-    rounded: dict[str, jax.Array],
     *,
     prefix: str = "",
     strict: bool = False,
     lead: jax.Array | int | None = None,
-) -> list[tuple[Spec, dict[str, Stack]]]:
+) -> tuple[list[tuple[Spec, dict[str, Stack]]], dict[str, jax.Array]]:
     """Collect what `sample` takes of the parameters that a rule samples with noise.
 
     Args:
       params, bits, key, rules, prefix, strict, lead: as for `perturb_tree`.
-      rounded: gets path → ŵ of the parameters that are rounded without noise.
 
     Returns:
-      (spec, path → (w, b_i, words, offset)) for each spec and dtype of w.
+      ((spec, path → (w, b_i, words, offset)) for each spec and dtype of w, path → ŵ of the
+      parameters that are rounded without noise).
     """
     alike: dict[tuple[Spec, Any], dict[str, Any]] = {}
+    rounded: dict[str, jax.Array] = {}
 
     def prepare(path, spec, w):
         if spec.noise == "none":
@@ -115,10 +115,11 @@ def collect_stacks(
 
     map_sampled(prepare, params, rules, prefix=prefix, strict=strict)
     words = keys.param_words(key, [path for some in alike.values() for path in some])
-    return [
+    stacks = [
         (spec, {path: (w, b_i, words[path], at) for path, (w, b_i, at) in some.items()})
         for (spec, _), some in alike.items()
     ]
+    return stacks, rounded
 
 
 def perturb(

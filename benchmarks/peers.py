@@ -92,6 +92,8 @@ def main() -> int:
     case = peers_table.CASES[model]
     print(f"{model}: {case}, {rounds} rounds, {device.device_kind}, jax {jax.__version__}\n")
     print("\n".join(peers_table.lines(rows)))
+    if options.smoke:
+        print("A tiny model and two rounds: these figures mean nothing.")
     if options.out:
         record = {
             "command": "python " + " ".join(sys.argv),

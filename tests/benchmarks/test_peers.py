@@ -114,6 +114,7 @@ def test_every_row_is_measured_or_says_why(tmp_path):
             continue
         assert row["quartiles"][0] <= row["added"] <= row["quartiles"][1]
         assert row["memory_bytes"] > 0 and row["last_loss"] < row["loss"]
+    assert "these figures mean nothing" in done.stdout
     assert "TransformerEngine" in rows and "A peer adds at least 3 times" in done.stdout
 
 

@@ -42,7 +42,7 @@ ARCHITECTURE = 90
 def measure_step(method: str) -> dict[str, int]:
     """Launches of a compiled step, and the bytes of its temporaries."""
     # As if the default device were the GPU that is compiled for.
-    setattr(pallas, "_unsuited_device", lambda: None)  # noqa: B010
+    setattr(pallas, "_unsuited_device", lambda _: None)  # noqa: B010
     config = default(dataclasses.replace(LLAMA2_134M, num_layers=2, attention="xla"))
     config.method = method
     optimizer = make_optimizer(config)

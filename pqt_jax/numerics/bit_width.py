@@ -91,12 +91,22 @@ def _step_size_jvp(primals, tangents):
     return step, -math.log(2) * step * tangents[0]
 
 
-def undifferentiable_step_size(b_t: jax.Array) -> jax.Array:
-    """`step_size` without a gradient, for kernels: Mosaic of jax 0.11 takes no `custom_jvp`."""
+def undifferentiable_step_size(
+    b_t: jax.Array, multiply: philox.Multiply = philox.multiply
+) -> jax.Array:
+    """`step_size` without a gradient, for kernels: Mosaic of jax 0.11 takes no `custom_jvp`.
+
+    Args:
+      b_t: as for `step_size`.
+      multiply: `philox.multiply`, or another way to products of 64 bits.
+
+    Returns:
+      As `step_size`.
+    """
     # Fixed point with 23 binary places, which are enough: 1 − b_t, exact, and then 16 − b_t.
     negative = lax.convert_element_type((1.0 - b_t) * 2.0**23, jnp.int32)
     fixed = (negative + np.int32(int(MAX_BITS - 1) << 23)).astype(jnp.uint32)
-    power = _exp2_fixed(fixed & np.uint32(2**23 - 1))  # in [2^31, 2^32)
+    power = _exp2_fixed(fixed & np.uint32(2**23 - 1), multiply)  # in [2^31, 2^32)
     # Rounded to 24 bits, of which the first is implicit. A carry goes into the exponent.
     mantissa = (power >> np.uint32(8)) + ((power >> np.uint32(7)) & np.uint32(1))
     biased = (fixed >> np.uint32(23)) + np.uint32(126 + 1 - int(MAX_BITS))
@@ -104,8 +114,8 @@ def undifferentiable_step_size(b_t: jax.Array) -> jax.Array:
     return jnp.where(jnp.isnan(b_t), b_t, step)
 
 
-@functools.partial(jax.jit, inline=True)  # traced once for each shape
-def _exp2_fixed(fraction: jax.Array) -> jax.Array:
+@functools.partial(jax.jit, static_argnums=1, inline=True)  # traced once for each shape
+def _exp2_fixed(fraction: jax.Array, multiply: philox.Multiply) -> jax.Array:
     """`2^31 · 2^(fraction / 2^23)` as uint32, by Horner's rule with 31 binary places.
 
     The remainder of the series after its twelve terms `(ln 2)^k / k!` is below 2^-32.
@@ -114,7 +124,7 @@ def _exp2_fixed(fraction: jax.Array) -> jax.Array:
     x = fraction << np.uint32(8)
     power = jnp.full_like(x, np.uint32(terms[-1]))
     for term in reversed(terms[:-1]):
-        high, low = philox.multiply(power, x)
+        high, low = multiply(power, x)
         power = np.uint32(term) + ((high << np.uint32(1)) | (low >> np.uint32(31)))
     return power
 

@@ -148,8 +148,14 @@ def noise_of_slice(kind: Kind, words: Codes, t: int) -> jax.Array:
     """
     if words[0].shape[2] == philox.GROUP:
         return noise_from_words(kind, words, t)
-    upper = _upper_half(words, t)
-    return uniform(upper >> 16) if kind == "uniform" else _rounded_normal_of_upper(upper)
+    return noise_of_upper_half(kind, _upper_half(words, t))
+
+
+def noise_of_upper_half(kind: Kind, word: jax.Array) -> jax.Array:
+    """Return R, float32, of the draws in the upper halves of uint32 words of any shape."""
+    if kind == "uniform":
+        return uniform(word >> np.uint32(16))
+    return _rounded_normal_of_upper(word)
 
 
 def _upper_half(words: Codes, t: int) -> jax.Array:
@@ -160,10 +166,11 @@ def _upper_half(words: Codes, t: int) -> jax.Array:
 
 def _rounded_normal_of_upper(upper: jax.Array, one: jax.Array | np.uint32 = ONE) -> jax.Array:
     """Return R of the draw in the upper half of a word; what is in the lower half is ignored."""
-    u = upper << np.uint32(1)  # u in the upper 15 bits; the lower bits do not matter
+    # u with what lies below it, as a signed number: CPUs and TPUs compare no unsigned ones.
+    u = lax.bitcast_convert_type(upper & np.uint32(0x7FFFFFFF), jnp.int32)
     signed = lax.bitcast_convert_type((upper & np.uint32(0x80000000)) | one, jnp.float32)
-    at_least_one = jnp.where(u < np.uint32(ONE_BELOW << 17), signed, jnp.zeros_like(signed))
-    return jnp.where(u < np.uint32(TWO_BELOW << 17), signed + signed, at_least_one)
+    at_least_one = jnp.where(u < np.int32(ONE_BELOW << 16), signed, jnp.zeros_like(signed))
+    return jnp.where(u < np.int32(TWO_BELOW << 16), signed + signed, at_least_one)
 
 
 def noise_codes(

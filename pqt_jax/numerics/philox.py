@@ -53,6 +53,31 @@ def multiply_once(a: jax.Array, b: jax.Array | np.uint32) -> tuple[jax.Array, ja
     return high, low
 
 
+def multiply_by_mulhi(a: jax.Array, b: jax.Array | np.uint32) -> tuple[jax.Array, jax.Array]:
+    """Return what `multiply` does, where the high word is an instruction, as on some TPUs."""
+    return lax.mulhi(a, jnp.broadcast_to(b, a.shape)), a * b
+
+
+def multiply_by_halves(a: jax.Array, b: jax.Array | np.uint32) -> tuple[jax.Array, jax.Array]:
+    """Return what `multiply` does, without a number of more than 32 bits, which a TPU lacks.
+
+    With a multiplier of Philox for b, two sums that could overflow do not.
+    """
+    a_low, a_high = a & np.uint32(0xFFFF), a >> np.uint32(16)
+    b_low, b_high = b & np.uint32(0xFFFF), b >> np.uint32(16)
+    above = a_low * b_high + ((a_low * b_low) >> np.uint32(16))  # a_low · b / 2^16
+    if isinstance(b, np.generic) and b in _MULTIPLIERS:
+        middle = above + a_high * (b_low & np.uint32(0x7FFF))
+        if b_low & np.uint32(0x8000):  # a_high · 2^15 is left to be added
+            carry = ((middle >> np.uint32(15)) + a_high) >> np.uint32(1)
+        else:
+            carry = middle >> np.uint32(16)
+    else:
+        middle = (above & np.uint32(0xFFFF)) + a_high * b_low
+        carry = (above >> np.uint32(16)) + (middle >> np.uint32(16))
+    return a_high * b_high + carry, a * b
+
+
 def _to_uint64(x: jax.Array) -> jax.Array:
     return lax.convert_element_type(x, jnp.uint64)
 
@@ -87,7 +112,7 @@ def philox4x32(
       key: two uint32 arrays, which broadcast against the counter.
       counter: four uint32 arrays whose shapes broadcast.
       rounds: 10 in stream version 1.
-      multiply: `multiply`, or `multiply_once` in a kernel.
+      multiply: `multiply`; in kernels one of the others above.
 
     Returns:
       Four uint32 arrays of the counter's shape, as broadcast.

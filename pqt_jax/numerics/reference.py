@@ -67,10 +67,12 @@ def scale_blocks(spec: Spec, w: jax.Array) -> jax.Array | None:
     return best
 
 
-def block_step_size(spec: Spec, b_i: jax.Array) -> jax.Array:
+def block_step_size(
+    spec: Spec, b_i: jax.Array, multiply: philox.Multiply = philox.multiply
+) -> jax.Array:
     """Return `2^(1 − b_t)` of each block, with the same bits on every platform; no gradient."""
     b_t = bit_width.bit_width(b_i, spec.target_bits, spec.init_bits)
-    return bit_width.undifferentiable_step_size(b_t)
+    return bit_width.undifferentiable_step_size(b_t, multiply)
 
 
 def grid_scale(spec: Spec, absmax: jax.Array) -> jax.Array | None:

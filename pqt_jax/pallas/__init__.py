@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright 2026 The pqt_jax Authors
-"""GPU kernels for sampling, and the choice between them. Kernels are imported on first use.
+"""Kernels for sampling, and the choice between them. Kernels are imported on first use.
 
-"mosaic"   Pallas on Mosaic GPU    Ampere and newer, jax 0.11 and newer
-"triton"   Pallas on Triton        Ampere and newer, while jax still has it
-"xla"      `pqt_jax.numerics.reference`     everywhere
+"mosaic"       Pallas on Mosaic GPU    Ampere and newer, jax 0.11 and newer
+"triton"       Pallas on Triton        Ampere and newer, while jax still has it
+"mosaic_tpu"   Pallas on Mosaic TPU    v4 and newer; compiled and interpreted, not run yet
+"xla"          `pqt_jax.numerics.reference`     everywhere
 """
 
 import contextlib
@@ -19,8 +20,8 @@ from pqt_jax.numerics import reference
 from pqt_jax.numerics.partition import Stack
 from pqt_jax.numerics.spec import Spec
 
-Implementation = Literal["mosaic", "triton", "xla"]
-KERNELS: tuple[Implementation, ...] = ("mosaic", "triton")  # in order of preference
+Implementation = Literal["mosaic", "triton", "mosaic_tpu", "xla"]
+KERNELS: tuple[Implementation, ...] = ("mosaic", "triton", "mosaic_tpu")  # the best first
 BLOCK = (32, 32)
 MAX_SHARED = 2**23  # weights of several matrices that one launch samples
 
@@ -52,7 +53,7 @@ def is_supported(implementation: Implementation, spec: Spec = Spec()) -> tuple[b
       (False, 'blocks are 16x16, and the kernels take 32x32 alone')
 
     Args:
-      implementation: "mosaic", "triton" or "xla".
+      implementation: "mosaic", "triton", "mosaic_tpu" or "xla".
       spec: how a parameter is sampled.
 
     Returns:
@@ -71,7 +72,7 @@ def is_supported(implementation: Implementation, spec: Spec = Spec()) -> tuple[b
     if spec.block != BLOCK:
         sides = "x".join(map(str, spec.block))
         return False, f"blocks are {sides}, and the kernels take 32x32 alone"
-    reason = None if _interpreting else _unsuited_device()
+    reason = None if _interpreting else _unsuited_device(implementation)
     reason = reason or _import_problem(implementation)
     return reason is None, reason or ""
 
@@ -88,9 +89,13 @@ def _import_problem(implementation: str) -> str | None:
     return None
 
 
-def _unsuited_device() -> str | None:
-    """Return why the default device cannot run the kernels, or None."""
+def _unsuited_device(implementation: str) -> str | None:
+    """Return why the default device cannot run a kernel, or None."""
     device = jax.devices()[0]
+    if implementation == "mosaic_tpu":
+        if device.platform == "tpu":
+            return None
+        return f"the kernel needs a TPU, and the default platform is {device.platform}"
     if device.platform not in ("gpu", "cuda"):
         return f"the kernels need an NVIDIA GPU, and the default platform is {device.platform}"
     capability = getattr(device, "compute_capability", None)
@@ -128,13 +133,14 @@ def share_launches(
     shares a launch is in memory at the same time: at most 16 MB of ŵ in bfloat16.
 
     Args:
-      implementation: a kernel, or "xla", which launches nothing.
+      implementation: a kernel, or "xla". XLA launches nothing, and a launch on a TPU is part of
+        the program, which costs nothing beyond its work.
       stacks: path → operands, the matrices first.
 
     Returns:
       Paths, in the order of `stacks`: together while they have at most `MAX_SHARED` weights.
     """
-    if implementation == "xla":
+    if implementation in ("xla", "mosaic_tpu"):
         return [(path,) for path in stacks]
     groups: list[list[str]] = []
     weights = 0

@@ -10,6 +10,7 @@ where a GPU runs them well, and otherwise functions that tests prove equal.
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -33,20 +34,23 @@ def multiply_add(a: jax.Array, b: jax.Array, c: jax.Array) -> jax.Array:
     return c + a * b
 
 
-def make_words(row: Sequence[jax.Array], run, q, column) -> philox.Words:
-    """Return the words of the Philox calls of one run of a matrix.
+def make_words(
+    row: Sequence[jax.Array], run, q, column, multiply: philox.Multiply = philox.multiply_once
+) -> philox.Words:
+    """Return the words of the Philox calls of one run of a matrix, or of several.
 
     Args:
       row: the row of the table for this matrix, as scalars.
-      run: uint32 scalar, index of the run in this array.
+      run: uint32, index of the run in this array; a scalar, or of the shape of `q`.
       q, column: uint32[...] of one shape: index of the row in its slice, and of the column in this
         array.
+      multiply: the back-end's way to products of 64 bits.
     """
     k0, k1, lead, first_run, first_column, _ = row
     group = (run + first_run) * np.uint32(philox.GROUP) + q
     zero = jnp.zeros_like(column)
     counter = (column + first_column, group, zero + lead, zero)
-    return philox.philox4x32((k0, k1), counter, multiply=philox.multiply_once)
+    return philox.philox4x32((k0, k1), counter, multiply=multiply)
 
 
 def make_noise(
@@ -73,34 +77,48 @@ def make_noise(
     return noise_at
 
 
+def unit_and_scale(
+    spec: Spec, absmax: jax.Array, step: jax.Array, spread: Spread = lambda x: x
+) -> tuple[jax.Array, jax.Array | None]:
+    """Return what noise of 1 adds, `max_B|w| · 2^(1 − b_t)`, and the scale of the grid.
+
+    Args:
+      spec: static options.
+      absmax, step: one number per block, in a shape that `spread` takes; the step size is that of
+        `reference.block_step_size`.
+      spread: spreads numbers per block to the shape of a slice.
+
+    Returns:
+      (unit, scale), spread; the scale is None for a format with the exponents of float32.
+    """
+    unit, scale = spread(absmax * step), reference.grid_scale(spec, absmax)
+    if scale is not None:
+        # A block whose b_i is NaN is NaN. Triton's minimum, in the cast, would lose that.
+        scale = jnp.where(jnp.isnan(unit), unit, spread(scale))
+    return unit, scale
+
+
 def forward(
     spec: Spec,
     rows: Sequence[jax.Array],
     noise_at: Noise,
-    absmax: jax.Array,
-    b_i: jax.Array,
-    spread: Spread,
+    unit: jax.Array,
+    scale: jax.Array | None,
     multiply_add: MultiplyAdd = multiply_add,
 ) -> Iterator[jax.Array]:
-    """Yield ŵ of the eight slices of a run.
+    """Yield ŵ of the slices of a run.
 
     Args:
       spec: static options.
-      rows: eight float32 slices of w.
+      rows: float32 slices of w.
       noise_at: from `make_noise`.
-      absmax, b_i: one number per block, in a shape that `spread` takes.
-      spread: spreads numbers per block to the shape of a slice.
+      unit, scale: from `unit_and_scale`.
       multiply_add: the back-end's way to `a · b + c`. Products with rounded normal noise are exact,
         so that it may round once.
 
     Yields:
       Slices in the dtype `spec.storage`.
     """
-    unit = spread(absmax * reference.block_step_size(spec, b_i))
-    scale = reference.grid_scale(spec, absmax)
-    if scale is not None:
-        # A block whose b_i is NaN is NaN. Triton's minimum, in the cast, would lose that.
-        scale = jnp.where(jnp.isnan(unit), unit, spread(scale))
     for s, w in enumerate(rows):
         noisy = multiply_add(noise_at(s), unit, w)
         if spec.dtype in (BF16, FP32):
@@ -115,7 +133,7 @@ def forward(
 def backward(
     rows: Sequence[jax.Array], noise_at: Noise, multiply_add: MultiplyAdd = multiply_add
 ) -> jax.Array:
-    """Return `Σ_s ∂L/∂ŵ · R` over the eight slices of a run, float32; not yet a block sum.
+    """Return `Σ_s ∂L/∂ŵ · R` over the slices of a run, float32; not yet a block sum.
 
     `multiply_add` is as for `forward`.
     """
@@ -127,7 +145,7 @@ def backward(
 
 
 def largest_magnitude(rows: Sequence[jax.Array]) -> jax.Array:
-    """Return the largest magnitude over the eight slices, as int32 bit patterns.
+    """Return the largest magnitude over the slices of a run, as int32 bit patterns.
 
     The order of the patterns is that of the magnitudes. A float maximum would lose NaN or denormals
     on some back-ends. The sign is shifted out, not masked: a GPU shifts in its multiply pipe, which
@@ -136,3 +154,8 @@ def largest_magnitude(rows: Sequence[jax.Array]) -> jax.Array:
     words = [lax.bitcast_convert_type(w, jnp.uint32) << np.uint32(1) for w in rows]
     largest = functools.reduce(jnp.maximum, words) >> np.uint32(1)
     return lax.bitcast_convert_type(largest, jnp.int32)
+
+
+def like(shape: tuple[int, ...], dtype: Any, x: jax.Array) -> jax.ShapeDtypeStruct:
+    """Return the type of a result that varies over what x varies over, under shard_map."""
+    return jax.ShapeDtypeStruct(shape, dtype, manual_axis_type=jax.typeof(x).manual_axis_type)

@@ -95,7 +95,7 @@ def _launch(
 
 def _pad(kernel: Any, table: jax.Array, matrices: jax.Array, *per_block: jax.Array) -> Stack:
     matrices = blocks.pad_to(matrices, kernel.ROWS, kernel.COLUMNS)
-    runs, tiles = matrices.shape[1] // philox.ROWS, matrices.shape[2] // 32
+    runs, tiles = -(-matrices.shape[1] // philox.ROWS), -(-matrices.shape[2] // 32)
     return table, matrices, *(_pad_grid(x, runs, tiles) for x in per_block)
 
 
@@ -120,7 +120,7 @@ def _launch_pieces(run_kernel: Any, table, matrices, *per_block) -> Stack:
 
     pieces = [
         [launch(lead_slice, run_slice) for run_slice in run_slices]
-        for lead_slice, run_slices in _launch_slices(leads, rows // philox.ROWS, columns)
+        for lead_slice, run_slices in _launch_slices(leads, -(-rows // philox.ROWS), columns)
     ]
     return tuple(
         _concatenate([_concatenate([piece[i] for piece in row], 1) for row in pieces], 0)

@@ -19,7 +19,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from pqt_jax.numerics import philox
+from pqt_jax.numerics import philox, reference
 from pqt_jax.numerics.partition import Stack
 from pqt_jax.numerics.spec import Spec
 from pqt_jax.pallas import body, mosaic_ptx, placement, ptx
@@ -119,7 +119,9 @@ def _forward(
         largest = _reduce(jnp.max, body.largest_magnitude(rows))
         absmax = lax.bitcast_convert_type(largest, jnp.float32)
         noise_at = body.make_noise(spec, row, _words(row, *at[1:]), decode)
-        w_hat = list(body.forward(spec, rows, noise_at, absmax, b_i, _spread))
+        step_size = reference.block_step_size(spec, b_i)
+        unit, scale = body.unit_and_scale(spec, absmax, step_size, _spread)
+        w_hat = list(body.forward(spec, rows, noise_at, unit, scale))
 
         def store(w_hat_ref, absmax_ref, *at, w_hat=w_hat, absmax=absmax):
             for ref, value in zip(_slices(w_hat_ref, *at), w_hat, strict=True):

@@ -17,7 +17,7 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)  # jax has deprecated this back-end
     from jax.experimental.pallas import triton as plt
 
-from pqt_jax.numerics import philox
+from pqt_jax.numerics import philox, reference
 from pqt_jax.numerics.partition import Stack
 from pqt_jax.numerics.spec import Spec
 from pqt_jax.pallas import body, placement, ptx
@@ -115,7 +115,9 @@ def _forward(*refs, spec: Spec, shapes: Sequence[placement.Shape], tiles: int, i
         rows, b_i = placement.choose(stack, load, (matrices, bits), *at)
         largest = _reduce(jnp.max, body.largest_magnitude(rows))
         absmax = lax.bitcast_convert_type(largest, jnp.float32)
-        w_hat = list(body.forward(spec, rows, noise_at, absmax, b_i, _spread, multiply_add))
+        step_size = reference.block_step_size(spec, b_i)
+        unit, scale = body.unit_and_scale(spec, absmax, step_size, _spread)
+        w_hat = list(body.forward(spec, rows, noise_at, unit, scale, multiply_add))
 
         def store(w_hat_ref, absmax_ref, *at, w_hat=w_hat, absmax=absmax):
             for index, value in zip(_slices(*at), w_hat, strict=True):
@@ -165,8 +167,8 @@ def _call(function: Any, spec: Spec, stacks: Sequence[Stack], results: Any, inte
 
 def forward(spec: Spec, *stacks: Stack, interpret: bool = False) -> tuple[Stack, ...]:
     """Sample ŵ, with the block maxima; as `launch.forward`, of tables and of whole tiles."""
-    results = [_like(w.shape, spec.storage, w) for _, w, _ in stacks]
-    results += [_like(b_i.shape, jnp.float32, w) for _, w, b_i in stacks]
+    results = [body.like(w.shape, spec.storage, w) for _, w, _ in stacks]
+    results += [body.like(b_i.shape, jnp.float32, w) for _, w, b_i in stacks]
     outputs = _call(_forward, spec, stacks, tuple(results), interpret)
     return tuple(zip(outputs[: len(stacks)], outputs[len(stacks) :], strict=True))
 
@@ -174,13 +176,8 @@ def forward(spec: Spec, *stacks: Stack, interpret: bool = False) -> tuple[Stack,
 def backward(spec: Spec, *stacks: Stack, interpret: bool = False) -> tuple[Stack, ...]:
     """Sum ∂L/∂ŵ · R over blocks; as `launch.backward`, of tables and of whole tiles."""
     results = tuple(
-        _like((leads, m // 32, n // 32), jnp.float32, g)
+        body.like((leads, m // 32, n // 32), jnp.float32, g)
         for g in (g for _, g in stacks)
         for leads, m, n in [g.shape]
     )
     return tuple((x,) for x in _call(_backward, spec, stacks, results, interpret))
-
-
-def _like(shape: tuple[int, ...], dtype: Any, x: jax.Array) -> jax.ShapeDtypeStruct:
-    """Return the type of a result that varies over what x varies over, under shard_map."""
-    return jax.ShapeDtypeStruct(shape, dtype, manual_axis_type=jax.typeof(x).manual_axis_type)

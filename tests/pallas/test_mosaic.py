@@ -12,7 +12,7 @@ pytestmark = pytest.mark.jax_version
 
 
 @pytest.mark.skipif(jax.__version_info__ < (0, 11), reason="the back-end needs jax 0.11")
-class TestMosaic(kernels.KernelTests):
+class TestMosaic(kernels.GpuKernelTests):
     name = "mosaic"
     automatic = False
 

@@ -12,7 +12,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 from jax.sharding import PartitionSpec as P
 
 from pqt_jax import pallas
@@ -30,6 +29,7 @@ from pqt_jax.training.step import build_train_step
 from pqt_jax.transform.param_transform import param_transform
 from pqt_jax.transform.perturb import perturb, perturb_tree
 from pqt_jax.transform.rules import Rule
+from support import kernels
 
 pytestmark = pytest.mark.jax_version
 
@@ -58,7 +58,7 @@ def test_noise_from_words_is_noise_from_codes(kind):
 
 @pytest.mark.parametrize("name", pallas.KERNELS)
 def test_an_explicit_request_that_cannot_be_met_says_why(name):
-    with pytest.raises(ValueError, match=f"implementation='{name}': .*(GPU|jax 0.11)"):
+    with pytest.raises(ValueError, match=f"implementation='{name}': .*(GPU|TPU|jax 0.11)"):
         perturb(W, B_I, make_key(), implementation=name)
     with pallas.interpret(), pytest.raises(ValueError, match="blocks are 16x16"):
         perturb(W, jnp.ones((2, 2)), make_key(), Spec(block=(16, 16)), implementation=name)
@@ -147,7 +147,8 @@ def test_small_matrices_share_a_launch_in_order(sizes, groups):
     got = pallas.share_launches("mosaic", stacks)
     assert [len(group) for group in got] == groups
     assert [path for group in got for path in group] == list(stacks)
-    assert pallas.share_launches("xla", stacks) == [(path,) for path in stacks]
+    for alone in ("mosaic_tpu", "xla"):
+        assert pallas.share_launches(alone, stacks) == [(path,) for path in stacks]
 
 
 def test_what_has_another_dtype_or_format_has_a_launch_of_its_own(count_kernels):
@@ -164,21 +165,18 @@ def test_what_has_another_dtype_or_format_has_a_launch_of_its_own(count_kernels)
     assert count_kernels(run, params, jax.eval_shape(make_key)) == 3
 
 
-@pytest.fixture(params=pallas.KERNELS)
+@pytest.fixture(params=["mosaic", "triton"])
 def lower_for_gpu(monkeypatch, request):
     """A function (jitted function, arguments) → (its text for an H100, number of kernel calls)."""
     if request.param == "mosaic" and jax.__version_info__ < (0, 11):
         pytest.skip("Mosaic GPU needs jax 0.11")
     monkeypatch.setattr(pallas, "KERNELS", (request.param,))
-    monkeypatch.setattr(pallas, "_unsuited_device", lambda: None)  # as on one GPU
+    monkeypatch.setattr(pallas, "_unsuited_device", lambda _: None)  # as on one GPU
     monkeypatch.setattr(jax, "device_count", lambda: 1)
     target = {"mosaic": "mosaic_gpu", "triton": "triton"}[request.param]
 
     def lower(function, *arguments):
-        gpu = AbstractDevice(device_kind="NVIDIA H100 80GB HBM3", num_cores=None, platform="gpu")
-        mesh = AbstractMesh((1,), ("x",), axis_types=(AxisType.Auto,), abstract_device=gpu)
-        with jax.sharding.use_abstract_mesh(mesh):
-            text = function.trace(*arguments).lower(lowering_platforms=("cuda",)).as_text()
+        text = kernels.lower_for(kernels.GPUS["H100"], function, *arguments)
         return text, len(re.findall(rf"custom_call @[\w.$]*{target}\w*", text))
 
     return lower
@@ -196,8 +194,8 @@ def test_on_a_gpu_only_the_kernel_computes_with_weights_and_bits(lower_for_gpu):
     operands = (like((64, 256), jnp.float32), like((2, 8), jnp.float32))
     key = make_key()
     sample = jax.jit(lambda w, b_i: perturb(w, b_i, key))
-    text, kernels = lower_for_gpu(sample, *operands)
-    assert kernels == 1
+    text, count = lower_for_gpu(sample, *operands)
+    assert count == 1
     text = re.sub(r"custom_call .*", "", text)  # the kernel itself
     of_weights = [line for line in text.splitlines() if re.search(r"x(f32|bf16)>", line)]
     assert not [line for line in of_weights if not re.search("reshape|call|func|return", line)]

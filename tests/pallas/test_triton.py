@@ -15,7 +15,7 @@ from support import kernels
 pytestmark = pytest.mark.jax_version
 
 
-class TestTriton(kernels.KernelTests):
+class TestTriton(kernels.GpuKernelTests):
     name = "triton"
 
     def test_a_program_that_takes_two_tiles_gives_the_same_bits(self, monkeypatch):

@@ -33,7 +33,7 @@ FORMATS = [BF16, FP32, E4M7, E4M3, E5M2, E3M2, E2M3, E2M1, FloatFormat(8, 3)]
 WORDS, ORIGIN = np.array([1, 2], np.uint32), np.zeros(3, np.uint32)
 COLLECTIVE = re.compile(r"\b(?:all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter)")
 GPUS = {"A100": "NVIDIA A100-SXM4-80GB", "H100": "NVIDIA H100 80GB HBM3"}
-
+TPUS = ("TPU v5 lite", "TPU v6 lite")
 
 QUICK = {(BF16, "f32"), (FP32, "bf16"), (E4M3, "bf16"), (E2M1, "f32")}
 
@@ -47,6 +47,24 @@ def formats_and_dtypes():
         for name, dtype in (("f32", jnp.float32), ("bf16", jnp.bfloat16)):
             marks = [] if (fmt, name) in QUICK else [pytest.mark.slow]
             yield pytest.param(fmt, dtype, marks=marks, id=f"{fmt}-{name}")
+
+
+def lower_for(device_kind, function, *operands):
+    """The text of a jitted function, lowered for one device of a kind that is not at hand."""
+    is_tpu = device_kind in TPUS
+    device = AbstractDevice(
+        device_kind=device_kind,
+        num_cores=1 if is_tpu else None,
+        platform="tpu" if is_tpu else "gpu",
+    )
+    mesh = AbstractMesh((1,), ("x",), axis_types=(AxisType.Auto,), abstract_device=device)
+    with jax.sharding.use_abstract_mesh(mesh):
+        traced = function.trace(*operands)
+        return traced.lower(lowering_platforms=("tpu" if is_tpu else "cuda",)).as_text()
+
+
+def name_of(spec):
+    return f"{spec.dtype}-{spec.storage}"
 
 
 def key():
@@ -401,6 +419,10 @@ class KernelTests:
         _, got = self.on_mesh(kind, (64, 96), P("x", "y"), P())
         check(got, sample("xla", *parameters((64, 96))))
 
+
+class GpuKernelTests(KernelTests):
+    """For kernels of GPUs: that they compile to the kernel language of one."""
+
     @pytest.mark.parametrize(
         ("gpu", "spec"),
         [
@@ -411,21 +433,17 @@ class KernelTests:
             *(slow("A100", Spec(dtype=fmt)) for fmt in (BF16, FP32, E4M3)),
             slow("A100", Spec(dtype=E4M3, encoded=True)),
         ],
-        ids=lambda x: x if isinstance(x, str) else f"{x.dtype}-{x.storage}",
+        ids=lambda x: x if isinstance(x, str) else name_of(x),
     )
     def test_it_lowers_for_a_gpu(self, gpu, spec):
         shape = jax.ShapeDtypeStruct
-        device = AbstractDevice(device_kind=GPUS[gpu], num_cores=None, platform="gpu")
-        mesh = AbstractMesh((1,), ("x",), axis_types=(AxisType.Auto,), abstract_device=device)
         kernel = launch.load_kernel(self.name)
         table, w = shape((2, 8), jnp.uint32), shape((2, 64, 256), jnp.float32)
         b_i = shape((2, 2, 8), jnp.float32)
         cotangent = shape(w.shape, jnp.bfloat16)
-        with jax.sharding.use_abstract_mesh(mesh):
-            for function, operands in (
-                (kernel.forward, (table, w, b_i)),
-                (kernel.backward, (table, cotangent)),
-            ):
-                run = jax.jit(lambda *stack, function=function: function(spec, stack))
-                lowered = run.trace(*operands).lower(lowering_platforms=("cuda",))
-                assert "custom_call" in lowered.as_text()
+        for function, operands in (
+            (kernel.forward, (table, w, b_i)),
+            (kernel.backward, (table, cotangent)),
+        ):
+            run = jax.jit(lambda *stack, function=function: function(spec, stack))
+            assert "custom_call" in lower_for(GPUS[gpu], run, *operands)

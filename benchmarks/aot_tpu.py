@@ -4,8 +4,10 @@
 
     pip install -e '.[tpu-aot]'                                             (Python 3.12, Linux)
     python benchmarks/aot_tpu.py [--size 4096] [--topology v5e:2x2 …] [--out FILE.json]
+    python benchmarks/aot_tpu.py --kernels [the same options]
 
-Each case is compiled for one device of each topology; nothing is run. The figures are XLA's own:
+The first has XLA's path, the second the Pallas kernels (`aot_tpu_kernels`). Each case is compiled
+for one device of each topology; nothing is run. The figures are XLA's own:
 
     bytes       what its cost analysis says is accessed, per weight, in any memory of the device
     to VMEM     those of them that are copies of operands into VMEM, ahead of their use. XLA counts
@@ -15,10 +17,18 @@ Each case is compiled for one device of each topology; nothing is run. The figur
     estimate    milliseconds by XLA's estimate, which has all bytes come from HBM
     compile     seconds of XLA
 
+Of a kernel there are also:
+
+    VMEM        bytes that it takes there
+    bundles     instruction words for 256 rows and 128 columns, once around its inner loop
+    slower      time of those bundles over the time in which its bytes are read and written, if no
+                bundle waits. Below 1 the kernel is bound by memory.
+
 Only one process at a time can use libtpu.
 """
 
 import argparse
+import contextlib
 import functools
 import importlib.util
 import json
@@ -29,14 +39,17 @@ import re
 import shlex
 import sys
 import time
+from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import aot_tpu_kernels
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.experimental import topologies
-from jax.sharding import SingleDeviceSharding
+from jax.sharding import Mesh, SingleDeviceSharding
 
 import pqt_jax
 from pqt_jax.numerics import reference
@@ -92,7 +105,9 @@ def measure(device: Any, function: Any, operands: tuple[Any, ...]) -> dict[str, 
     """The figures of one case, per weight."""
     placed = SingleDeviceSharding(device)
     operands = tuple(jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placed) for x in operands)
-    lowered = jax.jit(function).lower(*operands)
+    mesh = Mesh(np.array([device]), ("x",)).abstract_mesh
+    with jax.sharding.use_abstract_mesh(mesh):  # a kernel asks it for the kind of TPU
+        lowered = jax.jit(function).lower(*operands)
     start = time.perf_counter()
     compiled = lowered.compile()
     seconds = time.perf_counter() - start
@@ -109,11 +124,18 @@ def measure(device: Any, function: Any, operands: tuple[Any, ...]) -> dict[str, 
     }
 
 
+def print_row(name: str, cells: Iterable[Any]) -> None:
+    """Print a row of the table."""
+    texts = ("–" if x is None else f"{x:g}" if isinstance(x, int | float) else x for x in cells)
+    print(f"{name:36s}" + "".join(f"{text:>11s}" for text in texts), flush=True)
+
+
 def main() -> None:
     """Print the table and write the JSON."""
     parser = argparse.ArgumentParser(description="Cost of sampling on TPUs, without a TPU.")
     parser.add_argument("--size", type=int, default=4096)
-    parser.add_argument("--topology", nargs="+", default=list(TOPOLOGIES), metavar="NAME")
+    parser.add_argument("--topology", nargs="+", metavar="NAME")
+    parser.add_argument("--kernels", action="store_true")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     if options.size < 32 or options.size % 32:
@@ -122,18 +144,24 @@ def main() -> None:
         sys.exit(f"{sys.argv[0]}: {reason}")
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # else libtpu looks for a cloud's machine
     jax.config.update("jax_platforms", "cpu")
+    known = aot_tpu_kernels.TOPOLOGIES if options.kernels else TOPOLOGIES
+    names = options.topology or list(known)
+    figures = FIGURES + aot_tpu_kernels.FIGURES if options.kernels else FIGURES
+    cases = (aot_tpu_kernels.make_cases if options.kernels else make_cases)(options.size)
     rows = []
-    print(f"{'':32s}{'bytes':>8s}{'to VMEM':>9s}{'temporary':>11s}{'estimate':>10s}{'compile':>9s}")
-    for name in options.topology:
-        topology = topologies.get_topology_desc(platform="tpu", topology_name=name)
-        device = topology.devices[0]
-        measure(device, jnp.negative, (jax.ShapeDtypeStruct((8, 128), jnp.float32),))  # starts XLA
-        for case, (function, operands) in make_cases(options.size).items():
-            row = {"topology": name, "case": case} | measure(device, function, operands)
-            rows.append(row)
-            cells = ("–" if row[x] is None else f"{row[x]:g}" for x in FIGURES)
-            layout = "{:>8s}{:>9s}{:>11s}{:>10s}{:>9s}"
-            print(f"{name + ' ' + case:32s}" + layout.format(*cells), flush=True)
+    print_row("", (figure.replace("_", " ") for figure in figures))
+    with aot_tpu_kernels.dump_programs() if options.kernels else contextlib.nullcontext() as dump:
+        for name in names:
+            topology = topologies.get_topology_desc(platform="tpu", topology_name=name)
+            device = topology.devices[0]
+            starts_xla = (jax.ShapeDtypeStruct((8, 128), jnp.float32),)
+            measure(device, jnp.negative, starts_xla)
+            for case, (function, operands) in cases.items():
+                row = {"topology": name, "case": case} | measure(device, function, operands)
+                if dump:
+                    row |= aot_tpu_kernels.count(dump, device, row["bytes"])
+                rows.append(row)
+                print_row(f"{name} {case}", (row[x] for x in figures))
     if options.out:
         record = {
             "command": shlex.join(["python", "benchmarks/aot_tpu.py", *sys.argv[1:]]),
@@ -141,7 +169,7 @@ def main() -> None:
             "jax": jax.__version__,
             **{package: metadata.version(package) for package in ("jaxlib", "libtpu")},
             "python": platform.python_version(),
-            "device": "none: compiled ahead of time for " + ", ".join(options.topology),
+            "device": "none: compiled ahead of time for " + ", ".join(names),
             "pqt_jax": pqt_jax.__version__,
             "rows": rows,
         }

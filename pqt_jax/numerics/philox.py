@@ -19,6 +19,7 @@ Source: Salmon, Moraes, Dror, Shaw, "Parallel Random Numbers: As Easy as 1, 2, 3
 
 import functools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -34,7 +35,7 @@ _MULTIPLIERS = (np.uint32(0xD2511F53), np.uint32(0xCD9E8D57))
 _WEYL = (0x9E3779B9, 0xBB67AE85)
 
 Words = tuple[jax.Array, jax.Array, jax.Array, jax.Array]
-Multiply = Callable[[jax.Array, np.uint32], tuple[jax.Array, jax.Array]]
+Multiply = Callable[[jax.Array, Any], tuple[jax.Array, jax.Array]]
 
 
 def multiply(a: jax.Array, b: jax.Array | np.uint32) -> tuple[jax.Array, jax.Array]:

@@ -221,6 +221,7 @@ def _call(function: Any, spec: Spec, stack: Stack, results: Sequence[Any], inter
         out_specs=[of_matrix, of_blocks][-len(results) :],
         out_shape=results,
         interpret=interpret,
+        name=f"pqt{function.__name__}",  # in profiles
         compiler_params=pltpu.CompilerParams(
             dimension_semantics=("parallel", "parallel", "arbitrary")
         ),

@@ -60,15 +60,12 @@ def make_cases(size: int) -> dict[str, tuple[Any, tuple[Any, ...]]]:
 
     table = shape(jnp.uint32, 1, 8)
     b_i = shape(jnp.float32, 1, size // 32, size // 32)
-    cases = {
-        f"forward {name}": (
-            functools.partial(forward, spec),
-            (shape(dtype, 1, size, size), table, b_i),
-        )
-        for name, (dtype, spec) in FORWARD.items()
-    }
+    cases: dict[str, tuple[Any, tuple[Any, ...]]] = {}
+    for name, (dtype, spec) in FORWARD.items():
+        operands: tuple[Any, ...] = (shape(dtype, 1, size, size), table, b_i)
+        cases[f"forward {name}"] = functools.partial(forward, spec), operands
     for name, dtype in (("bf16", jnp.bfloat16), ("f32", jnp.float32)):
-        operands = shape(dtype, 1, size, size), table
+        operands = (shape(dtype, 1, size, size), table)
         cases[f"backward {name}"] = functools.partial(backward, Spec()), operands
     return cases
 

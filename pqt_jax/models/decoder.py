@@ -215,7 +215,7 @@ def wrap_part(module: Any, rules: Sequence[Rule], path: str) -> Any:
     matching = [rule for rule in rules if rule in matrices]
     if not any(rule.spec for rule in matching):
         return module
-    return pqt_transform(module, matching, prefix=path)
+    return pqt_transform(module, partitioning.shard_rules(matching, shapes), prefix=path)
 
 
 def stack_blocks(

@@ -15,7 +15,7 @@ import bisect
 import contextlib
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -24,8 +24,10 @@ from jax import lax
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from pqt_jax import pallas
 from pqt_jax.console import format_quantity
 from pqt_jax.errors import InputError
+from pqt_jax.transform.rules import Rule, rules_of_paths
 from pqt_jax.transform.tree_paths import map_paths
 
 AXES = ("data", "fsdp", "tensor")
@@ -142,6 +144,21 @@ def add_shardings(shapes: Any) -> Any:
         return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
 
     return map_paths(add, shapes)
+
+
+def shard_rules(rules: Sequence[Rule], shapes: Mapping[str, Any]) -> Sequence[Rule]:
+    """Let rules know how each parameter is sharded, where kernels need that.
+
+    Args:
+      rules: ordered rules.
+      shapes: path → an object with `shape`.
+
+    Returns:
+      A rule for each path that is sampled; the same rules if no mesh is active, and on GPUs.
+    """
+    if (mesh := _active_mesh()) is None or not pallas.needs_sharding():
+        return rules
+    return rules_of_paths(rules, shapes, lambda path, shape: partition_spec(path, shape, mesh))
 
 
 def replicates_parameters() -> bool:

@@ -25,6 +25,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.sharding import PartitionSpec
 
 from pqt_jax.numerics import cast
 
@@ -93,6 +94,38 @@ def matrix_shape(shape: tuple[int, ...], matrix_axes: tuple[int, int]) -> tuple[
         math.prod(shape[first_row:first_column]),
         math.prod(shape[first_column:]),
     )
+
+
+def first_axes(ndim: int, matrix_axes: tuple[int, int]) -> list[int | None]:
+    """The first of a parameter's axes that become the stack, the rows and the columns."""
+    rows, columns = matrix_axes
+    return [0 if ndim > rows + columns else None, ndim - columns - rows, ndim - columns]
+
+
+def matrix_sharding(
+    sharding: PartitionSpec, ndim: int, matrix_axes: tuple[int, int]
+) -> PartitionSpec:
+    """Return how the matrices [leads, M, N] of a parameter are sharded.
+
+    Where several axes of a parameter become one, the first of them may be sharded.
+
+    Example:
+      >>> tuple(matrix_sharding(PartitionSpec("fsdp", "tensor"), 3, (1, 1)))
+      (None, 'fsdp', 'tensor')
+
+    Args:
+      sharding: of the last axes of the parameter.
+      ndim: number of its axes.
+      matrix_axes: (row axes, column axes).
+
+    Raises:
+      ValueError: if the sharding has more entries than there are axes.
+    """
+    if len(sharding) > ndim:
+        raise ValueError(f"sharding={sharding}; it has more entries than w has axes, {ndim}")
+    entries = [*[None] * (ndim - len(sharding)), *sharding]
+    firsts = first_axes(ndim, matrix_axes)
+    return PartitionSpec(*(None if axis is None else entries[axis] for axis in firsts))
 
 
 def grid_shape(

@@ -27,7 +27,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from pqt_jax.numerics import noise, philox
-from pqt_jax.numerics.blocks import Block, matrix_shape
+from pqt_jax.numerics.blocks import Block, first_axes, matrix_shape
 
 # What belongs to one stack of matrices: (table, matrices [l, M, N], per block [l, M/32, N/32]…),
 # or what is computed of it: (matrices, per block…), or numbers per block alone.
@@ -68,7 +68,10 @@ def is_explicit() -> bool:
 
 
 def partition_kernel(
-    local: LocalFunction, has_matrices: bool, automatic: bool = True
+    local: LocalFunction,
+    has_matrices: bool,
+    automatic: bool = True,
+    sharding: P | None = None,
 ) -> LocalFunction:
     """Make a kernel work on arrays of any sharding.
 
@@ -76,14 +79,17 @@ def partition_kernel(
       local: `(*stacks) → stacks`, on one device.
       has_matrices: whether it returns (matrices, numbers per block) of each stack, or only numbers.
       automatic: whether to partition it on Auto meshes; if not, XLA gathers its operands.
+      sharding: of the matrices on Auto meshes, if it is known; else XLA is asked.
     """
 
     def apply(*stacks: Stack) -> tuple[Stack, ...]:
+        mesh = jax.sharding.get_abstract_mesh()
         if is_explicit():
             return map_shards(local, (32, 32), has_matrices, *stacks)
-        types = jax.sharding.get_abstract_mesh().axis_types
-        if AxisType.Manual in types:  # each alone: they may vary over different axes
+        if AxisType.Manual in mesh.axis_types:  # each alone: they may vary over different axes
             return tuple(_call_in_shard_map(local, stack) for stack in stacks)
+        if sharding is not None and not mesh.empty:
+            return map_shards(local, (32, 32), has_matrices, *stacks, sharding=sharding)
         if jax.device_count() == 1 or not automatic:
             return local(*stacks)
         return _partition_automatically(local, has_matrices, stacks)
@@ -119,7 +125,7 @@ def as_matrices(x: jax.Array, matrix_axes: tuple[int, int]) -> jax.Array:
     shape = matrix_shape(x.shape, matrix_axes)
     if not is_explicit():
         return x.reshape(shape)
-    first = _first_axes(x.ndim, matrix_axes)
+    first = first_axes(x.ndim, matrix_axes)
     entries = _entries(jax.typeof(x).sharding.spec, x.ndim)
     kept = P(*(entry if axis in first else None for axis, entry in enumerate(entries)))
     stack = [entries[axis] if axis is not None and x.shape[axis] else None for axis in first]
@@ -130,32 +136,36 @@ def from_matrices(matrices: jax.Array, like: jax.Array, matrix_axes: tuple[int, 
     """Reshape and reshard a stack of matrices like a parameter; the inverse of `as_matrices`."""
     if not is_explicit():
         return matrices.reshape(like.shape)
-    first = _first_axes(like.ndim, matrix_axes)
+    first = first_axes(like.ndim, matrix_axes)
     spec = jax.typeof(like).sharding.spec
     entries = _entries(spec, like.ndim)
     kept = P(*(entry if axis in first else None for axis, entry in enumerate(entries)))
     return jax.sharding.reshard(jnp.reshape(matrices, like.shape, out_sharding=kept), spec)
 
 
-def _first_axes(ndim: int, matrix_axes: tuple[int, int]) -> list[int | None]:
-    """The first of the parameter's axes that become the stack, the rows and the columns."""
-    rows, columns = matrix_axes
-    return [0 if ndim > rows + columns else None, ndim - columns - rows, ndim - columns]
-
-
 def map_shards(
-    local: LocalFunction, block: Block, has_matrices: bool, *stacks: Stack
+    local: LocalFunction,
+    block: Block,
+    has_matrices: bool,
+    *stacks: Stack,
+    sharding: P | None = None,
 ) -> tuple[Stack, ...]:
-    """Call a function on each shard, on a mesh with Explicit axes.
+    """Call a function on each shard, on a mesh with Explicit axes, or of a known sharding.
 
     Args:
       local, stacks: as for `partition_kernel`.
       block: a block stays on one device.
       has_matrices: whether the first output of each stack is matrices, which then get the sharding
         of the stack's own.
+      sharding: of the matrices on a mesh with Auto axes; None on one with Explicit axes, whose
+        arrays know theirs.
     """
-    mesh, reshard = jax.sharding.get_abstract_mesh(), jax.sharding.reshard
-    originals = [jax.typeof(stack[1]).sharding.spec for stack in stacks]
+    mesh = jax.sharding.get_abstract_mesh()
+    if sharding is None:
+        reshard: Any = jax.sharding.reshard
+        originals = [jax.typeof(stack[1]).sharding.spec for stack in stacks]
+    else:
+        reshard, originals = lax.with_sharding_constraint, [sharding] * len(stacks)
     specs = tuple(
         whole_block_spec(spec, stack[1].shape, block, mesh)
         for spec, stack in zip(originals, stacks, strict=True)

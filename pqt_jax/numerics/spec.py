@@ -7,6 +7,7 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec
 
 from pqt_jax.numerics import bit_width, blocks, cast
 from pqt_jax.numerics.formats import BF16, E4M3, E5M2, as_format
@@ -33,6 +34,10 @@ class Spec:
         saturates. "exact" and "mse" are allowed with noise "none" only, and where ŵ has no scale:
         R · scale would not be exact with the first, and kernels do not try scales.
       matrix_axes: (row axes, column axes) of the parameter, see `blocks`.
+      sharding: how the last axes of the parameter are sharded over the mesh of `jax.set_mesh`, if
+        that has Auto axes. XLA cannot partition a kernel on a TPU, and samples by itself there if
+        this is not given; on other devices, and without a mesh, it is not needed. If it is not how
+        the parameter is sharded, the parameter is moved.
       encoded: whether ŵ is returned as codes of `dtype`; set by `perturb_encoded`.
 
     Raises:
@@ -46,6 +51,7 @@ class Spec:
     dtype: Any = BF16
     scale: cast.Scale = "ceil"
     matrix_axes: tuple[int, int] = (1, 1)
+    sharding: PartitionSpec | None = None
     encoded: bool = False
 
     def __post_init__(self):
@@ -62,6 +68,8 @@ class Spec:
         ):
             raise ValueError(f"matrix_axes={axes!r}; it must be two integers of at least 1")
         object.__setattr__(self, "matrix_axes", tuple(axes))
+        if not isinstance(self.sharding, PartitionSpec | None):
+            raise ValueError(f"sharding={self.sharding!r}; it must be a PartitionSpec, or None")
         object.__setattr__(self, "dtype", as_format(self.dtype))
         has_scale = self.noise != "none" and self.dtype.exponent_bits < 8
         if has_scale and self.scale not in (cast.ScaleRule.CEIL, cast.ScaleRule.FLOOR):
@@ -77,9 +85,19 @@ class Spec:
             )
 
     def fitted(self, shape: tuple[int, ...]) -> "Spec":
-        """Return a copy whose block is no larger than a parameter needs, see `blocks.fit_block`."""
+        """Return a copy for the matrices [leads, M, N] of a parameter.
+
+        Its block is no larger than they need, see `blocks.fit_block`, and its sharding is theirs.
+
+        Raises:
+          ValueError: if the sharding has more entries than the parameter has axes.
+        """
         _, m, n = blocks.matrix_shape(shape, self.matrix_axes)
-        return dataclasses.replace(self, block=blocks.fit_block(self.block, m, n))
+        sharding = self.sharding
+        if sharding is not None:
+            sharding = blocks.matrix_sharding(sharding, len(shape), self.matrix_axes)
+        block = blocks.fit_block(self.block, m, n)
+        return dataclasses.replace(self, block=block, sharding=sharding)
 
     @property
     def storage(self) -> np.dtype:

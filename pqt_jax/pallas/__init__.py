@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal
 
 import jax
+from jax.sharding import AxisType
 
 from pqt_jax.numerics import reference
 from pqt_jax.numerics.partition import Stack
@@ -72,9 +73,35 @@ def is_supported(implementation: Implementation, spec: Spec = Spec()) -> tuple[b
     if spec.block != BLOCK:
         sides = "x".join(map(str, spec.block))
         return False, f"blocks are {sides}, and the kernels take 32x32 alone"
-    reason = None if _interpreting else _unsuited_device(implementation)
+    reason = None
+    if not _interpreting:
+        reason = _unsuited_device(implementation) or _cannot_partition(implementation, spec)
     reason = reason or _import_problem(implementation)
     return reason is None, reason or ""
+
+
+def needs_sharding() -> bool:
+    """Whether the default device's kernel needs `Spec.sharding` on a mesh with Auto axes."""
+    return not _interpreting and _unsuited_device("mosaic_tpu") is None
+
+
+def _cannot_partition(implementation: str, spec: Spec) -> str | None:
+    """Return why a kernel may meet arrays here that nothing can partition for it, or None.
+
+    `custom_partitioning` does not work on TPUs (jax issue 38196, open with jax 0.12.0.1): a program
+    for several devices would end in an error of the compiler. How many a program is for is not
+    known before it is compiled.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    is_auto = {*mesh.axis_types} <= {AxisType.Auto}
+    if implementation != "mosaic_tpu" or not is_auto or jax.device_count() == 1:
+        return None
+    if spec.sharding is not None and not mesh.empty:
+        return None
+    return (
+        "XLA partitions no kernel on a TPU; give sharding=PartitionSpec(…) under jax.set_mesh, or "
+        "use a mesh with Explicit axes, or jax.shard_map"
+    )
 
 
 @functools.cache

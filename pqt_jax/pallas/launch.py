@@ -52,7 +52,8 @@ def _operation(name: str, implementation: str, interpret: bool, spec: Spec) -> C
     local = functools.partial(_launch, name, load_kernel(implementation), interpret, spec)
     # The interpreter of Mosaic has ordered effects, which custom_partitioning cannot lower.
     automatic = not (interpret and implementation == "mosaic")
-    apply = custom_vmap(partition.partition_kernel(local, name == "forward", automatic))
+    has_matrices = name == "forward"
+    apply = custom_vmap(partition.partition_kernel(local, has_matrices, automatic, spec.sharding))
 
     @apply.def_vmap
     def _(size, in_batched, *stacks):

@@ -26,6 +26,7 @@ from pqt_jax.training.phases import Phase
 from pqt_jax.training.state import TrainState
 from pqt_jax.transform import bit_state
 from pqt_jax.transform.nnx_wrapper import BitParam
+from pqt_jax.transform.tree_paths import paths_and_leaves
 
 Metrics = dict[str, jax.Array]
 TrainStep = Callable[[TrainState, jax.Array, jax.Array], tuple[TrainState, Metrics]]
@@ -116,7 +117,8 @@ def build_train_step(
 
         def bits_gradient(params, grads, key):
             bits = nnx.filter_state(params, BitParam)
-            found = bit_state.gradients(params, key, rules, grads)
+            sharded = partitioning.shard_rules(rules, paths_and_leaves(bit_state.weights(params)))
+            found = bit_state.gradients(params, key, sharded, grads)
             if (term := penalty) is not None:
                 of_penalty = jax.grad(lambda bits: term(nnx.merge_state(params, bits)))(bits)
                 found = jax.tree.map(jnp.add, found, of_penalty)

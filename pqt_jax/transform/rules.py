@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
 from pqt_jax.numerics import blocks, cast, keys
 from pqt_jax.numerics.noise import Kind
@@ -34,7 +35,8 @@ class Rule:
     Args:
       pattern: regular expression, matched with the whole `/`-joined path (`re.fullmatch`).
       target_bits: b_target; None if the parameters that the pattern matches are not sampled.
-      init_bits, block, noise, dtype, scale, matrix_axes: as for `Spec`, with the same defaults.
+      init_bits, block, noise, dtype, scale, matrix_axes, sharding: as for `Spec`, with the same
+        defaults.
 
     Raises:
       ValueError: for a pattern that does not compile, and for an option out of range.
@@ -54,8 +56,9 @@ class Rule:
         dtype: Any = Spec.dtype,
         scale: cast.Scale = Spec.scale,
         matrix_axes: tuple[int, int] = Spec.matrix_axes,
+        sharding: PartitionSpec | None = Spec.sharding,
     ):
-        options = (init_bits, block, noise, dtype, scale, matrix_axes)
+        options = (init_bits, block, noise, dtype, scale, matrix_axes, sharding)
         if not isinstance(pattern, str):
             raise TypeError(f"Rule({pattern!r}): the pattern must be a string")
         try:
@@ -74,6 +77,30 @@ class Rule:
 
     def __str__(self) -> str:
         return f"Rule({self.pattern!r}{'' if self.spec else ', None'})"
+
+
+def rules_of_paths(
+    rules: Sequence[Rule], shapes: Mapping[str, Any], sharding_of: Callable[..., PartitionSpec]
+) -> tuple[Rule, ...]:
+    """Make a rule for each parameter that rules sample, which knows how it is sharded.
+
+    Args:
+      rules: ordered rules.
+      shapes: path → an object with `shape`.
+      sharding_of: (path, shape) → `Spec.sharding`.
+
+    Returns:
+      Rules that sample the same parameters in the same way.
+    """
+    exact = []
+    for path, leaf in shapes.items():
+        rule = first_match(rules, path)
+        if rule and rule.spec and len(leaf.shape) >= 2:
+            options = {f.name: getattr(rule.spec, f.name) for f in dataclasses.fields(rule.spec)}
+            options |= {"sharding": sharding_of(path, leaf.shape)}
+            del options["encoded"]
+            exact.append(Rule(re.escape(path), **options))
+    return tuple(exact)
 
 
 def check_rules(rules: Sequence[Rule]) -> tuple[Rule, ...]:

@@ -2,24 +2,29 @@
 # Copyright 2026 The pqt_jax Authors
 """The kernels on Mosaic TPU, interpreted, and lowered for TPUs."""
 
+import functools
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.experimental.pallas import tpu as pltpu
+from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from pqt_jax import pallas
-from pqt_jax.models import Llama2Config
+from pqt_jax.models import Llama2Config, partitioning
 from pqt_jax.numerics import partition, philox, reference
 from pqt_jax.numerics.formats import E2M1, E4M3, E5M2
 from pqt_jax.numerics.spec import Spec
 from pqt_jax.pallas import launch
 from pqt_jax.training.config.schema import default
 from pqt_jax.training.optimizer import make_optimizer
-from pqt_jax.training.state import init_state
+from pqt_jax.training.state import abstract_state, init_state
 from pqt_jax.training.step import build_train_step
 from pqt_jax.transform.perturb import perturb
+from pqt_jax.transform.rules import Rule
 from support import kernels
 
 pytestmark = pytest.mark.jax_version
@@ -69,6 +74,40 @@ class TestMosaicTpu(kernels.KernelTests):
             assert TARGET in kernels.lower_for(device_kind, run, *operands)
 
 
+@pytest.mark.parametrize(
+    ("shape", "place"), [((256, 128), P("x", "y")), ((3, 64, 64), P("y", None)), ((96, 64), P("x"))]
+)
+def test_a_known_sharding_needs_no_help_of_xla(shape, place):
+    """As on TPUs, whose XLA partitions no kernel. The last matrix is no multiple of 4 × 32."""
+    mesh = jax.make_mesh((4, 2), ("x", "y"), axis_types=(AxisType.Auto,) * 2)
+    operands = kernels.parameters(shape)
+    spec, whole = Spec(sharding=place), P(*[None] * (len(shape) - len(place)), *place)
+
+    @jax.jit
+    def run(w, b_i, cotangent):
+        function = functools.partial(perturb, implementation="mosaic_tpu")
+        w_hat, back = jax.vjp(lambda w, b_i: function(w, b_i, kernels.key(), spec), w, b_i)
+        return w_hat, *back(cotangent)
+
+    with pallas.interpret(), jax.set_mesh(mesh):
+        if shape != (96, 64):
+            operands = jax.device_put(operands, NamedSharding(mesh, whole))
+        lowered = run.lower(*operands)
+        compiled = lowered.compile()
+        got = jax.device_get(compiled(*operands))
+    assert "CustomSPMDPartitioning" not in lowered.as_text()
+    kernels.check(got, kernels.sample("xla", *kernels.parameters(shape)))
+    assert shape == (96, 64) or not kernels.COLLECTIVE.findall(compiled.as_text())
+
+
+def test_a_sharding_that_does_not_fit_is_refused():
+    w, b_i, _ = kernels.parameters((32, 32))
+    with pytest.raises(ValueError, match=r"sharding=.*; it has more entries than w has axes, 2"):
+        perturb(w, b_i, kernels.key(), Spec(sharding=P("x", "y", None)))
+    with pytest.raises(ValueError, match="sharding='x'; it must be a PartitionSpec, or None"):
+        Rule(".*", sharding="x")
+
+
 def check_interpreted(spec, w, b_i):
     kernel = launch.load_kernel("mosaic_tpu")
     table = partition.make_table(kernels.WORDS, kernels.ORIGIN, w.shape[0])
@@ -97,9 +136,19 @@ def test_on_a_tpu_none_is_its_kernel(monkeypatch):
         platform, device_kind = "tpu", "TPU v5 lite"
 
     monkeypatch.setattr(jax, "devices", lambda: [Device])
-    assert pallas.choose_implementation(None, Spec()) == "mosaic_tpu"
-    assert pallas.choose_implementation(None, Spec(block=(64, 64))) == "xla"
     assert "NVIDIA" in pallas.is_supported("triton")[1]
+    with monkeypatch.context() as one_device:
+        one_device.setattr(jax, "device_count", lambda: 1)
+        assert pallas.choose_implementation(None, Spec()) == "mosaic_tpu"
+        assert pallas.choose_implementation(None, Spec(block=(64, 64))) == "xla"
+    sharded = Spec(sharding=P("x", "y"))
+    for kind, without in ((AxisType.Auto, "xla"), (AxisType.Explicit, "mosaic_tpu")):
+        with jax.set_mesh(jax.make_mesh((4, 2), ("x", "y"), axis_types=(kind,) * 2)):
+            assert pallas.choose_implementation(None, Spec()) == without
+            assert pallas.choose_implementation(None, sharded) == "mosaic_tpu"
+    assert pallas.choose_implementation(None, sharded) == "xla"  # without a mesh
+    with pytest.raises(ValueError, match=r"give sharding=PartitionSpec\(…\) under jax.set_mesh"):
+        pallas.choose_implementation("mosaic_tpu", Spec())
 
 
 @pytest.fixture
@@ -134,3 +183,21 @@ def test_on_a_tpu_shards_are_sampled_by_kernels_under_shard_map(as_on_one_tpu):
     shapes = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((64, 64), (2, 2))]
     text = kernels.lower_for(kernels.TPUS[1], jax.jit(jax.grad(loss, (0, 1))), *shapes)
     assert text.count(f"@{TARGET}") == 2
+
+
+def test_on_a_mesh_of_tpus_the_trainer_knows_how_kernels_are_sharded(monkeypatch):
+    """Those of q, k and v differ from that of out. The block sums are made once, of all layers."""
+    monkeypatch.setattr(pallas, "KERNELS", ("mosaic_tpu",))
+    monkeypatch.setattr(pallas, "needs_sharding", lambda: True)  # as where it is not interpreted
+    config = default(Llama2Config(256, d_model=128, num_layers=3, num_heads=2, d_ff=256))
+    config.pqt.noise_per, config.data.microbatches = "step", 2
+    mesh = partitioning.make_mesh(data=1, fsdp=4, tensor=2)
+    with pallas.interpret(), partitioning.use_mesh(mesh):
+        optimizer = make_optimizer(config)
+        graph, state = abstract_state(config, optimizer)
+        step = build_train_step(config, graph, optimizer)
+        batch = jax.ShapeDtypeStruct((16, 33), jnp.int32)
+        text = step.lower(state, batch, jax.eval_shape(kernels.key)).as_text()
+    assert "CustomSPMDPartitioning" not in text
+    of_kernels = re.findall(r"sdy.manual_computation\(.*\n?.*", text)
+    assert of_kernels and any('"fsdp"' in line and '"tensor"' in line for line in of_kernels)

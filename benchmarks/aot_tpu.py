@@ -101,7 +101,7 @@ def bytes_copied_to_vmem(text: str) -> int:
     return total
 
 
-def measure(device: Any, function: Any, operands: tuple[Any, ...]) -> dict[str, float | None]:
+def measure(device: Any, function: Any, operands: tuple[Any, ...]) -> dict[str, Any]:
     """The figures of one case, per weight."""
     placed = SingleDeviceSharding(device)
     operands = tuple(jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placed) for x in operands)

@@ -62,7 +62,9 @@ def run(smoke: bool) -> Iterator[dict[str, Any]]:
     os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # in the workers
     cases: dict[str, str] = {}
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
-        for some in pool.map(_cases, checks):
+        # Only one process can have a TPU, and it is this one.
+        apply = map if jax.devices()[0].platform == "tpu" else pool.map
+        for some in apply(_cases, checks):
             cases |= some
             print("\n".join(f"{what or 'equal':8s} {name}" for name, what in some.items()))
     wrong = [f"{name}: {what}" for name, what in cases.items() if what]

@@ -96,7 +96,7 @@ def _cannot_partition(implementation: str, spec: Spec) -> str | None:
     is_auto = {*mesh.axis_types} <= {AxisType.Auto}
     if implementation != "mosaic_tpu" or not is_auto or jax.device_count() == 1:
         return None
-    if spec.sharding is not None and not mesh.empty:
+    if not mesh.empty and (mesh.size == 1 or spec.sharding is not None):
         return None
     return (
         "XLA partitions no kernel on a TPU; give sharding=PartitionSpec(…) under jax.set_mesh, or "

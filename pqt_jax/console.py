@@ -179,9 +179,17 @@ def print_line(text: str) -> None:
 
 
 def is_terminal() -> bool:
-    """Whether stdout is a terminal, and not one that Open MPI's mpirun makes for each process."""
-    is_mpirun = "OMPI_COMM_WORLD_SIZE" in os.environ
-    return sys.stdout is not None and sys.stdout.isatty() and not is_mpirun
+    """Whether stdout is a terminal that somebody may look at.
+
+    Launchers make terminals whose text goes to a file: `mpirun` of Open MPI one for each process,
+    `srun --pty` and containers one that has no columns.
+    """
+    if sys.stdout is None or not sys.stdout.isatty() or "OMPI_COMM_WORLD_SIZE" in os.environ:
+        return False
+    try:
+        return os.get_terminal_size(sys.stdout.fileno()).columns > 0
+    except OSError:  # a stream of Python without a descriptor
+        return True
 
 
 class LenientStream:

@@ -6,8 +6,10 @@ import errno
 import io
 import json
 import os
+import pty
 import re
 import sys
+import termios
 import time
 import tracemalloc
 from types import SimpleNamespace
@@ -79,6 +81,23 @@ def test_the_terminal_that_mpirun_makes_gets_lines(capsys, monkeypatch):
         report({"step": 10, "loss": 2.25})
         advance(10)
     assert capsys.readouterr().out == "step=10 loss=2.25\n"
+
+
+@pytest.mark.parametrize("columns", [0, 100])
+def test_a_terminal_without_columns_gets_lines(monkeypatch, columns):
+    """`srun --pty` makes one whose text goes to a file, and so do containers."""
+    monkeypatch.setenv("TERM", "xterm")
+    ours, theirs = pty.openpty()
+    termios.tcsetwinsize(theirs, (30, columns))
+    with os.fdopen(theirs, "w") as terminal:
+        monkeypatch.setattr(sys, "stdout", terminal)
+        with metrics.progress(0, 10) as (_, report):
+            report({"step": 10, "loss": 2.25})
+        monkeypatch.undo()
+        shown = os.read(ours, 4096).decode()
+    os.close(ours)
+    assert ("10/10" in shown and "\x1b" in shown) == bool(columns)
+    assert (shown == "step=10 loss=2.25\r\n") == (not columns)
 
 
 def test_a_terminal_gets_a_bar(capsys, monkeypatch):

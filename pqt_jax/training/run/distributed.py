@@ -25,7 +25,6 @@ from typing import Any, TypeVar
 
 import jax
 import numpy as np
-from jax._src import clusters
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -33,16 +32,15 @@ from jax.sharding import PartitionSpec as P
 from pqt_jax.console import exit_now, print_line
 from pqt_jax.errors import InputError, OutputError, is_out_of_memory
 from pqt_jax.signals import default_signal_handling
+from pqt_jax.training.run import launchers
+from pqt_jax.training.run.launchers import GIVE, NAMES, PORT, VARIABLES
 
 T = TypeVar("T")
 
 LOST = 4  # exit code
-VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
-_BIND, _PORT = "JAX_COORDINATOR_BIND_ADDRESS", "JAX_COORDINATOR_PORT"  # read by JAX, too
-_WAIT = "PQT_JAX_WAIT"  # seconds to wait for the others at the start, and for their heartbeats
+_BIND = "JAX_COORDINATOR_BIND_ADDRESS"  # read by JAX, too
 _DEFAULT_WAIT = 300  # seconds, the default of JAX
 _SHUTDOWN_WAIT = 5  # seconds in which all processes may end together
-_GIVE = f"set {', '.join(VARIABLES)}, or start by srun, mpirun, or on a TPU or Kubernetes cluster"
 
 
 class ProcessError(RuntimeError):
@@ -65,10 +63,10 @@ def initialize() -> None:
         be found, or this is the first one and it cannot listen at its port.
       ProcessError: if the others cannot be reached in time.
     """
-    address, count, index, wait = _environment()
-    waits: Any = {}
+    address, count, index, wait = launchers.read_variables()
+    options: Any = {}
     if wait:
-        waits = {"initialization_timeout": wait, "heartbeat_timeout_seconds": wait}
+        options = {"initialization_timeout": wait, "heartbeat_timeout_seconds": wait}
     seconds = wait or _DEFAULT_WAIT
     jax.config.update("jax_enable_preemption_service", False)  # `signals` handles SIGTERM
     notice = threading.Timer(
@@ -79,52 +77,22 @@ def initialize() -> None:
     try:
         with warnings.catch_warnings(), default_signal_handling():
             warnings.simplefilter("ignore")  # about clusters that JAX does not find
-            where, who = (address, index) if address else _detect(seconds)
+            where, who = (address, index) if address else launchers.detect(seconds)
+            if address and not launchers.finds_devices(address, count, index):
+                options["cluster_detection_method"] = "deactivate"
             if where and not (_BIND in os.environ and who == 0):
                 _resolve(where, seconds)
                 with _listen(where) if who == 0 else contextlib.nullcontext():
                     _wait_for_listener(where, seconds)
-            jax.distributed.initialize(address, count, index, **waits)
+            jax.distributed.initialize(where, count, index, **options)
     except (InputError, ProcessError):
         raise
     except ValueError:
-        raise InputError(f"--distributed: no other process can be found; {_GIVE}") from None
+        raise InputError(f"--distributed: no other process can be found; {GIVE}") from None
     except RuntimeError as error:
         raise ProcessError(f"--distributed: {str(error).splitlines()[0]}") from None
     finally:
         notice.cancel()
-
-
-def _environment() -> tuple[str | None, int | None, int | None, int | None]:
-    """Read (address, number of processes, index, seconds to wait), each None if not set."""
-    values = [os.environ.get(name, "") for name in VARIABLES]
-    if any(values) and not all(values):
-        name = VARIABLES[values.index("")]
-        raise InputError(f"--distributed: {name} is not set, and the others are; {_GIVE}")
-    address, *numbers = values
-    if any(values) and not (all(map(str.isdecimal, numbers)) and int(numbers[1]) < int(numbers[0])):
-        numbers_text = ", ".join(map("=".join, zip(VARIABLES[1:], numbers, strict=True)))
-        raise InputError(
-            f"--distributed: {numbers_text}; the second counts from 0 to below the first"
-        )
-    host, _, port = address.rpartition(":")
-    if address and not (host and port.isdecimal() and 0 < int(port) < 2**16):
-        raise InputError(f"--distributed: {VARIABLES[0]}={address!r}; it must be HOST:PORT")
-    wait = os.environ.get(_WAIT, "")
-    if wait and not (wait.isdecimal() and int(wait)):
-        raise InputError(f"{_WAIT}={wait!r}; it must be a whole number of seconds, 1 or more")
-    count, index = map(int, numbers) if address else (None, None)
-    return address or None, count, index, int(wait) if wait else None
-
-
-def _detect(seconds: int) -> tuple[str | None, int | None]:
-    """The address of process 0 and the index of this process as a cluster's environment has them.
-
-    JAX uses this function itself, and documents no other way to learn the port.
-    """
-    detect = clusters.ClusterEnv.auto_detect_unset_distributed_params
-    address, _, index, _ = detect(None, None, None, None, None, seconds)
-    return address, index
 
 
 def _resolve(address: str, seconds: int) -> None:
@@ -140,8 +108,8 @@ def _resolve(address: str, seconds: int) -> None:
             if not (may_come or error.args[0] == socket.EAI_AGAIN) or time.monotonic() >= end:
                 why = getattr(error, "strerror", None) or "not a name"
                 raise InputError(
-                    f"--distributed: {VARIABLES[0]}={address} names no host that can be found "
-                    f"({why}); correct the name, or give the address of process 0 in digits"
+                    f"--distributed: {launchers.describe(address)} names no host that can be found "
+                    f"({why}); correct the name, or give the address in digits, by {NAMES}"
                 ) from None
             time.sleep(0.2)
 
@@ -159,7 +127,7 @@ def _listen(address: str) -> Iterator[None]:
         why = os.strerror(error.errno) if error.errno else error
         raise InputError(
             f"--distributed: process 0 cannot listen at {address} ({why}); give all "
-            f"processes another port, by {VARIABLES[0]}, or by {_PORT} where JAX finds the address"
+            f"processes another port, by {VARIABLES[0]}, or by {PORT} where JAX finds the address"
         ) from None
     with listener:
         yield
@@ -177,7 +145,7 @@ def _wait_for_listener(address: str, seconds: int) -> None:
             if time.monotonic() >= end:
                 why = error.strerror or str(error)
                 raise ProcessError(
-                    f"--distributed: process 0 does not answer at {VARIABLES[0]}={address} "
+                    f"--distributed: process 0 does not answer at {launchers.describe(address)} "
                     f"({why}); start it there, or correct the address"
                 ) from None
             time.sleep(0.2)

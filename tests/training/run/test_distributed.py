@@ -2,19 +2,21 @@
 # Copyright 2026 The pqt_jax Authors
 """Several real processes on one machine: the training of one, and what ends them."""
 
+import contextlib
 import io
 import json
 import re
 import signal
 import socket
 import time
+from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
 
 from pqt_jax.errors import InputError
-from pqt_jax.training.run import distributed, metrics
+from pqt_jax.training.run import distributed, launchers, metrics
 from support import tiny
 from support.command import end, start, wait_for
 
@@ -231,6 +233,71 @@ def test_a_port_that_is_taken_is_named(monkeypatch, launcher):
     assert told == []
     distributed.initialize()  # now it is free
     assert len(told) == 1
+
+
+@pytest.mark.parametrize(
+    "changed, port",
+    [
+        ({}, "61447"),  # as JAX has it for job 7
+        ({"SLURM_STEP_ID": "0"}, "61447"),
+        ({"SLURM_STEP_ID": "1"}, "62424"),
+        ({"SLURM_STEP_ID": "1", "JAX_COORDINATOR_PORT": "1234"}, "1234"),
+    ],
+)
+def test_steps_of_a_slurm_job_have_ports_of_their_own(monkeypatch, changed, port):
+    """JAX gives them one; then the second step would connect to the first and end it."""
+    told = []
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *a, **k: told.append((a, k)))
+    monkeypatch.setattr(distributed, "_listen", lambda _: contextlib.nullcontext())
+    monkeypatch.setattr(distributed, "_wait_for_listener", lambda *_: None)
+    slurm = environments(0)["slurm"] | {"JAX_COORDINATOR_PORT": ""} | changed
+    for name, value in slurm.items():
+        monkeypatch.setenv(name, value)
+    distributed.initialize()
+    assert told == [((f"127.0.0.1:{port}", None, None), {})]
+
+
+@pytest.fixture
+def silent_cluster(monkeypatch):
+    """Such as Kubernetes for a pod whose account may not ask it, or Open MPI 5 without mpi4py."""
+
+    def refuse(*_, **__):
+        raise RuntimeError("Kubernetes API Error: 403 - Forbidden\n\nIt appears") from KeyError("a")
+
+    detected = SimpleNamespace(auto_detect_unset_distributed_params=refuse)
+    monkeypatch.setattr(launchers.clusters, "ClusterEnv", detected)
+
+
+@pytest.mark.usefixtures("silent_cluster")
+def test_a_cluster_that_tells_nothing_is_one_line():
+    message = "the cluster (Kubernetes API Error: 403 - Forbidden: 'a'); set JAX_COORDINATOR_ADDR"
+    with pytest.raises(InputError, match=re.escape(message)):
+        distributed.initialize()
+
+
+@pytest.mark.usefixtures("silent_cluster")
+def test_a_cluster_that_tells_nothing_is_not_needed_where_all_is_given(monkeypatch):
+    told = []
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *a, **k: told.append((a, k)))
+    address = f"localhost:{free_port()}"
+    for variable, value in zip(distributed.VARIABLES, (address, "1", "0"), strict=True):
+        monkeypatch.setenv(variable, value)
+    distributed.initialize()
+    assert told == [((address, 1, 0), {"cluster_detection_method": "deactivate"})]
+
+
+def test_a_host_that_the_launcher_names_is_not_blamed_on_a_variable(monkeypatch):
+    for name, value in environments(1234)["slurm"].items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("SLURM_STEP_NODELIST", "node.invalid")
+
+    def find(*_):
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", find)
+    message = "--distributed: the launcher's address node.invalid:1234 names no host that can be"
+    with pytest.raises(InputError, match=re.escape(message)):
+        distributed.initialize()
 
 
 def test_the_address_of_another_machine_is_named(monkeypatch):

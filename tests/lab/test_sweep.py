@@ -12,6 +12,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import termios
 import time
 
 import jax
@@ -269,6 +270,7 @@ def test_names_of_arms_are_printed_as_they_are(sweep_copy, tmp_path, monkeypatch
     assert f"{table.best_final_loss(name):.4f}" == loss
     assert f">{loss}<small>" in tables.overview_table(table, level=4.0)
     ours, theirs = pty.openpty()
+    termios.tcsetwinsize(theirs, (24, 80))
     with os.fdopen(theirs, "w") as terminal:
         monkeypatch.setattr(sys, "stdout", terminal)
         assert terminal.isatty() and sweep.main(options) == 0

@@ -19,8 +19,11 @@ from support.compilation import count_compilations
 from support.paths import ROOT
 
 
-def start(*arguments, **variables):
-    """Run the command in a process of its own, with some environment variables more."""
+def start(*arguments, launcher=(), **variables):
+    """Run the command in a process of its own, with some environment variables more.
+
+    `launcher` is the beginning of a command line that starts it, such as mpirun with its options.
+    """
     env = {
         **os.environ,
         **variables,
@@ -28,9 +31,8 @@ def start(*arguments, **variables):
     }
     pipe = subprocess.PIPE
     command = [sys.executable, "-m", "pqt_jax.train", "--config", "tests/support/tiny.py"]
-    return subprocess.Popen(
-        [*command, *map(str, arguments)], cwd=ROOT, env=env, stdout=pipe, stderr=pipe, text=True
-    )
+    command = [*launcher, *command, *map(str, arguments)]
+    return subprocess.Popen(command, cwd=ROOT, env=env, stdout=pipe, stderr=pipe, text=True)
 
 
 def end(process, code=0):

@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright 2026 The pqt_jax Authors
-"""benchmarks/aot_tpu.py: what can be told without compiling for a TPU."""
+"""benchmarks/aot_tpu.py and others for TPUs: what can be told without libtpu or a TPU."""
 
+import importlib
 import importlib.util
+import json
+import os
 import subprocess
 import sys
 
@@ -20,11 +23,70 @@ HLO = """
 """  # noqa: E501
 
 
-def test_copies_into_vmem_are_found_in_the_module():
-    spec = importlib.util.spec_from_file_location("aot_tpu", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    assert module.bytes_copied_to_vmem(HLO) == 4 * 64 * 256 * 4
+# A program of libtpu: a loop over the grid, in it a loop of three bundles, and two allocations.
+BUNDLES = """
+     0   :  { %s0_s1 = inlined_call_operand.hbm [shape: f32[64,256]] }
+   0x1   :  { %10 = vsyncpa [#allocation6], 0 }
+   0x2 LB: > { %s1_s2 = sadd.s32 1, %s0_s1 }
+   0x3 LB: >> { %v1_v2 = vmul.u32 3, %v0_v1 /* a comment
+of two lines */ }
+   0x4   : >> { %v2_v3 = vadd.s32 %v1_v2, %v0_v1  ;;  %v3_v4 = vld [vmem:[%s1] sm:$0xff] }
+   0x5   : >> { %7 = sbr.rel (!%p1) target = $region3 }
+   0x6   : > { %8 = sbr.rel (!%p2) target = $region2 }
+   0x7   :  { %9 = vhalt }
+"""
+ALLOCATIONS = """
+  #allocation2 [shape = 'u32[144,128]{1,0:T(1,128)}', space=vmem, size = 0x12000, scoped, tag = 'x']
+  #allocation3 [shape = 'u8[512]{0}', space=smem, size = 0x200, scoped, tag = 'in VMEM']
+  #allocation7 [shape = 'u8[2097152]{0}', space=vmem, size = 0x200000, scoped, tag = 'y']
+"""
+
+
+def load(monkeypatch, name):
+    monkeypatch.syspath_prepend(SCRIPT.parent)
+    return importlib.import_module(name)
+
+
+def test_copies_into_vmem_are_found_in_the_module(monkeypatch):
+    assert load(monkeypatch, "aot_tpu").bytes_copied_to_vmem(HLO) == 4 * 64 * 256 * 4
+
+
+def test_bundles_of_the_inner_loop_and_bytes_in_vmem_are_counted(monkeypatch):
+    module = load(monkeypatch, "aot_tpu_kernels")
+    assert module.count_bundles(BUNDLES) == 3
+    assert module.count_vmem(ALLOCATIONS) == 0x212000
+
+
+def test_collectives_are_counted_with_their_bytes(monkeypatch):
+    text = """
+  %a = (bf16[4,8]{1,0:T(8,128)(2,1)S(1)}, bf16[4,64]{1,0}) all-gather-start(%x), dimensions={1}
+  %b = bf16[4,64]{1,0} all-gather-done(%a)
+  %c = (f32[16]{0:T(128)}, f32[2,3]{1,0}) all-reduce(%x, %y), to_apply=%sum
+  %d = f32[] all-reduce(%z), to_apply=%sum
+"""
+    want = {"all-gather": {"count": 1, "bytes": 512}, "all-reduce": {"count": 2, "bytes": 92}}
+    assert load(monkeypatch, "hlo_traffic").count_traffic(text) == want
+
+
+def run_tpu(*options):
+    command = [sys.executable, str(SCRIPT.parent / "tpu.py"), *options]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.run(command, capture_output=True, text=True, env=environment)
+
+
+def test_what_only_a_tpu_can_tell_is_refused_without_one():
+    done = run_tpu()
+    assert done.returncode == 2 and "no TPU; --smoke runs anywhere" in done.stderr
+
+
+@pytest.mark.slow
+def test_the_sections_for_a_tpu_run_in_a_smoke_test(tmp_path):
+    """The section "train" is that of `gpu.py`, whose test runs it."""
+    done = run_tpu("--smoke", "--only", "exact", "speed", "--out", str(tmp_path / "record.json"))
+    assert done.returncode == 0, done.stderr
+    record = json.loads((tmp_path / "record.json").read_text())
+    assert not record["exact"]["wrong"]
+    assert {"mosaic_tpu", "xla"} <= {case.split(":")[0] for case in record["exact"]["cases"]}
 
 
 def test_without_libtpu_it_says_so_in_one_line():

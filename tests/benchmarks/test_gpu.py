@@ -104,7 +104,7 @@ def test_what_was_measured_is_left_by_a_run_that_is_cut_off(monkeypatch, tmp_pat
     given = ["gpu.py", "--smoke", "--only", "train", f"--out={out}"]
     monkeypatch.setattr(sys, "argv", given)
     with pytest.raises(KeyboardInterrupt):
-        gpu.main()
+        gpu.accelerator.run("gpu", gpu.SECTIONS)
     record = json.loads(out.read_text())
     assert "first" in record["train"] and len(record["sources"]) == 12
 

@@ -82,7 +82,7 @@ PLANS = {
 
 def measure(plan: Plan, method: str) -> dict[str, Any]:
     """The figures of the step of a plan by one method."""
-    config = schema.default(dataclasses.replace(plan.model, attention="xla", remat=True))
+    config = schema.default(dataclasses.replace(plan.model, attention="splash", remat=True))
     config.method, config.data.length = method, plan.length
     config.data.batch = plan.sequences * plan.mesh[0] * plan.mesh[1] * plan.mesh[2]
     config.data.loss_chunk = plan.length // 4

@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright 2026 The pqt_jax Authors
-"""The choice between cuDNN's and XLA's attention, made once before a model is built.
+"""The choice between XLA's attention and kernels, made once before a model is built.
 
     config.attention    implementation
-    "auto"              cuDNN's if it supports the model and the devices, else XLA's
+    "auto"              cuDNN's on GPUs and splash on TPUs, if they support the model and the
+                        devices, else XLA's
     "xla"               XLA's
     "cudnn"             cuDNN's, or an error with the reason
+    "splash"            JAX's kernel for TPUs, or an error with the reason; see `splash`
 
 The choice is not left to JAX, which would fall back to XLA's without a message.
 """
@@ -17,9 +19,10 @@ from typing import Any, Literal, NamedTuple
 import jax
 
 from pqt_jax.errors import InputError
+from pqt_jax.models import partitioning
 
-Implementation = Literal["xla", "cudnn"]
-Attend = Literal["auto", "xla", "cudnn"]
+Implementation = Literal["xla", "cudnn", "splash"]
+Attend = Literal["auto", "xla", "cudnn", "splash"]
 _AMPERE, _HOPPER = (8, 0), (9, 0)
 
 
@@ -27,7 +30,7 @@ class Choice(NamedTuple):
     """An implementation and the reason for it.
 
     Attributes:
-      implementation: "xla" or "cudnn", for `jax.nn.dot_product_attention`.
+      implementation: "xla", "cudnn" or "splash".
       reason: one phrase, to be printed.
     """
 
@@ -51,20 +54,26 @@ def choose(model: Any, devices: Sequence[Any]) -> Choice:
       A `Choice`, which depends on nothing but the arguments.
 
     Raises:
-      InputError: if the config demands cuDNN, and cuDNN does not support the model or the devices.
+      InputError: if the config demands a kernel that does not support the model or the devices.
     """
-    if model.attention == "xla":
+    asked = model.attention
+    if asked == "xla":
         return Choice("xla", "the config says so")
-    obstacle = _obstacle(model, devices)
-    if model.attention == "cudnn":
+    on_tpus = all(device.platform == "tpu" for device in devices)
+    is_splash = asked == "splash" or (asked == "auto" and on_tpus)
+    kernel: Implementation = "splash" if is_splash else "cudnn"
+    obstacle = (_obstacle_of_splash if is_splash else _obstacle_of_cudnn)(model, devices)
+    if asked == kernel:
         if obstacle:
             raise InputError(
-                f"config.model.attention='cudnn'; it {obstacle.removeprefix('cudnn ')}; "
+                f"config.model.attention={kernel!r}; it {obstacle.removeprefix(f'{kernel} ')}; "
                 "give auto or xla"
             )
-        return Choice("cudnn", "the config says so")
+        return Choice(kernel, "the config says so")
     if obstacle:
         return Choice("xla", obstacle)
+    if is_splash:
+        return Choice("splash", f"a TPU and {model.dtype} allow it")
     return Choice("cudnn", f"a GPU, {model.dtype} and heads of {model.head_width} allow it")
 
 
@@ -75,7 +84,18 @@ def resolved(model: Any) -> Any:
     return dataclasses.replace(model, attention=choose(model, jax.devices()).implementation)
 
 
-def _obstacle(model: Any, devices: Sequence[Any]) -> str | None:
+def _obstacle_of_splash(model: Any, devices: Sequence[Any]) -> str | None:
+    """Why splash attention cannot be used; None if it can."""
+    if any(device.platform != "tpu" for device in devices):
+        return "splash needs a TPU, and JAX finds none"
+    if model.dtype not in ("bfloat16", "float32"):
+        return f"splash needs config.model.dtype=bfloat16 or float32, and it is {model.dtype}"
+    if len(devices) > 1 and partitioning.attention_sharding(1, 1, 1) is None:
+        return "splash needs the mesh of the trainer on several devices"
+    return None
+
+
+def _obstacle_of_cudnn(model: Any, devices: Sequence[Any]) -> str | None:
     """Why cuDNN's attention cannot be used; None if it can."""
     if any(device.platform != "gpu" for device in devices):
         return "cudnn needs a GPU, and JAX finds none"

@@ -141,6 +141,10 @@ class Attention(nnx.Module):
         dtype of x, which exists for one layer at a time.
         """
         q, k, v = self._heads(x)
+        if self.attention == "splash":
+            from pqt_jax.models import splash  # it loads Pallas
+
+            return self.out(splash.attend(q, k, v, segments).reshape(*x.shape[:-1], -1))
         mask = None if segments is None else document_mask.attention_mask(segments)
         # The implementation is never None: JAX would then fall back to XLA without a message.
         y = jax.nn.dot_product_attention(

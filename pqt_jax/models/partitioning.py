@@ -180,6 +180,20 @@ def constrain_activations(x: jax.Array) -> jax.Array:
     return lax.with_sharding_constraint(x, P(BATCH, *[None] * (x.ndim - 1)))
 
 
+def attention_sharding(batch: int, heads: int, kv_heads: int) -> tuple[Any, Any] | None:
+    """The mesh axes of the batch and of the heads, for a kernel that XLA cannot partition.
+
+    Returns:
+      (axes of the batch, axis of the heads), each None where the mesh does not divide; None if no
+      mesh is active.
+    """
+    if (mesh := _active_mesh()) is None:
+        return None
+    splits_batch = batch % math.prod(mesh.shape[name] for name in BATCH) == 0
+    splits_heads = heads % mesh.shape["tensor"] == kv_heads % mesh.shape["tensor"] == 0
+    return BATCH if splits_batch else None, "tensor" if splits_heads else None
+
+
 def gather_rows(table: jax.Array) -> jax.Array:
     """Gather a table of vectors [tokens, width] along its width, for looking vectors up in it.
 

@@ -139,4 +139,4 @@ VOCAB_SIZE = about("Number of tokens in the vocabulary; of bytes, 256 or more.",
 D_MODEL = about("Width of the residual stream.", minimum=1)
 NUM_LAYERS = about("Number of layers.", minimum=1)
 NUM_HEADS = about("Attention heads in a layer; they divide d_model.", minimum=1)
-ATTENTION = "Implementation of the attention; auto takes cuDNN's where it can be used."
+ATTENTION = "Implementation of the attention; auto takes cuDNN's or splash where it can be used."

@@ -159,8 +159,9 @@ def perturb(
       origin: (row, column) of w's first element in a larger matrix. w must hold whole blocks of
         that matrix, and the row must be a multiple of 32. Under `shard_map`, use
         `jax.lax.axis_index(name) * rows`.
-      implementation: "mosaic" or "triton" (the kernels of `pqt_jax.pallas`), or "xla"; None takes
-        the best that the platform supports. A named one that is not supported is an error.
+      implementation: "mosaic", "triton" or "mosaic_tpu" (the kernels of `pqt_jax.pallas`), or
+        "xla"; None takes the best that the platform supports. A named one that is not supported is
+        an error.
 
     Returns:
       ŵ in the shape of w and the dtype `spec.storage`.

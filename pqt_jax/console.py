@@ -18,15 +18,55 @@ from pqt_jax.errors import HUNG_UP, INTERRUPTED, TERMINATED, UNREAD, InputError,
 _SIGNALLED = (HUNG_UP, INTERRUPTED, TERMINATED)
 
 
+_PATHS = ("DIR", "FILE", "GLOB", "RUN")  # metavars of options that name files or folders
+
+
 class Parser(argparse.ArgumentParser):
-    """An argument parser that raises `InputError` and accepts no abbreviated options."""
+    """An argument parser that raises `InputError` and accepts no abbreviated options.
+
+    An option or argument with a metavar of `_PATHS` takes paths of this machine alone.
+    """
 
     def __init__(self, **options: Any):
         super().__init__(allow_abbrev=False, **options)
 
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parse as argparse does, and refuse addresses such as gs://bucket/run."""
+        known, rest = super().parse_known_args(args, namespace)
+        for action in self._actions:
+            if action.metavar in _PATHS:
+                value = getattr(known, action.dest)
+                for path in value if isinstance(value, list) else [value or ""]:
+                    try:
+                        check_local(path)
+                    except ValueError as error:
+                        raise InputError(f"{_name(action)}={path!r}; {error}") from None
+        return known, rest
+
     def error(self, message: str) -> NoReturn:
         """Raise InputError."""
         raise InputError(message.removeprefix("argument "))
+
+
+def _name(action: argparse.Action) -> str:
+    return action.option_strings[0] if action.option_strings else str(action.metavar)
+
+
+def check_local(path: str) -> None:
+    """Raise ValueError for an address, of which `pathlib` would make a folder named "gs:".
+
+    Example:
+      >>> check_local("runs/quickstart")
+      >>> check_local("s3://bucket/run")
+      Traceback (most recent call last):
+      ValueError: it must be a path of this machine, such as a folder on which s3:// is mounted
+    """
+    if scheme := re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", path):
+        also = "; checkpoints may go there, by config.log.store" if scheme[0] == "gs://" else ""
+        raise ValueError(
+            f"it must be a path of this machine, such as a folder on which {scheme[0]} is mounted"
+            f"{also}"
+        )
 
 
 def whole_number(text: str) -> int:

@@ -12,6 +12,7 @@ once. Only one run at a time can use a workdir.
 Exit codes: `EXIT_CODES`.
 """
 
+import contextlib
 import dataclasses
 import gc
 import json
@@ -35,7 +36,14 @@ from pqt_jax.training import init_from, loop, startup_summary, state
 from pqt_jax.training.config import command_line, saved_config, validation
 from pqt_jax.training.config.fields import flatten
 from pqt_jax.training.config.schema import RunConfig
-from pqt_jax.training.run import distributed, run_metadata, tokenizer_copy, trackers, workdir
+from pqt_jax.training.run import (
+    distributed,
+    object_store,
+    run_metadata,
+    tokenizer_copy,
+    trackers,
+    workdir,
+)
 from pqt_jax.training.run.distributed import ProcessError
 from pqt_jax.training.run.loss_monitor import SkipError
 from pqt_jax.training.run.orbax_errors import quiet_orbax
@@ -103,8 +111,8 @@ def _run(arguments: Sequence[str], signals: Sequence[int]) -> int:
         # Connect to each other now: later, processes would wait only half a minute for each other.
         distributed.all_gather_int(0)
     checked = distributed.run_in_all(lambda: _prepare(options))
-    lock = _claim_workdir(options, checked)
-    try:
+    with contextlib.ExitStack() as claims:
+        _claim_workdir(options, checked, claims)
         if number := max(distributed.all_gather_int(signals[0] if signals else 0)):
             return loop.report_stop("before training", number)
         with partitioning.use_mesh(checked.mesh):
@@ -126,9 +134,6 @@ def _run(arguments: Sequence[str], signals: Sequence[int]) -> int:
                     profile=options.profile,
                 )
             )
-    finally:
-        if lock is not None:
-            os.close(lock)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -149,11 +154,13 @@ def _prepare(options: command_line.TrainOptions) -> _CheckedInput:
     mesh = partitioning.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
     validation.check_mesh(config, mesh)
     trackers.check_config(config.log)
+    if config.log.store:
+        object_store.check(config.log.store)
     text = _text(config)
     pipeline.check_lengths(text.train, text.validation, config.data.length, config.data.batch)
     parameters = state.count_parameters(config)  # also checks that the rules match parameters
     state.check_memory(config, parameters)
-    start = init_from.read(config, workdir.read_init_fingerprint(options.workdir))
+    start = init_from.read(config, workdir.read_init_fingerprint(options.workdir, config.log.store))
     meta = run_metadata.make_metadata(config, text, start.fingerprint)
     return _CheckedInput(
         text=text,
@@ -180,23 +187,29 @@ def _read_tokenizer(options: command_line.TrainOptions) -> TokenizerFile | None:
     return tokenizer
 
 
-def _claim_workdir(options: command_line.TrainOptions, checked: _CheckedInput) -> int | None:
+def _claim_workdir(
+    options: command_line.TrainOptions, checked: _CheckedInput, claims: contextlib.ExitStack
+) -> None:
     """Claim the workdir for all processes, after a check that they belong to one run.
 
-    Returns:
-      The descriptor of the lock in the first process; None in the others.
+    Args:
+      options, checked: the run.
+      claims: gives up in the end what the first process claims.
     """
     run = {"--workdir": str(options.workdir.absolute()), **checked.meta}
     first = json.loads(distributed.broadcast_from_first(json.dumps(run)))
     distributed.run_in_all(lambda: _check_one_run(first, run))
     is_first = distributed.is_first_process()
-    lock = distributed.run_in_all(
-        lambda: workdir.claim(options.workdir, checked.meta) if is_first else None
-    )
+
+    def claim() -> None:
+        claims.callback(os.close, workdir.claim(options.workdir, checked.meta))
+        if store := options.config.log.store:
+            claims.callback(object_store.claim(store))
+
+    distributed.run_in_all(claim if is_first else lambda: None)
     distributed.run_in_all(lambda: workdir.check_shared(options.workdir))
     if is_first and checked.tokenizer is not None:
         tokenizer_copy.write(options.workdir, checked.tokenizer)
-    return lock
 
 
 def _check_one_run(first: Meta, run: Meta) -> None:

@@ -48,7 +48,7 @@ def train(run: RunContext) -> int:
     """
     config, log = run.config, run.config.log
     fixed_steps = count_fixed_steps(config)
-    manager = checkpoint.open_manager(run.workdir, log.keep, log.keep_every, fixed_steps)
+    manager = checkpoint.open_manager(run.workdir, log.keep, log.keep_every, fixed_steps, log.store)
     if _is_finished(run, manager):
         return DONE
     start = restore_or_init(run, manager)

@@ -107,7 +107,7 @@ def _range_error(field: Field, value: Any) -> str:
         reason = " ".join(str(error).split())
         if not reason.startswith(f"{last}="):
             reason = f"{last}={shown(value)}; {reason}"
-        return f"{section}.{reason}"
+        return f"{section}.{reason}" if section else reason
     return ""
 
 

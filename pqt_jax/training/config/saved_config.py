@@ -12,6 +12,7 @@ from pqt_jax.training.config.field_table import as_text
 from pqt_jax.training.config.fields import flatten, list_fields, to_dict
 from pqt_jax.training.config.schema import (
     MAY_CHANGE,
+    LogConfig,
     OptimizerConfig,
     PqtConfig,
     RunConfig,
@@ -28,6 +29,7 @@ _ADDED = {
     "pqt.begin_at": PqtConfig.begin_at,
     "pqt.round_at": PqtConfig.round_at,
     "pqt.round_to": PqtConfig.round_to,
+    "log.store": LogConfig.store,
     "model.head_dim": Llama2Config.head_dim,
     "model.attention_bias": Llama2Config.attention_bias,
     "model.qk_norm": Llama2Config.qk_norm,

@@ -12,6 +12,7 @@ import re
 from dataclasses import field
 from typing import Any
 
+from pqt_jax.console import check_local
 from pqt_jax.models import ModelConfig
 from pqt_jax.models.setting import about, setting
 from pqt_jax.numerics import bit_width, blocks, cast
@@ -38,15 +39,26 @@ def _compile_pattern(pattern: str) -> None:
         raise ValueError(f"it does not compile: {error}") from None
 
 
+def _check_store(address: str) -> None:
+    if address and not re.fullmatch(r"gs://[\w.-]+(/[\w.=-]+)+/?", address, re.ASCII):
+        raise ValueError(
+            "it must be gs://BUCKET/FOLDER, in letters, digits, '.', '_', '-' and '='; Orbax "
+            "writes to no other object store"
+        )
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DataConfig:
     """Training text, and how it is divided into batches."""
 
-    files: str = setting("", "Glob of text files; empty for the source of Python's library.")
+    files: str = setting(
+        "", "Glob of text files; empty for the source of Python's library.", check=check_local
+    )
     tokens: str = setting(
         "",
         "Tokenized text in place of `files`: a folder of `pqt_jax.data.prepare`, or a glob of "
         ".bin files.",
+        check=check_local,
     )
     boundaries: str = setting(
         "token",
@@ -260,6 +272,12 @@ class LogConfig:
     keep_every: int = setting(
         0, "Checkpoints at multiples of so many steps are kept for good; 0 for none.", minimum=0
     )
+    store: str = setting(
+        "",
+        "Folder in Google Cloud Storage that checkpoints go to in place of WORKDIR, "
+        "gs://BUCKET/FOLDER; empty for WORKDIR.",
+        check=_check_store,
+    )
     tensorboard: bool = setting(False, "Whether to write to WORKDIR/tensorboard, too.")
     wandb: str = setting("", "Project of Weights & Biases to log to, too; empty for none.")
 
@@ -293,7 +311,9 @@ class RunConfig:
         minimum=1,
     )
     init_from: str = setting(
-        "", "Hugging Face folder whose weights training starts from; empty for new weights."
+        "",
+        "Hugging Face folder whose weights training starts from; empty for new weights.",
+        check=check_local,
     )
     model: ModelConfig = field(metadata=about("The model's own configuration."))
     data: DataConfig = DataConfig()

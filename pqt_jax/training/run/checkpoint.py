@@ -32,7 +32,14 @@ from orbax.checkpoint import checkpoint_managers as policies
 
 from pqt_jax.console import print_error
 from pqt_jax.errors import InputError, OutputError
-from pqt_jax.training.run import digests, distributed, orbax_errors, workdir
+from pqt_jax.training.run import (
+    checkpoint_folder,
+    digests,
+    distributed,
+    object_store,
+    orbax_errors,
+    workdir,
+)
 from pqt_jax.training.run.run_metadata import Meta, check_same_run, is_metadata
 
 T = TypeVar("T")
@@ -40,15 +47,16 @@ ReadParams = Callable[[Any], Any]
 
 
 def open_manager(
-    run: Path, keep: int = 2, keep_every: int = 0, keep_step: int = 0
+    run: Path, keep: int = 2, keep_every: int = 0, keep_step: int = 0, store: str = ""
 ) -> ocp.CheckpointManager:
-    """Open the checkpoints of a run's folder.
+    """Open the checkpoints of a run.
 
     Args:
-      run: the folder.
+      run: its folder.
       keep: number of newest checkpoints that are kept.
       keep_every: checkpoints at multiples of this step number are kept forever; 0 for none.
       keep_step: the checkpoint of this step is kept as well.
+      store: `config.log.store`.
 
     Raises:
       OutputError: if the folder of checkpoints cannot be made.
@@ -59,7 +67,7 @@ def open_manager(
     options = ocp.CheckpointManagerOptions(
         preservation_policy=policies.AnyPreservationPolicy(kept), cleanup_tmp_directories=True
     )
-    folder = (run / workdir.CHECKPOINTS).absolute()
+    folder = checkpoint_folder.locate(run, store)
     return _call(folder, ocp.CheckpointManager, folder, options=options)
 
 
@@ -82,7 +90,7 @@ def save(manager: ocp.CheckpointManager, step: int, state: Any, meta: Mapping[st
         state=ocp.args.StandardSave(tree),
         meta=ocp.args.JsonSave({**whole, "digest": digests.json_digest(whole)}),
     )
-    if not _call(Path(manager.directory), manager.save, step, args=items):
+    if not _call(manager.directory, manager.save, step, args=items):
         newest = manager.latest_step()
         raise RuntimeError(f"checkpoint of step {step} was not saved; the newest is {newest}")
 
@@ -91,7 +99,7 @@ def check(manager: ocp.CheckpointManager) -> None:
     """Raise OutputError if a save has failed in the background."""
     if not manager.is_saving_in_progress():
         # Not `check_for_errors`: an error is raised once, and a thread of Orbax calls that as well.
-        _call(Path(manager.directory), manager.wait_until_finished)
+        _call(manager.directory, manager.wait_until_finished)
 
 
 def close(manager: ocp.CheckpointManager) -> None:
@@ -101,16 +109,16 @@ def close(manager: ocp.CheckpointManager) -> None:
       OutputError: if one cannot be written.
     """
     try:
-        _call(Path(manager.directory), manager.wait_until_finished)
+        _call(manager.directory, manager.wait_until_finished)
     finally:
         orbax_errors.call_orbax(manager.close)
 
 
-def _call(path: Path, function: Callable[..., Any], *args: Any, **options: Any) -> Any:
+def _call(path: Any, function: Callable[..., Any], *args: Any, **options: Any) -> Any:
     try:
         return orbax_errors.call_orbax(function, *args, **options)
     except orbax_errors.OrbaxError as error:
-        raise OutputError(path, str(error)) from None
+        raise OutputError(str(path), str(error)) from None
 
 
 def restore(manager: ocp.CheckpointManager, step: int, like: Any, meta: Meta) -> tuple[Any, Meta]:
@@ -129,7 +137,7 @@ def restore(manager: ocp.CheckpointManager, step: int, like: Any, meta: Meta) ->
       DamagedError: if the values are not those that were saved.
       InputError: if another run saved it.
     """
-    _call(Path(manager.directory), manager.wait_until_finished)
+    _call(manager.directory, manager.wait_until_finished)
     restored: Any = None
     reason = ""
     try:
@@ -144,7 +152,7 @@ def restore(manager: ocp.CheckpointManager, step: int, like: Any, meta: Meta) ->
     return type(like)(**state), saved
 
 
-def _read(folder: Path, like: Any, meta: Meta, as_numpy: bool = False) -> tuple[Any, Meta]:
+def _read(folder: Any, like: Any, meta: Meta, as_numpy: bool = False) -> tuple[Any, Meta]:
     """Read (the named parts of a step's state, its metadata) in this process alone."""
     target = _add_shardings(like)
     restore_args = ocp.checkpoint_utils.construct_restore_args(target)
@@ -169,15 +177,15 @@ def _read(folder: Path, like: Any, meta: Meta, as_numpy: bool = False) -> tuple[
         raise DamagedError(str(error)) from None
 
 
-def _check_files(folder: Path) -> None:
-    """Raise DamagedError for a pipe or a device, which Orbax would wait for."""
+def _check_files(folder: Any) -> None:
+    """Raise DamagedError for a pipe or a device on a disk, which Orbax would wait for."""
     for parent, _, names in os.walk(folder):
         for path in (Path(parent, name) for name in names):
             if path.exists() and not path.is_file():
                 raise DamagedError(f"{path.name} in it is not a regular file")
 
 
-def _check_meta(saved: Any, meta: Meta, folder: Path) -> None:
+def _check_meta(saved: Any, meta: Meta, folder: Any) -> None:
     if not is_metadata(saved) or not {"step", "time", "digests", "digest"} <= saved.keys():
         raise DamagedError("its metadata is not whole")
     digest = digests.json_digest({name: x for name, x in saved.items() if name != "digest"})
@@ -243,7 +251,7 @@ def restore_newest(manager: ocp.CheckpointManager, like: Any, meta: Meta) -> tup
     )
 
 
-def _move_to_damaged(folder: Path) -> Path | None:
+def _move_to_damaged(folder: Any) -> Any:
     """Move a damaged step away, in the first process, so that its number can be saved again.
 
     It is not deleted, since the failure may have been one of reading alone.
@@ -253,6 +261,8 @@ def _move_to_damaged(folder: Path) -> Path | None:
     damaged = folder.parent.parent / workdir.DAMAGED
     try:
         damaged.mkdir(exist_ok=True)
+        if object_store.is_address(damaged):  # where a folder is there once it holds an object
+            (damaged / "README.txt").write_text("Checkpoints that could not be read.\n")
         targets = (damaged / f"{folder.name}{f'-{i}' if i else ''}" for i in itertools.count())
         return folder.rename(next(path for path in targets if not path.exists()))
     except OSError as error:
@@ -296,16 +306,16 @@ def use_newest(run: Path, meta: Meta, use: Callable[[int, ReadParams], T]) -> T:
     Raises:
       InputError: if no step can be read, or another run saved it.
     """
-    folder = (run / workdir.CHECKPOINTS).absolute()
+    folder = checkpoint_folder.locate(run, checkpoint_folder.store_of(meta))
     damaged: dict[int, str] = {}
     told: set[int] = set()
-    while steps := workdir.saved_steps(run) - damaged.keys():
+    while steps := workdir.saved_steps(folder) - damaged.keys():
         step = max(steps)
 
         def read(like: Any, step: int = step) -> Any:
             restored, saved = _read(folder / str(step), {"params": like}, meta, as_numpy=True)
             _check_digests(restored, saved)
-            for other in sorted(damaged.keys() & workdir.saved_steps(run) - told, reverse=True):
+            for other in sorted(damaged.keys() & workdir.saved_steps(folder) - told, reverse=True):
                 told.add(other)
                 print_error(
                     f"checkpoint of step {other} is damaged ({damaged[other]}); reading step {step}"
@@ -335,5 +345,5 @@ def _add_shardings(like: Any) -> Any:
     return jax.tree.map(add_sharding, like)
 
 
-def _folder(manager: ocp.CheckpointManager, step: int) -> Path:
-    return Path(manager.directory) / str(step)
+def _folder(manager: ocp.CheckpointManager, step: int) -> Any:
+    return manager.directory / str(step)

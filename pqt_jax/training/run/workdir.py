@@ -27,11 +27,13 @@ from typing import Any
 from pqt_jax.errors import InputError, OutputError, system_reason
 from pqt_jax.interchange import files
 from pqt_jax.training.config import saved_config
-from pqt_jax.training.run import metrics
+from pqt_jax.training.run import checkpoint_folder, metrics
+from pqt_jax.training.run.checkpoint_folder import saved_steps, store_of
 from pqt_jax.training.run.run_metadata import Meta, check_same_run, is_metadata
 
 RUN, LOCK, METRICS, SUMMARY = "run.json", "run.lock", "metrics.jsonl", "summary.json"
-BIT_HISTORY, LOSS, BITS, CHECKPOINTS = "bits.jsonl", "loss.png", "bits.png", "checkpoints"
+CHECKPOINTS = checkpoint_folder.NAME
+BIT_HISTORY, LOSS, BITS = "bits.jsonl", "loss.png", "bits.png"
 PROFILE, DAMAGED, TOKENIZER = "profile", "damaged", "tokenizer"
 WORK_UNITS, STATES, SWEEP_RESULTS = "parts", "states", "runs.jsonl"  # of a sweep
 TRAINING_RUN, SWEEP = "a training run", "a sweep"
@@ -95,8 +97,8 @@ def claim(workdir: Path, meta: Meta, *, alone: bool = True) -> int:
         # Check again, since another run may have claimed it before the lock was taken.
         if not (old := _check_owner(workdir, meta)):
             _write(workdir, meta)
-        elif old["config"].get("steps") != meta["config"].get("steps"):
-            _write(workdir, {**old, "config": {**old["config"], "steps": meta["config"]["steps"]}})
+        elif (changed := _follow(old, meta)) != old:
+            _write(workdir, changed)
         if not alone:
             fcntl.lockf(descriptor, fcntl.LOCK_UN, 1)
     except BlockingIOError:
@@ -133,6 +135,16 @@ def check_shared(workdir: Path) -> None:
         )
 
 
+def _follow(old: Meta, meta: Meta) -> Meta:
+    """The metadata of a run with what a resumed run may change and others read: steps and store."""
+    config = old["config"]
+    if "steps" in meta["config"]:
+        config = {**config, "steps": meta["config"]["steps"]}
+    if store_of(old) != store_of(meta):
+        config = {**config, "log": {**config.get("log", {}), "store": store_of(meta)}}
+    return {**old, "config": config}
+
+
 def _write(workdir: Path, meta: Meta) -> None:
     files.write(workdir / RUN, json.dumps(meta, indent=2) + "\n")
 
@@ -159,24 +171,16 @@ def _check_owner(workdir: Path, meta: Meta) -> Meta | None:
             )
         return None
     old = _read(workdir)
-    check_same_run(old, meta, f"--workdir={workdir}", saved_steps(workdir))
-    _check_checkpoints(workdir, old, meta)
+    steps = saved_steps(checkpoint_folder.locate(workdir, store_of(meta)))
+    check_same_run(old, meta, f"--workdir={workdir}", steps)
+    _check_checkpoints(workdir, old, meta, steps)
     return old
 
 
-def saved_steps(workdir: Path) -> set[int]:
-    """The steps of the checkpoints in a workdir; empty if it cannot be read."""
-    try:
-        names = [path.name for path in (workdir / CHECKPOINTS).iterdir()]
-    except OSError:
-        return set()
-    return {int(name) for name in names if name.isdecimal()}
-
-
-def read_init_fingerprint(workdir: Path) -> str:
+def read_init_fingerprint(workdir: Path, store: str = "") -> str:
     """Read the fingerprint of the weights that a run with checkpoints started from; "" for none."""
-    with contextlib.suppress(OSError, InputError):
-        if any((workdir / CHECKPOINTS).iterdir()):
+    if saved_steps(checkpoint_folder.locate(workdir, store)):
+        with contextlib.suppress(OSError, InputError):
             return _read(workdir, "--workdir=").get("init_fingerprint", "")
     return ""
 
@@ -229,13 +233,14 @@ def check_not_in_checkpoints(out: Path, argument: str) -> None:
             raise InputError(f"--out={argument} is among a run's checkpoints; give another folder")
 
 
-def _check_checkpoints(workdir: Path, old: Meta, meta: Meta) -> None:
-    """Raise InputError if the checkpoints of a run were deleted, since the run would start again.
+def _check_checkpoints(workdir: Path, old: Meta, meta: Meta, steps: set[int]) -> None:
+    """Raise InputError if the checkpoints of a run are not there, since it would start again.
 
     The first checkpoint is complete before the second begins, and skipped steps delay both. So a
     run without a checkpoint has metrics up to the step of its second checkpoint at most.
     """
-    if saved_steps(workdir):
+    checkpoint_folder.check_newest(workdir, old, meta)
+    if steps:
         return
     records = metrics.read(workdir / METRICS)
     recorded = max((record["step"] for record in records), default=0)

@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright 2026 The pqt_jax Authors
+"""Checkpoints in a bucket of Google Cloud Storage, and the claim of a folder in it."""
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import threading
+
+import pytest
+
+from pqt_jax.errors import InputError
+from pqt_jax.training.run import object_store
+from support import gcs_server, tiny
+from support.command import end, start, wait_for
+
+FOLDER = "gs://bucket/runs/one"
+
+
+@pytest.fixture(scope="module")
+def environment():
+    with gcs_server.serve() as variables:
+        yield variables
+
+
+@pytest.fixture
+def bucket(environment, monkeypatch):
+    """An empty bucket for this process, in which claims become void after a second."""
+    from google.cloud import storage
+
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(object_store, "REFRESH", 0.1)
+    monkeypatch.setattr(object_store, "STALE", 1.0)
+    bucket = storage.Client().bucket("bucket")
+    for blob in bucket.list_blobs():
+        blob.delete()
+    return bucket
+
+
+def claim_or_none():
+    with contextlib.suppress(InputError):
+        return object_store.claim(FOLDER)
+
+
+def test_a_folder_is_claimed_by_one_run_until_it_gives_it_up(bucket, capsys):
+    release = object_store.claim(FOLDER)
+    message = f"config.log.store='{FOLDER}' is in use by another run: process {os.getpid()} on "
+    with pytest.raises(InputError, match=message):
+        object_store.claim(FOLDER)
+    object_store.claim(f"{FOLDER}-2")()
+    release()
+    assert capsys.readouterr().out.count("\n") == 1  # the second run says what it waits for
+    object_store.claim(FOLDER)()
+    assert capsys.readouterr().out == ""
+
+
+def test_of_runs_that_begin_at_once_one_gets_the_folder(bucket):
+    taken = []
+    threads = [threading.Thread(target=lambda: taken.append(claim_or_none())) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    (release,) = filter(None, taken)
+    release()
+
+
+def test_the_claim_of_a_killed_run_is_taken_over_and_ends_it_if_it_lives(
+    bucket, monkeypatch, capsys
+):
+    monkeypatch.setattr(object_store, "REFRESH", 3.0)  # as a process that was stopped for a while
+    ended = threading.Event()
+    monkeypatch.setattr(object_store, "exit_now", lambda code, flush: ended.set())
+    first = object_store.claim(FOLDER)
+    second = object_store.claim(FOLDER)
+    assert ended.wait(10)
+    assert "error: cannot write gs://bucket/runs/one: another run has" in capsys.readouterr().err
+    first()  # leaves the claim of the other
+    assert bucket.blob("runs/one/claim.txt").download_as_bytes()
+    second()
+    assert not bucket.blob("runs/one/claim.txt").download_as_bytes()
+
+
+def test_a_write_whose_answer_was_lost_counts(bucket):
+    blob = bucket.blob("runs/one/claim.txt")
+    generation = object_store._write(blob, "mine", 0)
+    assert object_store._write(blob, "mine", 0) == generation > 0
+    assert object_store._write(blob, "another", 0) == 0
+    assert object_store._read(blob) == ("mine", generation)
+
+
+def test_steps_are_those_that_were_written_to_the_end(bucket):
+    folder = object_store.open_folder(FOLDER) / "checkpoints"
+    assert object_store.saved_steps(folder) == set()
+    for name in ("4/commit_success.txt", "8/state/d/x", "12/commit_success.txt", "x/commit.txt"):
+        bucket.blob(f"runs/one/checkpoints/{name}").upload_from_string("")
+    assert object_store.saved_steps(folder) == {4, 12}
+
+
+def test_a_bucket_that_is_not_there_is_refused_by_name(bucket):
+    with pytest.raises(InputError, match="config.log.store: gs://gone/run cannot be used"):
+        object_store.check("gs://gone/run")
+    object_store.check(FOLDER)
+
+
+def test_packages_that_are_missing_are_named(monkeypatch):
+    for package, module in (("gcsfs", "gcsfs"), ("google-cloud-storage", "google.cloud.storage")):
+        monkeypatch.setattr(
+            object_store, "_is_installed", lambda name, module=module: name != module
+        )
+        with pytest.raises(InputError, match=f"needs {package}, which is not installed: pip inst"):
+            object_store.check(FOLDER)
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_from_the_bucket_on_another_disk(environment, tmp_path):
+    """Stopped, refused to a second run, resumed without its folder, damaged, read, killed."""
+    given = [f"--config.data.files={tiny.write_text(tmp_path / 'text.txt')}"]
+    given += ["--config.optimizer.schedule=constant", f"--config.log.store={FOLDER}"]
+    long = [*given, "--config.steps=1000000", "--config.log.validate_every=1000000"]
+    run = start(*long, f"--workdir={tmp_path / 'a'}", **environment)
+    wait_for(run, "step=9 ")
+    other = start(*long, f"--workdir={tmp_path / 'b'}", **environment)
+    _, err = end(other, 2)
+    assert err.splitlines()[-1].startswith(f"error: config.log.store='{FOLDER}' is in use by anot")
+    run.send_signal(signal.SIGTERM)
+    out, _ = end(run, 128 + signal.SIGTERM)
+    stopped = int(out.split("stopped at step ")[1].split()[0])
+    assert not (tmp_path / "a" / "checkpoints").exists()
+    shutil.rmtree(tmp_path / "a")
+
+    steps = stopped + 4
+    short = [*given, f"--config.steps={steps}", f"--workdir={tmp_path / 'c'}"]
+    out, _ = end(start(*short, **environment))
+    assert f"\nresumed from step {stopped} of {steps}\n" in out
+    whole = [*short[:2], short[3], f"--workdir={tmp_path / 'd'}"]  # the same on a disk, in one go
+    end(start(*whole))
+    losses = [json.loads((tmp_path / name / "summary.json").read_text())["master"] for name in "cd"]
+    assert losses[0] == losses[1]

@@ -29,7 +29,13 @@ from pqt_jax.training.config.schema import RunConfig
 RateAndSeed = tuple[float, int]
 _LONGEST_NAME = 40  # characters
 # Fields of a training run that a sweep does not use; they must keep these values.
-_UNUSED = {"init_from": "", "log.sharpness_every": 0, "log.wandb": "", "log.tensorboard": False}
+_UNUSED = {
+    "init_from": "",
+    "log.sharpness_every": 0,
+    "log.store": "",
+    "log.tensorboard": False,
+    "log.wandb": "",
+}
 _UNUSED |= {"seed": 0, "mesh.data": 0, "mesh.fsdp": 1, "mesh.tensor": 1}
 
 

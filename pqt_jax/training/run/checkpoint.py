@@ -327,8 +327,9 @@ def use_newest(run: Path, meta: Meta, use: Callable[[int, ReadParams], T]) -> T:
         except DamagedError as error:
             damaged[step] = str(error)
     if not damaged:
+        where = f" in {folder}" if object_store.is_address(folder) else ""
         raise InputError(
-            f"--workdir={run} holds no checkpoint; train first, or give another workdir"
+            f"--workdir={run} holds no checkpoint{where}; train first, or give another workdir"
         )
     reasons = "; ".join(f"step {step}: {reason}" for step, reason in damaged.items())
     raise InputError(f"no checkpoint in {folder} can be read ({reasons}); put a copy back")

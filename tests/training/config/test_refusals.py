@@ -58,6 +58,10 @@ data.microbatches=0
 data.loss_chunk=3
 data.boundaries=both
 data.end_token=-2
+data.tokens=s3://bucket/tokens
+log.store=s3://bucket/run
+log.store=gs://bucket
+log.store=runs/one
 data.end_token=256
 data.files=a data.tokens=b
 optimizer.name=lion

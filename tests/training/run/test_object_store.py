@@ -7,6 +7,8 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -15,6 +17,7 @@ from pqt_jax.errors import InputError
 from pqt_jax.training.run import object_store
 from support import gcs_server, tiny
 from support.command import end, start, wait_for
+from support.paths import ROOT
 
 FOLDER = "gs://bucket/runs/one"
 
@@ -115,9 +118,26 @@ def test_packages_that_are_missing_are_named(monkeypatch):
             object_store.check(FOLDER)
 
 
+def damage(prefix):
+    """Cut each object whose name begins so to its half."""
+    from google.cloud import storage
+
+    for blob in list(storage.Client().bucket("bucket").list_blobs(prefix=prefix)):
+        content = blob.download_as_bytes()
+        blob.upload_from_string(content[: len(content) // 2])
+
+
+def evaluate(run, **variables):
+    command = [sys.executable, "-m", "pqt_jax.evaluate", f"--workdir={run}", "--weights=bf16"]
+    environment = {**os.environ, **variables}
+    return subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True, timeout=240
+    )
+
+
 @pytest.mark.slow
-def test_a_run_goes_on_from_the_bucket_on_another_disk(environment, tmp_path):
-    """Stopped, refused to a second run, resumed without its folder, damaged, read, killed."""
+def test_a_run_goes_on_from_the_bucket_on_another_disk(bucket, environment, tmp_path):
+    """One run at a time: stopped, resumed without its folder, read, damaged and resumed."""
     given = [f"--config.data.files={tiny.write_text(tmp_path / 'text.txt')}"]
     given += ["--config.optimizer.schedule=constant", f"--config.log.store={FOLDER}"]
     long = [*given, "--config.steps=1000000", "--config.log.validate_every=1000000"]
@@ -133,10 +153,27 @@ def test_a_run_goes_on_from_the_bucket_on_another_disk(environment, tmp_path):
     shutil.rmtree(tmp_path / "a")
 
     steps = stopped + 4
-    short = [*given, f"--config.steps={steps}", f"--workdir={tmp_path / 'c'}"]
-    out, _ = end(start(*short, **environment))
+    short = [*given, f"--config.steps={steps}"]
+    out, _ = end(start(*short, f"--workdir={tmp_path / 'b'}", **environment))
     assert f"\nresumed from step {stopped} of {steps}\n" in out
-    whole = [*short[:2], short[3], f"--workdir={tmp_path / 'd'}"]  # the same on a disk, in one go
-    end(start(*whole))
-    losses = [json.loads((tmp_path / name / "summary.json").read_text())["master"] for name in "cd"]
+    end(start(*short[:2], f"--config.steps={steps}", f"--workdir={tmp_path / 'disk'}"))
+    summaries = [tmp_path / name / "summary.json" for name in ("b", "disk")]
+    losses = [json.loads(path.read_text())["master"] for path in summaries]
     assert losses[0] == losses[1]
+
+    before = (steps - 1) // 4 * 4  # the checkpoint before the last one
+    damage(f"runs/one/checkpoints/{steps}/state/")
+    reading = evaluate(tmp_path / "b", **environment)
+    assert f"checkpoint of step {steps} is damaged (" in reading.stderr
+    assert f"{tmp_path / 'b'}, step {before}" in reading.stdout
+    more = [*given, f"--config.steps={steps + 4}", f"--workdir={tmp_path / 'b'}"]
+    out, err = end(start(*more, **environment))
+    assert f"was moved to {FOLDER}/damaged/{steps}; resuming from step {before}" in err
+    assert f"\nresumed from step {before} of {steps + 4}\n" in out
+    assert max(object_store.saved_steps(f"{FOLDER}/checkpoints")) == steps + 4
+    assert list(bucket.list_blobs(prefix=f"runs/one/damaged/{steps}/state/"))
+
+    _, err = end(start(*more, "--config.log.store=", **environment), 2)
+    assert (
+        f"config.log.store='': the newest checkpoint is in {FOLDER}/checkpoints and not in" in err
+    )

@@ -207,7 +207,8 @@ def _claim_workdir(
             claims.callback(object_store.claim(store))
 
     distributed.run_in_all(claim if is_first else lambda: None)
-    distributed.run_in_all(lambda: workdir.check_shared(options.workdir))
+    if not options.config.log.store:
+        distributed.run_in_all(lambda: workdir.check_shared(options.workdir))
     if is_first and checked.tokenizer is not None:
         tokenizer_copy.write(options.workdir, checked.tokenizer)
 

@@ -109,10 +109,13 @@ def _give_up(manager: Any, count: int, last_skipped: int) -> NoReturn:
 def _is_finished(run: RunContext, manager: Any) -> bool:
     """Whether all steps are done and the summary is written; if so, print the final table."""
     config, finished = run.config, summary.read(run.workdir, run.config)
-    if manager.latest_step() != config.steps or finished is None:
+    # Only the first process may have the workdir, if checkpoints are in a bucket.
+    is_written = distributed.all_gather_int(finished is not None)[0]
+    if manager.latest_step() != config.steps or not is_written:
         return False
     print_on_first_process(f"finished: all {config.steps} steps are done\n")
-    print_on_first_process(final_evaluation.format_table(finished))
+    if finished is not None:
+        print_on_first_process(final_evaluation.format_table(finished))
     return True
 
 

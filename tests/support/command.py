@@ -19,7 +19,7 @@ from support.compilation import count_compilations
 from support.paths import ROOT
 
 
-def start(*arguments, launcher=(), **variables):
+def start(*arguments, launcher=(), cwd=ROOT, **variables):
     """Run the command in a process of its own, with some environment variables more.
 
     `launcher` is the beginning of a command line that starts it, such as mpirun with its options.
@@ -27,12 +27,18 @@ def start(*arguments, launcher=(), **variables):
     env = {
         **os.environ,
         **variables,
-        "PYTHONPATH": str(ROOT / "tests"),
+        "PYTHONPATH": f"{ROOT / 'tests'}{os.pathsep}{ROOT}",
     }
     pipe = subprocess.PIPE
-    command = [sys.executable, "-m", "pqt_jax.train", "--config", "tests/support/tiny.py"]
-    command = [*launcher, *command, *map(str, arguments)]
-    return subprocess.Popen(command, cwd=ROOT, env=env, stdout=pipe, stderr=pipe, text=True)
+    command = [sys.executable, "-m", "pqt_jax.train", "--config", ROOT / "tests/support/tiny.py"]
+    return subprocess.Popen(
+        list(map(str, [*launcher, *command, *arguments])),
+        cwd=cwd,
+        env=env,
+        stdout=pipe,
+        stderr=pipe,
+        text=True,
+    )
 
 
 def end(process, code=0):

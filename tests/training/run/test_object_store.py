@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -177,3 +178,33 @@ def test_a_run_goes_on_from_the_bucket_on_another_disk(bucket, environment, tmp_
     assert (
         f"config.log.store='': the newest checkpoint is in {FOLDER}/checkpoints and not in" in err
     )
+
+
+@pytest.mark.slow
+def test_processes_share_the_bucket_and_no_disk(bucket, environment, tmp_path):
+    """The same path of the workdir is another folder for the second process."""
+    given = [f"--config.data.files={tiny.write_text(tmp_path / 'text.txt')}", "--distributed"]
+    given += ["--config.mesh.data=0", "--config.mesh.fsdp=2", "--workdir=/proc/self/cwd/run"]
+    given += ["--config.optimizer.schedule=constant", f"--config.log.store={FOLDER}"]
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{listener.getsockname()[1]}"
+
+    def train(steps):
+        """What the first of two processes prints, which take so many steps together."""
+        both = []
+        for index in range(2):
+            (folder := tmp_path / str(index)).mkdir(exist_ok=True)
+            places = {"JAX_COORDINATOR_ADDRESS": address, "JAX_PROCESS_ID": str(index)}
+            places |= {"JAX_NUM_PROCESSES": "2", "JAX_NUM_CPU_DEVICES": "2", "PQT_JAX_WAIT": "60"}
+            arguments = [*given, f"--config.steps={steps}"]
+            both.append(start(*arguments, cwd=folder, **environment, **places))
+        return [end(process) for process in both][0][0]
+
+    train(8)
+    written = bucket.list_blobs(prefix="runs/one/checkpoints/8/state/ocdbt.process_")
+    assert {blob.name.split("process_")[1].split("/")[0] for blob in written} == {"0", "1"}
+    assert "finished: all 8 steps are done" in train(8)
+    assert "\nresumed from step 8 of 12\n" in train(12)
+    assert os.listdir(tmp_path / "1") == []
+    assert object_store.saved_steps(f"{FOLDER}/checkpoints") == {8, 12}

@@ -16,8 +16,6 @@ from typing import Any, NoReturn
 from pqt_jax.errors import HUNG_UP, INTERRUPTED, TERMINATED, UNREAD, InputError, OutputError
 
 _SIGNALLED = (HUNG_UP, INTERRUPTED, TERMINATED)
-
-
 _PATHS = ("DIR", "FILE", "GLOB", "RUN")  # metavars of options that name files or folders
 
 

@@ -66,7 +66,7 @@ def check(folder: str) -> None:
     open_folder(folder)
     with _input_errors(folder):
         bucket, _ = _locate(folder)
-        bucket.reload(timeout=_WAIT)  # as Orbax does
+        bucket.reload(**_patience())  # as Orbax does
 
 
 def saved_steps(folder: Any) -> set[int]:
@@ -79,12 +79,12 @@ def saved_steps(folder: Any) -> set[int]:
     """
     with _input_errors(folder):
         bucket, path = _locate(folder)
-        listed = bucket.list_blobs(prefix=f"{path}/", delimiter="/", timeout=_WAIT)
+        listed = bucket.list_blobs(prefix=f"{path}/", delimiter="/", **_patience())
         list(listed)  # which fills `prefixes`, the folders
         return {
             int(name)
             for name in (prefix.removeprefix(f"{path}/").rstrip("/") for prefix in listed.prefixes)
-            if name.isdecimal() and bucket.blob(f"{path}/{name}/{_COMPLETE}").exists(timeout=_WAIT)
+            if name.isdecimal() and bucket.blob(f"{path}/{name}/{_COMPLETE}").exists(**_patience())
         }
 
 
@@ -148,7 +148,7 @@ def _write(blob: Any, content: str, generation: int) -> int:
     from google.api_core.exceptions import NotFound, PreconditionFailed
 
     try:
-        blob.upload_from_string(content, if_generation_match=generation, timeout=_WAIT)
+        blob.upload_from_string(content, if_generation_match=generation, **_patience())
         return blob.generation
     except (NotFound, PreconditionFailed):
         found, generation = _read(blob)
@@ -157,8 +157,15 @@ def _write(blob: Any, content: str, generation: int) -> int:
 
 def _read(blob: Any) -> tuple[str, int]:
     """The content and the generation of an object; "" and 0 if there is none."""
-    found = blob.bucket.get_blob(blob.name, timeout=_WAIT)
-    return (found.download_as_text(timeout=_WAIT), found.generation) if found else ("", 0)
+    found = blob.bucket.get_blob(blob.name, **_patience())
+    return (found.download_as_text(**_patience()), found.generation) if found else ("", 0)
+
+
+def _patience() -> dict[str, Any]:
+    """How long one call waits and tries again."""
+    from google.cloud.storage.retry import DEFAULT_RETRY
+
+    return {"timeout": _WAIT, "retry": DEFAULT_RETRY.with_timeout(_WAIT)}
 
 
 def _locate(folder: Any) -> tuple[Any, str]:

@@ -13,7 +13,7 @@ import json
 import sys
 from pathlib import Path
 
-import gpu
+import accelerator
 import gpu_train
 import jax
 import numpy as np
@@ -42,7 +42,7 @@ def main() -> int:
         methods[method] = gpu_train.memory(compiled)
     some = jax.ShapeDtypeStruct((config.log.validation_batches, *batch.shape), batch.dtype)
     loss = mean_loss(graph, None, step_split(config)).lower(state.params, some).compile()
-    record = {**gpu.versions(), "methods": methods, "validation": gpu_train.memory(loss)}
+    record = {**accelerator.versions(), "methods": methods, "validation": gpu_train.memory(loss)}
     options.out.write_text(json.dumps(record, indent=1) + "\n")
     return 0
 

@@ -3,7 +3,7 @@
 """What a training step takes on TPUs that are not at hand, by libtpu's own compiler.
 
     pip install -e '.[tpu-aot]'                                             (Python 3.12, Linux)
-    python benchmarks/aot_tpu_step.py [--only llama2_134m …] [--out FILE.json]
+    python benchmarks/aot_tpu_step.py [--only llama2_134m …] [--attention xla] [--out FILE.json]
 
 The step of each plan is compiled for a real topology, in BF16 and with sampling, whose kernels are
 those for TPUs. Nothing runs. The figures, of one device:
@@ -80,9 +80,9 @@ PLANS = {
 }
 
 
-def measure(plan: Plan, method: str) -> dict[str, Any]:
+def measure(plan: Plan, method: str, attention: str = "splash") -> dict[str, Any]:
     """The figures of the step of a plan by one method."""
-    config = schema.default(dataclasses.replace(plan.model, attention="splash", remat=True))
+    config = schema.default(dataclasses.replace(plan.model, attention=attention, remat=True))
     config.method, config.data.length = method, plan.length
     config.data.batch = plan.sequences * plan.mesh[0] * plan.mesh[1] * plan.mesh[2]
     config.data.loss_chunk = plan.length // 4
@@ -116,6 +116,7 @@ def main() -> None:
     """Compile, print a line for each step, and write the JSON."""
     parser = argparse.ArgumentParser(description="Training steps on TPUs, without a TPU.")
     parser.add_argument("--only", nargs="+", default=[""], metavar="PREFIX")
+    parser.add_argument("--attention", choices=("splash", "xla"), default="splash")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     plans = {name: x for name, x in PLANS.items() if name.startswith(tuple(options.only))}
@@ -133,7 +134,8 @@ def main() -> None:
     for name, plan in plans.items():
         for method in METHODS:
             row = {"plan": name, "topology": plan.topology, "mesh": plan.mesh}
-            rows.append(row | {"sequences": plan.sequences} | measure(plan, method))
+            row |= {"sequences": plan.sequences} | measure(plan, method, options.attention)
+            rows.append(row)
             print(json.dumps(rows[-1], ensure_ascii=False), flush=True)
             if options.out:
                 write(options.out, rows)

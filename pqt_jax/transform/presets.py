@@ -34,7 +34,9 @@ MATRIX_AXES: dict[Kind, tuple[int, int]] = {
 
 NAMES_NOT_SAMPLED = ("embedding", "bias", "scale")
 PROJECTIONS = ("query", "key", "value", "out")
-_OPTIONS = [n for n in signature(Rule).parameters if n not in ("pattern", "matrix_axes")]
+_OPTIONS = [
+    n for n in signature(Rule).parameters if n not in ("pattern", "matrix_axes", "sharding")
+]
 LARGEST_WINDOW = 32  # of a depthwise convolution (…, window, 1, channels)
 
 
@@ -52,7 +54,7 @@ def flax(model: Any, **options: Any) -> list[Rule]:
     Args:
       model: an NNX module, or a pytree of parameters or of their shapes, such as
         `jax.eval_shape(model.init, key, x)["params"]` of a Linen module.
-      options: of every rule that samples, as for `Rule`, without `matrix_axes`.
+      options: of every rule that samples, as for `Rule`, without `matrix_axes` and `sharding`.
 
     Returns:
       Rules for `pqt_transform`, `param_transform` and the rest.

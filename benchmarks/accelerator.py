@@ -17,6 +17,7 @@ import jax
 
 import pqt_jax
 from pqt_jax import pallas
+from pqt_jax.console import check_local
 
 Section = Callable[[bool], Iterator[dict[str, Any]]]  # of --smoke: parts of its record
 
@@ -77,6 +78,10 @@ def run(kind: str, sections: Mapping[str, Section]) -> int:
     parser.add_argument("--smoke", action="store_true", help="tiny shapes, on any platform")
     parser.add_argument("--out", type=Path, help="where the JSON goes")
     options = parser.parse_args()
+    try:
+        check_local(str(options.out or ""))
+    except ValueError as error:
+        parser.error(f"--out={options.out}; {error}")
     if (measured := Path(pqt_jax.__file__).resolve().parent) != PACKAGE:
         parser.error(
             f"pqt_jax comes from {measured}, not from the folder above this file; install with -e"

@@ -38,7 +38,10 @@ class Parser(argparse.ArgumentParser):
                     try:
                         check_local(path)
                     except ValueError as error:
-                        raise InputError(f"{_name(action)}={path!r}; {error}") from None
+                        hint = "; training can write its checkpoints to one, by config.log.store"
+                        is_bucket = _name(action) == "--workdir" and path.startswith("gs://")
+                        reason = f"{error}{hint if is_bucket else ''}"
+                        raise InputError(f"{_name(action)}={path!r}; {reason}") from None
         return known, rest
 
     def error(self, message: str) -> NoReturn:
@@ -57,14 +60,10 @@ def check_local(path: str) -> None:
       >>> check_local("runs/quickstart")
       >>> check_local("s3://bucket/run")
       Traceback (most recent call last):
-      ValueError: it must be a path of this machine, such as a folder on which s3:// is mounted
+      ValueError: it must be a path of this machine, and not an address
     """
-    if scheme := re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", path):
-        also = "; checkpoints may go there, by config.log.store" if scheme[0] == "gs://" else ""
-        raise ValueError(
-            f"it must be a path of this machine, such as a folder on which {scheme[0]} is mounted"
-            f"{also}"
-        )
+    if re.match(r"\s*[A-Za-z][A-Za-z0-9+.-]+:/", path):
+        raise ValueError("it must be a path of this machine, and not an address")
 
 
 def whole_number(text: str) -> int:

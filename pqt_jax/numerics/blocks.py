@@ -119,10 +119,17 @@ def matrix_sharding(
       matrix_axes: (row axes, column axes).
 
     Raises:
-      ValueError: if the sharding has more entries than there are axes.
+      ValueError: if the sharding has more entries than there are axes, or names an axis that the
+        mesh lacks.
     """
     if len(sharding) > ndim:
         raise ValueError(f"sharding={sharding}; it has more entries than w has axes, {ndim}")
+    mesh = jax.sharding.get_abstract_mesh()
+    groups = [entry if isinstance(entry, tuple) else (entry,) for entry in sharding]
+    names = {name for group in groups for name in group}
+    if not mesh.empty and not names <= {None, *mesh.axis_names}:
+        known = ", ".join(mesh.axis_names)
+        raise ValueError(f"sharding={sharding}; the mesh has the axes {known}")
     entries = [*[None] * (ndim - len(sharding)), *sharding]
     firsts = first_axes(ndim, matrix_axes)
     return PartitionSpec(*(None if axis is None else entries[axis] for axis in firsts))

@@ -36,8 +36,9 @@ class Spec:
       matrix_axes: (row axes, column axes) of the parameter, see `blocks`.
       sharding: how the last axes of the parameter are sharded over the mesh of `jax.set_mesh`, if
         that has Auto axes. XLA cannot partition a kernel on a TPU, and samples by itself there if
-        this is not given; on other devices, and without a mesh, it is not needed. If it is not how
-        the parameter is sharded, the parameter is moved.
+        this is not given; on other devices, and without a mesh, it is not needed. It has an entry
+        for each axis of the matrices at least. If it is not how the parameter is sharded, the
+        parameter is moved.
       encoded: whether ŵ is returned as codes of `dtype`; set by `perturb_encoded`.
 
     Raises:
@@ -70,6 +71,11 @@ class Spec:
         object.__setattr__(self, "matrix_axes", tuple(axes))
         if not isinstance(self.sharding, PartitionSpec | None):
             raise ValueError(f"sharding={self.sharding!r}; it must be a PartitionSpec, or None")
+        if self.sharding and len(self.sharding) < sum(axes):
+            raise ValueError(
+                f"sharding={self.sharding}; it must have an entry for each axis of the matrices, "
+                f"{sum(axes)}, or more, which may be None"
+            )
         object.__setattr__(self, "dtype", as_format(self.dtype))
         has_scale = self.noise != "none" and self.dtype.exponent_bits < 8
         if has_scale and self.scale not in (cast.ScaleRule.CEIL, cast.ScaleRule.FLOOR):
@@ -90,7 +96,8 @@ class Spec:
         Its block is no larger than they need, see `blocks.fit_block`, and its sharding is theirs.
 
         Raises:
-          ValueError: if the sharding has more entries than the parameter has axes.
+          ValueError: if the sharding has more entries than the parameter has axes, or names an axis
+            that the mesh lacks.
         """
         _, m, n = blocks.matrix_shape(shape, self.matrix_axes)
         sharding = self.sharding

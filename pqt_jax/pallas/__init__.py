@@ -4,13 +4,14 @@
 
 "mosaic"       Pallas on Mosaic GPU    Ampere and newer, jax 0.11 and newer
 "triton"       Pallas on Triton        Ampere and newer, while jax still has it
-"mosaic_tpu"   Pallas on Mosaic TPU    v4 and newer; compiled and interpreted, not run yet
+"mosaic_tpu"   Pallas on Mosaic TPU    v5e, v5p and newer; compiled and interpreted, not run yet
 "xla"          `pqt_jax.numerics.reference`     everywhere
 """
 
 import contextlib
 import functools
 import importlib
+import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal
 
@@ -34,7 +35,7 @@ def interpret() -> Iterator[None]:
     """Run the kernels in their interpreters, on any platform: slow, for tests.
 
     A function that is compiled in this context keeps the interpreted kernel afterwards. Give
-    `jax.jit` a new function here.
+    `jax.jit` a new function here. Inside `jax.shard_map` the interpreters need `check_vma=False`.
     """
     global _interpreting
     previous, _interpreting = _interpreting, True
@@ -93,14 +94,18 @@ def _cannot_partition(implementation: str, spec: Spec) -> str | None:
     known before it is compiled.
     """
     mesh = jax.sharding.get_abstract_mesh()
-    is_auto = {*mesh.axis_types} <= {AxisType.Auto}
-    if implementation != "mosaic_tpu" or not is_auto or jax.device_count() == 1:
+    types = {*mesh.axis_types}
+    if implementation != "mosaic_tpu" or jax.device_count() == 1 or AxisType.Explicit in types:
         return None
+    if AxisType.Manual in types:
+        if AxisType.Auto not in types:
+            return None
+        return "XLA partitions no kernel on a TPU; let jax.shard_map map all axes of the mesh"
     if not mesh.empty and (mesh.size == 1 or spec.sharding is not None):
         return None
     return (
-        "XLA partitions no kernel on a TPU; give sharding=PartitionSpec(…) under jax.set_mesh, or "
-        "use a mesh with Explicit axes, or jax.shard_map"
+        "XLA partitions no kernel on a TPU; set a mesh by jax.set_mesh and give "
+        "sharding=PartitionSpec(…), or use a mesh with Explicit axes, or jax.shard_map"
     )
 
 
@@ -120,9 +125,11 @@ def _unsuited_device(implementation: str) -> str | None:
     """Return why the default device cannot run a kernel, or None."""
     device = jax.devices()[0]
     if implementation == "mosaic_tpu":
-        if device.platform == "tpu":
-            return None
-        return f"the kernel needs a TPU, and the default platform is {device.platform}"
+        if device.platform != "tpu":
+            return f"the kernel needs a TPU, and the default platform is {device.platform}"
+        if re.match(r"TPU v[234]\b", device.device_kind):  # they multiply no 32 bits
+            return f"the kernel needs a TPU v5e, v5p or newer, and this is {device.device_kind}"
+        return None
     if device.platform not in ("gpu", "cuda"):
         return f"the kernels need an NVIDIA GPU, and the default platform is {device.platform}"
     capability = getattr(device, "compute_capability", None)

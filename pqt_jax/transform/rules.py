@@ -163,7 +163,7 @@ def resolve(
                 "can be sampled"
             )
         try:
-            blocks.matrix_shape(leaf.shape, rule.spec.matrix_axes)
+            rule.spec.fitted(leaf.shape)
         except ValueError as error:
             raise ValueError(f"{rule} at {path!r}: {error}") from None
         specs[path] = rule.spec

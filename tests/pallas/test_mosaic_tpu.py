@@ -75,7 +75,8 @@ class TestMosaicTpu(kernels.KernelTests):
 
 
 @pytest.mark.parametrize(
-    ("shape", "place"), [((256, 128), P("x", "y")), ((3, 64, 64), P("y", None)), ((96, 64), P("x"))]
+    ("shape", "place"),
+    [((256, 128), P("x", "y")), ((3, 64, 64), P("y", None)), ((96, 64), P("x", None))],
 )
 def test_a_known_sharding_needs_no_help_of_xla(shape, place):
     """As on TPUs, whose XLA partitions no kernel. The last matrix is no multiple of 4 × 32."""
@@ -106,6 +107,30 @@ def test_a_sharding_that_does_not_fit_is_refused():
         perturb(w, b_i, kernels.key(), Spec(sharding=P("x", "y", None)))
     with pytest.raises(ValueError, match="sharding='x'; it must be a PartitionSpec, or None"):
         Rule(".*", sharding="x")
+    with pytest.raises(ValueError, match="it must have an entry for each axis of the matrices, 2"):
+        Rule(".*", sharding=P("x"))  # JAX would shard the rows, and these are the last axes
+    mesh = jax.make_mesh((4, 2), ("x", "y"), axis_types=(AxisType.Auto,) * 2)
+    for options in ({}, {"implementation": "xla"}):  # on any device, not first on a TPU
+        with jax.set_mesh(mesh), pytest.raises(ValueError, match="the mesh has the axes x, y"):
+            perturb(w, b_i, kernels.key(), Spec(sharding=P("q", None)), **options)
+
+
+def test_a_shard_map_over_some_axes_is_no_place_for_a_kernel(monkeypatch):
+    """XLA would have to partition it over the others."""
+    monkeypatch.setattr(pallas, "_unsuited_device", lambda _: None)
+    mesh = jax.make_mesh((4, 2), ("x", "y"), axis_types=(AxisType.Auto,) * 2)
+    chosen = []
+
+    def local(w):
+        for spec in (Spec(), Spec(sharding=P("x", None))):
+            chosen.append(pallas.is_supported("mosaic_tpu", spec)[0])
+        return w
+
+    for names in ({"x"}, {"x", "y"}):
+        function = jax.shard_map(local, in_specs=P("x"), out_specs=P("x"), axis_names=names)
+        with jax.set_mesh(mesh):
+            jax.eval_shape(jax.jit(function), kernels.parameters((64, 64))[0])
+    assert chosen == [False, False, True, True]
 
 
 def check_interpreted(spec, w, b_i):
@@ -147,8 +172,10 @@ def test_on_a_tpu_none_is_its_kernel(monkeypatch):
             assert pallas.choose_implementation(None, Spec()) == without
             assert pallas.choose_implementation(None, sharded) == "mosaic_tpu"
     assert pallas.choose_implementation(None, sharded) == "xla"  # without a mesh
-    with pytest.raises(ValueError, match=r"give sharding=PartitionSpec\(…\) under jax.set_mesh"):
+    with pytest.raises(ValueError, match=r"jax.set_mesh and give sharding=PartitionSpec\(…\)"):
         pallas.choose_implementation("mosaic_tpu", Spec())
+    Device.device_kind = "TPU v4"
+    assert "v5e, v5p or newer, and this is TPU v4" in pallas.is_supported("mosaic_tpu")[1]
 
 
 @pytest.fixture

@@ -87,7 +87,9 @@ def initialize() -> None:
             jax.distributed.initialize(where, count, index, **options)
     except (InputError, ProcessError):
         raise
-    except ValueError:
+    except ValueError as error:
+        if address:  # of another variable, such as JAX_LOCAL_DEVICE_IDS
+            raise InputError(f"--distributed: {str(error).splitlines()[0]}") from None
         raise InputError(f"--distributed: no other process can be found; {GIVE}") from None
     except RuntimeError as error:
         raise ProcessError(f"--distributed: {str(error).splitlines()[0]}") from None

@@ -33,6 +33,9 @@ def read_variables() -> tuple[str | None, int | None, int | None, int | None]:
     host, _, port = address.rpartition(":")
     if address and not (host and port.isdecimal() and 0 < int(port) < 2**16):
         raise InputError(f"--distributed: {VARIABLES[0]}={address!r}; it must be HOST:PORT")
+    chosen = os.environ.get(PORT, "")
+    if chosen and not (chosen.isdecimal() and 0 < int(chosen) < 2**16):
+        raise InputError(f"--distributed: {PORT}={chosen!r}; it must be from 1 to 65535")
     wait = os.environ.get(_WAIT, "")
     if wait and not (wait.isdecimal() and int(wait)):
         raise InputError(f"{_WAIT}={wait!r}; it must be a whole number of seconds, 1 or more")

@@ -188,6 +188,6 @@ def _input_errors(folder: Any) -> Iterator[None]:
     except (GoogleAPIError, GoogleAuthError, RequestException, OSError) as error:
         reason = textwrap.shorten(str(error), 200)
         raise InputError(
-            f"config.log.store: {folder} cannot be used ({reason}); name a bucket that you may "
-            "read and write, and log in by gcloud auth application-default login"
+            f"config.log.store: {folder} cannot be used: {reason}; name a bucket that answers and "
+            "that you may read and write, and log in by gcloud auth application-default login"
         ) from None

@@ -194,6 +194,29 @@ def test_a_wait_that_is_none_is_refused(monkeypatch, wait):
         distributed.initialize()
 
 
+@pytest.mark.parametrize("port", ["0", "99999", "-3", "x"])
+def test_a_port_of_launchers_that_is_none_is_refused_by_every_process(monkeypatch, port):
+    monkeypatch.setenv("JAX_COORDINATOR_PORT", port)
+    message = f"JAX_COORDINATOR_PORT='{port}'; it must be from 1 to 65535"
+    with pytest.raises(InputError, match=message):
+        distributed.initialize()
+
+
+def test_what_jax_cannot_read_is_said_as_jax_says_it(monkeypatch):
+    """It is not that no other process is found: all variables that say so are set."""
+    for name, value in zip(
+        distributed.VARIABLES, (f"localhost:{free_port()}", "2", "0"), strict=True
+    ):
+        monkeypatch.setenv(name, value)
+
+    def refuse(*_, **__):
+        raise ValueError("invalid literal for int() with base 10: 'x'")
+
+    monkeypatch.setattr(jax.distributed, "initialize", refuse)
+    with pytest.raises(InputError, match="--distributed: invalid literal .*'x'$"):
+        distributed.initialize()
+
+
 @pytest.mark.parametrize("wait", ["", "7"])
 def test_jax_waits_as_long_as_it_likes_unless_it_is_told(monkeypatch, wait):
     told = []

@@ -51,7 +51,8 @@ def choose(model: Any, devices: Sequence[Any]) -> Choice:
       devices: all devices that the model runs on, in one process or several.
 
     Returns:
-      A `Choice`, which depends on nothing but the arguments.
+      A `Choice`, which depends on nothing but the arguments and, for several TPUs, on whether a
+      mesh of the trainer is active.
 
     Raises:
       InputError: if the config demands a kernel that does not support the model or the devices.

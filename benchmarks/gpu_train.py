@@ -36,6 +36,7 @@ class Case(NamedTuple):
       rounds: number of rounds, each with every method in turn.
       steps: number of steps of a method in a round.
       loss_chunk, microbatches: as in `config.data`.
+      sample_once: `config.pqt.sample_once` of the methods that sample.
     """
 
     model: Llama2Config | GPT2Config
@@ -45,6 +46,7 @@ class Case(NamedTuple):
     steps: int
     loss_chunk: int = 0
     microbatches: int = 1
+    sample_once: bool = False
 
 
 def cases(smoke: bool) -> dict[str, Case]:
@@ -86,7 +88,7 @@ def run(smoke: bool) -> Iterator[dict[str, Any]]:
 
 def measure(name: str, case: Case) -> dict[str, Any]:
     """`{method: {"tokens_per_second", "overhead", "quartiles", "memory_bytes", "peak_bytes"}}`."""
-    model, batch, length, rounds, steps, *split = case
+    model, batch, length, rounds, steps, *split, once = case
     tokens = np.random.default_rng(0).integers(0, model.vocab_size, (batch, length + 1), np.int32)
     key, data = jax.random.key(0), jax.device_put(tokens)
     compiled, states, times = {}, {}, {method: [] for method in METHODS}
@@ -94,6 +96,7 @@ def measure(name: str, case: Case) -> dict[str, Any]:
         config = default(model)
         config.method = method
         config.data.loss_chunk, config.data.microbatches = split
+        config.pqt.sample_once = once and method != "bf16"
         optimizer = make_optimizer(config)
         kind = method == "bf16"  # the other two differ in nothing but the noise, and share a state
         if kind in states:

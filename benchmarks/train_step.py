@@ -5,6 +5,7 @@
     python benchmarks/train_step.py --out benchmarks/results/train_step.json     a Llama on a CPU
     python benchmarks/train_step.py --device gpu                                 gpu.py's models
     python benchmarks/train_step.py --memory --out FILE      on a CPU, compiled alone: see `memory`
+    python benchmarks/train_step.py --microbatches 8 --sample-once --remat --dtype bfloat16
 
 On a CPU: six layers of width 256, 8192 tokens in a step. Every round runs each method in turn; the
 figure is the median of the rounds' ratios, with their quartiles.
@@ -40,6 +41,9 @@ def main() -> int:
     parser.add_argument("--device", choices=["cpu", "gpu"], default="cpu")
     parser.add_argument("--rounds", type=int, default=15, metavar="N")
     parser.add_argument("--microbatches", type=int, default=1, metavar="N", help="on a CPU")
+    parser.add_argument("--sample-once", action="store_true", help="of those that sample")
+    parser.add_argument("--remat", action="store_true", help="on a CPU")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--memory", action="store_true", help="no time; every dtype, remat or not")
     parser.add_argument("--smoke", action="store_true", help="a tiny model, two rounds")
     parser.add_argument("--out", metavar="FILE", help="JSON")
@@ -55,9 +59,11 @@ def main() -> int:
             parser.error(
                 f"--microbatches={options.microbatches}: it must divide the batch, {batch}"
             )
-        case = gpu_train.Case(
-            model, batch, length, rounds, steps=1, microbatches=options.microbatches
-        )
+        if options.sample_once and options.microbatches == 1:
+            parser.error("--sample-once goes with two --microbatches or more")
+        model = dataclasses.replace(model, dtype=options.dtype, remat=options.remat)
+        split = {"microbatches": options.microbatches, "sample_once": options.sample_once}
+        case = gpu_train.Case(model, batch, length, rounds, steps=1, **split)
         if options.memory:
             models = {"llama": memory(model, batch, length)}
         else:

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TypeVar
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -101,7 +100,7 @@ def _use_run(workdir: Path, use: Callable[[OpenModel], T]) -> T:
 
         params = weights
         if bits:
-            params = nnx.merge_state(weights, jax.tree.map(jnp.asarray, read_params(bits)))
+            params = nnx.merge_state(weights, jax.device_put(read_params(bits)))
         return use(
             OpenModel(
                 config=config.model,

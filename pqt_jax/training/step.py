@@ -45,11 +45,14 @@ class StepSplit:
       microbatches: number of equal parts of the batch, whose gradients are added up.
       noise_per: "step" for one ŵ in the whole step, "microbatch" for one ŵ in each microbatch, from
         the key `fold_in(step key, index)`.
+      sample_once: whether the one ŵ of the step is made before the loop over the microbatches, and
+        kept, instead of in each of their passes.
       loss_chunk: positions of the sequences whose logits are computed at once; 0 for all.
     """
 
     microbatches: int = 1
     noise_per: str = "step"
+    sample_once: bool = False
     loss_chunk: int = 0
 
 
@@ -59,6 +62,7 @@ def step_split(config: RunConfig) -> StepSplit:
     return StepSplit(
         microbatches=data.microbatches,
         noise_per=config.pqt.noise_per,
+        sample_once=config.pqt.sample_once,
         loss_chunk=data.loss_chunk,
     )
 
@@ -100,6 +104,7 @@ def build_train_step(
     # One ŵ for all microbatches: the gradient of its bits comes from that of the step.
     has_one_w_hat = split.microbatches > 1 and split.noise_per == "step"
     takes_bits_after = has_one_w_hat and is_own and method.learns_bits and not sample
+    keeps_w_hat = has_one_w_hat and split.sample_once
 
     def train_step(state, batch, key):
         step_key, params = keys.step_key(key, state.step), state.params
@@ -115,18 +120,22 @@ def build_train_step(
             extra = penalty(params) if penalty else None
             return loss if extra is None else loss + extra, (loss, extra)
 
-        def bits_gradient(params, grads, key):
+        sharded = partitioning.shard_rules(rules, paths_and_leaves(bit_state.weights(params)))
+
+        def bits_gradient(grads):
             bits = nnx.filter_state(params, BitParam)
-            sharded = partitioning.shard_rules(rules, paths_and_leaves(bit_state.weights(params)))
-            found = bit_state.gradients(params, key, sharded, grads)
+            found = bit_state.gradients(params, step_key, sharded, grads)
             if (term := penalty) is not None:
                 of_penalty = jax.grad(lambda bits: term(nnx.merge_state(params, bits)))(bits)
                 found = jax.tree.map(jnp.add, found, of_penalty)
             return found
 
+        point: tuple[nnx.State, jax.Array | None] = params, step_key
+        if keeps_w_hat:  # without a key the model samples nothing
+            point = bit_state.sample(params, step_key, sharded), None
         after = bits_gradient if takes_bits_after else None
-        parts = (compute_loss, params, batch, step_key, split, after)
-        (loss, extra), grads = _mean_gradients(*parts)
+        (loss, extra), grads = _mean_gradients(compute_loss, *point, batch, split, after)
+        grads = jax.tree.map(lambda g, p: g.astype(p.dtype), grads, params)
         metrics = {"loss": loss, "grad_norm": optax.tree.norm(bit_state.weights(grads))}
         if b_t := method.bit_widths(config, params):
             statistics = bit_width.statistics(b_t)
@@ -169,17 +178,17 @@ def _update(
 def _mean_gradients(
     compute_loss: Callable[..., Any],
     params: nnx.State,
+    key: jax.Array | None,
     batch: jax.Array,
-    key: jax.Array,
     split: StepSplit,
     bits_gradient: Callable[..., Any] | None,
 ) -> tuple[Any, Any]:
     """(auxiliary output, gradients), as means over the microbatches, summed in float32.
 
-    `bits_gradient(params, gradients of the weights, key)` makes those of the bits at the end; if it
-    is None, those of the bits are means, too.
+    `bits_gradient(gradients of the weights)` makes those of the bits at the end; if it is None,
+    those of the bits are means, too.
     """
-    everything, tokens = params, batch.astype(jnp.int32)
+    tokens = batch.astype(jnp.int32)
     if bits_gradient:
         bits, params = nnx.filter_state(params, BitParam), bit_state.weights(params)
 
@@ -195,8 +204,8 @@ def _mean_gradients(
 
     def add(total, part):
         index, tokens = part
-        part_key = jax.random.fold_in(key, index) if split.noise_per == "microbatch" else key
-        grads, aux = gradient(params, tokens, part_key)
+        is_same = key is None or split.noise_per == "step"
+        grads, aux = gradient(params, tokens, key if is_same else jax.random.fold_in(key, index))
         return jax.tree.map(lambda a, b: a + b.astype(a.dtype), total, (aux, grads)), None
 
     microbatches = split_batch(tokens, split.microbatches)
@@ -204,9 +213,7 @@ def _mean_gradients(
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), shapes)
     total, _ = jax.lax.scan(add, zeros, (jnp.arange(split.microbatches), microbatches))
     aux, grads = jax.tree.map(lambda x: x / split.microbatches, total)
-    of_bits = bits_gradient(everything, grads, key) if bits_gradient else None
-    grads = jax.tree.map(lambda g, p: g.astype(p.dtype), grads, params)
-    return aux, nnx.merge_state(grads, of_bits) if of_bits else grads
+    return aux, nnx.merge_state(grads, bits_gradient(grads)) if bits_gradient else grads
 
 
 def _snap_at(snap: int, step: jax.Array, params: nnx.State, rules: Any) -> nnx.State:

@@ -18,6 +18,7 @@ from pqt_jax.numerics.mixed_formats import snap
 from pqt_jax.transform.bit_gradients import bit_gradients
 from pqt_jax.transform.nnx_wrapper import BitParam
 from pqt_jax.transform.param_transform import param_transform
+from pqt_jax.transform.perturb import perturb_tree
 from pqt_jax.transform.rules import Rule, first_match
 from pqt_jax.transform.tree_paths import BITS, map_paths, paths_and_leaves
 
@@ -59,6 +60,11 @@ def has_bits(params: nnx.State) -> bool:
 def bit_widths(params: nnx.State, rules: Sequence[Rule]) -> dict[str, Any]:
     """b_t of every block, in a dict nested by parameter path."""
     return param_transform(rules).bit_widths(collect_bits(params))
+
+
+def sample(params: nnx.State, key: jax.Array, rules: Sequence[Rule]) -> nnx.State:
+    """The state with ŵ in place of every weight that a rule samples; the key is consumed."""
+    return nnx.merge_state(params, perturb_tree(weights(params), collect_bits(params), key, rules))
 
 
 def gradients(

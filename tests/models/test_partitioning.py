@@ -58,9 +58,10 @@ def make(sizes):
     return partitioning.make_mesh(*sizes)
 
 
-def setup(model, method="gaussws", end=None, pattern=ALL, **fields):
+def setup(model, method="gaussws", end=None, pattern=ALL, once=False, **fields):
     config = tiny.get_config(model)
-    config.method, config.data.batch, config.pqt.pattern = method, 8, pattern
+    config.method, config.data.batch = method, 8
+    config.pqt.pattern, config.pqt.sample_once = pattern, once
     config.data.update(fields)
     optimizer = make_optimizer(config)
     graph, state = states.init_state(config, optimizer)
@@ -246,10 +247,11 @@ def test_sampling_moves_nothing_but_bits(sizes):
 
 @pytest.mark.jax_version
 @pytest.mark.slow
-def test_microbatches_and_chunks_go_with_a_mesh():
+@pytest.mark.parametrize("once", [False, True])
+def test_microbatches_and_chunks_go_with_a_mesh(once):
     mesh = make((2, 2, 2))
     with partitioning.use_mesh(mesh):
-        _, state, train_step = setup(tiny.LLAMA2, microbatches=2, loss_chunk=4)
+        _, state, train_step = setup(tiny.LLAMA2, once=once, microbatches=2, loss_chunk=4)
         _, measured = train_step(state, partitioning.put_batch(batch(), mesh), noise_key())
     assert float(measured["loss"]) == pytest.approx(run("llama2", (1, 1, 1))[0][0, 0], rel=2e-6)
 

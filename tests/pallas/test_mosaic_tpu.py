@@ -212,12 +212,13 @@ def test_on_a_tpu_shards_are_sampled_by_kernels_under_shard_map(as_on_one_tpu):
     assert text.count(f"@{TARGET}") == 2
 
 
-def test_on_a_mesh_of_tpus_the_trainer_knows_how_kernels_are_sharded(monkeypatch):
+@pytest.mark.parametrize("once", [False, True])
+def test_on_a_mesh_of_tpus_the_trainer_knows_how_kernels_are_sharded(once, monkeypatch):
     """Those of q, k and v differ from that of out. The block sums are made once, of all layers."""
     monkeypatch.setattr(pallas, "KERNELS", ("mosaic_tpu",))
     monkeypatch.setattr(pallas, "needs_sharding", lambda: True)  # as where it is not interpreted
     config = default(Llama2Config(256, d_model=128, num_layers=3, num_heads=2, d_ff=256))
-    config.pqt.noise_per, config.data.microbatches = "step", 2
+    config.pqt.sample_once, config.data.microbatches = once, 2
     mesh = partitioning.make_mesh(data=1, fsdp=4, tensor=2)
     with pallas.interpret(), partitioning.use_mesh(mesh):
         optimizer = make_optimizer(config)

@@ -207,6 +207,26 @@ def test_bits_get_their_gradient_once_for_all_microbatches_of_one_noise(penalty)
         np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5 * scale)
 
 
+@pytest.mark.parametrize("method", FIRST)
+@pytest.mark.parametrize("remat", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_weights_that_are_sampled_once_are_those_of_every_microbatch(method, remat):
+    """The same ŵ, losses and gradients, and no sampling in a loop."""
+
+    def first_step(**fields):
+        split = {"data__microbatches": 2, "model__remat": remat, **fields}
+        _, _, state, train_step = setup(method, **split)
+        jaxpr = jax.make_jaxpr(train_step.__wrapped__)(state, batch(), noise_key())
+        (loop,) = [str(x) for x in jaxpr.eqns if x.primitive.name == "scan"]
+        return "custom_vjp_call" in loop, train_step(state, batch(), noise_key())
+
+    samples_in_loop, (expected, losses) = first_step()
+    assert samples_in_loop
+    samples_in_loop, (found, measured) = first_step(pqt__sample_once=True)
+    assert not samples_in_loop
+    close(dict(measured), dict(losses), rtol=1e-6)
+    close(found.params, expected.params, rtol=1e-5, atol=1e-6)
+
+
 def test_noise_of_a_microbatch_is_that_of_its_key():
     fields = {"data__microbatches": 2, "pqt__pattern": "h/(attn/q|mlp/down)/kernel"}
     fields |= {"pqt__init_bits": 1.0, "pqt__target_bits": 1.0}  # noise as large as the weights

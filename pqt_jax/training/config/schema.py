@@ -145,6 +145,11 @@ class PqtConfig:
         "Whether noise is drawn once a step, or anew for each microbatch.",
         choices=("step", "microbatch"),
     )
+    sample_once: bool = setting(
+        False,
+        "Whether a step samples its weights once and keeps them, 2 bytes for each, and not again "
+        "in every pass of a microbatch.",
+    )
     target_bits: float = setting(4.0, "Bit-width that weight decay draws b_t to.", **_BITS)
     init_bits: float = setting(6.0, "Bit-width b_t of every block at the start.", **_BITS)
     granularity: str = setting(

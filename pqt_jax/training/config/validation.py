@@ -132,6 +132,10 @@ def _check_data(config: RunConfig) -> None:
         _refuse("data.loss_chunk", data.loss_chunk, wanted)
     if config.pqt.noise_per == "microbatch" and data.microbatches == 1:
         _refuse("pqt.noise_per", "microbatch", "step with config.data.microbatches=1")
+    if config.pqt.sample_once and config.pqt.noise_per == "microbatch":
+        _refuse("pqt.sample_once", True, "False with config.pqt.noise_per='microbatch'")
+    if config.pqt.sample_once and data.microbatches == 1:
+        _refuse("pqt.sample_once", True, "False with config.data.microbatches=1")
     if data.length > model.max_length:
         wanted = f"at most config.model.max_length={model.max_length}"
         _refuse("data.length", data.length, wanted)

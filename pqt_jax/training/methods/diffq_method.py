@@ -101,6 +101,8 @@ def _find_conflict(config: "RunConfig") -> Conflict | None:
     if pqt.granularity != "block":
         wanted = f"block {method}, whose groups learn bits of their own"
         return Conflict("pqt.granularity", pqt.granularity, wanted)
+    if pqt.sample_once:
+        return Conflict("pqt.sample_once", True, f"False {method}")
     if as_format(pqt.dtype) != BF16:
         return Conflict("pqt.dtype", pqt.dtype, f"bfloat16 {method}, which casts nothing")
     return None

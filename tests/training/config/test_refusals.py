@@ -77,6 +77,8 @@ optimizer.decay_share=0
 pqt.weight_decay=-1
 pqt.noise_per=token
 pqt.noise_per=microbatch
+pqt.sample_once=True
+data.microbatches=2 pqt.noise_per=microbatch pqt.sample_once=True
 pqt.pattern=h/(
 pqt.block=7,7
 pqt.block=a,b
@@ -109,6 +111,7 @@ diffq.learning_rate=nan
 diffq.noise=gauss
 method=diffq pqt.penalty=size
 method=diffq pqt.snap_at=0.5
+method=diffq data.microbatches=2 pqt.sample_once=True
 method=diffq pqt.dtype=float6_e3m2fn
 watch.skips=0
 log.keep=0

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 
 from pqt_jax.models.gpt2 import GPT2_124M, GPT2Config
 from pqt_jax.models.llama2 import LLAMA2_1B, LLAMA2_134M, Llama2Config
@@ -86,17 +87,23 @@ def run(smoke: bool) -> Iterator[dict[str, Any]]:
         yield table
 
 
+def make_config(case: Case, method: str) -> ConfigDict:
+    """The configuration of a case's step by one method."""
+    config = default(case.model)
+    config.method = method
+    config.data.loss_chunk, config.data.microbatches = case.loss_chunk, case.microbatches
+    config.pqt.sample_once = case.sample_once and method != "bf16"
+    return config
+
+
 def measure(name: str, case: Case) -> dict[str, Any]:
     """`{method: {"tokens_per_second", "overhead", "quartiles", "memory_bytes", "peak_bytes"}}`."""
-    model, batch, length, rounds, steps, *split, once = case
+    model, batch, length, rounds, steps, *_ = case
     tokens = np.random.default_rng(0).integers(0, model.vocab_size, (batch, length + 1), np.int32)
     key, data = jax.random.key(0), jax.device_put(tokens)
     compiled, states, times = {}, {}, {method: [] for method in METHODS}
     for method in METHODS:
-        config = default(model)
-        config.method = method
-        config.data.loss_chunk, config.data.microbatches = split
-        config.pqt.sample_once = once and method != "bf16"
+        config = make_config(case, method)
         optimizer = make_optimizer(config)
         kind = method == "bf16"  # the other two differ in nothing but the noise, and share a state
         if kind in states:

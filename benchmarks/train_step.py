@@ -25,7 +25,6 @@ import jax
 import numpy as np
 
 from pqt_jax.models.llama2 import Llama2Config
-from pqt_jax.training.config.schema import default
 from pqt_jax.training.optimizer import make_optimizer
 from pqt_jax.training.state import abstract_state
 from pqt_jax.training.step import build_train_step
@@ -65,7 +64,7 @@ def main() -> int:
         split = {"microbatches": options.microbatches, "sample_once": options.sample_once}
         case = gpu_train.Case(model, batch, length, rounds, steps=1, **split)
         if options.memory:
-            models = {"llama": memory(model, batch, length)}
+            models = {"llama": memory(case)}
         else:
             models = {"llama": gpu_train.measure("llama", case)}
     result = {
@@ -82,17 +81,18 @@ def main() -> int:
     return 0
 
 
-def memory(model: Llama2Config, batch: int, length: int) -> list[dict[str, Any]]:
+def memory(case: gpu_train.Case) -> list[dict[str, Any]]:
     """What the step takes for each dtype, with and without remat, by schedule and method."""
-    rows, base, tokens = [], {}, jax.ShapeDtypeStruct((batch, length + 1), np.int32)
+    rows, base, shape = [], {}, (case.batch, case.length + 1)
     for dtype, remat in itertools.product(("float32", "bfloat16"), (False, True)):
         lowered = {}
         for method in gpu_train.METHODS:
-            config = default(dataclasses.replace(model, dtype=dtype, remat=remat))
-            config.method = method
+            model = dataclasses.replace(case.model, dtype=dtype, remat=remat)
+            config = gpu_train.make_config(case._replace(model=model), method)
             optimizer = make_optimizer(config)
             graph, state = abstract_state(config, optimizer)
             step = build_train_step(config, graph, optimizer)
+            tokens = jax.ShapeDtypeStruct(shape, np.int32)
             lowered[method] = step.lower(state, tokens, jax.random.key(0))
         for schedule, method in itertools.product(SCHEDULES, gpu_train.METHODS):
             options = {"xla_cpu_scheduler_type": f"CPU_SCHEDULER_TYPE_{schedule}"}

@@ -204,8 +204,10 @@ def _mean_gradients(
 
     def add(total, part):
         index, tokens = part
-        is_same = key is None or split.noise_per == "step"
-        grads, aux = gradient(params, tokens, key if is_same else jax.random.fold_in(key, index))
+        part_key = key
+        if key is not None and split.noise_per == "microbatch":
+            part_key = jax.random.fold_in(key, index)
+        grads, aux = gradient(params, tokens, part_key)
         return jax.tree.map(lambda a, b: a + b.astype(a.dtype), total, (aux, grads)), None
 
     microbatches = split_batch(tokens, split.microbatches)

@@ -49,7 +49,8 @@ def atomic_folder(
       ['config.json']
 
     Args:
-      out: the folder to write. Its parents are created; a link to a folder is followed.
+      out: the folder to write. Its parents are created, and removed if the body fails; a link to a
+        folder is followed.
       overwrite: whether to replace an existing folder when the new one is complete. With True each
         file in it must have a name that an export writes; with a pattern, a name that matches.
         None means False, for commands that have no such option.
@@ -65,8 +66,9 @@ def atomic_folder(
     requested, out = Path(out), check_destination(out, overwrite, option)
     temporary = out.with_name(f".{out.name}.{secrets.token_hex(4)}{_PART}")
     with signals.raise_exit(), contextlib.ExitStack() as stack:
-        stack.callback(_remove, temporary)
         try:
+            stack.callback(_remove_empty, [x for x in out.parents if not x.exists()])
+            stack.callback(_remove, temporary)
             out.parent.mkdir(parents=True, exist_ok=True)
             check = functools.partial(_check, requested, out, overwrite, option)
             stack.callback(os.close, _create_temporary(temporary, out, check))
@@ -142,6 +144,13 @@ def _remove(temporary: Path) -> None:
     """Remove the folder, unless it has been renamed after success."""
     with signals.deferred():  # a terminal that is closed may send SIGHUP twice
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _remove_empty(folders: list[Path]) -> None:
+    """Remove folders that hold nothing, the innermost first."""
+    with contextlib.suppress(OSError):
+        for folder in folders:
+            folder.rmdir()
 
 
 def _replace(temporary: Path, out: Path, check: Callable[[], None]) -> None:

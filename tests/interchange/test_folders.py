@@ -62,10 +62,15 @@ def test_an_empty_folder_and_a_link_to_one_will_do(tmp_path):
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
 def test_what_fails_leaves_nothing(tmp_path, error):
-    with pytest.raises(error), atomic_folder(tmp_path / "out") as temporary:
-        (temporary / "config.json").write_text("half")
+    for out in ("out", "new/folders/out"):
+        with pytest.raises(error), atomic_folder(tmp_path / out) as temporary:
+            (temporary / "config.json").write_text("half")
+            raise error
+        assert list(tmp_path.iterdir()) == []
+    (tmp_path / "new").mkdir()
+    with pytest.raises(error), atomic_folder(tmp_path / "new/folders/out"):
         raise error
-    assert list(tmp_path.iterdir()) == []
+    assert list((tmp_path / "new").iterdir()) == []  # it was there before
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])

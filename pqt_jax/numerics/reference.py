@@ -25,18 +25,30 @@ from pqt_jax.numerics.spec import Spec
 _HALVINGS = 2  # of the scale of rule "ceil"; on normal weights a third one is never the best
 
 
-def cast_blocks(spec: Spec, w: jax.Array) -> jax.Array:
-    """Cast without noise, `cast(w)`: [leads, M, N] → the same shape in `spec.storage`."""
-    return partition.map_blocks(functools.partial(_cast_blocks, spec), spec.block, w)
+def cast_blocks(spec: Spec, w: jax.Array, chosen: jax.Array | None = None) -> jax.Array:
+    """Cast without noise, `cast(w)`: [leads, M, N] → the same shape in `spec.storage`.
+
+    Args:
+      spec: static options.
+      w: float32 or bfloat16 [leads, M, N].
+      chosen: bool[leads, gm, gn], the blocks that are rounded to the format; None for all.
+    """
+    operands = (w,) if chosen is None else (w, partition.reshard_like(chosen, w, spec.block))
+    return partition.map_blocks(functools.partial(_cast_blocks, spec), spec.block, *operands)
 
 
-def _cast_blocks(spec: Spec, w: jax.Array) -> jax.Array:
+def _cast_blocks(spec: Spec, w: jax.Array, chosen: jax.Array | None = None) -> jax.Array:
     _, m, n = w.shape
     padded = blocks.pad_to(w, *spec.block)
     scale = scale_blocks(spec, padded)
     if scale is not None:
         scale = blocks.spread(scale, spec.block)
-    return _cast(spec, padded.astype(jnp.float32), scale)[:, :m, :n]
+    wide = padded.astype(jnp.float32)
+    rounded = _cast(spec, wide, scale)
+    if chosen is not None:
+        others = wide if spec.storage == jnp.float32 else cast.round_to_bfloat16(wide)
+        rounded = jnp.where(blocks.spread(chosen, spec.block), rounded, others)
+    return rounded[:, :m, :n]
 
 
 def scale_blocks(spec: Spec, w: jax.Array) -> jax.Array | None:

@@ -34,6 +34,8 @@ class Spec:
         saturates. "exact" and "mse" are allowed with noise "none" only, and where ŵ has no scale:
         R · scale would not be exact with the first, and kernels do not try scales.
       matrix_axes: (row axes, column axes) of the parameter, see `blocks`.
+      round_share: share of the blocks that are rounded, chosen at random by the key; the others are
+        cast to `storage`. Below 1 with noise "none" only.
       sharding: how the last axes of the parameter are sharded over the mesh of `jax.set_mesh`, if
         that has Auto axes. XLA cannot partition a kernel on a TPU, and samples by itself there if
         this is not given; on other devices, and without a mesh, it is not needed. It has an entry
@@ -53,6 +55,7 @@ class Spec:
     scale: cast.Scale = "ceil"
     matrix_axes: tuple[int, int] = (1, 1)
     sharding: PartitionSpec | None = None
+    round_share: float = 1.0
     encoded: bool = False
 
     def __post_init__(self):
@@ -77,6 +80,13 @@ class Spec:
                 f"{sum(axes)}, or more, which may be None"
             )
         object.__setattr__(self, "dtype", as_format(self.dtype))
+        if not 0 < self.round_share <= 1:
+            raise ValueError(f"round_share={self.round_share}; it must be above 0 and at most 1")
+        if self.round_share < 1 and self.noise != "none":
+            raise ValueError(
+                f"round_share={self.round_share}; noise={self.noise!r} samples every block; give "
+                "1, or noise='none'"
+            )
         has_scale = self.noise != "none" and self.dtype.exponent_bits < 8
         if has_scale and self.scale not in (cast.ScaleRule.CEIL, cast.ScaleRule.FLOOR):
             raise ValueError(

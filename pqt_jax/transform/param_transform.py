@@ -12,6 +12,7 @@ Bits are in a nested dict of their own. Parameters keep their paths and dtypes, 
 of the bare model is also one of the transformed model, and the reverse.
 """
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -122,7 +123,7 @@ def param_transform(
     def quantize_by_bits(params: Any, bits: Bits) -> Any:
         def visit(path, spec, w):
             if spec.noise == "none":
-                return perturb(w, None, None, spec)
+                return perturb(w, None, None, dataclasses.replace(spec, round_share=1.0))
             b_i = lookup_bits(bits, path, prefix)
             b_t = bit_width.bit_width(b_i, spec.target_bits, spec.init_bits)
             return quantize_mixed(w, b_t, spec)

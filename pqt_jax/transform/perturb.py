@@ -26,6 +26,7 @@ from jax.core import Tracer
 
 from pqt_jax import pallas
 from pqt_jax.numerics import blocks, keys, partition, philox
+from pqt_jax.numerics.block_choice import choose_blocks
 from pqt_jax.numerics.partition import Stack
 from pqt_jax.numerics.spec import Spec
 from pqt_jax.pallas import Implementation
@@ -104,11 +105,13 @@ def collect_stacks(
     rounded: dict[str, jax.Array] = {}
 
     def prepare(path, spec, w):
-        if spec.noise == "none":
-            rounded[path] = perturb(w, None, None, spec)
-            return w
         leads, _, _ = blocks.matrix_shape(w.shape, spec.matrix_axes)
-        offset = make_offset((0 if lead is None else lead) * leads, (0, 0), spec.block)
+        first = (0 if lead is None else lead) * leads
+        if spec.noise == "none":
+            of_path = keys.param_key(key, path) if spec.round_share < 1 else None
+            rounded[path] = perturb(w, None, of_path, spec, lead=first)
+            return w
+        offset = make_offset(first, (0, 0), spec.block)
         spec, b_i = spec.fitted(w.shape), lookup_bits(bits, path, prefix)
         alike.setdefault((spec, w.dtype), {})[path] = *prepare_operands(w, b_i, spec), offset
         return w
@@ -152,7 +155,8 @@ def perturb(
     Args:
       w: float32 or bfloat16 parameter of two axes or more, the master weights.
       b_i: float32, one per block (`blocks.grid_shape`); not used with noise "none".
-      key: scalar JAX key, consumed; not used with noise "none".
+      key: scalar JAX key, consumed; not used with noise "none", unless `spec.round_share` is
+        below 1.
       spec: the static options, see `Spec`.
       lead: index of the first matrix in a stack. Slice l of a stacked parameter, sampled with
         `lead=l`, gets the noise that it would get as part of the stack.
@@ -176,7 +180,12 @@ def perturb(
     spec = spec.fitted(w.shape)
     implementation = pallas.choose_implementation(implementation, spec)
     if spec.noise == "none":
-        rounded: Any = straight_through(spec, _matrices(w, spec))
+        matrices, chosen = _matrices(w, spec), None
+        if spec.round_share < 1:
+            grid = blocks.grid_shape(matrices.shape, spec.block, (1, 1))
+            offset = make_offset(lead, origin, spec.block)
+            chosen = choose_blocks(keys.key_words(key), offset, grid, spec.block, spec.round_share)
+        rounded: Any = straight_through(spec, matrices, chosen)
         return partition.from_matrices(rounded, w, spec.matrix_axes)
     operands = prepare_operands(w, b_i, spec)
     stack = *operands, keys.key_words(key), make_offset(lead, origin, spec.block)

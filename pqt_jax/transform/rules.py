@@ -35,8 +35,8 @@ class Rule:
     Args:
       pattern: regular expression, matched with the whole `/`-joined path (`re.fullmatch`).
       target_bits: b_target; None if the parameters that the pattern matches are not sampled.
-      init_bits, block, noise, dtype, scale, matrix_axes, sharding: as for `Spec`, with the same
-        defaults.
+      init_bits, block, noise, dtype, scale, matrix_axes, sharding, round_share: as for `Spec`, with
+        the same defaults.
 
     Raises:
       ValueError: for a pattern that does not compile, and for an option out of range.
@@ -57,8 +57,9 @@ class Rule:
         scale: cast.Scale = Spec.scale,
         matrix_axes: tuple[int, int] = Spec.matrix_axes,
         sharding: PartitionSpec | None = Spec.sharding,
+        round_share: float = Spec.round_share,
     ):
-        options = (init_bits, block, noise, dtype, scale, matrix_axes, sharding)
+        options = (init_bits, block, noise, dtype, scale, matrix_axes, sharding, round_share)
         if not isinstance(pattern, str):
             raise TypeError(f"Rule({pattern!r}): the pattern must be a string")
         try:

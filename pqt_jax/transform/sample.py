@@ -21,17 +21,17 @@ from pqt_jax.pallas import Implementation
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def straight_through(spec: Spec, w: jax.Array) -> jax.Array:
-    """Cast matrices [leads, M, N] without noise; the gradient is that of ŵ."""
-    return cast_blocks(spec, w)
+def straight_through(spec: Spec, w: jax.Array, chosen: jax.Array | None) -> jax.Array:
+    """Cast matrices [leads, M, N] without noise, see `cast_blocks`; the gradient is that of ŵ."""
+    return cast_blocks(spec, w, chosen)
 
 
-def _straight_through_fwd(spec, w):
-    return straight_through(spec, w), jnp.zeros((), w.dtype)
+def _straight_through_fwd(spec, w, chosen):
+    return straight_through(spec, w, chosen), jnp.zeros((), w.dtype)
 
 
 def _straight_through_bwd(spec, like, cotangent):
-    return (cotangent.astype(like.dtype),)
+    return cotangent.astype(like.dtype), None
 
 
 straight_through.defvjp(_straight_through_fwd, _straight_through_bwd)

@@ -86,10 +86,16 @@ def test_golden_training_step():
             assert step[name] == pytest.approx(value, rel=1e-5), name
 
 
-@pytest.mark.parametrize("method", FIRST)
-def test_weights_of_a_step_are_those_of_its_key(method):
+@pytest.mark.parametrize(
+    ("method", "fields"),
+    [
+        *(pytest.param(x.values[0], (), marks=x.marks) for x in FIRST),
+        ("ste", (("pqt__round_share", 0.5), ("pqt__block", (8, 8)))),
+    ],
+)
+def test_weights_of_a_step_are_those_of_its_key(method, fields):
     """Loss and gradient norm are those of the bare model under whole-tree samples."""
-    config, _, state, train_step = setup(method)
+    config, _, state, train_step = setup(method, **dict(fields))
     bare, params = nnx.split(build_model(model_config(config), rngs=nnx.Rngs(config.seed)))
     transform = param_transform(methods.make_rules(config))
     bits = transform.init(params)
@@ -114,7 +120,7 @@ def test_weights_of_a_step_are_those_of_its_key(method):
             assert [float(measured[f"bits_{n}"]) for n in ("mean", "min", "max")] == [6.0] * 3
         losses.add(float(expected))
     # Every method sees other weights than the masters; without noise it sees the same each time.
-    assert len(losses) == (3 if METHODS[method].learns_bits else 2)
+    assert len(losses) == (3 if METHODS[method].learns_bits or fields else 2)
 
 
 @pytest.mark.parametrize("method", FIRST)

@@ -266,7 +266,7 @@ def test_errors():
 
 @pytest.mark.parametrize("option", ["matrix_axes", "target", "pattern"])
 def test_an_option_that_is_not_of_every_rule_is_refused(option):
-    takes = "it takes target_bits, init_bits, block, noise, dtype, scale. A rule"
+    takes = "it takes target_bits, init_bits, block, noise, dtype, scale, round_share. A rule"
     with pytest.raises(TypeError, match=f"presets.flax has no option '{option}'; {takes}"):
         presets.flax({"a": {"kernel": jnp.ones((4, 4))}}, **{option: (1, 1)})
 

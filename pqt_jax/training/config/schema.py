@@ -214,6 +214,13 @@ class PqtConfig:
         words=NAMES_IN_WORDS,
         check=as_format,
     )
+    round_share: float = setting(
+        1.0,
+        "Share of the blocks that a step rounds, chosen at random, where weights are rounded "
+        "straight through.",
+        above=0,
+        maximum=1,
+    )
     snap_at: float = setting(
         1.0,
         "Share of the steps after which bit-widths snap to formats; 1 for never.",

@@ -201,6 +201,9 @@ def _check_pqt(config: RunConfig) -> None:
     if pqt.round_at < 1 and as_format(pqt.round_to) in (BF16, FP32):
         wanted = f"a format of fewer bits with config.pqt.round_at={pqt.round_at}, such as fp4_e2m1"
         _refuse("pqt.round_to", pqt.round_to, wanted)
+    if pqt.round_share < 1 and pqt.round_at == 1 and config.method != "ste":
+        wanted = f"1 with config.method={config.method!r} and config.pqt.round_at=1, which round no"
+        _refuse("pqt.round_share", pqt.round_share, f"{wanted} blocks straight through")
 
 
 def _check_recipe(config: RunConfig) -> None:

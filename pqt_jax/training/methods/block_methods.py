@@ -22,7 +22,7 @@ from pqt_jax.quantization import sizes
 from pqt_jax.training.methods.method import BitsOptimizer, Conflict, Method, Penalty, Schedule
 from pqt_jax.training.methods.sampling_rules import quantization_rules, sampling_rules
 from pqt_jax.transform import bit_state
-from pqt_jax.transform.rules import resolve
+from pqt_jax.transform.rules import Rule, resolve
 from pqt_jax.transform.tree_paths import paths_and_leaves
 
 if TYPE_CHECKING:  # the schema imports the methods, for their names
@@ -31,7 +31,10 @@ if TYPE_CHECKING:  # the schema imports the methods, for their names
 
 def _make_method(name: str, help: str, noise: str, cast: dict[str, Any] | None = None) -> Method:
     """Make the record of one method; `cast` holds options of its rules that override the config."""
-    make_rules = functools.partial(sampling_rules, noise=noise, **(cast or {}))
+
+    def make_rules(config: "RunConfig") -> list[Rule]:
+        share = {"round_share": config.pqt.round_share} if name == "ste" else {}
+        return sampling_rules(config, noise=noise, **share, **(cast or {}))
 
     def make_model(config: "RunConfig", rngs: nnx.Rngs) -> nnx.Module:
         return build_model(model_config(config), make_rules(config), rngs=rngs)

@@ -97,6 +97,8 @@ pqt.begin_at=0.5 pqt.round_at=0.5
 method=bf16 pqt.begin_at=0.5
 pqt.round_at=0.9 pqt.round_to=bf16
 pqt.round_to=float7
+pqt.round_share=0
+pqt.round_share=0.5
 pqt.schedule=cosine
 pqt.scale=round
 pqt.scale=mse pqt.dtype=fp6_e3m2

@@ -3,7 +3,7 @@
 """Which blocks are rounded in a step, where a share of them is: key, index → bool.
 
     counter  (column, row, lead index, 1) of the block's first element
-    choice   first word of Philox4x32-10 < share · 2^32
+    choice   first word of Philox4x32-10 < max(1, ⌊share · 2^32⌋)
 
 The counters of the noise end with 0, so that no choice shares its words with a draw of R.
 """
@@ -50,4 +50,4 @@ def choose_blocks(
         jnp.ones_like(lead),
     )
     first, *_ = philox.philox4x32((words[0], words[1]), counter)
-    return first < np.uint32(share * 2**32)
+    return first < np.uint32(max(1, share * 2**32))

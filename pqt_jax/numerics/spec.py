@@ -80,8 +80,9 @@ class Spec:
                 f"{sum(axes)}, or more, which may be None"
             )
         object.__setattr__(self, "dtype", as_format(self.dtype))
-        if not 0 < self.round_share <= 1:
-            raise ValueError(f"round_share={self.round_share}; it must be above 0 and at most 1")
+        share = self.round_share
+        if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share <= 1:
+            raise ValueError(f"round_share={share!r}; it must be a number above 0 and at most 1")
         if self.round_share < 1 and self.noise != "none":
             raise ValueError(
                 f"round_share={self.round_share}; noise={self.noise!r} samples every block; give "

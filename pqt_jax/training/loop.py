@@ -157,7 +157,9 @@ def _compile(
     for phase, program in zip(left, programs, strict=True):
         if len(left) > 1:
             method = phase.config.method
-            to = f" to {as_format(phase.config.pqt.dtype)}" if method == "ste" else ""
+            pqt = phase.config.pqt
+            share = f", {pqt.round_share:.0%} of the blocks" if pqt.round_share < 1 else ""
+            to = f" to {as_format(pqt.dtype)}{share}" if method == "ste" else ""
             print_on_first_process(f"from step {phase.first + 1}: method {method}{to}")
         memory = program.memory_analysis()
         print_on_first_process(startup_summary.format_step_memory(memory, limit))

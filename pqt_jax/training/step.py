@@ -99,6 +99,7 @@ def build_train_step(
     method, split, snap = methods.get_method(config), step_split(config), methods.snap_step(config)
     is_own = phase is None or phase.is_own
     rules, penalty = method.make_rules(config), method.make_penalty(config) if is_own else None
+    rules_now = rules if phase is None else methods.make_rules(phase.config)
     sample = method.make_sampler(config) if is_own and method.make_sampler else None
     optimizer = optimizer or make_optimizer(config)
     # One ŵ for all microbatches: the gradient of its bits comes from that of the step.
@@ -120,7 +121,8 @@ def build_train_step(
             extra = penalty(params) if penalty else None
             return loss if extra is None else loss + extra, (loss, extra)
 
-        sharded = partitioning.shard_rules(rules, paths_and_leaves(bit_state.weights(params)))
+        shapes = paths_and_leaves(bit_state.weights(params))
+        sharded = partitioning.shard_rules(rules_now, shapes)
 
         def bits_gradient(grads):
             bits = nnx.filter_state(params, BitParam)

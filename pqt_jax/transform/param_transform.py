@@ -149,7 +149,8 @@ def _table(shapes: dict[str, Any], specs: dict[str, Spec], bits: Bits, prefix: s
         if spec is None:
             rows.append((path, shape, "", "", str(jnp.result_type(leaf))))
         elif spec.noise == "none":
-            rows.append((path, shape, "", "", spec.dtype.label))
+            share = f", {spec.round_share:.0%} of the blocks" if spec.round_share < 1 else ""
+            rows.append((path, shape, "", "", spec.dtype.label + share))
         else:
             b_i = lookup_bits(bits, path, prefix)
             try:

@@ -51,7 +51,11 @@ class Phase(NamedTuple):
 
 
 def fp4(
-    pattern: str, *, block: Block = (32, 32), matrix_axes: tuple[int, int] = (1, 1)
+    pattern: str,
+    *,
+    block: Block = (32, 32),
+    matrix_axes: tuple[int, int] = (1, 1),
+    round_share: float = 1.0,
 ) -> list[Phase]:
     """Two phases for weights that will be stored in FP4 E2M1.
 
@@ -66,6 +70,7 @@ def fp4(
       pattern: regular expression on whole paths of parameters, as for `Rule`.
       block: rows and columns of the blocks that share a scale, as for `Rule`.
       matrix_axes: how a parameter becomes matrices, as for `Rule`.
+      round_share: share of the blocks that a step of the last phase rounds, as for `Rule`.
 
     Returns:
       The phases, in order.
@@ -73,29 +78,37 @@ def fp4(
     Raises:
       ValueError: as `Rule`.
     """
-    return _phases(RECIPES["fp4"], pattern, block, matrix_axes)
+    return _phases(RECIPES["fp4"], pattern, block, matrix_axes, round_share)
 
 
 def fp6(
-    pattern: str, *, block: Block = (32, 32), matrix_axes: tuple[int, int] = (1, 1)
+    pattern: str,
+    *,
+    block: Block = (32, 32),
+    matrix_axes: tuple[int, int] = (1, 1),
+    round_share: float = 1.0,
 ) -> list[Phase]:
     """Two phases for weights that will be stored in FP6 E2M3; see `fp4`.
 
     Args:
-      pattern, block, matrix_axes: as for `fp4`.
+      pattern, block, matrix_axes, round_share: as for `fp4`.
     """
-    return _phases(RECIPES["fp6"], pattern, block, matrix_axes)
+    return _phases(RECIPES["fp6"], pattern, block, matrix_axes, round_share)
 
 
 def fp8(
-    pattern: str, *, block: Block = (32, 32), matrix_axes: tuple[int, int] = (1, 1)
+    pattern: str,
+    *,
+    block: Block = (32, 32),
+    matrix_axes: tuple[int, int] = (1, 1),
+    round_share: float = 1.0,
 ) -> list[Phase]:
     """Two phases for weights that will be stored in FP8 E4M3; see `fp4`.
 
     Args:
-      pattern, block, matrix_axes: as for `fp4`.
+      pattern, block, matrix_axes, round_share: as for `fp4`.
     """
-    return _phases(RECIPES["fp8"], pattern, block, matrix_axes)
+    return _phases(RECIPES["fp8"], pattern, block, matrix_axes, round_share)
 
 
 def phase_at(phases: Sequence[Phase], step: int, steps: int) -> int:
@@ -119,9 +132,16 @@ def first_step(share: float, steps: int) -> int:
 
 
 def _phases(
-    rounding: Rounding, pattern: str, block: Block, matrix_axes: tuple[int, int]
+    rounding: Rounding,
+    pattern: str,
+    block: Block,
+    matrix_axes: tuple[int, int],
+    round_share: float,
 ) -> list[Phase]:
     options: dict[str, Any] = {"noise": "none", "block": block, "matrix_axes": matrix_axes}
     first = Rule(pattern, **options)
-    last = Rule(pattern, dtype=rounding.dtype, scale=rounding.scale, **options)
-    return [Phase(0.0, [first]), Phase(rounding.round_at, [last])]
+    last = {"dtype": rounding.dtype, "scale": rounding.scale, "round_share": round_share}
+    return [
+        Phase(0.0, [first]),
+        Phase(rounding.round_at, [Rule(pattern, **last, **options)]),
+    ]

@@ -20,10 +20,12 @@ from pqt_jax.numerics import bit_width, keys
 from pqt_jax.training import methods
 from pqt_jax.training import state as states
 from pqt_jax.training.config import schema
+from pqt_jax.training.config.fields import from_values
 from pqt_jax.training.loss import cross_entropy
 from pqt_jax.training.methods import METHODS
 from pqt_jax.training.methods.sampling_rules import KERNEL_PATTERNS
 from pqt_jax.training.optimizer import count_fixed_steps, make_optimizer, make_schedule
+from pqt_jax.training.phases import list_phases
 from pqt_jax.training.step import build_train_step
 from pqt_jax.transform import bit_state
 from pqt_jax.transform.nnx_wrapper import BitParam
@@ -231,6 +233,24 @@ def test_weights_that_are_sampled_once_are_those_of_every_microbatch(method, rem
     assert not samples_in_loop
     close(dict(measured), dict(losses), rtol=1e-6)
     close(found.params, expected.params, rtol=1e-5, atol=1e-6)
+
+
+def test_weights_that_are_sampled_once_are_those_of_the_phase():
+    """BF16, then the method, then rounding: each as where every microbatch samples."""
+    fields = {"pqt__begin_at": 0.3, "pqt__round_at": 0.6, "pqt__round_to": "float4_e2m1fn"}
+    fields |= {"data__microbatches": 2, "pqt__round_share": 0.5, "pqt__block": (8, 8)}
+    config, _, state, _ = setup(**fields)
+    config = from_values(schema.RunConfig, config.to_dict())
+    once = dataclasses.replace(config, pqt=dataclasses.replace(config.pqt, sample_once=True))
+    losses = []
+    for phase, kept in zip(list_phases(config), list_phases(once), strict=True):
+        graph, found = states.make_graph(phase.config), []
+        for run, part in ((config, phase), (once, kept)):
+            step = build_train_step(run, graph, phase=part)
+            found.append(float(step(state, batch(), noise_key())[1]["loss"]))
+        assert found[1] == pytest.approx(found[0], rel=1e-6)
+        losses.append(found[0])
+    assert len(set(losses)) == 3
 
 
 def test_noise_of_a_microbatch_is_that_of_its_key():

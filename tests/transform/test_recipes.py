@@ -13,6 +13,7 @@ from flax import nnx
 from pqt_jax import optim, pqt_transform, recipes
 from pqt_jax.errors import InputError
 from pqt_jax.quantization.quantize import quantize
+from pqt_jax.training import methods
 from pqt_jax.training.config.command_line import load
 from pqt_jax.training.phases import list_phases, phase_index
 
@@ -51,13 +52,18 @@ def test_a_model_goes_from_phase_to_phase():
 
 @pytest.mark.parametrize("name", recipes.RECIPES)
 def test_the_trainer_has_the_phases_of_the_library(name):
-    config = load("quickstart", [("recipe", name), ("steps", "1000")])
-    wanted = getattr(recipes, name)("h/.*/kernel")
+    fields = [("recipe", name), ("steps", "1000"), ("pqt.round_share", "0.5")]
+    config = load("quickstart", fields)
+    wanted = getattr(recipes, name)("h/.*/kernel", round_share=0.5)
     phases = list_phases(config)
     assert [phase.first / 1000 for phase in phases] == [phase.begin for phase in wanted]
     assert [phase.config.method for phase in phases] == ["bf16", "ste"]
     last, rule = phases[-1].config.pqt, wanted[-1].rules[0]
     assert (last.dtype, last.scale) == (recipes.RECIPES[name].dtype, rule.spec.scale)
+    for phase, own in zip(phases, wanted, strict=True):
+        (rule,) = methods.make_rules(phase.config)
+        assert rule.spec.round_share == own.rules[0].spec.round_share
+    assert rule.spec.round_share == 0.5
 
 
 @pytest.mark.parametrize("steps", [1, 3, 10, 13, 1000])

@@ -112,7 +112,7 @@ def draw(
     small: dict[float, dict[str, Losses]],
     arms: Sequence[str] = DRAWN,
 ) -> Figure:
-    """Loss in FP4 above BF16's weights as they are, by tokens per parameter; dashed: `SMALL`."""
+    """Loss in FP4 above BF16's weights as they are, by tokens per parameter; dashed, hollow: `SMALL`."""
     figure, ax = plt.subplots(figsize=(6.4, 4.8), layout="constrained")
     for i, arm in enumerate(arms):
         for runs_of, line in ((lengths, "-"), (small, "--")):
@@ -128,6 +128,8 @@ def draw(
             label = f"{arm}, rounded afterwards" if arm == BASELINE else arm
             beside = np.array(list(points)) * 1.03**i  # so that intervals do not hide each other
             style = {"color": f"C{i}", "linestyle": line, "marker": "o", "capsize": 3}
+            if line == "--":
+                style["markerfacecolor"] = "white"
             ax.errorbar(beside, middle, ends, label=label if line == "-" else None, **style)
     ax.axhline(0, color="#888", linewidth=1)
     ax.set_xscale("log")
@@ -135,7 +137,7 @@ def draw(
     ticks = sorted([*lengths, *apart])
     ax.set_xticks(ticks, [f"{length:.0f}" for length in ticks])
     ax.minorticks_off()
-    ax.set_xlabel("tokens per parameter (dashed: a smaller model)")
+    ax.set_xlabel("tokens per parameter (dashed and hollow: a smaller model)")
     ax.set_ylabel("loss in FP4 above that of BF16's weights, nats")
     figure.legend(loc="outside lower center", ncols=2)
     return figure

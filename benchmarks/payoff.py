@@ -112,7 +112,7 @@ def draw(
     small: dict[float, dict[str, Losses]],
     arms: Sequence[str] = DRAWN,
 ) -> Figure:
-    """Loss in FP4 above BF16's weights as they are, by tokens per parameter; dashed, hollow: `SMALL`."""
+    """Loss in FP4 above BF16's weights as they are, by tokens per parameter; hollow: `SMALL`."""
     figure, ax = plt.subplots(figsize=(6.4, 4.8), layout="constrained")
     for i, arm in enumerate(arms):
         for runs_of, line in ((lengths, "-"), (small, "--")):

@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from ml_collections import ConfigDict
 
 from pqt_jax.models.gpt2 import GPT2_124M, GPT2Config
 from pqt_jax.models.llama2 import LLAMA2_1B, LLAMA2_134M, Llama2Config
@@ -87,7 +86,7 @@ def run(smoke: bool) -> Iterator[dict[str, Any]]:
         yield table
 
 
-def make_config(case: Case, method: str) -> ConfigDict:
+def make_config(case: Case, method: str) -> Any:
     """The configuration of a case's step by one method."""
     config = default(case.model)
     config.method = method

@@ -28,9 +28,9 @@ def choose_blocks(
 
     Example:
       >>> words, origin = jnp.array([1, 2], jnp.uint32), jnp.zeros(3, jnp.uint32)
-      >>> chosen = choose_blocks(words, origin, (1, 100, 100), (32, 32), 0.25)
+      >>> chosen = choose_blocks(words, origin, (2, 300, 300), (32, 32), 0.25)
       >>> chosen.shape, round(float(chosen.mean()), 2)
-      ((1, 100, 100), 0.25)
+      ((2, 300, 300), 0.25)
 
     Args:
       words: uint32[2], see `keys.key_words`.

@@ -6,6 +6,8 @@
     choice   first word of Philox4x32-10 < max(1, ⌊share · 2^32⌋)
 
 The counters of the noise end with 0, so that no choice shares its words with a draw of R.
+
+Source: to round a random subset of the weights in each step is arXiv 2004.07320 (2020).
 """
 
 import jax

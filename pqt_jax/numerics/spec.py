@@ -118,6 +118,17 @@ class Spec:
         return dataclasses.replace(self, block=block, sharding=sharding)
 
     @property
+    def rounding_label(self) -> str:
+        """The format of ŵ, and how many blocks are rounded to it, for tables and messages.
+
+        Example:
+          >>> Spec(noise="none", dtype="E2M1", round_share=0.5).rounding_label
+          'FP4 E2M1, 50 % of the blocks'
+        """
+        share = f", {100 * self.round_share:g} % of the blocks" if self.round_share < 1 else ""
+        return self.dtype.label + share
+
+    @property
     def storage(self) -> np.dtype:
         """The dtype of ŵ: bfloat16, or float32 for a format with more than seven mantissa bits.
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from pqt_jax.data import pipeline
 from pqt_jax.models import partitioning
-from pqt_jax.numerics.formats import as_format
+from pqt_jax.numerics.spec import Spec
 from pqt_jax.training import (
     final_evaluation,
     flops,
@@ -158,8 +158,8 @@ def _compile(
         if len(left) > 1:
             method = phase.config.method
             pqt = phase.config.pqt
-            share = f", {pqt.round_share:.0%} of the blocks" if pqt.round_share < 1 else ""
-            to = f" to {as_format(pqt.dtype)}{share}" if method == "ste" else ""
+            rounding = Spec(noise="none", dtype=pqt.dtype, round_share=pqt.round_share)
+            to = f" to {rounding.rounding_label}" if method == "ste" else ""
             print_on_first_process(f"from step {phase.first + 1}: method {method}{to}")
         memory = program.memory_analysis()
         print_on_first_process(startup_summary.format_step_memory(memory, limit))

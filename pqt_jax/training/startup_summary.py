@@ -167,11 +167,10 @@ def describe_rules(rules: Sequence[Rule], shapes: Mapping[str, Any]) -> list[str
         matrices = sum(blocks.matrix_shape(x.shape, spec.matrix_axes)[0] for x in sampled)
         bits = f"{spec.init_bits:g} to {spec.target_bits:g} bits, "
         noise = "no noise, " if spec.noise == "none" else f"{spec.noise} noise, {bits}"
-        share = f", {spec.round_share:.0%} of the blocks" if spec.round_share < 1 else ""
         lines.append(
             f"{rule.pattern}: {format_quantity(len(sampled), 'array')}, "
             f"{format_quantity(matrices, 'matrix')}, {_weights(sampled):,} weights; {noise}"
-            f"{spec.block[0]}x{spec.block[1]}, {spec.dtype.label}{share}"
+            f"{spec.block[0]}x{spec.block[1]}, {spec.rounding_label}"
         )
     return lines
 

@@ -99,6 +99,7 @@ def build_train_step(
     method, split, snap = methods.get_method(config), step_split(config), methods.snap_step(config)
     is_own = phase is None or phase.is_own
     rules, penalty = method.make_rules(config), method.make_penalty(config) if is_own else None
+    # A phase of another method samples by rules of its own; bits snap by those of the run.
     rules_now = rules if phase is None else methods.make_rules(phase.config)
     sample = method.make_sampler(config) if is_own and method.make_sampler else None
     optimizer = optimizer or make_optimizer(config)
@@ -187,6 +188,8 @@ def _mean_gradients(
 ) -> tuple[Any, Any]:
     """(auxiliary output, gradients), as means over the microbatches, summed in float32.
 
+    With a key, the gradients are taken at the weights, which the model samples by it; without, at
+    the ŵ that stand in their place.
     `bits_gradient(gradients of the weights)` makes those of the bits at the end; if it is None,
     those of the bits are means, too.
     """

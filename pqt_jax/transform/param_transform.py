@@ -149,8 +149,7 @@ def _table(shapes: dict[str, Any], specs: dict[str, Spec], bits: Bits, prefix: s
         if spec is None:
             rows.append((path, shape, "", "", str(jnp.result_type(leaf))))
         elif spec.noise == "none":
-            share = f", {spec.round_share:.0%} of the blocks" if spec.round_share < 1 else ""
-            rows.append((path, shape, "", "", spec.dtype.label + share))
+            rows.append((path, shape, "", "", spec.rounding_label))
         else:
             b_i = lookup_bits(bits, path, prefix)
             try:

@@ -14,6 +14,7 @@ from jax.sharding import PartitionSpec as P
 from pqt_jax import Rule, param_transform
 from pqt_jax.numerics import keys
 from pqt_jax.numerics.block_choice import choose_blocks
+from pqt_jax.training import startup_summary
 from pqt_jax.transform.perturb import Spec, perturb
 from support import oracle
 
@@ -40,9 +41,13 @@ def origin(lead=0, run=0, column=0):
 
 
 def test_the_choice_is_the_first_version_of_its_stream():
-    chosen = choose_blocks(words(), origin(), (2, 3, 8), (32, 32), 0.5)
+    """Blocks of 64 × 16; the words of the definition are those of a Philox in plain Python."""
+    chosen = choose_blocks(words(), origin(), (2, 3, 8), (64, 16), 0.5)
+    for lead, i, j in np.ndindex(chosen.shape):
+        word = oracle.philox((16 * j, 64 * i, lead, 1), (1, 2))[0]
+        assert chosen[lead, i, j] == (word < 2**31)
     rows = ["".join("01"[int(x)] for x in row) for row in np.asarray(chosen).reshape(6, 8)]
-    assert rows == ["00011010", "10011011", "10001011", "10001101", "10010110", "00100111"]
+    assert rows == ["01000110", "10000101", "10100111", "11000000", "00001100", "11110100"]
 
 
 def test_the_choice_is_that_of_the_global_index():
@@ -146,6 +151,14 @@ def test_a_tree_has_a_choice_for_each_path_and_is_quantized_whole():
     whole = dataclasses.replace(rule.spec, round_share=1.0)
     rounded = transform.quantize(params, {})
     np.testing.assert_array_equal(rounded["wa"], perturb(params["wa"], None, None, whole))
+
+
+def test_tables_say_which_share():
+    rule = Rule("w", noise="none", dtype="float4_e2m1fn", round_share=0.125)
+    params = {"w": weights((64, 96))}
+    assert "FP4 E2M1, 12.5 % of the blocks" in param_transform([rule]).summary(params, {})
+    (line,) = startup_summary.describe_rules([rule], params)
+    assert line.endswith("no noise, 32x32, FP4 E2M1, 12.5 % of the blocks")
 
 
 def test_what_makes_no_sense_is_refused():

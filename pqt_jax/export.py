@@ -146,14 +146,10 @@ def parser() -> console.Parser:
 
 
 def _block(text: str) -> blocks.Block:
-    sides = re.fullmatch(r"(\d{1,5})x(\d{1,5})", text)
     try:
-        return blocks.check_block((int(sides[1]), int(sides[2])) if sides else (0, 0))
-    except ValueError:
-        raise ArgumentTypeError(
-            f"{text!r}; it must be two sides such as 32x32 or 1x32, each a divisor or a multiple "
-            "of 32"
-        ) from None
+        return blocks.parse_block(text)
+    except ValueError as error:
+        raise ArgumentTypeError(str(error)) from None
 
 
 def _size(text: str) -> int:

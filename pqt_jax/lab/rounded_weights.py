@@ -2,7 +2,7 @@
 # Copyright 2026 The pqt_jax Authors
 """The weights whose held-out loss a sweep measures, by a name of up to three parts.
 
-FORMAT[/RULE][/matrix]
+FORMAT[/RULE][/BLOCKS]
 mixed[/error][/tensor]
 
 master          the weights as they are
@@ -11,6 +11,7 @@ mixed/error     in formats whose rounding error is as large as their noise
 mixed/tensor    one format for each matrix
 fp4_e2m1        any format by its name, blocks and scale rule as in training
 E2M0/mse        with another rule for the scale of a block (`cast.ScaleRule`)
+E2M1/mse/32x1   with blocks of 32 rows and one column in place of those of training
 E2M1/mse/matrix     one scale for each matrix
 """
 
@@ -112,6 +113,8 @@ def _parse(name: str) -> tuple[str, dict[str, Any]]:
             options |= _MIXED[other]
         elif other in _BLOCKS:
             options["block"] = _BLOCKS[other]
+        elif other[:1].isdigit():
+            options["block"] = blocks.parse_block(other)
         else:
             options["scale"] = cast.check_scale(other)
     if fmt not in ("master", "mixed"):

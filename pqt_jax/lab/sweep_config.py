@@ -76,7 +76,8 @@ class SweepOptions:
     weights: tuple[str, ...] = setting(
         rounded_weights.DEFAULT,
         "Weights whose held-out loss is measured: master; formats such as fp4_e2m1, with another "
-        "scale rule as in fp4_e2m1/mse, or a scale for each matrix as in fp4_e2m1/mse/matrix; "
+        "scale rule as in fp4_e2m1/mse, other blocks as in fp4_e2m1/mse/32x1, or a scale for each "
+        "matrix as in fp4_e2m1/mse/matrix; "
         "mixed by the learned bits, mixed/error by those whose rounding error equals the noise, "
         "mixed/tensor or mixed/error/tensor with a format for each matrix.",
         check=rounded_weights.check,

@@ -19,6 +19,7 @@ smaller.
 import functools
 import math
 import operator
+import re
 from typing import Any
 
 import jax
@@ -47,6 +48,26 @@ def check_block(block: Block) -> Block:
             f"to {MAX_SIDE}), since the noise stream comes in runs of 32 rows"
         ) from None
     return rows, columns
+
+
+def parse_block(text: str) -> Block:
+    """The block of a text with its rows and columns.
+
+    Example:
+      >>> parse_block("32x1")
+      (32, 1)
+
+    Raises:
+      ValueError: unless the text is two sides of `check_block`, with an x between them.
+    """
+    sides = re.fullmatch(r"(\d{1,5})x(\d{1,5})", text)
+    try:
+        return check_block((int(sides[1]), int(sides[2])) if sides else (0, 0))
+    except ValueError:
+        raise ValueError(
+            f"{text!r}; it must be two sides such as 32x32 or 1x32, each a divisor or a multiple "
+            "of 32"
+        ) from None
 
 
 def fit_block(block: Block, m: int, n: int) -> Block:

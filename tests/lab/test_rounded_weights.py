@@ -33,6 +33,7 @@ def run_config(method):
         ("E2M1/mse", {"scale": "mse"}),
         ("E1M1/floor/matrix", {"scale": "floor", "block": (64, 64)}),
         ("E2M3/matrix", {"block": (64, 64)}),
+        ("fp4_e2m1/exact/32x1", {"scale": "exact", "block": (32, 1)}),
     ],
 )
 def test_a_name_rounds_as_quantize_does(name, options):
@@ -91,6 +92,7 @@ def test_learned_bits_by_other_limits_and_by_matrix(name, options):
         (("master", "E2M1", "E2M1"), "each name once"),
         (("master", "float7"), "float7"),
         (("master", "E2M1/median"), "scale='median'; it must be one of floor, ceil, exact, mse"),
+        (("master", "E2M1/33x1"), "'33x1'; it must be two sides such as 32x32 or 1x32"),
         (("master", "mixed/mse"), "what follows mixed must be of error, tensor"),
         (("master/mse",), "master stands alone"),
     ],

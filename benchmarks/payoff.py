@@ -7,8 +7,9 @@
 The runs are those of configs/lab/payoff.py with different numbers of steps, in a CSV file of each
 folder of docs/payoff; those of a smaller model (`SMALL`) are in docs/payoff/small. Every difference
 is that to BF16's weights as they are, of the same length and seed, in nats per byte, with Student's
-interval over the seeds. A format has the loss of that scale rule which is best for the arm on
-average, so that each arm has its best chance.
+interval over the seeds; a file that has BF16 runs of its own is compared with those. A format has
+the loss of that scale rule which is best for the arm on average, so that each arm has its best
+chance.
 """
 
 import argparse
@@ -36,6 +37,7 @@ FORMATS = {  # label → beginning of the columns
     "FP6 E3M2": "fp6_e3m2",
     "FP6 E2M3": "fp6_e2m3",
     "FP4 E2M1": "fp4_e2m1",
+    "FP4, 32×1": "fp4_e2m1/32x1",
     "E2M0": "E2M0",
     "E1M1": "E1M1",
 }
@@ -55,54 +57,88 @@ SMALL = {"d_model": 32, "num_heads": 1, "d_ff": 96}  # sequences of 64 bytes, 16
 LEARNED = tuple(f"gaussws {bits}" for bits in (3, 4, 5))
 SIZES_AT = 4000  # steps of the runs in the picture of sizes
 
-Losses = dict[str, np.ndarray]  # weights → loss of each seed; "bits WEIGHTS" → bits of a weight
+# Weights → loss of each seed; "bits WEIGHTS" → bits of a weight; "baseline" → loss of BF16.
+Losses = dict[str, np.ndarray]
 
 
 def read(paths: Iterable[Path], arms: Sequence[str]) -> dict[int, dict[str, Losses]]:
     """Steps → arm → weights → held-out loss, float64[seeds] in the order of the seeds.
 
-    Files of one length are one table; an arm is in one of them. Arms have the order of the config.
+    Files of one length are one table. An arm that is in several of them is that of the first one.
+    Arms have the order of the config.
     """
-    rows = []
-    for path in sorted(paths):
-        with path.open(newline="") as file:
-            rows += sorted(csv.DictReader(file), key=lambda row: int(row["seed"]))
     lengths: dict[int, dict[str, Losses]] = {}
-    runs = {(int(row["steps"]), row["arm"]) for row in rows}
-    for steps, arm in sorted(runs, key=lambda run: arms.index(run[1])):
-        own = [row for row in rows if (int(row["steps"]), row["arm"]) == (steps, arm)]
-        names = [name for name in own[0] if name.startswith(("held_out_", "bits_mixed"))]
-        lengths.setdefault(steps, {})[arm] = {
-            name.removeprefix("held_out_").replace("bits_", "bits "): np.array(
-                [float(row[name]) for row in own]
-            )
-            for name in names
-            if own[0][name]
-        }
-    return lengths
+    for path in sorted(paths, key=lambda path: path.stem):  # runs.csv first
+        with path.open(newline="") as file:
+            rows = sorted(csv.DictReader(file), key=lambda row: int(row["seed"]))
+        for steps in {int(row["steps"]) for row in rows}:
+            found = lengths.setdefault(steps, {})
+            own = {
+                arm: _losses(
+                    [row for row in rows if (row["steps"], row["arm"]) == (f"{steps}", arm)]
+                )
+                for arm in {row["arm"] for row in rows if int(row["steps"]) == steps}
+            }
+            baseline = own.get(BASELINE, found.get(BASELINE, {}))["master"]
+            found.update((arm, own[arm] | {"baseline": baseline}) for arm in own.keys() - found)
+    return {
+        n: dict(sorted(x.items(), key=lambda arm: arms.index(arm[0]))) for n, x in lengths.items()
+    }
+
+
+def _losses(rows: Sequence[dict[str, str]]) -> Losses:
+    """The losses of the runs of an arm, by the columns of its rows."""
+    names = [name for name in rows[0] if name.startswith(("held_out_", "bits_mixed"))]
+    return {
+        name.removeprefix("held_out_").replace("bits_", "bits "): np.array(
+            [float(row[name]) for row in rows]
+        )
+        for name in names
+        if rows[0][name]
+    }
 
 
 def best(losses: Losses, name: str) -> np.ndarray:
-    """The losses of a format in 32×32 blocks, by the scale rule that is best on average."""
-    rules = [x for x in losses if x.split("/")[0] == name and not x.endswith("matrix")]
+    """The losses of a format by the scale rule that is best on average.
+
+    Args:
+      losses: of an arm.
+      name: the format, in the blocks of training; or with others, as in "fp4_e2m1/32x1".
+
+    Returns:
+      float64[seeds]; NaN if the format was not measured.
+    """
+    fmt, *blocks = name.split("/")
+    rules = [x for x in losses if x.split("/")[0] == fmt and x.split("/")[2:] == blocks]
+    if not rules:
+        return np.full_like(losses["master"], np.nan)
     return losses[min(rules, key=lambda rule: losses[rule].mean())]
 
 
 def table(arms: dict[str, Losses]) -> str:
     """Markdown: a row for each arm; a star is significant by Holm's correction over the table."""
-    baseline = arms[BASELINE]["master"]
-    cells = [[best(losses, name) for name in FORMATS.values()] for losses in arms.values()]
-    p_values = np.array([[paired_p_value(cell, baseline) for cell in row] for row in cells])
+    columns = {
+        label: [best(losses, name) for losses in arms.values()] for label, name in FORMATS.items()
+    }
+    columns = {label: cells for label, cells in columns.items() if not np.isnan(cells).all()}
+    baselines = [losses["baseline"] for losses in arms.values()]
+    p_values = np.array(
+        [
+            [paired_p_value(*pair) for pair in zip(cells, baselines, strict=True)]
+            for cells in columns.values()
+        ]
+    ).T
     p_values[0, 0] = np.nan  # the baseline itself
     stars = holm(p_values) < 0.05
-    lines = [f"| trained by | {' | '.join(FORMATS)} |", "|---|" + "--:|" * len(FORMATS)]
+    lines = [f"| trained by | {' | '.join(columns)} |", "|---|" + "--:|" * len(columns)]
     for i, arm in enumerate(arms):
         texts = []
-        for cell, star in zip(cells[i], stars[i], strict=True):
-            mean, _, high = paired_difference(cell, baseline)
-            texts.append(f"{mean:+.4f}{'*' if star else ''} ± {high - mean:.4f}")
+        for cells, star in zip(columns.values(), stars[i], strict=True):
+            mean, _, high = paired_difference(cells[i], baselines[i])
+            text = f"{mean:+.4f}{'*' if star else ''} ± {high - mean:.4f}"
+            texts.append("" if np.isnan(mean) else text)
         if arm == BASELINE:
-            texts[0] = f"{baseline.mean():.4f}"
+            texts[0] = f"{baselines[i].mean():.4f}"
         lines.append(f"| {arm} | {' | '.join(texts)} |")
     return "\n".join(lines)
 
@@ -120,7 +156,7 @@ def draw(
             if not points:
                 continue
             found = [
-                paired_difference(best(runs[arm], "fp4_e2m1"), runs[BASELINE]["master"])
+                paired_difference(best(runs[arm], "fp4_e2m1"), runs[arm]["baseline"])
                 for runs in points.values()
             ]
             middle = np.array([x.value for x in found])

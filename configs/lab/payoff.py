@@ -51,6 +51,8 @@ def get_config() -> ConfigDict:
     e2m0 = ("method=ste", "pqt.dtype=E2M0", "pqt.scale=mse")
     e1m1 = ("method=ste", "pqt.dtype=E1M1", "pqt.scale=mse")
     dither = ("pqt.dtype=float4_e2m1fn", "pqt.scale=floor")
+    by_column = (*mse, "pqt.block=32,1")  # the blocks that other software has: see docs/exports.md
+    half = (*mse, "pqt.round_share=0.5")
     ste_last_10, ste_last_30, ste_last_50 = (
         (f"pqt.round_at={share}", "pqt.scale=mse") for share in (0.9, 0.7, 0.5)
     )
@@ -58,15 +60,25 @@ def get_config() -> ConfigDict:
         ("BF16", "method=bf16"),
         ("STE FP4", *ste),
         ("STE FP4, mse", *mse),
+        ("BF16, STE in the last 5 %", *mse, "pqt.begin_at=0.95"),
         ("BF16, STE in the last 10 %", *mse, "pqt.begin_at=0.9"),
+        ("BF16, STE in the last 15 %", *mse, "pqt.begin_at=0.85"),
         ("BF16, STE in the last 30 %", *mse, "pqt.begin_at=0.7"),
         ("BF16, STE in the last 50 %", *mse, "pqt.begin_at=0.5"),
-        ("STE of half the blocks", *mse, "pqt.round_share=0.5"),
+        ("BF16, STE in the last 5 %, 32×1", *by_column, "pqt.begin_at=0.95"),
+        ("BF16, STE in the last 10 %, 32×1", *by_column, "pqt.begin_at=0.9"),
+        ("BF16, STE in the last 30 %, 32×1", *by_column, "pqt.begin_at=0.7"),
+        ("STE of half the blocks", *half),
         ("BF16, STE of 80 % in the last 30 %", *mse, "pqt.begin_at=0.7", "pqt.round_share=0.8"),
-        ("BF16, STE of half in the last 30 %", *mse, "pqt.begin_at=0.7", "pqt.round_share=0.5"),
+        ("BF16, STE of half in the last 30 %", *half, "pqt.begin_at=0.7"),
+        ("STE of half at 50 %, all at 90 %", *half, "pqt.begin_at=0.5", "pqt.round_all_at=0.9"),
+        ("STE of half at 70 %, all at 90 %", *half, "pqt.begin_at=0.7", "pqt.round_all_at=0.9"),
+        ("STE of half at 85 %, all at 95 %", *half, "pqt.begin_at=0.85", "pqt.round_all_at=0.95"),
         ("BF16, cool-down of 30 %", "method=bf16", *cool_down(0.3)),
         ("BF16, STE in the cool-down of 30 %", *mse, *cool_down(0.3), "pqt.begin_at=0.7"),
         ("BF16, STE in the cool-down of 50 %", *mse, *cool_down(0.5), "pqt.begin_at=0.5"),
+        ("BF16, STE E2M3 in the last 10 %", *e2m3, "pqt.begin_at=0.9"),
+        ("BF16, STE E4M3 in the last 10 %", *e4m3, "pqt.begin_at=0.9"),
         ("BF16, STE E2M3 in the last 30 %", *e2m3, "pqt.begin_at=0.7"),
         ("BF16, STE E4M3 in the last 30 %", *e4m3, "pqt.begin_at=0.7"),
         ("BF16, STE E2M0 in the last 30 %", *e2m0, "pqt.begin_at=0.7"),
@@ -108,6 +120,7 @@ def get_config() -> ConfigDict:
         "fp6_e2m3/mse",
         *(f"fp4_e2m1/{rule}" for rule in ("ceil", "floor", "exact", "mse")),
         *(f"fp4_e2m1/{rule}/matrix" for rule in ("ceil", "mse")),
+        *(f"fp4_e2m1/{rule}/32x1" for rule in ("ceil", "floor", "exact", "mse")),
         *(f"{name}/{rule}" for name in ("E2M0", "E1M1") for rule in ("ceil", "mse")),
         *("mixed", "mixed/error", "mixed/tensor", "mixed/error/tensor"),
     )

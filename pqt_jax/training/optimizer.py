@@ -11,7 +11,7 @@ from pqt_jax.training.config import schema
 from pqt_jax.training.config.schema import RunConfig
 from pqt_jax.training.methods import get_method, snap_step
 from pqt_jax.training.methods.method import Schedule
-from pqt_jax.training.phases import boundaries
+from pqt_jax.training.phases import list_phases
 from pqt_jax.transform import optim
 from pqt_jax.transform.adam_mini import model_blocks
 
@@ -60,7 +60,7 @@ def count_fixed_steps(config: RunConfig) -> int:
     if config.optimizer.schedule not in schema.EXTENSIBLE:
         return 0
     snap = snap_step(config)
-    changes = [first for first in boundaries(config) if 0 < first < config.steps]
+    changes = [phase.first for phase in list_phases(config)[1:]]
     return min(_decay_start(config), config.steps if snap is None else snap, *changes)
 
 

@@ -6,6 +6,9 @@
     in the middle                                   the run's own method
     from the share `pqt.round_at` on                method ste, to the format `pqt.round_to`
 
+Where `pqt.round_share` of the blocks is rounded, a phase of method ste is two: from the share
+`pqt.round_all_at` of the steps on, it rounds all blocks.
+
 The state is the same in all phases. Outside the run's own phase, bit-widths stay as they are.
 """
 
@@ -45,19 +48,26 @@ def list_phases(config: RunConfig) -> list[Phase]:
     Args:
       config: the run's configuration.
     """
-    begin, rounding = boundaries(config)
+    steps, pqt = config.steps, config.pqt
+    begin, rounding, all_blocks = (
+        first_step(share, steps) for share in (pqt.begin_at, pqt.round_at, pqt.round_all_at)
+    )
     fine = dataclasses.replace(config, method="bf16")
-    coarse = dataclasses.replace(config.pqt, dtype=config.pqt.round_to)
+    coarse = dataclasses.replace(pqt, dtype=pqt.round_to)
     phases = {0: Phase(0, fine, is_own=False), begin: Phase(begin, config)}
     last = dataclasses.replace(config, method="ste", pqt=coarse)
     phases[rounding] = Phase(rounding, last, is_own=False)
-    return [phase for phase in phases.values() if phase.first < config.steps]
+    for phase in list(phases.values()):
+        if phase.config.method == "ste" and pqt.round_share < 1:
+            first = max(phase.first, all_blocks)
+            phases[first] = _round_all_blocks(phase)._replace(first=first)
+    in_order = sorted(phases.values(), key=lambda phase: phase.first)
+    return [phase for phase in in_order if phase.first < steps]
 
 
-def boundaries(config: RunConfig) -> tuple[int, int]:
-    """(number of steps before the run's own method, number of steps until it ends)."""
-    pqt, steps = config.pqt, config.steps
-    return first_step(pqt.begin_at, steps), first_step(pqt.round_at, steps)
+def _round_all_blocks(phase: Phase) -> Phase:
+    pqt = dataclasses.replace(phase.config.pqt, round_share=1.0)
+    return phase._replace(config=dataclasses.replace(phase.config, pqt=pqt), is_own=False)
 
 
 def phase_index(phases: Sequence[Phase], number: int) -> int:

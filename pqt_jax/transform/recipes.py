@@ -2,8 +2,9 @@
 # Copyright 2026 The pqt_jax Authors
 """Recipes: the phases of training whose weights lose least in a format of few bits.
 
-    steps      0 ─────────────────────── round_at · steps ──────────────────── steps
-    weights    in bfloat16               rounded to the format, straight through
+    steps      0 ─────────────── round_at · steps ────────────── round_all_at · steps ───── steps
+    weights    in bfloat16       a random share of the blocks    all blocks
+                                 rounded to the format, with gradients straight through
 
 Which recipe is best is measured in docs/payoff. The trainer's `config.recipe` follows the same
 numbers.
@@ -16,25 +17,31 @@ from pqt_jax.numerics import cast
 from pqt_jax.numerics.blocks import Block
 from pqt_jax.transform.rules import Rule
 
+HALF = 0.5
+
 
 class Rounding(NamedTuple):
-    """The last phase of a recipe.
+    """The last phases of a recipe.
 
     Attributes:
       dtype: the format.
-      round_at: share of the steps after which weights are rounded.
       scale: rule for the scale of a block.
+      round_at: share of the steps after which weights are rounded.
+      round_share: share of the blocks that a step rounds.
+      round_all_at: share of the steps after which a step rounds all blocks.
     """
 
     dtype: str
-    round_at: float
-    scale: cast.Scale
+    scale: cast.Scale = "mse"
+    round_at: float = 0.85
+    round_share: float = HALF
+    round_all_at: float = 0.95
 
 
 RECIPES = {
-    "fp4": Rounding("float4_e2m1fn", 0.7, "mse"),
-    "fp6": Rounding("float6_e2m3fn", 0.7, "mse"),
-    "fp8": Rounding("float8_e4m3fn", 0.7, "mse"),
+    "fp4": Rounding("float4_e2m1fn"),
+    "fp6": Rounding("float6_e2m3fn"),
+    "fp8": Rounding("float8_e4m3fn"),
 }
 
 
@@ -55,22 +62,25 @@ def fp4(
     *,
     block: Block = (32, 32),
     matrix_axes: tuple[int, int] = (1, 1),
-    round_share: float = 1.0,
+    round_share: float = HALF,
 ) -> list[Phase]:
-    """Two phases for weights that will be stored in FP4 E2M1.
+    """Phases for weights that will be stored in FP4 E2M1.
 
-    Parameters and bit-widths are the same tree in both, so the state of one goes on in the other.
+    Parameters and bit-widths are the same tree in all, so the state of one goes on in the next.
 
     Example:
-      >>> first, last = fp4(".*kernel")
-      >>> (first.begin, first.rules[0].spec.dtype.name), (last.begin, last.rules[0].spec.dtype.name)
-      ((0.0, 'BF16'), (0.7, 'E2M1'))
+      >>> for begin, (rule,) in fp4(".*kernel"):
+      ...     print(begin, rule.spec.dtype.name, rule.spec.round_share)
+      0.0 BF16 1.0
+      0.85 E2M1 0.5
+      0.95 E2M1 1.0
 
     Args:
       pattern: regular expression on whole paths of parameters, as for `Rule`.
       block: rows and columns of the blocks that share a scale, as for `Rule`.
       matrix_axes: how a parameter becomes matrices, as for `Rule`.
-      round_share: share of the blocks that a step of the last phase rounds, as for `Rule`.
+      round_share: share of the blocks that a step rounds, as for `Rule`, before a last phase that
+        rounds all of them; 1 to round all from the start.
 
     Returns:
       The phases, in order.
@@ -86,9 +96,9 @@ def fp6(
     *,
     block: Block = (32, 32),
     matrix_axes: tuple[int, int] = (1, 1),
-    round_share: float = 1.0,
+    round_share: float = HALF,
 ) -> list[Phase]:
-    """Two phases for weights that will be stored in FP6 E2M3; see `fp4`.
+    """Phases for weights that will be stored in FP6 E2M3; see `fp4`.
 
     Args:
       pattern, block, matrix_axes, round_share: as for `fp4`.
@@ -101,9 +111,9 @@ def fp8(
     *,
     block: Block = (32, 32),
     matrix_axes: tuple[int, int] = (1, 1),
-    round_share: float = 1.0,
+    round_share: float = HALF,
 ) -> list[Phase]:
-    """Two phases for weights that will be stored in FP8 E4M3; see `fp4`.
+    """Phases for weights that will be stored in FP8 E4M3; see `fp4`.
 
     Args:
       pattern, block, matrix_axes, round_share: as for `fp4`.
@@ -115,8 +125,8 @@ def phase_at(phases: Sequence[Phase], step: int, steps: int) -> int:
     """The index of the phase of a step.
 
     Example:
-      >>> [phase_at(fp4(".*kernel"), step, 10) for step in range(10)]
-      [0, 0, 0, 0, 0, 0, 0, 1, 1, 1]
+      >>> [phase_at(fp4(".*kernel"), step, 20) for step in range(15, 20)]
+      [0, 0, 1, 1, 2]
 
     Args:
       phases: from a recipe.
@@ -139,9 +149,8 @@ def _phases(
     round_share: float,
 ) -> list[Phase]:
     options: dict[str, Any] = {"noise": "none", "block": block, "matrix_axes": matrix_axes}
-    first = Rule(pattern, **options)
-    last = {"dtype": rounding.dtype, "scale": rounding.scale, "round_share": round_share}
-    return [
-        Phase(0.0, [first]),
-        Phase(rounding.round_at, [Rule(pattern, **last, **options)]),
-    ]
+    last = options | {"dtype": rounding.dtype, "scale": rounding.scale}
+    phases = {0.0: options, rounding.round_at: last | {"round_share": round_share}}
+    if round_share < 1 and rounding.round_all_at < 1:
+        phases[rounding.round_all_at] = last
+    return [Phase(begin, [Rule(pattern, **given)]) for begin, given in phases.items()]

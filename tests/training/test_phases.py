@@ -61,6 +61,54 @@ def test_phases_follow_each_other(begin, rounding, wanted):
     assert all(p.config.pqt.dtype == "fp6_e3m2" for p in phases if p.config.method == "ste")
 
 
+@pytest.mark.parametrize(
+    "method, fields, wanted",
+    [
+        ("ste", {"round_all_at": 0.9}, [(0, "ste", 0.5), (54, "ste", 1)]),
+        ("ste", {}, [(0, "ste", 0.5)]),
+        (
+            "ste",
+            {"begin_at": 0.7, "round_all_at": 0.9},
+            [(0, "bf16"), (42, "ste", 0.5), (54, "ste", 1)],
+        ),
+        ("ste", {"begin_at": 0.7, "round_all_at": 0.5}, [(0, "bf16"), (42, "ste", 1)]),
+        (
+            "bf16",
+            {"round_at": 0.7, "round_all_at": 0.9},
+            [(0, "bf16"), (42, "ste", 0.5), (54, "ste", 1)],
+        ),
+        ("gaussws", {"round_at": 0.9, "round_all_at": 0.7}, [(0, "gaussws"), (54, "ste", 1)]),
+        (
+            "bf16",
+            {"round_at": 0.7, "round_all_at": 0.9, "round_share": 1},
+            [(0, "bf16"), (42, "ste", 1)],
+        ),
+        (
+            "ste",
+            {"round_at": 0.7, "round_all_at": 0.9},
+            [(0, "ste", 0.5), (42, "ste", 0.5), (54, "ste", 1)],
+        ),
+        (
+            "ste",
+            {"round_at": 0.7, "round_all_at": 0.5},
+            [(0, "ste", 0.5), (30, "ste", 1), (42, "ste", 1)],
+        ),
+    ],
+)
+def test_all_blocks_are_rounded_at_last(method, fields, wanted):
+    fields = {"round_share": 0.5, "dtype": "fp4_e2m1", "round_to": "fp6_e3m2"} | fields
+    found = []
+    for first, config in (
+        (phase.first, phase.config) for phase in list_phases(make(method, **fields))
+    ):
+        share = (config.pqt.round_share,) if config.method == "ste" else ()
+        found.append((first, config.method, *share))
+        last = first >= 60 * fields.get("round_at", 1) or method != "ste"
+        if config.method == "ste":
+            assert config.pqt.dtype == ("fp6_e3m2" if last else "fp4_e2m1")
+    assert found == wanted
+
+
 @pytest.mark.parametrize("method", ["bf16", "ste"])
 def test_a_step_is_that_of_the_method_of_its_phase(method):
     """Loss and weights are those of a run of that method, and the bits do not move."""
@@ -109,6 +157,9 @@ def test_the_steps_that_a_longer_run_shares_end_where_the_method_changes():
     config.optimizer.schedule = "constant"
     config.pqt.begin_at = 0.25
     assert count_fixed_steps(from_values(schema.RunConfig, config.to_dict())) == 15
+    config.method, config.pqt.begin_at = "ste", 0.0
+    config.pqt.round_share, config.pqt.round_all_at = 0.5, 0.4
+    assert count_fixed_steps(from_values(schema.RunConfig, config.to_dict())) == 24
 
 
 @pytest.mark.slow

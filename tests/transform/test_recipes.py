@@ -28,12 +28,18 @@ def train_step(model, optimizer, x, key):
     optimizer.update(model, nnx.grad(loss)(model))
 
 
+def rounding_of(rules):
+    (rule,) = rules
+    label = rule.spec.rounding_label
+    return label, rule.spec.scale if rule.spec.dtype.exponent_bits < 8 else None
+
+
 def test_a_model_goes_from_phase_to_phase():
     phases = recipes.fp4("kernel")
     bare = nnx.Linear(64, 32, rngs=nnx.Rngs(0))
     models = [pqt_transform(bare, phase.rules) for phase in phases]
     optimizer = nnx.Optimizer(models[0], optim.adamw(1e-2), wrt=nnx.Param)
-    x, steps, last = jax.random.normal(jax.random.key(1), (8, 64)), 10, 0
+    x, steps, last = jax.random.normal(jax.random.key(1), (8, 64)), 20, 0
     for step in range(steps):
         now = recipes.phase_at(phases, step, steps)
         if now != last:
@@ -42,36 +48,43 @@ def test_a_model_goes_from_phase_to_phase():
         train_step(models[now], optimizer, x, jax.random.key(step))
         assert (np.asarray(models[now].kernel[...]) != before).all()
         last = now
-    assert last == 1
-    kernel = models[1].kernel[...]
-    rounded = quantize({"kernel": kernel}, phases[1].rules, "fp4_e2m1")["kernel"]
+    assert last == 2
+    kernel = models[2].kernel[...]
+    rounded = quantize({"kernel": kernel}, phases[2].rules, "fp4_e2m1")["kernel"]
     assert not np.allclose(rounded, kernel)
-    found = models[1](x, pqt_key=jax.random.key(0)) - models[1].bias[...]
+    found = models[2](x, pqt_key=jax.random.key(0)) - models[2].bias[...]
     np.testing.assert_allclose(found, x @ rounded, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("share", [None, 0.8, 1.0])
 @pytest.mark.parametrize("name", recipes.RECIPES)
-def test_the_trainer_has_the_phases_of_the_library(name):
-    fields = [("recipe", name), ("steps", "1000"), ("pqt.round_share", "0.5")]
-    config = load("quickstart", fields)
-    wanted = getattr(recipes, name)("h/.*/kernel", round_share=0.5)
+def test_the_trainer_has_the_phases_of_the_library(name, share):
+    given = [("recipe", name), ("steps", "1000")]
+    options = {} if share is None else {"round_share": share}
+    config = load("quickstart", [*given, *((f"pqt.{k}", f"{v}") for k, v in options.items())])
+    wanted = getattr(recipes, name)("h/.*/kernel", **options)
     phases = list_phases(config)
     assert [phase.first / 1000 for phase in phases] == [phase.begin for phase in wanted]
-    assert [phase.config.method for phase in phases] == ["bf16", "ste"]
-    last, rule = phases[-1].config.pqt, wanted[-1].rules[0]
-    assert (last.dtype, last.scale) == (recipes.RECIPES[name].dtype, rule.spec.scale)
+    assert {phase.config.method for phase in phases[1:]} == {"ste"}
     for phase, own in zip(phases, wanted, strict=True):
-        (rule,) = methods.make_rules(phase.config)
-        assert rule.spec.round_share == own.rules[0].spec.round_share
-    assert rule.spec.round_share == 0.5
+        assert rounding_of(methods.make_rules(phase.config)) == rounding_of(own.rules)
 
 
-@pytest.mark.parametrize("steps", [1, 3, 10, 13, 1000])
+def test_the_recipe_for_fp4_rounds_half_of_the_blocks_and_then_all():
+    (first,), (half,), (last,) = (phase.rules for phase in recipes.fp4(".*"))
+    assert [rule.spec.dtype.name for rule in (first, half, last)] == ["BF16", "E2M1", "E2M1"]
+    assert (half.spec.round_share, last.spec.round_share) == (0.5, 1)
+    assert [phase.begin for phase in recipes.fp4(".*", round_share=1)] == [0, 0.85]
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 5, 10, 13, 1000])
 def test_the_trainer_changes_phase_at_the_step_of_the_library(steps):
     config = load("quickstart", [("recipe", "fp4"), ("steps", f"{steps}"), NO_WARMUP])
-    ours = [recipes.phase_at(recipes.fp4(".*"), step, steps) for step in range(steps)]
-    phases = list_phases(config)
-    assert ours == [phase_index(phases, 1 + step) for step in range(steps)]
+    ours, phases = recipes.fp4("h/.*/kernel"), list_phases(config)
+    for step in range(steps):
+        phase = phases[phase_index(phases, 1 + step)]
+        wanted = ours[recipes.phase_at(ours, step, steps)].rules
+        assert rounding_of(methods.make_rules(phase.config)) == rounding_of(wanted)
 
 
 @pytest.mark.parametrize(

@@ -147,6 +147,8 @@ def _recipe_defaults(name: str) -> dict[str, str]:
         "method": "bf16",
         "pqt.round_at": str(rounding.round_at),
         "pqt.round_to": rounding.dtype,
+        "pqt.round_share": str(rounding.round_share),
+        "pqt.round_all_at": str(rounding.round_all_at),
         "pqt.scale": str(rounding.scale),
     }
 

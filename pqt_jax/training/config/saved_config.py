@@ -24,6 +24,7 @@ _ADDED = {
     "recipe": RunConfig.recipe,
     "optimizer.decay_share": OptimizerConfig.decay_share,
     "pqt.granularity": PqtConfig.granularity,
+    "pqt.round_all_at": PqtConfig.round_all_at,
     "pqt.round_share": PqtConfig.round_share,
     "pqt.sample_once": PqtConfig.sample_once,
     "pqt.scale": PqtConfig.scale,

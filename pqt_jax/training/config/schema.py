@@ -221,6 +221,13 @@ class PqtConfig:
         above=0,
         maximum=1,
     )
+    round_all_at: float = setting(
+        1.0,
+        "Share of the steps after which a step rounds all blocks, where `round_share` is below 1; "
+        "1 for never.",
+        above=0,
+        maximum=1,
+    )
     snap_at: float = setting(
         1.0,
         "Share of the steps after which bit-widths snap to formats; 1 for never.",
@@ -306,7 +313,8 @@ class RunConfig:
     recipe: str = setting(
         "none",
         "What to train for: a format whose recipe sets those of `method`, `pqt.round_at`, "
-        "`pqt.round_to` and `pqt.scale` that are at their defaults.",
+        "`pqt.round_to`, `pqt.round_share`, `pqt.round_all_at` and `pqt.scale` that are at their "
+        "defaults.",
         choices=("none", *RECIPES),
     )
     seed: int = setting(

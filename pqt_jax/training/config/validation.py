@@ -35,8 +35,8 @@ def check(config: RunConfig) -> None:
     _check_schedule(config)
     _check_data(config)
     check_model(config.model)
-    _check_pqt(config)
     _check_recipe(config)
+    _check_pqt(config)
     _check_diffq(config)
     _check_method(config)
 

@@ -24,6 +24,11 @@ def fixed(bits: float) -> tuple[str, ...]:
     return f"pqt.target_bits={bits}", f"pqt.init_bits={bits}", "pqt.learning_rate=0"
 
 
+def between(begin: float, end: float) -> tuple[str, ...]:
+    """Steps that round a share of the blocks, between two shares of the steps."""
+    return f"pqt.begin_at={begin}", f"pqt.round_all_at={end}"
+
+
 def cool_down(share: float) -> tuple[str, ...]:
     """A rate that is constant, and falls by a line in the last share of the steps."""
     return "optimizer.schedule=wsd", f"optimizer.decay_share={share}"
@@ -51,10 +56,11 @@ def get_config() -> ConfigDict:
     e2m0 = ("method=ste", "pqt.dtype=E2M0", "pqt.scale=mse")
     e1m1 = ("method=ste", "pqt.dtype=E1M1", "pqt.scale=mse")
     dither = ("pqt.dtype=float4_e2m1fn", "pqt.scale=floor")
-    by_column = (*mse, "pqt.block=32,1")  # the blocks that other software has: see docs/exports.md
-    half = (*mse, "pqt.round_share=0.5")
-    ste_last_10, ste_last_30, ste_last_50 = (
-        (f"pqt.round_at={share}", "pqt.scale=mse") for share in (0.9, 0.7, 0.5)
+    by_column = "pqt.block=32,1"  # as in the files of other software, see docs/exports.md
+    some = "pqt.round_share=0.5"
+    half = (*mse, some)
+    last_5, last_10, last_30, last_50 = (
+        (f"pqt.round_at={share}", "pqt.scale=mse") for share in (0.95, 0.9, 0.7, 0.5)
     )
     config.sweep.arms = (
         ("BF16", "method=bf16"),
@@ -65,15 +71,24 @@ def get_config() -> ConfigDict:
         ("BF16, STE in the last 15 %", *mse, "pqt.begin_at=0.85"),
         ("BF16, STE in the last 30 %", *mse, "pqt.begin_at=0.7"),
         ("BF16, STE in the last 50 %", *mse, "pqt.begin_at=0.5"),
-        ("BF16, STE in the last 5 %, 32×1", *by_column, "pqt.begin_at=0.95"),
-        ("BF16, STE in the last 10 %, 32×1", *by_column, "pqt.begin_at=0.9"),
-        ("BF16, STE in the last 30 %, 32×1", *by_column, "pqt.begin_at=0.7"),
+        ("BF16, STE in the last 5 %, 32×1", *mse, by_column, "pqt.begin_at=0.95"),
+        ("BF16, STE in the last 10 %, 32×1", *mse, by_column, "pqt.begin_at=0.9"),
+        ("BF16, STE in the last 30 %, 32×1", *mse, by_column, "pqt.begin_at=0.7"),
         ("STE of half the blocks", *half),
         ("BF16, STE of 80 % in the last 30 %", *mse, "pqt.begin_at=0.7", "pqt.round_share=0.8"),
         ("BF16, STE of half in the last 30 %", *half, "pqt.begin_at=0.7"),
-        ("STE of half at 50 %, all at 90 %", *half, "pqt.begin_at=0.5", "pqt.round_all_at=0.9"),
-        ("STE of half at 70 %, all at 90 %", *half, "pqt.begin_at=0.7", "pqt.round_all_at=0.9"),
-        ("STE of half at 85 %, all at 95 %", *half, "pqt.begin_at=0.85", "pqt.round_all_at=0.95"),
+        *(
+            (
+                f"STE of half at {100 * begin:.0f} %, all at {100 * end:.0f} %",
+                *half,
+                *between(begin, end),
+            )
+            for begin, end in ((0.5, 0.9), (0.7, 0.9), (0.8, 0.9), (0.8, 0.93), (0.85, 0.95))
+        ),
+        ("STE of half, all at 90 %, 32×1", *half, *between(0.7, 0.9), by_column),
+        ("STE of half, all at 95 %, 32×1", *half, *between(0.85, 0.95), by_column),
+        ("E2M3 of half at 85 %, all at 95 %", *e2m3, some, *between(0.85, 0.95)),
+        ("E4M3 of half at 85 %, all at 95 %", *e4m3, some, *between(0.85, 0.95)),
         ("BF16, cool-down of 30 %", "method=bf16", *cool_down(0.3)),
         ("BF16, STE in the cool-down of 30 %", *mse, *cool_down(0.3), "pqt.begin_at=0.7"),
         ("BF16, STE in the cool-down of 50 %", *mse, *cool_down(0.5), "pqt.begin_at=0.5"),
@@ -93,13 +108,23 @@ def get_config() -> ConfigDict:
         ("gaussws fixed 4.9 cast to FP4", gauss, "pqt.dtype=float4_e2m1fn", *matched),
         ("gaussws 6.2 cast to FP4, last 30 %", gauss, *dither, *fixed(FP6), "pqt.begin_at=0.7"),
         ("gaussws 4.9 in the last 30 %", gauss, *matched, "pqt.begin_at=0.7"),
-        ("gaussws 4.9, STE in the last 10 %", gauss, *matched, *ste_last_10),
-        ("gaussws 4.9, STE in the last 30 %", gauss, *matched, *ste_last_30),
-        ("gaussws 4.9, STE in the last 50 %", gauss, *matched, *ste_last_50),
-        ("gaussws 6.2, STE in the last 30 %", gauss, *fixed(FP6), *ste_last_30),
+        ("gaussws 4.9, STE in the last 10 %", gauss, *matched, *last_10),
+        ("gaussws 4.9, STE in the last 30 %", gauss, *matched, *last_30),
+        ("gaussws 4.9, STE in the last 50 %", gauss, *matched, *last_50),
+        *(
+            (
+                f"gaussws {bits} at 85 %, STE at 95 %",
+                gauss,
+                *fixed(bits),
+                *last_5,
+                "pqt.begin_at=0.85",
+            )
+            for bits in (FP4, FP6)
+        ),
+        ("gaussws 6.2, STE in the last 30 %", gauss, *fixed(FP6), *last_30),
         (
             "gaussws 6.2, STE in cool-down of 30 %",
-            *(gauss, *fixed(FP6), *ste_last_30, *cool_down(0.3)),
+            *(gauss, *fixed(FP6), *last_30, *cool_down(0.3)),
         ),
         ("gaussws fixed 6.2", gauss, *fixed(FP6)),
         ("gaussws fixed 7.2", gauss, *fixed(FP8)),

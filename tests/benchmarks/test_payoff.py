@@ -30,17 +30,39 @@ def test_each_arm_has_its_best_rule_in_blocks(payoff):
     assert payoff.best(losses, "fp4").tolist() == [1.0, 2.0]
 
 
+def test_a_file_with_a_baseline_of_its_own_is_compared_with_that(payoff, tmp_path):
+    head = "arm,steps,seed,held_out_master,held_out_fp4_e2m1/mse,held_out_fp4_e2m1/mse/32x1"
+    first = [
+        "BF16,10,1,2.0,3.0,",
+        "BF16,10,0,1.0,2.0,",
+        "gaussws 4,10,0,1.5,1.75,",
+        "gaussws 4,10,1,2.5,2.75,",
+    ]
+    later = ["STE FP4,10,0,7,6,5", "STE FP4,10,1,7,6,5", "BF16,10,0,4,4,4", "BF16,10,1,5,5,5"]
+    (tmp_path / "runs.csv").write_text("\n".join([head, *first]))
+    (tmp_path / "runs-later.csv").write_text("\n".join([head, *later]))
+    arms = payoff.read(tmp_path.glob("runs*.csv"), ["BF16", "gaussws 4", "STE FP4"])[10]
+    assert list(arms) == ["BF16", "BF16, again", "gaussws 4", "STE FP4"]
+    baselines = [losses["baseline"].tolist() for losses in arms.values()]
+    assert baselines == [[1, 2], [4, 5], [1, 2], [4, 5]]
+    assert "| BF16, again | 4.5000 | " in payoff.table(arms)
+    assert payoff.best(arms["STE FP4"], "fp4_e2m1/32x1").tolist() == [5, 5]
+    assert np.isnan(payoff.best(arms["BF16"], "fp4_e2m1/32x1")).all()
+    row = payoff.table(arms).splitlines()[-2]
+    assert row.startswith("| gaussws 4 | +0.5000") and row.endswith("+0.7500* ± 0.0000 |  |")
+
+
 def test_the_picture_of_sizes_has_what_was_measured_at_its_size(payoff):
     losses = {"master": 1.0, "fp8_e4m3/ceil": 1.1, "fp6_e2m3/mse": 1.2, "fp4_e2m1/mse": 1.4}
     lower = {name: loss - 0.05 for name, loss in losses.items()}
     learned = {"mixed": 1.3, "bits mixed": 9.0, "mixed/error": 1.5, "bits mixed/error": 5.0}
-    arms = {"BF16": losses, "gaussws 4": learned} | dict.fromkeys(payoff.ROUNDED.values(), lower)
+    arms = {"BF16": losses, "gaussws 4": learned} | dict.fromkeys(payoff.BY_RECIPE.values(), lower)
     arms = {a: {k: v + np.zeros(3) for k, v in named.items()} for a, named in arms.items()}
     (axes,) = payoff.draw_sizes(arms).axes
     shown = {bars.get_label(): bars.lines[0].get_xydata().round(4) for bars in axes.containers}
     assert {label: points.tolist() for label, points in shown.items()} == {
         "one format, rounded afterwards": [[4.0078, 0.4], [6.0078, 0.2], [8.0078, 0.1]],
-        "one format, rounded in the last 30 %": [[4.0078, 0.35], [6.0078, 0.15], [8.0078, 0.05]],
+        "one format, by its recipe": [[4.0078, 0.35], [6.0078, 0.15], [8.0078, 0.05]],
         "bits learned by block, matched by noise": [[9.0, 0.3]],
         "bits learned by block, matched by error": [[5.0, 0.5]],
     }

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright 2026 The pqt_jax Authors
-"""Recipes: the phases of training whose weights lose least in a format of few bits.
+"""Recipes: the phases of training whose weights lose little in a format of few bits.
 
     steps      0 ─────────────── round_at · steps ────────────── round_all_at · steps ───── steps
     weights    in bfloat16       a random share of the blocks    all blocks
@@ -150,7 +150,8 @@ def _phases(
 ) -> list[Phase]:
     options: dict[str, Any] = {"noise": "none", "block": block, "matrix_axes": matrix_axes}
     last = options | {"dtype": rounding.dtype, "scale": rounding.scale}
-    phases = {0.0: options, rounding.round_at: last | {"round_share": round_share}}
-    if round_share < 1 and rounding.round_all_at < 1:
-        phases[rounding.round_all_at] = last
-    return [Phase(begin, [Rule(pattern, **given)]) for begin, given in phases.items()]
+    some = Rule(pattern, round_share=round_share, **last)
+    phases = [Phase(0.0, [Rule(pattern, **options)]), Phase(rounding.round_at, [some])]
+    if round_share < 1:
+        phases.append(Phase(rounding.round_all_at, [Rule(pattern, **last)]))
+    return phases

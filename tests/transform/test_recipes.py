@@ -77,6 +77,12 @@ def test_the_recipe_for_fp4_rounds_half_of_the_blocks_and_then_all():
     assert [phase.begin for phase in recipes.fp4(".*", round_share=1)] == [0, 0.85]
 
 
+@pytest.mark.parametrize("share", [0, 1.5, True, "half", None])
+def test_a_share_that_is_none_is_refused(share):
+    with pytest.raises(ValueError, match=re.escape(f"round_share={share!r}; it must be a number")):
+        recipes.fp4(".*", round_share=share)
+
+
 @pytest.mark.parametrize("steps", [1, 2, 3, 5, 10, 13, 1000])
 def test_the_trainer_changes_phase_at_the_step_of_the_library(steps):
     config = load("quickstart", [("recipe", "fp4"), ("steps", f"{steps}"), NO_WARMUP])
@@ -92,6 +98,10 @@ def test_the_trainer_changes_phase_at_the_step_of_the_library(steps):
     [
         (("pqt.round_at", "1"), "config.pqt.round_at=1.0; it must be below 1 with config.recipe="),
         (("pqt.round_to", "fp8_e4m3"), "config.pqt.round_to='fp8_e4m3'; it must be float4_e2m1fn "),
+        (
+            ("pqt.round_at", "0.97"),
+            "config.pqt.round_all_at=0.95; it must be above config.pqt.round_at=0.97",
+        ),
         (("pqt.begin_at", "0.5"), "it must be 0 with config.method='bf16' of config.recipe='fp4'"),
     ],
 )
@@ -101,7 +111,7 @@ def test_fields_that_contradict_the_recipe_are_refused(given, message):
 
 
 def test_what_is_given_stays():
-    given = [("recipe", "fp6"), ("method", "gaussws"), ("pqt.round_at", "0.95")]
+    given = [("recipe", "fp6"), ("method", "gaussws"), ("pqt.round_at", "0.8")]
     config = load("quickstart", given)
-    assert (config.method, config.pqt.round_at) == ("gaussws", 0.95)
+    assert (config.method, config.pqt.round_at, config.pqt.round_all_at) == ("gaussws", 0.8, 0.95)
     assert (config.pqt.round_to, config.pqt.scale) == ("float6_e2m3fn", "mse")

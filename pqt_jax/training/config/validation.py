@@ -204,6 +204,19 @@ def _check_pqt(config: RunConfig) -> None:
     if pqt.round_share < 1 and pqt.round_at == 1 and config.method != "ste":
         wanted = f"1 with config.method={config.method!r} and config.pqt.round_at=1, which round no"
         _refuse("pqt.round_share", pqt.round_share, f"{wanted} blocks straight through")
+    if pqt.round_all_at < 1:
+        _check_round_all_at(config)
+
+
+def _check_round_all_at(config: RunConfig) -> None:
+    """A share of the blocks must be rounded before all are."""
+    pqt, begin = config.pqt, "begin_at" if config.method == "ste" else "round_at"
+    if pqt.round_share == 1 and config.recipe == "none":
+        wanted = "1 with config.pqt.round_share=1, which leaves no block out"
+        _refuse("pqt.round_all_at", pqt.round_all_at, wanted)
+    if pqt.round_share < 1 and pqt.round_all_at <= getattr(pqt, begin):
+        wanted = f"above config.pqt.{begin}={getattr(pqt, begin)}, or config.pqt.round_share 1"
+        _refuse("pqt.round_all_at", pqt.round_all_at, wanted)
 
 
 def _check_recipe(config: RunConfig) -> None:

@@ -44,15 +44,14 @@ FORMATS = {  # label → beginning of the columns
 }
 BY_RECIPE = {  # format → the arm of its recipe
     "FP4 E2M1": "STE of half at 85 %, all at 95 %",
-    "FP6 E2M3": "E2M3 of half at 85 %, all at 95 %",
-    "FP8 E4M3": "E4M3 of half at 85 %, all at 95 %",
+    "FP6 E2M3": "STE E2M3 of half, all at 95 %",
+    "FP8 E4M3": "STE E4M3 of half, all at 95 %",
 }
 DRAWN = (
     BASELINE,
     "gaussws 4",
     "STE FP4, mse",
     "BF16, STE in the last 30 %",
-    "BF16, STE in the last 10 %",
     BY_RECIPE["FP4 E2M1"],
 )
 SMALL = {"d_model": 32, "num_heads": 1, "d_ff": 96}  # sequences of 64 bytes, 16 at once
@@ -166,7 +165,8 @@ def draw(
             ]
             middle = np.array([x.value for x in found])
             ends = np.array([[x.value - x.low, x.high - x.value] for x in found]).T
-            label = f"{arm}, rounded afterwards" if arm == BASELINE else arm
+            renamed = {BASELINE: "BF16, rounded afterwards", arms[-1]: "the recipe for FP4"}
+            label = renamed.get(arm, arm)
             beside = np.array(list(points)) * 1.03**i  # so that intervals do not hide each other
             style = {"color": f"C{i}", "linestyle": line, "marker": "o", "capsize": 3}
             if line == "--":
@@ -187,27 +187,30 @@ def draw(
 def draw_sizes(arms: dict[str, Losses]) -> Figure:
     """Loss above BF16's weights as they are, by the bits of a stored weight."""
     figure, ax = plt.subplots(figsize=(7.6, 4.8), layout="constrained")
-    baseline = arms[BASELINE]["master"]
     stored = {name: as_format(FORMATS[name]).bits + 8 / 32**2 for name in BY_RECIPE}  # and scales
 
-    def show(label: str, points: list[tuple[float, np.ndarray]], marker: str) -> None:
+    def show(label: str, points: list[tuple[float, Losses, np.ndarray]], marker: str) -> None:
         if not points:
             return
-        found = [paired_difference(losses, baseline) for _, losses in points]
+        found = [paired_difference(loss, losses["baseline"]) for _, losses, loss in points]
         middle = [x.value for x in found]
         ends = [[x.value - x.low for x in found], [x.high - x.value for x in found]]
-        size = [bits for bits, _ in points]
+        size = [bits for bits, *_ in points]
         ax.errorbar(size, middle, ends, marker=marker, capsize=3, linewidth=1, label=label)
 
-    after = [(bits, best(arms[BASELINE], FORMATS[name])) for name, bits in stored.items()]
-    show("one format, rounded afterwards", after, "o")
-    last = [(bits, best(arms[BY_RECIPE[name]], FORMATS[name])) for name, bits in stored.items()]
-    show("one format, by its recipe", last, "o")
+    def in_formats(arm_of: dict[str, str]) -> list[tuple[float, Losses, np.ndarray]]:
+        found = [(bits, arms[arm_of[name]], FORMATS[name]) for name, bits in stored.items()]
+        return [(bits, losses, best(losses, fmt)) for bits, losses, fmt in found]
+
+    show("one format, rounded afterwards", in_formats(dict.fromkeys(stored, BASELINE)), "o")
+    show("one format, by its recipe", in_formats(BY_RECIPE), "o")
     for suffix, weights, of in (("", "mixed", "block"), (" by matrix", "mixed/tensor", "matrix")):
         by_error = weights.replace("mixed", "mixed/error")
         for kind, name in (("noise", weights), ("error", by_error)):
             learned = [arms[arm + suffix] for arm in LEARNED if arm + suffix in arms]
-            points = [(x[f"bits {name}"].mean(), x[name]) for x in learned if f"bits {name}" in x]
+            points = [
+                (x[f"bits {name}"].mean(), x, x[name]) for x in learned if f"bits {name}" in x
+            ]
             points.sort(key=lambda point: point[0])
             show(f"bits learned by {of}, matched by {kind}", points, "s")
     ax.axhline(0, color="#888", linewidth=1)

@@ -315,6 +315,10 @@ def schedule_config(schedule, **optimizer):
     return config
 
 
+def fixed_steps(config):
+    return count_fixed_steps(from_values(schema.RunConfig, config.to_dict()))
+
+
 @pytest.mark.parametrize(("schedule", "falling"), [("constant", 0), ("wsd", 10)])
 def test_schedules_whose_first_steps_do_not_depend_on_their_number(schedule, falling):
     config = schedule_config(schedule, decay_share=0.25)
@@ -323,7 +327,7 @@ def test_schedules_whose_first_steps_do_not_depend_on_their_number(schedule, fal
     assert rates[3 : 41 - falling] == [1.0] * (38 - falling)
     line = np.linspace(1, 0.1 if falling else 1, 1 + falling)
     np.testing.assert_allclose(rates[40 - falling :], line, rtol=1e-6)
-    fixed = count_fixed_steps(config)
+    fixed = fixed_steps(config)
     assert fixed == 40 - falling
     config.steps = 80
     assert [float(make_schedule(config)(step)) for step in range(fixed)] == rates[:fixed]
@@ -332,11 +336,11 @@ def test_schedules_whose_first_steps_do_not_depend_on_their_number(schedule, fal
 def test_fixed_steps_end_where_bits_snap_and_the_falling_schedules_have_none():
     config = schedule_config("wsd")
     config.pqt.snap_at = 0.5
-    assert count_fixed_steps(config) == 20
+    assert fixed_steps(config) == 20
     config.method = "bf16"  # no bits
-    assert count_fixed_steps(config) == 32
-    assert count_fixed_steps(schedule_config("wsd", decay_share=1e-9)) == 39
-    assert {count_fixed_steps(schedule_config(name)) for name in ("cosine", "linear")} == {0}
+    assert fixed_steps(config) == 32
+    assert fixed_steps(schedule_config("wsd", decay_share=1e-9)) == 39
+    assert {fixed_steps(schedule_config(name)) for name in ("cosine", "linear")} == {0}
 
 
 @pytest.mark.parametrize("schedule", [name for name in schema.SCHEDULES if name != "constant"])

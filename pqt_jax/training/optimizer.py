@@ -44,9 +44,9 @@ def count_fixed_steps(config: RunConfig) -> int:
 
     Example:
       >>> from pqt_jax.models import Llama2Config
-      >>> from pqt_jax.training.config import default
-      >>> config = default(Llama2Config(256, d_model=64, num_layers=2, num_heads=4, d_ff=128))
-      >>> config.optimizer.schedule = "wsd"
+      >>> from pqt_jax.training.config.schema import OptimizerConfig, RunConfig
+      >>> model = Llama2Config(256, d_model=64, num_layers=2, num_heads=4, d_ff=128)
+      >>> config = RunConfig(model=model, optimizer=OptimizerConfig(schedule="wsd"))
       >>> config.steps, config.optimizer.decay_share, count_fixed_steps(config)
       (1000, 0.2, 800)
 

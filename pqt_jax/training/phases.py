@@ -57,7 +57,7 @@ def list_phases(config: RunConfig) -> list[Phase]:
     phases = {0: Phase(0, fine, is_own=False), begin: Phase(begin, config)}
     last = dataclasses.replace(config, method="ste", pqt=coarse)
     phases[rounding] = Phase(rounding, last, is_own=False)
-    for phase in list(phases.values()):
+    for phase in list(phases.values()):  # of two that begin with the same step, the later stays
         if phase.config.method == "ste" and pqt.round_share < 1:
             first = max(phase.first, all_blocks)
             phases[first] = _round_all_blocks(phase)._replace(first=first)

@@ -6,7 +6,7 @@ Command   python -m pqt_jax.lab.sweep --config configs/lab/payoff.py --workdir r
 Text      source files of the running Python's standard library; each byte is a token
 Length    139,584 parameters; 40,000 steps are 293 tokens for each. For 3 and 29 tokens give
           --config.steps=400 and 4000, and a folder of its own
-Hardware  a CPU core takes 20 minutes for an arm of four seeds at 40,000 steps
+Hardware  a CPU core takes 70 to 110 minutes for an arm of four seeds at 40,000 steps
 Expect    docs/payoff
 """
 

@@ -206,12 +206,17 @@ def test_sampling_in_the_scan_equals_sampling_the_whole_tree(name, rules, remat)
     for path, gradient in expected.items():
         scale = np.abs(gradient).max()
         assert scale > 0, path
-        # The same ŵ on both sides; only sums over the batch may be ordered differently. A tied
-        # embedding is sampled at both of its uses: the whole tree adds its two bfloat16 gradients
-        # in bfloat16, the scan in float32.
+        # The same ŵ on both sides; only sums over the batch may be ordered differently. A bfloat16
+        # ŵ's gradient is rounded after that, so that a sum near a tie may end in the next bfloat16.
+        # A tied embedding is sampled at both of its uses: the whole tree adds its two bfloat16
+        # gradients in bfloat16, the scan in float32.
         tied = name == "gpt2" and rules is EVERYTHING and path == "embed/embedding"
         tolerance = (2.0**-8 if tied else 1e-5) * scale
-        np.testing.assert_allclose(found[path], gradient, atol=tolerance, err_msg=path)
+        next_bfloat16 = 2.0**-7
+        np.testing.assert_allclose(
+            found[path], gradient, rtol=next_bfloat16, atol=tolerance, err_msg=path
+        )
+        assert (np.abs(found[path] - gradient) > tolerance).mean() < 0.002, path
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -117,6 +117,6 @@ def _parse(name: str) -> tuple[str, dict[str, Any]]:
             options["block"] = blocks.parse_block(other)
         else:
             options["scale"] = cast.check_scale(other)
-    if fmt not in ("master", "mixed"):
-        as_format(fmt)
+    if fmt not in ("master", "mixed") and as_format(fmt).exponent_bits == 8 and options:
+        raise ValueError(f"{name!r}: {fmt} stands alone, since it has no scales")
     return fmt, options

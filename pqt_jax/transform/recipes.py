@@ -132,7 +132,14 @@ def phase_at(phases: Sequence[Phase], step: int, steps: int) -> int:
       phases: from a recipe.
       step: the number of steps before this one.
       steps: the number of all steps.
+
+    Raises:
+      ValueError: if there is no such step, or so few that the last phase has none.
     """
+    if not 0 <= step < steps:
+        raise ValueError(f"step={step}; it must be from 0 to below steps={steps}")
+    if first_step(phases[-1].begin, steps) >= steps:
+        raise ValueError(f"steps={steps}; too few for the phase after {phases[-1].begin} of them")
     return max(i for i, phase in enumerate(phases) if first_step(phase.begin, steps) <= step)
 
 

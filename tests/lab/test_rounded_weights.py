@@ -95,6 +95,7 @@ def test_learned_bits_by_other_limits_and_by_matrix(name, options):
         (("master", "E2M1/33x1"), "'33x1'; it must be two sides such as 32x32 or 1x32"),
         (("master", "mixed/mse"), "what follows mixed must be of error, tensor"),
         (("master/mse",), "master stands alone"),
+        (("master", "bf16/mse/32x1"), "bf16 stands alone, since it has no scales"),
     ],
 )
 def test_other_names_are_refused(names, wanted):

@@ -83,7 +83,7 @@ def test_a_share_that_is_none_is_refused(share):
         recipes.fp4(".*", round_share=share)
 
 
-@pytest.mark.parametrize("steps", [1, 2, 3, 5, 10, 13, 1000])
+@pytest.mark.parametrize("steps", [11, 12, 13, 29, 30, 1000])
 def test_the_trainer_changes_phase_at_the_step_of_the_library(steps):
     config = load("quickstart", [("recipe", "fp4"), ("steps", f"{steps}"), NO_WARMUP])
     ours, phases = recipes.fp4("h/.*/kernel"), list_phases(config)
@@ -91,6 +91,19 @@ def test_the_trainer_changes_phase_at_the_step_of_the_library(steps):
         phase = phases[phase_index(phases, 1 + step)]
         wanted = ours[recipes.phase_at(ours, step, steps)].rules
         assert rounding_of(methods.make_rules(phase.config)) == rounding_of(wanted)
+
+
+@pytest.mark.parametrize(
+    "step, steps, message",
+    [
+        (-1, 20, "step=-1; it must be from 0 to below steps=20"),
+        (20, 20, "step=20; it must be from 0 to below steps=20"),
+        (9, 10, "steps=10; too few for the phase after 0.95 of them"),
+    ],
+)
+def test_steps_that_no_phase_has_are_refused(step, steps, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        recipes.phase_at(recipes.fp4("kernel"), step, steps)
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@
 The range of each field is part of its declaration, in `schema` and in the model's configuration.
 """
 
+import itertools
 import math
 import os
 from typing import Any, NoReturn
@@ -21,7 +22,7 @@ from pqt_jax.training.config.field_values import as_float32
 from pqt_jax.training.config.fields import check_ranges
 from pqt_jax.training.config.schema import RunConfig
 from pqt_jax.training.methods import get_method
-from pqt_jax.transform.recipes import RECIPES
+from pqt_jax.transform.recipes import RECIPES, first_step
 
 
 def check(config: RunConfig) -> None:
@@ -206,6 +207,17 @@ def _check_pqt(config: RunConfig) -> None:
         _refuse("pqt.round_share", pqt.round_share, f"{wanted} blocks straight through")
     if pqt.round_all_at < 1:
         _check_round_all_at(config)
+    for name in ("begin_at", "round_at", *(("round_all_at",) if pqt.round_share < 1 else ())):
+        _check_phase(config, name)
+
+
+def _check_phase(config: RunConfig, name: str) -> None:
+    """A phase that is asked for must have a step."""
+    share = getattr(config.pqt, name)
+    if share < 1 and first_step(share, config.steps) == config.steps:
+        fewest = next(n for n in itertools.count(config.steps) if first_step(share, n) < n)
+        wanted = f"at least {fewest} with config.pqt.{name}={share}, which has no step otherwise"
+        _refuse("steps", config.steps, wanted)
 
 
 def _check_round_all_at(config: RunConfig) -> None:

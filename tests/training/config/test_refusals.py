@@ -101,6 +101,9 @@ pqt.round_all_at=0
 pqt.round_all_at=0.9
 pqt.round_share=0.5 pqt.round_at=0.9 pqt.round_all_at=0.9
 pqt.round_share=0.5 pqt.begin_at=0.9 pqt.round_all_at=0.9 method=ste pqt.dtype=fp4_e2m1
+steps=10 optimizer.warmup_steps=0 recipe=fp4
+steps=5 optimizer.warmup_steps=0 pqt.begin_at=0.95
+steps=3 optimizer.warmup_steps=0 recipe=fp4 pqt.round_share=1
 pqt.round_share=0
 pqt.round_share=0.5
 pqt.schedule=cosine

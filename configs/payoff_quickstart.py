@@ -21,11 +21,11 @@ from pqt_jax.models import Llama2Config
 
 def get_config() -> ConfigDict:
     """Defaults and changes; `python -m pqt_jax.lab.sweep --help` explains every field."""
-    model = Llama2Config(256, d_model=64, num_layers=2, num_heads=4, d_ff=192, max_length=128)
+    model = Llama2Config(256, d_model=32, num_layers=2, num_heads=1, d_ff=96, max_length=64)
     config = default(model)
-    config.steps = 12_000
-    config.data.length = 128
-    config.data.batch = 8
+    config.steps = 12_600
+    config.data.length = 64
+    config.data.batch = 16
     config.optimizer.warmup_steps = 500
     config.optimizer.final_learning_rate = 0.0
     config.log.validation_batches = 64

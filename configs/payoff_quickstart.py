@@ -23,7 +23,7 @@ def get_config() -> ConfigDict:
     """Defaults and changes; `python -m pqt_jax.lab.sweep --help` explains every field."""
     model = Llama2Config(256, d_model=32, num_layers=2, num_heads=1, d_ff=96, max_length=64)
     config = default(model)
-    config.steps = 12_600
+    config.steps = 25_000
     config.data.length = 64
     config.data.batch = 16
     config.optimizer.warmup_steps = 500

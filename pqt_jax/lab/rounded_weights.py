@@ -106,17 +106,23 @@ def _parse(name: str) -> tuple[str, dict[str, Any]]:
     for other in others:
         if fmt == "master":
             raise ValueError(f"{name!r}: master stands alone")
-        if fmt == "mixed":
-            if other not in _MIXED:
-                known = ", ".join(_MIXED)
-                raise ValueError(f"{name!r}: what follows mixed must be of {known}")
-            options |= _MIXED[other]
-        elif other in _BLOCKS:
-            options["block"] = _BLOCKS[other]
-        elif other[:1].isdigit():
-            options["block"] = blocks.parse_block(other)
-        else:
-            options["scale"] = cast.check_scale(other)
+        option = _parse_option(fmt, other)
+        if twice := option.keys() & options.keys():
+            raise ValueError(f"{name!r}: {other!r} is a second {twice.pop()}")
+        options |= option
     if fmt not in ("master", "mixed") and as_format(fmt).exponent_bits == 8 and options:
         raise ValueError(f"{name!r}: {fmt} stands alone, since it has no scales")
     return fmt, options
+
+
+def _parse_option(fmt: str, text: str) -> dict[str, Any]:
+    """What follows a format: a rule for scales, or blocks."""
+    if fmt == "mixed":
+        if text not in _MIXED:
+            raise ValueError(f"{text!r}; what follows mixed must be of {', '.join(_MIXED)}")
+        return _MIXED[text]
+    if text in _BLOCKS:
+        return {"block": _BLOCKS[text]}
+    if text[:1].isdigit():
+        return {"block": blocks.parse_block(text)}
+    return {"scale": cast.check_scale(text)}

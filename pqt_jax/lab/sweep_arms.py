@@ -96,8 +96,9 @@ def load_sweep(path: str, overrides: Sequence[tuple[str, str]] = ()) -> Sweep:
             f'give it in config.sweep.arms, as in ("recipe", "recipe={config.recipe}")'
         )
     _check_arms(options.arms)
+    given = [name for name, _ in overrides]
     return Sweep(
-        arms=tuple(_make_arm(config, name, texts) for name, *texts in options.arms),
+        arms=tuple(_make_arm(config, given, name, texts) for name, *texts in options.arms),
         seeds=tuple(options.seeds),
         learning_rates=tuple(map(float, options.learning_rates)),
         options=options,
@@ -141,11 +142,14 @@ def _check_arms(arms: Any) -> None:
         raise InputError(f"config.sweep.arms: names that are alike: {', '.join(names)}")
 
 
-def _make_arm(config: SweepFileConfig, name: str, texts: Sequence[str]) -> Arm:
+def _make_arm(
+    config: SweepFileConfig, given: Sequence[str], name: str, texts: Sequence[str]
+) -> Arm:
     """The config with an arm's changes applied and checked.
 
     Args:
       config: the sweep's configuration.
+      given: fields that the command line gives for all arms; no recipe or method changes them.
       name: the arm's name.
       texts: the arm's changes, each `field=value`.
     """
@@ -157,7 +161,7 @@ def _make_arm(config: SweepFileConfig, name: str, texts: Sequence[str]) -> Arm:
             if field == "optimizer.learning_rate":
                 raise InputError(f"config.{field}={text}; rates are config.sweep.learning_rates")
         file_config = with_changes(config, changes)
-        file_config = with_defaults(file_config, [field for field, _ in changes])
+        file_config = with_defaults(file_config, [*given, *(field for field, _ in changes)])
         names = [field.name for field in fields(RunConfig)]
         arm_config = RunConfig(**{name: getattr(file_config, name) for name in names})
         validation.check(arm_config)

@@ -139,7 +139,8 @@ def phase_at(phases: Sequence[Phase], step: int, steps: int) -> int:
     if not 0 <= step < steps:
         raise ValueError(f"step={step}; it must be from 0 to below steps={steps}")
     if first_step(phases[-1].begin, steps) >= steps:
-        raise ValueError(f"steps={steps}; too few for the phase after {phases[-1].begin} of them")
+        last = phases[-1].begin
+        raise ValueError(f"steps={steps}; too few for a step after the share {last} of them")
     return max(i for i, phase in enumerate(phases) if first_step(phase.begin, steps) <= step)
 
 

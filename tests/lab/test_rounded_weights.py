@@ -95,6 +95,9 @@ def test_learned_bits_by_other_limits_and_by_matrix(name, options):
         (("master", "E2M1/33x1"), "'33x1'; it must be two sides such as 32x32 or 1x32"),
         (("master", "mixed/mse"), "what follows mixed must be of error, tensor"),
         (("master/mse",), "master stands alone"),
+        (("master", "E2M1/mse/ceil"), "'E2M1/mse/ceil': 'ceil' is a second scale"),
+        (("master", "E2M1/32x1/matrix"), "'matrix' is a second block"),
+        (("master", "mixed/error/error"), "'error' is a second match"),
         (("master", "bf16/mse/32x1"), "bf16 stands alone, since it has no scales"),
     ],
 )

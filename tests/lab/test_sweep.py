@@ -400,6 +400,16 @@ def test_the_command_refuses_an_arm_before_it_makes_a_workdir(tmp_path, capsys, 
     assert message in line and not (tmp_path / "run").exists()
 
 
+def test_what_the_command_line_gives_stays_in_every_arm(tmp_path):
+    arms = (("BF16", "method=bf16"), ("FP4", "recipe=fp4"))
+    path = with_arms(tmp_path / "arms.py", arms)
+    given = [("pqt.round_share", "1"), ("pqt.scale", "ceil")]  # the defaults without a recipe
+    _, fp4 = sweep_arms.load_sweep(str(path), given).arms
+    assert (fp4.config.pqt.round_share, fp4.config.pqt.scale) == (1, "ceil")
+    _, fp4 = sweep_arms.load_sweep(str(path)).arms
+    assert (fp4.config.pqt.round_share, fp4.config.pqt.scale) == (0.5, "mse")
+
+
 def test_an_arm_of_a_method_has_the_defaults_of_that_method(tmp_path):
     path = with_arms(tmp_path / "arms.py", (("BF16",), ("STE", "method=ste")))
     arms = sweep_arms.load_sweep(str(path)).arms

@@ -98,7 +98,7 @@ def test_the_trainer_changes_phase_at_the_step_of_the_library(steps):
     [
         (-1, 20, "step=-1; it must be from 0 to below steps=20"),
         (20, 20, "step=20; it must be from 0 to below steps=20"),
-        (9, 10, "steps=10; too few for the phase after 0.95 of them"),
+        (9, 10, "steps=10; too few for a step after the share 0.95 of them"),
     ],
 )
 def test_steps_that_no_phase_has_are_refused(step, steps, message):
@@ -128,3 +128,27 @@ def test_what_is_given_stays():
     config = load("quickstart", given)
     assert (config.method, config.pqt.round_at, config.pqt.round_all_at) == ("gaussws", 0.8, 0.95)
     assert (config.pqt.round_to, config.pqt.scale) == ("float6_e2m3fn", "mse")
+
+
+def test_a_recipe_of_another_method_rounds_to_its_own_format():
+    config = load("quickstart", [("recipe", "fp4"), ("method", "ste")])
+    assert (config.pqt.dtype, config.pqt.round_to) == ("float4_e2m1fn", "float4_e2m1fn")
+
+
+def test_a_recipe_for_all_blocks_has_two_phases():
+    config = load("quickstart", [("recipe", "fp4"), ("pqt.round_share", "1")])
+    assert config.pqt.round_all_at == 1 and len(list_phases(config)) == 2
+
+
+@pytest.mark.parametrize("steps", range(1, 130))
+def test_a_run_has_a_step_in_each_phase_or_is_refused(steps):
+    fields = [("pqt.begin_at", "0.6"), ("pqt.round_at", "0.9"), ("pqt.round_share", "0.5")]
+    fields += [("pqt.round_all_at", "0.95"), NO_WARMUP, ("steps", str(steps))]
+    try:
+        phases = list_phases(load("quickstart", fields))
+    except InputError as error:
+        fewest = int(re.search(r"at least (\d+)", str(error))[1])
+        assert steps < fewest < 40
+        assert len(list_phases(load("quickstart", [*fields[:-1], ("steps", str(fewest))]))) == 4
+    else:
+        assert len(phases) == 4

@@ -18,7 +18,7 @@ from pqt_jax.training.config import field_table, load_file, validation
 from pqt_jax.training.config.fields import flatten, list_fields, with_changes
 from pqt_jax.training.config.schema import RunConfig
 from pqt_jax.training.methods import METHODS
-from pqt_jax.transform.recipes import RECIPES
+from pqt_jax.transform.recipes import RECIPES, Rounding
 
 C = TypeVar("C", bound=RunConfig)
 
@@ -134,23 +134,28 @@ def with_defaults(config: C, changed: Collection[str]) -> C:
       config: a configuration, not checked yet.
       changed: dotted names of the fields that were set apart from the file; they stay.
     """
-    config = _set_defaults(config, _recipe_defaults(config.recipe), changed)
+    rounding = RECIPES.get(config.recipe)
+    if rounding:
+        all_blocks = config.pqt.round_share == 1 and "pqt.round_share" in changed
+        config = _set_defaults(config, _recipe_defaults(rounding, all_blocks), changed)
     method = METHODS.get(config.method)
-    return _set_defaults(config, method.defaults if method else {}, changed)
+    defaults = dict(method.defaults) if method else {}
+    if rounding and "pqt.dtype" in defaults:
+        defaults["pqt.dtype"] = rounding.dtype
+    return _set_defaults(config, defaults, changed)
 
 
-def _recipe_defaults(name: str) -> dict[str, str]:
-    rounding = RECIPES.get(name)
-    if rounding is None:
-        return {}
-    return {
+def _recipe_defaults(rounding: Rounding, all_blocks: bool) -> dict[str, str]:
+    defaults = {
         "method": "bf16",
         "pqt.round_at": str(rounding.round_at),
         "pqt.round_to": rounding.dtype,
-        "pqt.round_share": str(rounding.round_share),
-        "pqt.round_all_at": str(rounding.round_all_at),
         "pqt.scale": str(rounding.scale),
     }
+    if not all_blocks:
+        defaults["pqt.round_share"] = str(rounding.round_share)
+        defaults["pqt.round_all_at"] = str(rounding.round_all_at)
+    return defaults
 
 
 def _set_defaults(config: C, defaults: Mapping[str, str], changed: Collection[str]) -> C:

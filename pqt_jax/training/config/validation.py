@@ -17,11 +17,11 @@ from pqt_jax.errors import InputError
 from pqt_jax.models import Llama2Config, ModelConfig, attention, get_spec, partitioning
 from pqt_jax.models.registry import model_config
 from pqt_jax.numerics.cast import ScaleRule
-from pqt_jax.numerics.formats import BF16, FP32, as_format
+from pqt_jax.numerics.formats import BF16, as_format
 from pqt_jax.training.config.field_values import as_float32
 from pqt_jax.training.config.fields import check_ranges
 from pqt_jax.training.config.schema import RunConfig
-from pqt_jax.training.methods import get_method
+from pqt_jax.training.methods import get_method, snap_step
 from pqt_jax.transform.recipes import RECIPES, first_step
 
 
@@ -199,7 +199,7 @@ def _check_pqt(config: RunConfig) -> None:
         _refuse("pqt.begin_at", pqt.begin_at, wanted)
     if pqt.round_at <= pqt.begin_at:
         _refuse("pqt.round_at", pqt.round_at, f"above config.pqt.begin_at={pqt.begin_at}")
-    if pqt.round_at < 1 and as_format(pqt.round_to) in (BF16, FP32):
+    if pqt.round_at < 1 and as_format(pqt.round_to).bits >= BF16.bits:
         wanted = f"a format of fewer bits with config.pqt.round_at={pqt.round_at}, such as fp4_e2m1"
         _refuse("pqt.round_to", pqt.round_to, wanted)
     if pqt.round_share < 1 and pqt.round_at == 1 and config.method != "ste":
@@ -207,23 +207,36 @@ def _check_pqt(config: RunConfig) -> None:
         _refuse("pqt.round_share", pqt.round_share, f"{wanted} blocks straight through")
     if pqt.round_all_at < 1:
         _check_round_all_at(config)
-    for name in ("begin_at", "round_at", *(("round_all_at",) if pqt.round_share < 1 else ())):
-        _check_phase(config, name)
+    _check_phases(config)
 
 
-def _check_phase(config: RunConfig, name: str) -> None:
-    """A phase that is asked for must have a step."""
-    share = getattr(config.pqt, name)
-    if share < 1 and first_step(share, config.steps) == config.steps:
-        fewest = next(n for n in itertools.count(config.steps) if first_step(share, n) < n)
-        wanted = f"at least {fewest} with config.pqt.{name}={share}, which has no step otherwise"
-        _refuse("steps", config.steps, wanted)
+def _check_phases(config: RunConfig) -> None:
+    """Each phase that is asked for must have a step."""
+    pqt = config.pqt
+    asked = {"begin_at": pqt.begin_at > 0, "round_at": pqt.round_at < 1}
+    asked["round_all_at"] = pqt.round_share < 1 and pqt.round_all_at < 1
+    begins = {name: getattr(pqt, name) for name, is_asked in asked.items() if is_asked}
+    shares = sorted({0.0, *begins.values(), 1.0})
+
+    def all_have_steps(steps: int) -> bool:
+        return all(a < b for a, b in itertools.pairwise(first_step(x, steps) for x in shares))
+
+    if not all_have_steps(config.steps):
+        ends = 0.5 / min(shares[1], 1 - shares[-2])  # in fewer steps the first or last has none
+        fewest = next(filter(all_have_steps, itertools.count(max(config.steps, int(ends)))))
+        given = " and ".join(f"config.pqt.{name}={share}" for name, share in begins.items())
+        _refuse("steps", config.steps, f"at least {fewest} for a step in each phase of {given}")
+    if snap_step(config) == config.steps:
+        wanted = (
+            f"at most {1 - 1 / config.steps:.9g} in config.steps={config.steps}, or 1 for never"
+        )
+        _refuse("pqt.snap_at", pqt.snap_at, wanted)
 
 
 def _check_round_all_at(config: RunConfig) -> None:
     """A share of the blocks must be rounded before all are."""
     pqt, begin = config.pqt, "begin_at" if config.method == "ste" else "round_at"
-    if pqt.round_share == 1 and config.recipe == "none":
+    if pqt.round_share == 1:
         wanted = "1 with config.pqt.round_share=1, which leaves no block out"
         _refuse("pqt.round_all_at", pqt.round_all_at, wanted)
     if pqt.round_share < 1 and pqt.round_all_at <= getattr(pqt, begin):

@@ -101,9 +101,17 @@ pqt.round_all_at=0
 pqt.round_all_at=0.9
 pqt.round_share=0.5 pqt.round_at=0.9 pqt.round_all_at=0.9
 pqt.round_share=0.5 pqt.begin_at=0.9 pqt.round_all_at=0.9 method=ste pqt.dtype=fp4_e2m1
+recipe=fp4 pqt.round_share=1 pqt.round_all_at=0.9
+pqt.round_at=0.9 pqt.round_to=E8M10
 steps=10 optimizer.warmup_steps=0 recipe=fp4
+steps=2 optimizer.warmup_steps=0 recipe=fp4 pqt.round_share=1
 steps=5 optimizer.warmup_steps=0 pqt.begin_at=0.95
-steps=3 optimizer.warmup_steps=0 recipe=fp4 pqt.round_share=1
+steps=20 optimizer.warmup_steps=0 pqt.begin_at=0.01
+steps=20 optimizer.warmup_steps=0 pqt.round_at=0.01
+steps=20 optimizer.warmup_steps=0 pqt.begin_at=0.5 pqt.round_at=0.501
+steps=20 optimizer.warmup_steps=0 pqt.round_at=0.999999999999
+steps=20 optimizer.warmup_steps=0 recipe=fp4 pqt.round_all_at=0.99
+steps=20 optimizer.warmup_steps=0 pqt.snap_at=0.99
 pqt.round_share=0
 pqt.round_share=0.5
 pqt.schedule=cosine

@@ -120,8 +120,9 @@ def load(path: str, changes: Sequence[tuple[str, str]] = ()) -> RunConfig:
       InputError: for anything wrong with file, field or value.
     """
     config = with_changes(load_file.read(path, RunConfig), changes)
-    config = with_defaults(config, [name for name, _ in changes])
-    validation.check(config)
+    given = [name for name, _ in changes]
+    config = with_defaults(config, given)
+    validation.check(config, given)
     return config
 
 

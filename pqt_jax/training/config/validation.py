@@ -8,6 +8,7 @@ The range of each field is part of its declaration, in `schema` and in the model
 import itertools
 import math
 import os
+from collections.abc import Collection
 from typing import Any, NoReturn
 
 import jax
@@ -25,8 +26,12 @@ from pqt_jax.training.methods import get_method, snap_step
 from pqt_jax.transform.recipes import RECIPES, first_step
 
 
-def check(config: RunConfig) -> None:
+def check(config: RunConfig, given: Collection[str] = ()) -> None:
     """Check the range of every field, then the rules between fields.
+
+    Args:
+      config: the run's configuration.
+      given: dotted names of the fields that the command line gives.
 
     Raises:
       InputError: for the first value that cannot be used; it names the field and the accepted
@@ -38,6 +43,11 @@ def check(config: RunConfig) -> None:
     check_model(config.model)
     _check_recipe(config)
     _check_pqt(config)
+    if "pqt.round_to" in given and config.pqt.round_at == 1:
+        raise InputError(
+            f"config.pqt.round_to={config.pqt.round_to!r} needs config.pqt.round_at below 1; the "
+            f"format of method {config.method} is config.pqt.dtype"
+        )
     _check_diffq(config)
     _check_method(config)
 

@@ -97,6 +97,7 @@ pqt.begin_at=0.5 pqt.round_at=0.5
 method=bf16 pqt.begin_at=0.5
 pqt.round_at=0.9 pqt.round_to=bf16
 pqt.round_to=float7
+method=ste pqt.round_to=fp4_e2m1
 pqt.round_all_at=0
 pqt.round_all_at=0.9
 pqt.round_share=0.5 pqt.round_at=0.9 pqt.round_all_at=0.9

@@ -5,7 +5,7 @@
 Command   python -m pqt_jax.lab.sweep --config configs/payoff_quickstart.py
 Text      source files of the running Python's standard library; each byte is a token
 Length    43,168 parameters; 12,600 steps are 299 tokens for each
-Expect    about ten minutes on two CPU cores. The table at the end has the loss above that of BF16
+Expect    six to ten minutes on two CPU cores. The table at the end has the loss above that of BF16
           as it is, means over three seeds: in FP4 0.136 for BF16's weights and 0.044 for those of
           the recipe with Python 3.11, 0.140 and 0.038 with 3.12, whose texts differ. For a seed
           alone the recipe's cost was 2.8 to 4.1 times less. More in docs/payoff

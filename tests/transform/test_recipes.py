@@ -113,9 +113,14 @@ def test_steps_that_no_phase_has_are_refused(step, steps, message):
         (("pqt.round_to", "fp8_e4m3"), "config.pqt.round_to='fp8_e4m3'; it must be float4_e2m1fn "),
         (
             ("pqt.round_at", "0.97"),
-            "config.pqt.round_all_at=0.95; it must be above config.pqt.round_at=0.97",
+            "config.pqt.round_all_at=0.95; it must be above config.pqt.round_at=0.97, or "
+            "config.pqt.round_share 1; config.recipe='fp4' sets config.pqt.round_all_at",
         ),
-        (("pqt.begin_at", "0.5"), "it must be 0 with config.method='bf16' of config.recipe='fp4'"),
+        (
+            ("pqt.begin_at", "0.5"),
+            "it must be 0 with config.method='bf16', which needs no begin; "
+            "config.recipe='fp4' sets config.method",
+        ),
     ],
 )
 def test_fields_that_contradict_the_recipe_are_refused(given, message):

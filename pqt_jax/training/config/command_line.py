@@ -119,11 +119,25 @@ def load(path: str, changes: Sequence[tuple[str, str]] = ()) -> RunConfig:
     Raises:
       InputError: for anything wrong with file, field or value.
     """
-    config = with_changes(load_file.read(path, RunConfig), changes)
+    asked = with_changes(load_file.read(path, RunConfig), changes)
     given = [name for name, _ in changes]
-    config = with_defaults(config, given)
-    validation.check(config, given)
+    config = with_defaults(asked, given)
+    try:
+        validation.check(config, given)
+    except InputError as error:
+        raise InputError(f"{error}{_origin(str(error), asked, config)}") from None
     return config
+
+
+def _origin(message: str, asked: RunConfig, config: RunConfig) -> str:
+    """What set the fields that a message names, and the user did not."""
+    pairs = zip(flatten(asked), flatten(config), strict=True)  # NaN is not NaN, but is the same
+    fields = [f"config.{name}" for (_, old), (name, new) in pairs if old is not new and old != new]
+    named = [field for field in fields if f"{field}=" in message]
+    if not named:
+        return ""
+    origin = "method" if config.recipe == "none" else "recipe"
+    return f"; config.{origin}={getattr(config, origin)!r} sets {' and '.join(named)}"
 
 
 def with_defaults(config: C, changed: Collection[str]) -> C:

@@ -204,8 +204,7 @@ def _check_pqt(config: RunConfig) -> None:
         wanted = f"ceil or floor with noise and config.pqt.dtype={pqt.dtype!r}"
         _refuse("pqt.scale", pqt.scale, wanted)
     if pqt.begin_at and config.method == "bf16":
-        of = "" if config.recipe == "none" else f" of config.recipe={config.recipe!r}"
-        wanted = f"0 with config.method='bf16'{of}, which needs no begin"
+        wanted = "0 with config.method='bf16', which needs no begin"
         _refuse("pqt.begin_at", pqt.begin_at, wanted)
     if pqt.round_at <= pqt.begin_at:
         _refuse("pqt.round_at", pqt.round_at, f"above config.pqt.begin_at={pqt.begin_at}")

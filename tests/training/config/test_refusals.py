@@ -103,6 +103,7 @@ pqt.round_all_at=0.9
 pqt.round_share=0.5 pqt.round_at=0.9 pqt.round_all_at=0.9
 pqt.round_share=0.5 pqt.begin_at=0.9 pqt.round_all_at=0.9 method=ste pqt.dtype=fp4_e2m1
 recipe=fp4 pqt.round_share=1 pqt.round_all_at=0.9
+recipe=fp4 method=gaussws pqt.dtype=fp4_e2m1
 pqt.round_at=0.9 pqt.round_to=E8M10
 steps=10 optimizer.warmup_steps=0 recipe=fp4
 steps=2 optimizer.warmup_steps=0 recipe=fp4 pqt.round_share=1

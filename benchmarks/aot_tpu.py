@@ -13,6 +13,7 @@ for one device of each topology; nothing is run. The figures are XLA's own:
     to VMEM     those of them that are copies of operands into VMEM, ahead of their use. XLA counts
                 one twice over, at its start and at its end. An array of 4096 x 4096 fits in there,
                 and one of 8192 x 8192 does not.
+    of HBM      bytes per weight that are read from HBM or written to it, by the module's text
     temporary   bytes per weight that the program takes beside operands and results
     estimate    milliseconds by XLA's estimate, which has all bytes come from HBM
     compile     seconds of XLA
@@ -48,6 +49,7 @@ import aot_tpu_kernels
 import jax
 import jax.numpy as jnp
 import numpy as np
+from hlo_traffic import bytes_of_hbm
 from jax.experimental import topologies
 from jax.sharding import Mesh, SingleDeviceSharding
 
@@ -64,7 +66,7 @@ SPECS = {
     "f32→E3M2": Spec(dtype=E3M2),
 }
 TOPOLOGIES = ("v5e:2x2", "v6e:2x2")
-FIGURES = ("bytes", "to_vmem", "temporary", "estimate_ms", "compile_s")
+FIGURES = ("bytes", "to_vmem", "of_hbm", "temporary", "estimate_ms", "compile_s")
 
 
 def reason_not_to_run() -> str | None:
@@ -111,13 +113,15 @@ def measure(device: Any, function: Any, operands: tuple[Any, ...]) -> dict[str, 
     start = time.perf_counter()
     compiled = lowered.compile()
     seconds = time.perf_counter() - start
+    text = compiled.as_text() or ""
     cost: Any = compiled.cost_analysis()
     memory: Any = compiled.memory_analysis()
     estimate = cost.get("optimal_seconds", -1.0)
     weights = math.prod(operands[0].shape)
     return {
         "bytes": round(cost["bytes accessed"] / weights, 2),
-        "to_vmem": round(bytes_copied_to_vmem(compiled.as_text() or "") / weights, 2),
+        "to_vmem": round(bytes_copied_to_vmem(text) / weights, 2),
+        "of_hbm": round(bytes_of_hbm(text) / weights, 2),
         "temporary": round(memory.temp_size_in_bytes / weights, 2),
         "estimate_ms": round(estimate * 1e3, 3) if estimate > 0 else None,  # it may give none
         "compile_s": round(seconds, 1),
@@ -127,7 +131,7 @@ def measure(device: Any, function: Any, operands: tuple[Any, ...]) -> dict[str, 
 def print_row(name: str, cells: Iterable[Any]) -> None:
     """Print a row of the table."""
     texts = ("–" if x is None else f"{x:g}" if isinstance(x, int | float) else x for x in cells)
-    print(f"{name:36s}" + "".join(f"{text:>11s}" for text in texts), flush=True)
+    print(f"{name:36s}" + "".join(f"{text:>12s}" for text in texts), flush=True)
 
 
 def main() -> None:

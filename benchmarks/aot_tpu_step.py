@@ -76,6 +76,7 @@ PLANS = {
     "llama2_1b v5p-8 fsdp": Plan(LLAMA2_1B, "v5p:2x2x1", (1, 4, 1), sequences=4),
     "llama2_1b v6e-8 fsdp": Plan(LLAMA2_1B, "v6e:2x4", (1, 8, 1), sequences=2),
     "llama2_1b v6e-8 fsdp×tensor": Plan(LLAMA2_1B, "v6e:2x4", (1, 4, 2), sequences=2),
+    "llama2_1b v6e-64 fsdp": Plan(LLAMA2_1B, "v6e:8x8", (1, 64, 1), sequences=2),
     "llama2_1b v6e-64 data×fsdp": Plan(LLAMA2_1B, "v6e:8x8", (8, 8, 1), sequences=2),
 }
 

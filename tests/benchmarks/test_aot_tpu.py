@@ -51,6 +51,30 @@ def test_copies_into_vmem_are_found_in_the_module(monkeypatch):
     assert load(monkeypatch, "aot_tpu").bytes_copied_to_vmem(HLO) == 4 * 64 * 256 * 4
 
 
+def test_bytes_of_hbm_are_those_of_arrays_without_a_memory_space(monkeypatch):
+    text = """
+%fused (p: f32[64,256]) -> bf16[64,256] {
+  %p = f32[64,256]{1,0:T(8,128)} parameter(0)
+  ROOT %c = bf16[64,256]{1,0:T(8,128)(2,1)} convert(%p)
+}
+
+ENTRY %main (w: f32[64,256]) -> (bf16[64,256], f32[2]) {
+  %w = f32[64,256]{1,0:T(8,128)} parameter(0), sharding={mesh[], [{}]}
+  %start = (f32[64,256]{1,0:T(8,128)S(1)}, f32[64,256]{1,0:T(8,128)}, u32[]{:S(2)}) copy-start(%w)
+  %max = f32[2]{0:T(128)} fusion(%w), kind=kLoop, calls=%reduced
+  %done = f32[64,256]{1,0:T(8,128)S(1)} copy-done(%start)
+  %view = f32[2,32,256]{2,1,0:T(8,128)S(1)} bitcast(%done)
+  %out = bf16[64,256]{1,0:T(8,128)(2,1)} fusion(%view, /*index=1*/%max), kind=kLoop, calls=%fused
+  ROOT %both = (bf16[64,256]{1,0:T(8,128)(2,1)}, f32[2]{0:T(128)}) tuple(%out, %max)
+}
+"""
+    count = load(monkeypatch, "hlo_traffic").bytes_of_hbm
+    w = 4 * 64 * 256
+    assert count(text) == w + (w + 8) + (8 + w // 2)  # copied ahead, reduced, rounded
+    without_vmem = text.replace("S(1)", "")
+    assert count(without_vmem) == 2 * w + (w + 8) + (w + 8 + w // 2)
+
+
 def test_bundles_of_the_inner_loop_and_bytes_in_vmem_are_counted(monkeypatch):
     module = load(monkeypatch, "aot_tpu_kernels")
     assert module.count_bundles(BUNDLES) == 3
@@ -65,6 +89,22 @@ def test_collectives_are_counted_with_their_bytes(monkeypatch):
   %d = f32[] all-reduce(%z), to_apply=%sum
 """
     want = {"all-gather": {"count": 1, "bytes": 512}, "all-reduce": {"count": 2, "bytes": 92}}
+    assert load(monkeypatch, "hlo_traffic").count_traffic(text) == want
+
+
+def test_a_collective_that_is_spread_over_several_fusions_counts_once(monkeypatch):
+    text = """
+%begin (x: bf16[4,8]) -> (bf16[4,8], bf16[4,64], u32[]) {
+  %a = bf16[4,64]{1,0} all-gather(%x), channel_id=7, replica_groups=[2,8]<=[16], dimensions={1}
+}
+%meanwhile (x: bf16[4,8], y: bf16[4,64], z: f32[4]) -> (bf16[4,8], bf16[4,64], f32[4]) {
+  %b = bf16[4,64]{1,0} all-gather(%x), channel_id=7, replica_groups=[2,8]<=[16], dimensions={1}
+}
+ENTRY %main (x: bf16[4,8], y: f32[4]) -> bf16[4,64] {
+  %c = bf16[4,64]{1,0} all-gather(%x), channel_id=77, replica_groups=[2,8]<=[16], dimensions={1}
+}
+"""
+    want = {"all-gather": {"count": 2, "bytes": 1024}}
     assert load(monkeypatch, "hlo_traffic").count_traffic(text) == want
 
 

@@ -71,6 +71,7 @@ TARGETS = {  # case → implementation → the most of a figure; no spills anywh
     },
     "backward f32": {"mosaic": {"total": 10.6}},
 }
+IMPLEMENTATIONS = ("mosaic", "triton", "xla")  # those for GPUs
 MOSAIC = "anonymous_mosaic_gpu_kernel"  # its name for kernels that have none
 FIGURES = ("bytes", "alu", "fma", "total", "registers", "spills")
 
@@ -152,7 +153,7 @@ def measure(arch: int, case: str, implementation: str, size: int, kept: Path) ->
 def measure_all(arch: int, size: int, kept: Path) -> None:
     """Print one row as JSON on each line: what a process does for its architecture."""
     for case in CASES:
-        for implementation in (*pallas.KERNELS, "xla"):
+        for implementation in IMPLEMENTATIONS:
             figures = measure(arch, case, implementation, size, kept)
             row = {"arch": f"sm_{arch}", "case": case, "implementation": implementation}
             print(json.dumps(row | figures), flush=True)

@@ -46,7 +46,11 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Raise InputError."""
-        raise InputError(message.removeprefix("argument "))
+        message = message.removeprefix("argument ")
+        option = message.removesuffix(": expected one argument")
+        if option != message:  # also for a value that begins with -, which is taken for an option
+            message = f"{option} has no value; give {option}=VALUE"
+        raise InputError(message)
 
 
 def _name(action: argparse.Action) -> str:

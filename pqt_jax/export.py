@@ -11,6 +11,7 @@
     --layout NAME          one of `interchange.layouts`: the same folder, with matrices in few bits
     --layout gguf          model.gguf, which llama.cpp runs
 
+Each folder has SHA256SUMS, the digests of its files; --overwrite replaces what still has them.
 Nothing is printed before the folder is complete.
 
 Exit codes: `errors.EXIT_CODES`.

@@ -2,6 +2,7 @@
 # Copyright 2026 The pqt_jax Authors
 """The exported weights are the quantized ones, and a folder is written whole or not at all."""
 
+import dataclasses
 import json
 import os
 import re
@@ -60,7 +61,7 @@ def test_what_is_packed_comes_back_as_it_was_rounded(trained_run, tmp_path, name
     run(f"--workdir={trained_run}", f"--format={name}", f"--out={tmp_path / 'out'}")
     shown = capsys.readouterr().out
     files = sorted(path.name for path in (tmp_path / "out").iterdir())
-    assert files == ["report.json", "report.png", "report.txt", "weights.safetensors"]
+    assert files == ["SHA256SUMS", "report.json", "report.png", "report.txt", "weights.safetensors"]
     assert (tmp_path / "out/report.txt").read_text() in shown
     original, loaded = read(f"--workdir={trained_run}"), read(f"--packed={tmp_path / 'out'}")
     rounded = named_formats.round_by_plan(original.params, plan_of(original, name))
@@ -193,13 +194,70 @@ def test_only_exports_are_replaced(tmp_path, capsys):
     for layout in ("gguf", "packed", "huggingface"):
         for out, words in (
             (tmp_path / "model", "is the folder of --hf; give another folder"),
-            (tmp_path / "other", "holds no export of pqt_jax; nothing is deleted"),
+            (
+                tmp_path / "other",
+                "holds no SHA256SUMS, by which an export of pqt_jax is known; noth",
+            ),
         ):
             arguments = [*given, f"--layout={layout}", f"--out={out}"]
             assert words in refused(export.main, arguments, capsys)
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
     for layout in ("gguf", "packed", "gguf"):
         run(*given, f"--layout={layout}", f"--out={tmp_path / 'out'}")
+
+
+@pytest.mark.parametrize("layout", ["packed", "huggingface", "gguf", "mlx"])
+def test_what_was_changed_in_an_export_is_not_replaced(trained_run, tmp_path, layout, capsys):
+    """Fine-tuned weights, notes in the model card, a shard of another model."""
+    out = tmp_path / "out"
+    arguments = [f"--workdir={trained_run}", "--format=fp4_e2m1", f"--layout={layout}"]
+    arguments += [f"--out={out}", "--overwrite"]
+    run(*arguments)
+    whole = {path: path.read_bytes() for path in out.iterdir()}
+    for path in [*whole, out / "model-00001-of-00002.safetensors"]:
+        if path.name == "SHA256SUMS":
+            continue
+        path.write_bytes(whole.get(path, b"") + b" mine")
+        why = "was changed since it was exported" if path in whole else "the export did not write"
+        said = refused(export.main, arguments, capsys)
+        assert f"--out={out} holds {path.name}, which {why}; nothing is deleted" in said
+        assert path.read_bytes().endswith(b" mine")
+        path.unlink()
+        if path in whole:
+            path.write_bytes(whole[path])
+    run(*arguments)
+
+
+@pytest.mark.parametrize("layout", ["compressed-tensors", "quark"])
+def test_scales_of_squares_are_those_of_all_their_weights(tmp_path, layout, capsys):
+    config = dataclasses.replace(tiny.LLAMA2, d_model=64, d_ff=128)
+    params = nnx.state(Llama2(config, rngs=nnx.Rngs(0)))
+    huggingface.save(tmp_path / "hf", config, params, dtype="float32")
+    given = [f"--hf={tmp_path / 'hf'}", "--format=fp8_e4m3"]
+    for block in ("32x32", "64x32", "32x64", "32x1", "64x16"):
+        squares, numbers = tmp_path / f"{block}-squares", tmp_path / f"{block}-numbers"
+        arguments = [*given, f"--layout={layout}", "--squares", f"--block={block}"]
+        arguments.append(f"--out={squares}")
+        if int(block.split("x")[1]) % 32:
+            said = refused(export.main, arguments, capsys)
+            assert f"has blocks of {block}; leave it out, or give --block=32x32" in said
+            assert "--squares stores a scale for each 32x32 weights, and " in said
+            assert not squares.exists()
+            continue
+        run(*arguments)
+        run(*given, "--layout=huggingface", f"--block={block}", f"--out={numbers}")
+        same(read(f"--hf={squares}").params, read(f"--hf={numbers}").params)
+
+
+def test_a_layout_of_few_bits_for_no_matrix_is_refused(tmp_path, capsys):
+    config = dataclasses.replace(tiny.LLAMA2, d_model=36, num_heads=2, d_ff=40)
+    huggingface.save(tmp_path / "hf", config, nnx.state(Llama2(config, rngs=nnx.Rngs(0))))
+    for layout in ("compressed-tensors", "mlx", "quark"):
+        arguments = [f"--hf={tmp_path / 'hf'}", "--format=fp4_e2m1", f"--layout={layout}"]
+        said = refused(export.main, [*arguments, f"--out={tmp_path / 'out'}"], capsys)
+        assert f"--layout={layout}: no matrix would be in few bits, model.layers.0." in said
+        assert "since 32 does not divide their inputs; give --layout=huggingface" in said
+        assert not (tmp_path / "out").exists()
 
 
 def test_numbers_that_bfloat16_lacks_are_refused_or_stay(tmp_path, capsys):

@@ -16,6 +16,7 @@ import numpy as np
 from pqt_jax.analysis import export_tensors
 from pqt_jax.analysis.export_tensors import OutTensor
 from pqt_jax.analysis.open_weights import OpenModel
+from pqt_jax.errors import InputError
 from pqt_jax.interchange import huggingface, huggingface_config, low_bit, safetensors_writer
 from pqt_jax.interchange.huggingface_tensors import join
 from pqt_jax.interchange.low_bit import EncodedMatrix, LowBitLayout
@@ -75,6 +76,12 @@ def write(
     layout = storage.layout
     tensors = export_tensors.list_tensors(model, plan)
     carriers = {one.tensor.name: carrier_of(one, layout) for one in tensors}
+    if layout is not None and not any(carriers.values()):
+        numbers = next(one for one in tensors if one.is_rounded)
+        raise InputError(
+            f"--layout={layout.name}: no matrix would be in few bits, {numbers.tensor.name} would "
+            f"be {describe_tensor(model, numbers, storage)}; give --layout=huggingface"
+        )
     specs = {name: x for one in tensors for name, x in tensor_specs(one, storage).items()}
     values = _stored_values(model, tensors, carriers, storage)
     safetensors_writer.write_stream(folder, specs, values, storage.shard_bytes)

@@ -28,7 +28,7 @@ from pqt_jax.analysis.export_folder import Storage
 from pqt_jax.analysis.open_weights import OpenModel
 from pqt_jax.data import tokenizer_files
 from pqt_jax.errors import InputError
-from pqt_jax.interchange import files, folders, low_bit, safetensors_writer
+from pqt_jax.interchange import checksums, files, folders, low_bit, safetensors_writer
 from pqt_jax.interchange.layouts import LAYOUTS
 from pqt_jax.interchange.png import save_png
 from pqt_jax.models import ModelConfig
@@ -61,20 +61,13 @@ def export(options: Namespace) -> None:
 
 
 def _check_replaced(options: Namespace, out: Path) -> None:
-    """Raise InputError if `--out` is the model itself, or holds what no export has written."""
+    """Raise InputError if `--out` is the model itself, or holds what its export did not write."""
     if options.hf is not None and out == Path(options.hf).resolve():
         raise InputError(f"--out={options.out} is the folder of --hf; give another folder")
     if not out.is_dir() or not any(out.iterdir()):
         return
-    try:
-        is_export = model_card.MADE_BY in (out / model_card.FILE).read_text(encoding="utf-8")
-    except (OSError, ValueError):  # packed folders have no card
-        is_export = (out / packed_file.FILE).exists() and (out / _REPORT).exists()
-    if not is_export:
-        raise InputError(
-            f"--out={options.out} holds no export of pqt_jax; nothing is deleted, give another "
-            "folder"
-        )
+    if change := checksums.find_change(out):
+        raise InputError(f"--out={options.out} {change}; nothing is deleted, give another folder")
 
 
 def _write(options: Namespace, model: OpenModel) -> str:
@@ -90,6 +83,7 @@ def _write(options: Namespace, model: OpenModel) -> str:
             text = write_packed(folder, model, plan, options.format, options.rest, begin)
         else:
             text = _write_for_others(folder, options, model, plan)
+        checksums.write(folder)
     return f"weights: {model.origin}\n{text}"
 
 
@@ -149,6 +143,11 @@ def _check_layout(options: Namespace, model: OpenModel, plan: Plan) -> None:
             raise InputError(
                 f"--layout={options.layout} has a scale for each 32 inputs of a weight matrix, and "
                 f"{path} has blocks of {block[0]}x{block[1]}; give --block=32x32 or 32x1"
+            )
+        if options.squares and block[1] % low_bit.GROUP:
+            raise InputError(
+                f"--squares stores a scale for each 32x32 weights, and {path} has blocks of "
+                f"{block[0]}x{block[1]}; leave it out, or give --block=32x32"
             )
 
 

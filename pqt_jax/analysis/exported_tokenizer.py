@@ -36,7 +36,7 @@ def find(options: Namespace, model: OpenModel) -> TokenizerFiles:
     """
     config = model.run_config
     if config is None:
-        return tokenizer_files.copy(Path(options.hf))
+        return tokenizer_files.copy(Path(options.hf), model.config.vocab_size)
     data = config.data
     tokenizer = _find_file(options, model)
     if tokenizer is None:

@@ -32,7 +32,6 @@ from pqt_jax.training import final_evaluation, methods, named_formats
 from pqt_jax.transform import bit_state
 
 FILE = "README.md"
-MADE_BY = "Made by pqt_jax"  # by which an export is known
 _TRANSFORMERS = """```python
 from transformers import AutoModelForCausalLM
 
@@ -152,7 +151,7 @@ def make(model: OpenModel, plan: Plan, export: Export, losses: str) -> str:
     parts = [
         _front_matter(model, export, described["model_type"]),
         f"# {name} with {_format_count(count)} parameters, {label}",
-        f"{MADE_BY} {pqt_jax.__version__} from the weights of {model.origin}.",
+        f"Made by pqt_jax {pqt_jax.__version__} from the weights of {model.origin}.",
         _training(model, plan),
         _weights(plan, export, count),
         losses,

@@ -200,25 +200,57 @@ def is_bytes(path: Path) -> bool:
     return safetensors_io.read_json(path) in (bytes_json(255), bytes_json(256))
 
 
-def copy(folder: Path) -> TokenizerFiles:
+def copy(folder: Path, vocab_size: int) -> TokenizerFiles:
     """The files of the tokenizer of a Hugging Face folder, as they are.
 
+    Args:
+      folder: the folder.
+      vocab_size: number of tokens of its model.
+
     Raises:
-      InputError: if one cannot be read.
+      InputError: if one cannot be read, or transformers would not load it.
     """
-    config = safetensors_io.read_json(folder / "config.json")
+    path = folder / "config.json"
+    config = safetensors_io.read_json(path)
     ids = {field: config.get(field) for field in IDS}
+    for field, value in ids.items():
+        may_be_list = field == "eos_token_id"
+        tokens = value if isinstance(value, list) and may_be_list else [value]
+        if value is not None and not all(type(token) is int for token in tokens):
+            wanted = "null, a token or a list of tokens" if may_be_list else "null or a token"
+            raise InputError(f"{path}: {field}={value!r:.80}; it must be {wanted}")
     if not any((folder / name).is_file() for name in _TOKENIZERS):
         return make_none(f"{folder} has none", ids)
     copied = {}
     for path in (folder / name for name in _COPIED):
+        if not path.is_file():
+            continue
+        if path.suffix == ".json":
+            content = safetensors_io.read_json(path)
+            if path.name == JSON:
+                _check_vocabulary(content, vocab_size, path)
         try:
-            if path.is_file():
-                copied[path.name] = files.read_bytes(path)
+            copied[path.name] = files.read_bytes(path)
         except OSError as error:
             raise InputError(f"{path}: {system_reason(error, 'put it back')}") from None
     about = f"copied from {folder}"
     return TokenizerFiles(copied, ids, f"tokenizer: {about}", f"Its files are {about}.")
+
+
+def _check_vocabulary(content: dict[str, Any], vocab_size: int, path: Path) -> None:
+    """Raise InputError if a tokenizer.json makes tokens that the model does not have.
+
+    Special tokens may: some tools add one for padding, which no text has.
+    """
+    try:
+        token, name = max(_names(content | {"added_tokens": []}).items())
+    except (KeyError, TypeError, ValueError):
+        raise InputError(f"{path} holds no model.vocab; put a whole copy there") from None
+    if token >= vocab_size:
+        raise InputError(
+            f"{path} has token {token}, {name!r}, and the model has {vocab_size} tokens; put the "
+            "model's own tokenizer there"
+        )
 
 
 def _begin_with(token: int, name: str) -> dict[str, Any]:

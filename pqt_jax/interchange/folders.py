@@ -24,7 +24,7 @@ from pqt_jax.errors import InputError, OutputError
 
 _PART, _OLD = ".part", ".old"
 _WRITTEN = re.compile(
-    r"config\.json|report\.(txt|json|png)|weights\.safetensors|model\.gguf|README\.md"
+    r"config\.json|report\.(txt|json|png)|weights\.safetensors|model\.gguf|README\.md|SHA256SUMS"
     r"|tokenizer(_config)?\.json|tokenizer\.model|generation_config\.json|vocab\.json|merges\.txt"
     r"|added_tokens\.json|special_tokens_map\.json|chat_template\.jinja"
     r"|model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json"

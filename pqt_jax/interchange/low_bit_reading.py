@@ -118,7 +118,7 @@ def _check_tensor(
     path, dtype, found, _ = stored[name]
     if dtype not in dtypes or found != wanted:
         raise InputError(
-            f"{path}: {name} is {dtype} {_join(found)}; for {_join(shape)} weights it must be "
+            f"{path.name}: {name} is {dtype} {_join(found)}; for {_join(shape)} weights it must be "
             f"{' or '.join(dtypes)} {_join(wanted)}"
         )
 

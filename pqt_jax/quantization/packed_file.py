@@ -132,7 +132,8 @@ def read(path: Path) -> PackedWeights:
     try:
         data = files.read_bytes(path)
     except OSError as error:
-        raise InputError(f"{path}: {system_reason(error, 'give a packed file')}") from None
+        remedy = "give a folder that export --layout=packed has written"
+        raise InputError(f"{path}: {system_reason(error, remedy)}") from None
     try:
         raw = dict(safetensors.deserialize(data))
         header = files.parse_json(data[8 : 8 + int.from_bytes(data[:8], "little")])

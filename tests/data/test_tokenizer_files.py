@@ -5,6 +5,7 @@
 import base64
 import json
 import random
+import re
 import sys
 from pathlib import Path
 
@@ -241,14 +242,51 @@ def test_a_folder_of_others_is_copied(tmp_path):
     source.mkdir()
     ids = {"bos_token_id": 1, "eos_token_id": [2, 7], "pad_token_id": None}
     (source / "config.json").write_text(json.dumps({"model_type": "llama", **ids}))
-    none = tokenizer_files.copy(source)
+    none = tokenizer_files.copy(source, 4)
     reason = f"since {source} has none"
     assert none == ({}, ids, f"tokenizer: none, {reason}", f"None, {reason}.")
-    contents = {"tokenizer.json": b"{}", "tokenizer_config.json": b" {}", "merges.txt": b"a b"}
+    tokenizer = b'{"model": {"vocab": {"a": 3}}, "added_tokens": [{"id": 4, "content": "<pad>"}]}'
+    contents = {"tokenizer.json": tokenizer, "tokenizer_config.json": b" {}", "merges.txt": b"a b"}
     for name, content in (contents | {"model.safetensors": b"x"}).items():
         (source / name).write_bytes(content)
-    found = tokenizer_files.copy(source)
+    found = tokenizer_files.copy(source, 4)
     about = f"copied from {source}"
     assert found == (contents, ids, f"tokenizer: {about}", f"Its files are {about}.")
     tokenizer_files.write(tmp_path, found)
     assert {name: (tmp_path / name).read_bytes() for name in contents} == contents
+
+
+@pytest.mark.parametrize(
+    "name, content, message",
+    [
+        ("config.json", '{"eos_token_id": "x"}', "eos_token_id='x'; it must be null, a token or"),
+        (
+            "config.json",
+            '{"eos_token_id": [1, true]}',
+            r"eos_token_id=\[1, True\]; it must be null",
+        ),
+        ("config.json", '{"bos_token_id": [1]}', r"bos_token_id=\[1\]; it must be null or a token"),
+        ("config.json", '{"pad_token_id": 1.5}', "pad_token_id=1.5; it must be null or a token"),
+        ("tokenizer.json", '{"version":', "is not JSON (.*); put a whole copy there"),
+        ("tokenizer.json", "{}", "holds no model.vocab; put a whole copy there"),
+        (
+            "tokenizer.json",
+            '{"model": {"vocab": {}}}',
+            "holds no model.vocab; put a whole copy there",
+        ),
+        (
+            "tokenizer.json",
+            '{"model": {"vocab": [["a", 0], ["b", 0], ["c", 0], ["d", 0], ["e", 0]]}}',
+            "has token 4, 'e', and the model has 4 tokens; put the model's own tokenizer there",
+        ),
+        ("tokenizer_config.json", "[]", "must hold a JSON object; put a whole copy there"),
+        ("special_tokens_map.json", "{", "is not JSON"),
+        ("generation_config.json", "3", "must hold a JSON object"),
+    ],
+)
+def test_a_folder_that_others_cannot_load_is_not_copied(tmp_path, name, content, message):
+    whole = {"config.json": "{}", "tokenizer.json": '{"model": {"vocab": {"a": 3}}}'}
+    for file, text in (whole | {name: content}).items():
+        (tmp_path / file).write_text(text)
+    with pytest.raises(InputError, match=f"{re.escape(str(tmp_path / name))}.*{message}"):
+        tokenizer_files.copy(tmp_path, 4)

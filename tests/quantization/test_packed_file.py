@@ -224,7 +224,7 @@ def test_files_of_another_version_or_shape_are_refused_by_name(written, tmp_path
 
 
 def test_other_files_are_refused(tmp_path):
-    with pytest.raises(InputError, match="No such file or directory; give a packed file"):
+    with pytest.raises(InputError, match="No such file or directory; give a folder that"):
         packed_file.read(tmp_path / "weights")
     safetensors.numpy.save_file({"w": np.ones(3, np.float32)}, tmp_path / "weights")
     with pytest.raises(InputError, match="has no pqt_jax metadata"):

@@ -188,9 +188,7 @@ def with_changes(config: C, changes: Sequence[tuple[str, str]]) -> C:
         field = known[name]
         if name == "model.name" and text != flat[name]:
             names = field.setting.describe_range(str)
-            raise InputError(
-                f"config.{name}={text!r}; it must be {names}, and only the config file can set it"
-            )
+            raise InputError(f"config.{name}={text!r}; only the config file can set it, to {names}")
         flat[name] = parse(field, text)
     return _build(type(config), flat)
 

@@ -77,7 +77,7 @@ def write(
     tensors = export_tensors.list_tensors(model, plan)
     carriers = {one.tensor.name: carrier_of(one, layout) for one in tensors}
     if layout is not None and not any(carriers.values()):
-        numbers = next(one for one in tensors if one.is_rounded)
+        numbers = next((one for one in tensors if one.is_rounded), tensors[0])
         raise InputError(
             f"--layout={layout.name}: no matrix would be in few bits, {numbers.tensor.name} would "
             f"be {describe_tensor(model, numbers, storage)}; give --layout=huggingface"

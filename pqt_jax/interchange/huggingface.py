@@ -152,10 +152,7 @@ def open_folder(folder: str | os.PathLike[str]) -> ModelFolder:
             problem = "is not a folder" if folder.exists() else "is missing"
             raise InputError(f"{folder} {problem}; give a folder with {CONFIG}")
         if not (folder / CONFIG).exists():
-            raise InputError(
-                f"{folder} holds no {CONFIG}; give a folder of a saved model, or one of packed "
-                "weights by --packed"
-            )
+            raise InputError(f"{folder} holds no {CONFIG}; give a folder of a saved model")
         content = safetensors_io.read_json(folder / CONFIG)
         config = from_json(content, folder / CONFIG)
         layout = layouts.find_layout(content, config.name, folder / CONFIG)

@@ -116,10 +116,11 @@ def test_a_damaged_copy_is_refused(tmp_path):
 
 def test_the_folder_of_another_model_brings_its_own(tmp_path):
     (tmp_path / "config.json").write_text('{"eos_token_id": 5}')
-    (tmp_path / "tokenizer.json").write_text("{}")
+    tokenizer = b'{"model": {"vocab": {"a": 0}}}'
+    (tmp_path / "tokenizer.json").write_bytes(tokenizer)
     model = dataclasses.replace(make_model(), run_config=None)
     found = exported_tokenizer.find(Namespace(hf=str(tmp_path), workdir=None), model)
-    assert found.files == {"tokenizer.json": b"{}"} and found.ids["eos_token_id"] == 5
+    assert found.files == {"tokenizer.json": tokenizer} and found.ids["eos_token_id"] == 5
 
 
 @pytest.mark.parametrize("size", [256, 257, 300])

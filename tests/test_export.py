@@ -17,7 +17,7 @@ from flax import nnx
 from pqt_jax import console, evaluate, export, generate
 from pqt_jax.analysis import export_weights, load
 from pqt_jax.errors import InputError
-from pqt_jax.interchange import huggingface
+from pqt_jax.interchange import gguf_reader, gguf_tensors, huggingface
 from pqt_jax.models import GPT2, Llama2
 from pqt_jax.quantization import packed_file
 from pqt_jax.training import named_formats
@@ -258,6 +258,29 @@ def test_a_layout_of_few_bits_for_no_matrix_is_refused(tmp_path, capsys):
         assert f"--layout={layout}: no matrix would be in few bits, model.layers.0." in said
         assert "since 32 does not divide their inputs; give --layout=huggingface" in said
         assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("rest", ["bfloat16", "float32"])
+@pytest.mark.parametrize(
+    "name, kind", [("bf16", "BF16"), ("fp8_e4m3", "BF16"), ("fp6_e2m3", "Q8_0"), ("mixed", "BF16")]
+)
+def test_a_gguf_file_has_the_types_that_its_card_lists(trained_run, tmp_path, name, kind, rest):
+    """Rounded matrices do not grow with --rest=float32, which is for the others."""
+    options = ["--granularity=tensor"] if name == "mixed" else []
+    out = tmp_path / "out"
+    run(
+        *(f"--workdir={trained_run}", "--layout=gguf", f"--format={name}", f"--rest={rest}"),
+        *(f"--out={out}", *options),
+    )
+    stored = gguf_reader.read(out / "model.gguf").tensors
+    kinds = {tensor: gguf_tensors.TensorType(x.type).name for tensor, x in stored.items()}
+    matrices = {tensor: kinds.pop(tensor) for tensor in stored if "ffn_up" in tensor}
+    assert set(matrices.values()) == {kind}
+    assert kinds["token_embd.weight"] == ("F32" if rest == "float32" else "BF16")
+    card = (out / "README.md").read_text()
+    listed = re.search(r"^\| all \| [\d,]+ \| [\d,]+ \| ([\d,]+) \|", card, re.MULTILINE)
+    sizes = [gguf_tensors.size(gguf_tensors.TensorType(x.type), x.shape) for x in stored.values()]
+    assert int(listed[1].replace(",", "")) == sum(sizes)
 
 
 def test_numbers_that_bfloat16_lacks_are_refused_or_stay(tmp_path, capsys):

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
+import ml_dtypes
 import numpy as np
 
 from pqt_jax.analysis import export_tensors, model_card
@@ -113,6 +114,7 @@ def _as_part(one: OutTensor, part: np.ndarray | EncodedMatrix, rest: np.dtype) -
     if isinstance(part, EncodedMatrix):
         return part
     values = np.asarray(part)
-    if values.ndim > 1 and not one.is_rounded:  # vectors are stored in float32
-        values = export_tensors.convert(one.tensor.name, values, rest)
+    if values.ndim > 1:  # vectors are stored in float32
+        dtype = np.dtype(ml_dtypes.bfloat16) if one.is_rounded else rest
+        values = export_tensors.convert(one.tensor.name, values, dtype)
     return transpose(values) if one.tensor.entry.paths[0].endswith("/kernel") else values

@@ -97,7 +97,8 @@ def write(
         or a vector of numbers. Biases of GPT-2 that are left out are zeros.
       tokenizer: metadata from `gguf_tokenizer`.
       name: the model's name, for people.
-      dtype: what matrices that are numbers are rounded to. Vectors are stored in float32.
+      dtype: what matrices of float32 numbers are rounded to. Those of bfloat16 and vectors are
+        stored as they are.
 
     Raises:
       InputError: if llama.cpp has no such model, see `gguf_config.choose_architecture`.

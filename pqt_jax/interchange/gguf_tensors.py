@@ -103,13 +103,13 @@ def encode(
 
     Args:
       parts: matrices [out, in].
-      numbers: the type of parts that are numbers, F32 or BF16.
+      numbers: the type of parts that are float32 numbers, F32 or BF16.
 
     Returns:
       (type, uint8[sum of out, bytes of a row]).
     """
     kind = carrier([part.fmt if isinstance(part, EncodedMatrix) else None for part in parts])
-    if kind == TensorType.BF16 and any(isinstance(part, np.ndarray) for part in parts):
+    if any(isinstance(part, np.ndarray) and part.dtype == np.float32 for part in parts):
         kind = numbers
     rows = [_encode_part(part, kind) for part in parts]
     if any(row is None for row in rows):  # of Q8_0
